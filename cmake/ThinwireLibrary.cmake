@@ -1,0 +1,49 @@
+# The two libraries and the precompiled header.
+#
+#   thinwire_core  common/ and compressors/: plain C++, neither torch nor MPI
+#   thinwire       everything else: comm/, moe/, torch_ext/, launch/
+#
+# Each folder adds its sources with thinwire_sources(). THINWIRE_LAYERS below is the order of the
+# include law, which tests/include_law.py checks.
+
+option(BUILD_SHARED_LIBS "Build shared libraries" ON)
+
+add_library(thinwire_core)
+add_library(thinwire::core ALIAS thinwire_core)
+target_link_libraries(thinwire_core
+  PRIVATE $<BUILD_INTERFACE:thinwire_settings> fmt::fmt spdlog::spdlog nlohmann_json::nlohmann_json
+          Boost::headers PkgConfig::hwy PkgConfig::zstd PkgConfig::xxhash Threads::Threads
+          ${CMAKE_DL_LIBS})
+
+add_library(thinwire)
+add_library(thinwire::thinwire ALIAS thinwire)
+target_link_libraries(thinwire
+  PUBLIC thinwire_core thinwire::torch
+  PRIVATE $<BUILD_INTERFACE:thinwire_settings> nlohmann_json::nlohmann_json Boost::headers
+          PkgConfig::xxhash ${CMAKE_DL_LIBS})
+target_precompile_headers(thinwire PRIVATE ${PROJECT_SOURCE_DIR}/cmake/torch_pch.h)
+
+foreach(library thinwire_core thinwire)
+  target_include_directories(${library} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/include> $<INSTALL_INTERFACE:include>)
+  target_compile_features(${library} PUBLIC cxx_std_20)
+  set_target_properties(${library} PROPERTIES
+    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+endforeach()
+
+# thinwire_sources(<library> <file>...): adds the files of the calling folder to a library.
+function(thinwire_sources library)
+  list(TRANSFORM ARGN PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
+  target_sources(${library} PRIVATE ${ARGN})
+endfunction()
+
+# thinwire_definition(<name> <condition>): a private 0/1 macro on both libraries.
+function(thinwire_definition name condition)
+  target_compile_definitions(thinwire_settings INTERFACE
+    ${name}=$<IF:$<BOOL:${condition}>,1,0>)
+endfunction()
+thinwire_definition(THINWIRE_HAS_MPI ${THINWIRE_HAS_MPI})
+thinwire_definition(THINWIRE_HAS_CUDA ${THINWIRE_HAS_CUDA})
+thinwire_definition(THINWIRE_HAS_NCCL ${THINWIRE_HAS_NCCL})
+target_compile_definitions(thinwire_settings INTERFACE
+  THINWIRE_VERSION="${PROJECT_VERSION}" THINWIRE_TORCH_VERSION="${THINWIRE_TORCH_VERSION}")

@@ -1,0 +1,6 @@
+message(STATUS "thinwire ${PROJECT_VERSION}")
+message(STATUS "  LibTorch   ${THINWIRE_TORCH_VERSION} in ${THINWIRE_TORCH_ROOT}")
+message(STATUS "  MPI        ${THINWIRE_MPI_STATE}")
+message(STATUS "  CUDA       ${THINWIRE_CUDA_STATE}")
+message(STATUS "  Python     ${THINWIRE_PYTHON_STATE}")
+message(STATUS "  build      ${CMAKE_BUILD_TYPE} ${THINWIRE_SANITIZE}")

@@ -1,0 +1,29 @@
+// Turning the failure of a collective into an error that names who is missing.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <string>
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+
+// Call inside a catch block after a collective of `group` failed. Posts this rank's failure to the
+// group's store, waits up to two seconds for the other ranks to post theirs, and throws:
+// - the first failure posted, where that was a named error of another rank (FrameError and
+//   InvalidArgument carry over as the same type and text, so all ranks raise one error);
+// - else CommError naming the ranks that posted nothing (dead or hung), or the store's rank when
+//   the store itself is gone.
+// Every rank that gets here leaves with an exception; nobody waits for a rank that is gone.
+[[noreturn]] void raise_collective_failure(const c10d::ProcessGroup& group,
+                                           const std::string& operation, std::uint64_t sequence,
+                                           std::exception_ptr cause);
+
+// Waits for `work`; on failure calls raise_collective_failure().
+void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
+          const std::string& operation, std::uint64_t sequence);
+
+}  // namespace thinwire::comm

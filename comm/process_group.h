@@ -1,0 +1,50 @@
+// Making process groups: one function for every backend, and a duplicate of an existing one.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+namespace thinwire::comm {
+
+struct ProcessGroupOptions {
+  // A collective that has not finished by then fails on every surviving rank.
+  std::chrono::milliseconds timeout = std::chrono::minutes(5);
+  // Gloo only: address or interface to listen on. Both empty: THINWIRE_GLOO_INTERFACE, then
+  // GLOO_SOCKET_IFNAME, then the host's name, then loopback.
+  std::string hostname;
+  std::string interface;
+  // NCCL only: this rank's device.
+  int cuda_device = 0;
+};
+
+// Backends of this build, in the order of preference of "auto": "nccl" (where a GPU is), "mpi"
+// (under mpirun), "gloo".
+std::vector<std::string> available_backends();
+
+// Makes a group of `size` ranks over "mpi", "gloo" or "nccl". The store is how the ranks find each
+// other and where failures are posted; it must be a prefix that no other group uses. For mpi,
+// rank and size must be those of MPI_COMM_WORLD. Collective: every rank calls it.
+//
+// Throws InvalidArgument for an unknown backend (listing the known), one that this build lacks
+// (saying how to get it), or a rank outside [0, size); CommError when a peer does not come within
+// the timeout.
+c10::intrusive_ptr<c10d::ProcessGroup> make_process_group(std::string_view backend,
+                                                          c10::intrusive_ptr<c10d::Store> store,
+                                                          int rank, int size,
+                                                          const ProcessGroupOptions& options = {});
+
+// A second group over the same ranks and backend whose operations never interleave with those of
+// the first: own store prefix, own connections, own MPI communicator. `name` tells duplicates of
+// one group apart. Collective.
+c10::intrusive_ptr<c10d::ProcessGroup> duplicate(
+    const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::string_view name);
+
+// "mpi", "gloo", "nccl", or what the backend calls itself.
+std::string backend_name(const c10d::ProcessGroup& group);
+
+}  // namespace thinwire::comm

@@ -1,0 +1,88 @@
+// The errors that thinwire throws, and who has to act on each. docs/errors.md is the one-page list.
+#pragma once
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace thinwire {
+
+// Joins values with operator<<: concat("expected ", 3, " got ", n).
+template <typename... Args>
+std::string concat(Args&&... args) {
+  std::ostringstream out;
+  (out << ... << std::forward<Args>(args));
+  return std::move(out).str();
+}
+
+// Base of every exception of the library.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// The caller passed something that cannot work: an unknown spec, a wrong shape, a bad option.
+// The message holds the offending value and what would be right.
+class InvalidArgument : public Error {
+ public:
+  using Error::Error;
+};
+
+// A file is missing, cannot be written, or its content is not what its format says.
+class FileError : public Error {
+ public:
+  using Error::Error;
+};
+
+// Bytes that claim to be a thinwire payload are not: damaged, truncated, of another codec, of
+// another step. Nothing of them was decoded.
+class FrameError : public Error {
+ public:
+  using Error::Error;
+};
+
+// A peer or the network failed. `rank` is the peer at fault, or -1 where it is not known.
+class CommError : public Error {
+ public:
+  CommError(int rank, std::string operation, std::uint64_t sequence, const std::string& reason)
+      : Error(concat(operation, " #", sequence, " failed",
+                     rank >= 0 ? concat(", rank ", rank, " is at fault") : std::string(), ": ",
+                     reason)),
+        rank_(rank),
+        operation_(std::move(operation)),
+        sequence_(sequence) {}
+
+  int rank() const noexcept { return rank_; }
+  const std::string& operation() const noexcept { return operation_; }
+  std::uint64_t sequence() const noexcept { return sequence_; }
+
+ private:
+  int rank_;
+  std::string operation_;
+  std::uint64_t sequence_;
+};
+
+// An invariant of the library itself is broken: a bug in thinwire.
+class InternalError : public Error {
+ public:
+  using Error::Error;
+};
+
+// check(ok, "density must be in (0, 1], got ", density) throws InvalidArgument.
+template <typename... Args>
+void check(bool ok, Args&&... message) {
+  if (!ok) [[unlikely]]
+    throw InvalidArgument(concat(std::forward<Args>(message)...));
+}
+
+}  // namespace thinwire
+
+// For conditions that only a bug in thinwire can break; user input is tested with check().
+#define THINWIRE_ASSERT(condition)                                                          \
+  do {                                                                                      \
+    if (!(condition)) [[unlikely]]                                                          \
+      throw ::thinwire::InternalError(                                                      \
+          ::thinwire::concat(__FILE__, ":", __LINE__, ": broken invariant: ", #condition)); \
+  } while (false)

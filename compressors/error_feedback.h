@@ -1,0 +1,69 @@
+// Error feedback: what one step's compression loses is added to the next step's gradient.
+//
+//   corrected = gradient + decay · residual
+//   sent      = C(corrected)
+//   residual  = corrected − D(sent)            (the local reconstruction)
+//
+// Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019, Algorithm 2. The residual
+// subtracts this rank's own reconstruction; subtracting the averaged one keeps the mean right but
+// lets every rank's residual random-walk.
+//
+// Residuals are keyed by the parameter's name, never by its place in a bucket, because buckets are
+// rebuilt after the first step.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace thinwire {
+
+struct ErrorFeedbackOptions {
+  enum class Mode { kAuto, kOn, kOff };  // kAuto: on where the codec needs it
+  Mode mode = Mode::kAuto;
+  // Factor on the residual before it is added, in [0, 1].
+  double decay = 1.0;
+  // Residuals are dropped every so many steps; 0: never.
+  std::int64_t reset_every = 0;
+};
+
+// The residuals of one rank, float32, in memory of the host. Not thread-safe: the communication
+// thread owns it.
+//
+// A step is transactional: begin() hands out the corrected gradient, commit() stores the new
+// residual only when the averaged result proved finite, so that a step with NaN leaves residuals
+// untouched.
+class ErrorFeedback {
+ public:
+  explicit ErrorFeedback(ErrorFeedbackOptions options = {}) : options_(options) {}
+
+  const ErrorFeedbackOptions& options() const { return options_; }
+
+  // values += decay · residual of `name`; creates a zero residual at first use. Throws
+  // InvalidArgument if `values` has another size than before.
+  void correct(std::string_view name, std::span<float> values);
+
+  // residual of `name` = corrected − reconstruction. The three have the size of the layer.
+  void commit(std::string_view name, std::span<const float> corrected,
+              std::span<const float> reconstruction);
+
+  // The stored residual, empty if the layer has none yet.
+  std::span<const float> residual(std::string_view name) const;
+
+  // Drops all residuals (fp32 zeros afterwards).
+  void reset();
+
+  // For checkpoints: name and values of every residual, in order of the names.
+  using State = std::map<std::string, std::vector<float>, std::less<>>;
+  const State& state() const { return residuals_; }
+  void load_state(State state) { residuals_ = std::move(state); }
+
+ private:
+  ErrorFeedbackOptions options_;
+  State residuals_;
+};
+
+}  // namespace thinwire

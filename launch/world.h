@@ -1,0 +1,58 @@
+// How a program becomes one rank of a job.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include "thinwire/launch/rank_env.h"
+
+namespace thinwire::launch {
+
+struct InitOptions {
+  // "auto", "mpi", "gloo" or "nccl"; auto: THINWIRE_BACKEND, else nccl where every rank has a GPU
+  // of its own, else mpi under mpirun, else gloo.
+  std::string backend = "auto";
+  // 0: THINWIRE_TIMEOUT, default five minutes.
+  std::chrono::milliseconds timeout{0};
+};
+
+// One rank's place in the job, its store and its default process group. Movable; destroy it (or
+// let it go out of scope) before main returns. Not thread-safe.
+class World {
+ public:
+  int rank() const { return ranks_.rank; }
+  int size() const { return ranks_.size; }
+  int local_rank() const { return ranks_.local_rank; }
+  int local_size() const { return ranks_.local_size; }
+  const RankEnv& ranks() const { return ranks_; }
+  const std::string& host() const { return host_; }
+  const std::string& backend() const { return backend_; }
+  const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
+  const c10::intrusive_ptr<c10d::Store>& store() const { return store_; }
+
+  World(World&&) = default;
+  World& operator=(World&&) = default;
+  ~World();
+
+ private:
+  friend World init(const InitOptions& options);
+  World() = default;
+
+  RankEnv ranks_;
+  std::string host_;
+  std::string backend_;
+  c10::intrusive_ptr<c10d::Store> store_;
+  c10::intrusive_ptr<c10d::ProcessGroup> group_;
+};
+
+// Joins the job that torchrun, mpirun or srun started, or a job of one rank where none did, and
+// logs which launcher won. Throws InvalidArgument for contradicting variables, CommError when a
+// peer does not come within the timeout or the store's port is taken.
+World init(const InitOptions& options = {});
+
+}  // namespace thinwire::launch
