@@ -20,6 +20,10 @@ void set_level(Level level);
 void set_identity(int rank, std::string_view host);
 
 template <typename... Args>
+void trace(Args&&... args) {
+  if (enabled(Level::kTrace)) write(Level::kTrace, concat(std::forward<Args>(args)...));
+}
+template <typename... Args>
 void debug(Args&&... args) {
   if (enabled(Level::kDebug)) write(Level::kDebug, concat(std::forward<Args>(args)...));
 }

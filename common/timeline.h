@@ -12,7 +12,9 @@
 
 namespace thinwire {
 
-// Writes complete ("X") events; the file is valid JSON after every event. Thread-safe.
+// Writes complete ("X") events; the file is valid JSON after every event. Times are those of the
+// wall clock at construction plus the steady clock since, so that the arrays of several ranks can
+// be joined to one trace. Thread-safe.
 class Timeline {
  public:
   using Clock = std::chrono::steady_clock;
@@ -24,6 +26,7 @@ class Timeline {
   Timeline& operator=(const Timeline&) = delete;
 
   // One span on the named track ("bucket 3"); phases are QUEUE, COMPRESS, EXCHANGE, DECOMPRESS.
+  // When the disk refuses an event, a warning is logged and the timeline ends there.
   void record(std::string_view track, std::string_view phase, Clock::time_point begin,
               Clock::time_point end, std::int64_t bytes = -1);
 
@@ -57,6 +60,7 @@ class Timeline {
   int rank_;
   bool empty_ = true;
   Clock::time_point start_;
+  std::chrono::nanoseconds wall_start_;  // of start_, since 1970
   std::map<std::string, int, std::less<>> tracks_;
 };
 
