@@ -68,6 +68,13 @@ if(THINWIRE_HAS_CUDA)
 endif()
 
 if(NOT THINWIRE_WITH_PYTHON STREQUAL "OFF")
+  # libtorch_python serves one Python: that of the environment in which torch lies.
+  cmake_path(NORMAL_PATH THINWIRE_TORCH_ROOT OUTPUT_VARIABLE torch_python)
+  string(REGEX REPLACE "/lib/python[^/]*/site-packages/torch/?$" "/bin/python3" torch_python
+         ${torch_python})
+  if(NOT Python3_EXECUTABLE AND torch_python MATCHES "/bin/python3$" AND EXISTS ${torch_python})
+    set(Python3_EXECUTABLE ${torch_python})
+  endif()
   find_package(Python3 COMPONENTS Interpreter Development.Module QUIET)
 endif()
 if(Python3_Development.Module_FOUND AND EXISTS ${THINWIRE_TORCH_ROOT}/lib/libtorch_python.so)

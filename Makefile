@@ -1,0 +1,72 @@
+# The commands of the project. `make` alone lists them; CONTRIBUTING.md says more.
+#
+# Variables: PRESET (release, debug, asan, tsan), PYTHON (makes .venv), FILES (for lint), JOBS
+# (parallel compilations; default: all cores), ARGS (for bench and bench-cluster).
+
+PRESET ?= release
+BUILD := build/$(PRESET)
+JOBS ?= $(shell nproc)
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## List these commands
+	@echo "thinwire $$(cat VERSION): distributed training with LibTorch that sends less"
+	@echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | \
+	  while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
+
+.PHONY: run
+run: setup ## Train on Fashion-MNIST on two ranks, uncompressed and with 4-bit gradients
+	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist
+	@scripts/run_main_job.sh $(BUILD)
+
+.PHONY: test
+test: ## Build everything and run every test
+	@scripts/setup.sh test
+	@scripts/build.sh $(PRESET) $(JOBS)
+	@scripts/run_tests.sh $(BUILD)
+
+.PHONY: build
+build: setup ## Build everything into build/release
+	@scripts/build.sh $(PRESET) $(JOBS)
+
+.PHONY: setup
+setup: ## Install what the build needs: system packages, and LibTorch into .venv
+	@scripts/setup.sh run
+
+.PHONY: asan
+asan: ## Build the core with AddressSanitizer and UBSan and run its tests
+	@scripts/setup.sh test
+	@scripts/run_sanitized.sh asan $(JOBS)
+
+.PHONY: tsan
+tsan: ## Build the core with ThreadSanitizer and run its tests
+	@scripts/setup.sh test
+	@scripts/run_sanitized.sh tsan $(JOBS)
+
+.PHONY: format
+format: ## Format all C++ and CUDA sources in place
+	@scripts/setup.sh test
+	@python3 tests/style/source_tree.py --cpp -0 | xargs -0 clang-format -i
+
+.PHONY: lint
+lint: ## Run clang-tidy: all sources, or make lint FILES="common/spec.cpp ..."
+	@scripts/setup.sh lint
+	@scripts/build.sh $(PRESET) $(JOBS) --configure-only
+	@python3 scripts/lint.py --build $(BUILD) --jobs $(JOBS) $(FILES)
+
+.PHONY: bench
+bench: setup ## Measure the codecs on one core: make bench ARGS="--codec quantize(bits=4)"
+	@scripts/build.sh $(PRESET) $(JOBS)
+	@OMP_NUM_THREADS=1 $(BUILD)/bin/thinwire bench codec $(if $(ARGS),$(foreach a,$(ARGS),'$(a)'))
+
+.PHONY: bench-cluster
+bench-cluster: setup ## Measure compressed collectives on four emulated hosts
+	@scripts/build.sh $(PRESET) $(JOBS)
+	@scripts/bench_cluster.sh $(BUILD) $(ARGS)
+
+.PHONY: clean
+clean: ## Remove all build output (keeps .venv and results)
+	rm -rf build

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Installs what a job needs: Debian packages, and Python packages (LibTorch among them) into .venv.
+# Usage: setup.sh run|test|lint
+#
+# A finished set-up leaves a stamp in .venv with a hash of all that it depends on, so that the next
+# call returns at once without asking apt or pip.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+job=${1:?usage: setup.sh run|test|lint}
+case $job in
+  run) groups="build run" requirements=(requirements.txt) ;;
+  test) groups="build run test" requirements=(requirements.txt requirements-test.txt) ;;
+  lint) groups="build run lint" requirements=(requirements.txt) ;;
+  *) echo "setup: unknown job '$job' (run, test or lint)" >&2; exit 2 ;;
+esac
+
+python=${PYTHON:-/usr/bin/python3}
+stamp=.venv/setup-$job.stamp
+key=$(cat scripts/packages.txt scripts/setup.sh "${requirements[@]}" | sha256sum | cut -c1-64)
+if [[ -f $stamp && $(<"$stamp") == "$key" ]]; then
+  exit 0
+fi
+
+say() { printf '\n== setup: %s\n' "$*"; }
+
+packages_of_groups() {
+  local group
+  for group in $groups; do
+    awk -v group="$group" '$1 == group { print $2 }' scripts/packages.txt
+  done
+}
+
+missing_packages() {
+  local package
+  for package in $(packages_of_groups); do
+    dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed' ||
+      echo "$package"
+  done
+}
+
+say "1/3 system packages"
+if ! command -v apt-get >/dev/null; then
+  echo "There is no apt-get here, so these are taken as given (see scripts/packages.txt):"
+  packages_of_groups | xargs echo "  "
+else
+  mapfile -t missing < <(missing_packages)
+  if ((${#missing[@]} == 0)); then
+    echo "All $(packages_of_groups | wc -l) packages are installed."
+  else
+    if ((EUID == 0)); then
+      as_root=()
+    elif sudo -n true 2>/dev/null; then
+      as_root=(sudo -n)
+    else
+      echo "These packages are missing, and installing them needs root:" >&2
+      printf '  %s\n' "${missing[@]}" >&2
+      echo "Run this, then start again:" >&2
+      echo "  sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+      exit 1
+    fi
+    echo "Installing ${#missing[@]} packages: ${missing[*]}"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
+      --no-install-recommends "${missing[@]}" </dev/null
+  fi
+fi
+
+say "2/3 Python environment .venv"
+# A copied or half-made environment is made anew: its python does not run.
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  rm -rf .venv
+  "$python" -m venv .venv
+fi
+.venv/bin/python --version
+
+say "3/3 Python packages (LibTorch alone is 4.7 GB unpacked: one to three minutes)"
+.venv/bin/python -m pip install --disable-pip-version-check --no-input \
+  "${requirements[@]/#/--requirement=}" </dev/null
+
+echo "$key" >"$stamp"
+say "done"

@@ -1,0 +1,97 @@
+"""The include law of the source tree, as a function from a tree to its violations.
+
+    common <- compressors <- comm <- {moe, torch_ext} <- launch <- examples
+
+An arrow points to who may include it. moe and torch_ext do not include each other, tests and
+benchmarks may include everything, nothing includes tests but tests.
+"""
+
+import re
+
+import source_tree
+
+# Folder -> the folders of the project that its files may include.
+LAYERS = {
+    "common": {"common"},
+    "compressors": {"common", "compressors"},
+    "comm": {"common", "compressors", "comm"},
+    "moe": {"common", "compressors", "comm", "moe"},
+    "torch_ext": {"common", "compressors", "comm", "torch_ext"},
+    "launch": {"common", "compressors", "comm", "moe", "torch_ext", "launch"},
+    "examples": {"common", "compressors", "comm", "moe", "torch_ext", "launch", "examples"},
+}
+
+TORCH = re.compile(r"^(torch|ATen|c10|caffe2|gloo)/")
+MPI = re.compile(r"^(mpi|mpi-ext|mpi_portable_platform)\.h$|^boost/mpi")
+CUDA = re.compile(
+    r"^(cuda|cuda_\w+|cublas\w*|curand\w*|cufft\w*|cusparse\w*|cusolver\w*|cooperative_groups|nccl|"
+    r"nvrtc|nvml|driver_types|vector_types)\.h$|^(cub|thrust|cuda|cooperative_groups|nvtx3)/|"
+    r"^(c10|ATen)/cuda/|ProcessGroupNCCL\.hpp$|NCCLUtils\.hpp$")
+# torch ships another fmt than the system's, so a file that sees torch must not see fmt.
+FORMAT = re.compile(r"^(fmt|spdlog)/")
+
+
+def may_include_cuda(file):
+    return file.name.endswith("_cuda.cu") or file.as_posix() == "comm/nccl_backend.cpp"
+
+
+def may_include_mpi(file):
+    return file.parts[0] == "comm" and re.fullmatch(r"mpi_\w+\.cpp", file.name) is not None
+
+
+def may_include_format(file):
+    return file.parts[0] == "common" and file.suffix == ".cpp"
+
+
+def outside_rule(include):
+    """Why a header of another project must not be included here, or None."""
+    file, path = include.file, include.path
+    layer = file.parts[0]
+    if layer == "tests":
+        return None
+    if TORCH.match(path) and layer in ("common", "compressors"):
+        return f"{layer}/ does not see torch"
+    if MPI.search(path) and not may_include_mpi(file):
+        return "only comm/mpi_*.cpp includes MPI"
+    if CUDA.search(path) and not may_include_cuda(file):
+        return "only *_cuda.cu and comm/nccl_backend.cpp include CUDA"
+    if FORMAT.match(path) and not may_include_format(file):
+        return "only common/*.cpp includes fmt and spdlog; use thinwire::concat()"
+    return None
+
+
+def project_rule(root, include):
+    """Why a header of this project must not be included here or in this way, or None."""
+    file, path = include.file, include.path
+    layer = file.parts[0]
+    if not path.startswith("thinwire/"):
+        # A test may have a header beside it.
+        if include.quoted and not (layer == "tests" and (root / file).with_name(path).is_file()):
+            return 'headers of the project are included as "thinwire/<folder>/<file>"'
+        return None
+    if not include.quoted and layer != "examples":
+        return "headers of the project are included with quotes"
+    target = path.removeprefix("thinwire/")
+    if not (root / target).is_file():
+        return f"there is no file {target}"
+    folder = target.split("/")[0] if "/" in target else None
+    if folder is None:
+        # thinwire/thinwire.h, the whole public face, is for users of the library.
+        return None if layer in ("tests", "examples") else "the umbrella header is for users"
+    if layer in LAYERS and folder not in LAYERS[layer]:
+        return f"{layer}/ must not include {folder}/"
+    if layer not in LAYERS and layer != "tests" and folder in ("tests", "examples"):
+        return f"nothing outside {folder}/ includes it"
+    return None
+
+
+def violations(root):
+    found = []
+    for file in source_tree.cpp_files(root):
+        if len(file.parts) == 1 or file.parts[0] == "cmake":
+            continue
+        for include in source_tree.includes_of(root, file):
+            reason = outside_rule(include) or project_rule(root, include)
+            if reason:
+                found.append(f"{include}: {reason}")
+    return found

@@ -1,0 +1,53 @@
+"""Rules about the text of the tree: no left-over notes, no paths of one machine, short files."""
+
+import re
+
+import source_tree
+
+LONGEST_FILE = 500
+
+# Written in pieces, so that this file keeps the rule itself.
+LEFT_OVER_NOTE = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" + "XX", "HA" + "CK"])
+                            + r")\b")
+# A home or work folder names one machine. /opt, /usr, /tmp and the like are the same everywhere.
+MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(work|root|home|Users|mnt|workspace|data)/[\w.-]+")
+
+
+def lines_matching(root, pattern, what):
+    found = []
+    for file in source_tree.text_files(root):
+        for number, line in enumerate((root / file).read_text(encoding="utf-8").splitlines(), 1):
+            match = pattern.search(line)
+            if match:
+                found.append(f"{file}:{number}: {what} '{match[0]}'")
+    return found
+
+
+def left_over_notes(root):
+    return lines_matching(root, LEFT_OVER_NOTE, "left-over note")
+
+
+def machine_paths(root):
+    return lines_matching(root, MACHINE_PATH, "path of one machine")
+
+
+def long_files(root):
+    found = []
+    for file in source_tree.code_files(root):
+        count = len((root / file).read_text(encoding="utf-8").splitlines())
+        if count > LONGEST_FILE:
+            found.append(f"{file}: {count} lines, more than {LONGEST_FILE}")
+    return found
+
+
+def untidy_ends(root):
+    """Files with trailing blanks, carriage returns, or no newline at the end."""
+    found = []
+    for file in source_tree.text_files(root):
+        data = (root / file).read_bytes()
+        if data and not data.endswith(b"\n"):
+            found.append(f"{file}: no newline at the end")
+        for number, line in enumerate(data.splitlines(keepends=True), 1):
+            if re.search(rb"[ \t\r]+\n$", line):
+                found.append(f"{file}:{number}: blanks at the end of the line")
+    return found
