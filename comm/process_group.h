@@ -16,8 +16,8 @@ struct ProcessGroupOptions {
   std::chrono::milliseconds timeout = std::chrono::minutes(5);
   // Gloo only: address or interface to listen on. Both empty: THINWIRE_GLOO_INTERFACE, then
   // GLOO_SOCKET_IFNAME, then the host's name, then loopback.
-  std::string hostname;
-  std::string interface;
+  std::string hostname = {};
+  std::string interface = {};
   // NCCL only: this rank's device.
   int cuda_device = 0;
 };

@@ -1,0 +1,141 @@
+#include "thinwire/comm/failure.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+
+#include <ATen/core/ivalue_inl.h>
+
+#include "thinwire/comm/roll_call.h"
+#include "thinwire/common/log.h"
+
+namespace thinwire::comm {
+namespace {
+
+using Kind = FailureReport::Kind;
+
+constexpr auto kPatience = std::chrono::seconds(2);
+// How often a rank that waits for a collective looks whether another rank has failed meanwhile.
+// A collective that finishes sooner never asks; the question costs two small messages.
+constexpr auto kAskEvery = std::chrono::milliseconds(200);
+
+FailureReport describe(int rank, const std::exception_ptr& cause) {
+  try {
+    std::rethrow_exception(cause);
+  } catch (const InvalidArgument& error) {
+    return {Kind::kInvalidArgument, rank, 0, error.what()};
+  } catch (const FrameError& error) {
+    return {Kind::kFrameError, rank, 0, error.what()};
+  } catch (const CommError& error) {
+    return {Kind::kComm, rank, 0, error.what()};
+  } catch (const Error& error) {
+    return {Kind::kOther, rank, 0, error.what()};
+  } catch (const std::bad_alloc& error) {
+    return {Kind::kOther, rank, 0, error.what()};
+  } catch (const c10::Error& error) {
+    return {Kind::kComm, rank, 0, error.what_without_backtrace()};
+  } catch (const std::exception& error) {
+    return {Kind::kComm, rank, 0, error.what()};
+  } catch (...) {
+    return {Kind::kOther, rank, 0, "an exception of unknown type"};
+  }
+}
+
+std::string join(const std::vector<int>& ranks) {
+  std::string text;
+  for (int rank : ranks) text += concat(text.empty() ? "" : ", ", rank);
+  return text;
+}
+
+[[noreturn]] void raise(const RollCall& roll, const FailureReport& mine, int size,
+                        const std::string& operation, std::uint64_t sequence) {
+  if (roll.store_is_gone)
+    // Nobody but the store's host could say more. That is rank 0, unless the launcher serves the
+    // store, and then the launcher is gone and the job with it.
+    throw CommError(mine.rank == 0 ? -1 : 0, operation, sequence,
+                    concat("the store does not answer, so the rank that hosts it is gone too; "
+                           "this rank saw: ",
+                           mine.text));
+  for (const FailureReport& report : roll.reports) {
+    if (report.kind == Kind::kInvalidArgument) throw InvalidArgument(report.text);
+    if (report.kind == Kind::kFrameError) throw FrameError(report.text);
+  }
+  for (const FailureReport& report : roll.reports)
+    if (report.kind == Kind::kOther)
+      throw CommError(report.rank, operation, sequence,
+                      concat("rank ", report.rank, " reports: ", report.text));
+  if (!roll.silent.empty())
+    throw CommError(roll.silent.front(), operation, sequence,
+                    concat("rank(s) ", join(roll.silent), " of ", size,
+                           " are dead or hung; this rank saw: ", mine.text));
+  const FailureReport& first = roll.reports.front();
+  throw CommError(
+      -1, operation, sequence,
+      concat("every rank is alive; rank ", first.rank, " was the first to fail: ", first.text));
+}
+
+// Blocks until `work` has finished, or another rank has posted a failure (then returns false).
+bool finished_before_any_failure(const c10d::ProcessGroup& group,
+                                 const c10::intrusive_ptr<c10d::Work>& work) {
+  struct Signal {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool finished = false;
+  };
+  c10::intrusive_ptr<c10::ivalue::Future> future;
+  try {
+    future = work->getFuture();
+  } catch (const c10::Error&) {
+    return true;  // Gloo's send and recv have none; their own wait() has to do
+  }
+  // The future of a GPU collective completes when it is enqueued, wait() is what synchronises.
+  if (future == nullptr || !future->devices().empty()) return true;
+  const auto signal = std::make_shared<Signal>();
+  future->addCallback([signal](c10::ivalue::Future&) {
+    const std::lock_guard lock(signal->mutex);
+    signal->finished = true;
+    signal->changed.notify_all();
+  });
+  bool can_ask = group.getStore() != nullptr;
+  std::unique_lock lock(signal->mutex);
+  while (!signal->changed.wait_for(lock, kAskEvery, [&] { return signal->finished; })) {
+    if (!can_ask) continue;
+    lock.unlock();
+    try {
+      if (failure_is_posted(group.getStore(), group.getRank())) return false;
+    } catch (const std::exception& error) {
+      // The collective itself tells more, within its timeout.
+      log::debug("the store does not answer: ", error.what());
+      can_ask = false;
+    }
+    lock.lock();
+  }
+  return true;
+}
+
+}  // namespace
+
+void raise_collective_failure(const c10d::ProcessGroup& group, const std::string& operation,
+                              std::uint64_t sequence, std::exception_ptr cause) {
+  const FailureReport mine = describe(group.getRank(), cause);
+  if (group.getStore() == nullptr) {
+    if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
+    throw CommError(-1, operation, sequence, mine.text);
+  }
+  raise(call_roll(group.getStore(), mine, group.getSize(), kPatience), mine, group.getSize(),
+        operation, sequence);
+}
+
+void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
+          const std::string& operation, std::uint64_t sequence) {
+  try {
+    if (!finished_before_any_failure(group, work))
+      throw CommError(-1, operation, sequence, "another rank has failed");
+    if (!work->wait()) throw CommError(-1, operation, sequence, "it was aborted");
+  } catch (...) {
+    raise_collective_failure(group, operation, sequence, std::current_exception());
+  }
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,27 @@
+// NCCL, the GPU backend inside LibTorch, made from C++.
+#pragma once
+
+#include <chrono>
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+namespace thinwire::comm {
+
+// Whether this build contains the NCCL backend and this host has a GPU with a driver.
+bool nccl_backend_usable();
+// Throws InvalidArgument, saying what to use instead, where make_nccl_backend() cannot work.
+void check_nccl_backend(int cuda_device);
+
+// A backend whose ranks each use one GPU, `cuda_device` for this rank. Connects at the first
+// collective. Throws as check_nccl_backend() does.
+c10::intrusive_ptr<c10d::Backend> make_nccl_backend(const c10::intrusive_ptr<c10d::Store>& store,
+                                                    int rank, int size,
+                                                    std::chrono::milliseconds timeout,
+                                                    int cuda_device);
+
+// A second backend over the same ranks and GPU, with communicators of its own.
+c10::intrusive_ptr<c10d::Backend> duplicate_nccl_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store);
+
+}  // namespace thinwire::comm

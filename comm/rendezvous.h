@@ -1,0 +1,23 @@
+// The first thing that the ranks of a new process group do: see that all of them came, and that
+// they mean the same group.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+namespace thinwire::comm {
+
+// Posts this rank in the store and waits for the others. Throws CommError naming the ranks that
+// did not come within the timeout; InvalidArgument where two ranks claim one number, where the
+// ranks disagree on backend or size, or where one of them called decline().
+void meet(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
+          const std::string& backend, std::chrono::milliseconds timeout);
+
+// Instead of meet(): tells the others that this rank cannot take part, so that they need not wait.
+// Never throws.
+void decline(const c10::intrusive_ptr<c10d::Store>& store, int rank,
+             const std::string& reason) noexcept;
+
+}  // namespace thinwire::comm

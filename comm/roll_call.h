@@ -1,0 +1,42 @@
+// After a collective failed: every rank that can posts what happened to it, and reads what the
+// others posted.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+namespace thinwire::comm {
+
+// What one rank knows of a failure.
+struct FailureReport {
+  // How the error travels: as the same type, or as a CommError.
+  enum class Kind : int { kComm = 0, kInvalidArgument = 1, kFrameError = 2, kOther = 3 };
+
+  Kind kind = Kind::kComm;
+  int rank = -1;           // who posted it
+  std::int64_t order = 0;  // 1 for the rank that posted first
+  std::string text;
+};
+
+struct RollCall {
+  // In the order of posting, this rank's own included. Empty where the store is gone.
+  std::vector<FailureReport> reports;
+  std::vector<int> silent;  // ranks that posted nothing in time
+  bool store_is_gone = false;
+};
+
+// Posts `mine` (its order is ignored) and waits up to `patience` for all `size` ranks to post.
+// A group may fail more than once: the n-th failure of this rank meets the n-th of the others.
+// Returns in bounded time even where the store's host is dead or hangs.
+RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureReport& mine,
+                   int size, std::chrono::milliseconds patience);
+
+// Whether another rank has posted a failure that this rank has not answered. Throws where the
+// store is unreachable.
+bool failure_is_posted(const c10::intrusive_ptr<c10d::Store>& store, int rank);
+
+}  // namespace thinwire::comm
