@@ -67,6 +67,13 @@ class Codec {
   // Codecs whose payload names only what a shared key selects (randomk) get the key back here.
   virtual void decompress(std::span<const std::byte> input, const RandomKey& key, TensorView output,
                           WriteMode mode) const = 0;
+
+  // compress(), and `reconstruction` (numel, dtype and device of `input`) becomes what
+  // decompress() of the payload assigns: the form that error feedback needs, in one pass where the
+  // codec can. `reconstruction` may be the memory of `input` itself. The bytes are compress()'s.
+  virtual std::size_t compress_and_reconstruct(ConstTensorView input, const RandomKey& key,
+                                               std::span<std::byte> output,
+                                               TensorView reconstruction) const;
 };
 
 using CodecPtr = std::shared_ptr<const Codec>;

@@ -26,29 +26,37 @@ struct ErrorFeedbackOptions {
   Mode mode = Mode::kAuto;
   // Factor on the residual before it is added, in [0, 1].
   double decay = 1.0;
-  // Residuals are dropped every so many steps; 0: never.
+  // Residuals are dropped every so many steps; 0: never. The owner counts steps and calls reset().
   std::int64_t reset_every = 0;
 };
 
 // The residuals of one rank, float32, in memory of the host. Not thread-safe: the communication
 // thread owns it.
 //
-// A step is transactional: begin() hands out the corrected gradient, commit() stores the new
-// residual only when the averaged result proved finite, so that a step with NaN leaves residuals
-// untouched.
+// A step is transactional: correct() only reads the residual, and the owner calls commit() once the
+// averaged result proved finite on all ranks, so that a step with NaN leaves residuals untouched.
 class ErrorFeedback {
  public:
-  explicit ErrorFeedback(ErrorFeedbackOptions options = {}) : options_(options) {}
+  // Throws InvalidArgument for options out of range.
+  explicit ErrorFeedback(ErrorFeedbackOptions options = {});
 
   const ErrorFeedbackOptions& options() const { return options_; }
 
   // values += decay · residual of `name`; creates a zero residual at first use. Throws
   // InvalidArgument if `values` has another size than before.
   void correct(std::string_view name, std::span<float> values);
+  // The same with options of the layer's own, in place of those of the constructor. Drops the
+  // layer's residual first where `step` is a multiple of reset_every.
+  void correct(std::string_view name, std::span<float> values, const ErrorFeedbackOptions& options,
+               std::int64_t step);
 
-  // residual of `name` = corrected − reconstruction. The three have the size of the layer.
+  // residual of `name` = corrected − reconstruction. The three have the size of the layer, else
+  // InvalidArgument. A layer with a non-finite difference keeps its residual.
   void commit(std::string_view name, std::span<const float> corrected,
               std::span<const float> reconstruction);
+
+  // The same for a difference that was taken already.
+  void commit(std::string_view name, std::span<const float> residual);
 
   // The stored residual, empty if the layer has none yet.
   std::span<const float> residual(std::string_view name) const;
@@ -62,6 +70,8 @@ class ErrorFeedback {
   void load_state(State state) { residuals_ = std::move(state); }
 
  private:
+  std::vector<float>& residual_of(std::string_view name, std::size_t numel);
+
   ErrorFeedbackOptions options_;
   State residuals_;
 };

@@ -1,0 +1,76 @@
+#include "thinwire/compressors/cast.h"
+
+#include <algorithm>
+
+#include "thinwire/compressors/codec_checks.h"
+#include "thinwire/compressors/kernels/cast.h"
+#include "thinwire/compressors/kernels/elementwise.h"
+
+namespace thinwire {
+namespace {
+
+class Cast final : public Codec {
+ public:
+  explicit Cast(const kernels::CastFormat& format) : format_(format) {}
+
+  std::string spec() const override { return concat("cast(format=", format_.name, ")"); }
+
+  CodecTraits traits() const override {
+    // Not summable although it is elementwise: sums would round at every rank. comm/reductions
+    // sends casts narrow and adds them in float32.
+    return {.fixed_size = true};
+  }
+
+  std::int64_t block_size() const override { return 1; }
+
+  std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
+    return static_cast<std::size_t>(numel) * format_.bytes;
+  }
+
+  std::size_t compress(ConstTensorView input, const RandomKey&,
+                       std::span<std::byte> output) const override {
+    check_view("cast", input);
+    check_on_cpu("cast", input);
+    const std::size_t bytes = max_compressed_bytes(input.numel, input.dtype);
+    check_output("cast", output, bytes);
+    const auto count = static_cast<std::size_t>(input.numel);
+    float block[kernels::kConvertBlock];
+    for (std::size_t first = 0; first < count; first += kernels::kConvertBlock) {
+      const std::size_t elements = std::min(kernels::kConvertBlock, count - first);
+      kernels::load_floats(input.dtype, input.data, first, elements, block);
+      format_.encode(block, elements, output.data() + first * format_.bytes);
+    }
+    return bytes;
+  }
+
+  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
+                  WriteMode mode) const override {
+    check_view("cast", output);
+    check_on_cpu("cast", output);
+    check_payload_size("cast", input, max_compressed_bytes(output.numel, output.dtype),
+                       output.numel);
+    const auto count = static_cast<std::size_t>(output.numel);
+    float block[kernels::kConvertBlock];
+    for (std::size_t first = 0; first < count; first += kernels::kConvertBlock) {
+      const std::size_t elements = std::min(kernels::kConvertBlock, count - first);
+      format_.decode(input.data() + first * format_.bytes, elements, block);
+      kernels::store_floats(output.dtype, output.data, first, elements, block, mode);
+    }
+  }
+
+ private:
+  const kernels::CastFormat& format_;
+};
+
+}  // namespace
+
+CodecPtr make_cast(const Spec& spec) {
+  SpecReader read(spec);
+  std::vector<std::string_view> names;
+  for (const auto& format : kernels::cast_formats()) names.push_back(format.name);
+  const std::size_t chosen = read.choice("format", names, 0);
+  read.finish();
+  return std::make_shared<Cast>(kernels::cast_formats()[chosen]);
+}
+
+}  // namespace thinwire

@@ -1,0 +1,78 @@
+#include "thinwire/compressors/error_feedback.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire {
+namespace {
+
+// By its bits, so that -ffast-math of a caller's build cannot fold it away.
+bool is_finite(float value) {
+  return (std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFu) < 0x7F800000u;
+}
+
+}  // namespace
+
+ErrorFeedback::ErrorFeedback(ErrorFeedbackOptions options) : options_(options) {
+  check(options.decay >= 0.0 && options.decay <= 1.0,
+        "error feedback: decay must be in [0, 1], got ", options.decay);
+  check(options.reset_every >= 0, "error feedback: reset_every must not be negative, got ",
+        options.reset_every);
+}
+
+std::vector<float>& ErrorFeedback::residual_of(std::string_view name, std::size_t numel) {
+  auto found = residuals_.find(name);
+  if (found == residuals_.end()) {
+    found = residuals_.emplace(name, std::vector<float>(numel)).first;
+  }
+  check(found->second.size() == numel, "error feedback: layer '", name, "' has ", numel,
+        " elements, but its residual has ", found->second.size());
+  return found->second;
+}
+
+void ErrorFeedback::correct(std::string_view name, std::span<float> values) {
+  correct(name, values, options_, /*step=*/1);
+}
+
+void ErrorFeedback::correct(std::string_view name, std::span<float> values,
+                            const ErrorFeedbackOptions& options, std::int64_t step) {
+  std::vector<float>& residual = residual_of(name, values.size());
+  if (options.reset_every > 0 && step % options.reset_every == 0) {
+    std::fill(residual.begin(), residual.end(), 0.0f);
+  }
+  const auto decay = static_cast<float>(options.decay);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] += decay * residual[i];
+}
+
+void ErrorFeedback::commit(std::string_view name, std::span<const float> corrected,
+                           std::span<const float> reconstruction) {
+  check(corrected.size() == reconstruction.size(), "error feedback: layer '", name, "' has ",
+        corrected.size(), " elements, but its reconstruction has ", reconstruction.size());
+  std::vector<float>& residual = residual_of(name, corrected.size());
+  bool finite = true;
+  for (std::size_t i = 0; i < corrected.size(); ++i) {
+    finite &= is_finite(corrected[i] - reconstruction[i]);
+  }
+  if (!finite) return;
+  for (std::size_t i = 0; i < corrected.size(); ++i) residual[i] = corrected[i] - reconstruction[i];
+}
+
+void ErrorFeedback::commit(std::string_view name, std::span<const float> residual) {
+  std::vector<float>& stored = residual_of(name, residual.size());
+  if (std::all_of(residual.begin(), residual.end(), is_finite)) {
+    std::copy(residual.begin(), residual.end(), stored.begin());
+  }
+}
+
+std::span<const float> ErrorFeedback::residual(std::string_view name) const {
+  const auto found = residuals_.find(name);
+  return found == residuals_.end() ? std::span<const float>{} : found->second;
+}
+
+void ErrorFeedback::reset() {
+  for (auto& [name, residual] : residuals_) residual.assign(residual.size(), 0.0f);
+}
+
+}  // namespace thinwire
