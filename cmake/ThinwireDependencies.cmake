@@ -12,6 +12,9 @@ pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 include(ThinwireTorch)
+if(THINWIRE_TORCH_PROBLEM)
+  message(FATAL_ERROR "thinwire: ${THINWIRE_TORCH_PROBLEM}")
+endif()
 
 # thinwire_resolve(FEATURE found reason): turns AUTO/ON/OFF into THINWIRE_HAS_<FEATURE>.
 function(thinwire_resolve feature found reason)

@@ -4,13 +4,23 @@
 # TorchConfig.cmake is not used: for a CUDA build of torch it insists on an installed CUDA toolkit
 # and links libcuda, which a machine without a GPU driver does not have.
 #
-# Input:  THINWIRE_TORCH_ROOT (cache), else the torch of ./.venv, else that of python3.
-# Output: thinwire::torch, THINWIRE_TORCH_ROOT, THINWIRE_TORCH_VERSION, THINWIRE_TORCH_HAS_CUDA
+# It is installed with the library, whose package configuration includes it as well.
+#
+# Input:  THINWIRE_TORCH_ROOT (cache), else THINWIRE_TORCH_HINT (the installed library's own torch),
+#         else the torch of ./.venv, else that of python3.
+#         THINWIRE_TORCH_REQUIRED: major.minor that it must have, empty for any.
+# Output: thinwire::torch, THINWIRE_TORCH_ROOT, THINWIRE_TORCH_VERSION, THINWIRE_TORCH_HAS_CUDA, or
+#         THINWIRE_TORCH_PROBLEM, which says why there is none.
 
 if(TARGET thinwire::torch)
   return()
 endif()
 
+set(THINWIRE_TORCH_PROBLEM "")
+set(torch_header include/torch/csrc/api/include/torch/torch.h)
+if(NOT THINWIRE_TORCH_ROOT AND THINWIRE_TORCH_HINT AND EXISTS ${THINWIRE_TORCH_HINT}/${torch_header})
+  set(THINWIRE_TORCH_ROOT ${THINWIRE_TORCH_HINT} CACHE PATH "Folder of LibTorch" FORCE)
+endif()
 if(NOT THINWIRE_TORCH_ROOT)
   foreach(python ${CMAKE_SOURCE_DIR}/.venv/bin/python python3)
     execute_process(
@@ -18,17 +28,18 @@ if(NOT THINWIRE_TORCH_ROOT)
         "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
       OUTPUT_VARIABLE torch_root OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET
       RESULT_VARIABLE failed)
-    if(NOT failed AND EXISTS ${torch_root}/include/torch/csrc/api/include/torch/torch.h)
+    if(NOT failed AND EXISTS ${torch_root}/${torch_header})
       set(THINWIRE_TORCH_ROOT ${torch_root} CACHE PATH "Folder of LibTorch" FORCE)
       break()
     endif()
   endforeach()
 endif()
-if(NOT EXISTS ${THINWIRE_TORCH_ROOT}/include/torch/csrc/api/include/torch/torch.h)
-  message(FATAL_ERROR
-    "thinwire: LibTorch was not found (THINWIRE_TORCH_ROOT='${THINWIRE_TORCH_ROOT}'). Either run "
-    "'make setup', which installs it into .venv, or set THINWIRE_TORCH_ROOT to the folder that "
-    "holds LibTorch's include/ and lib/.")
+if(NOT EXISTS ${THINWIRE_TORCH_ROOT}/${torch_header})
+  string(CONCAT THINWIRE_TORCH_PROBLEM
+    "LibTorch was not found (THINWIRE_TORCH_ROOT='${THINWIRE_TORCH_ROOT}'). Set THINWIRE_TORCH_ROOT "
+    "to the folder that holds LibTorch's include/ and lib/, or install Python's torch package; in "
+    "thinwire's own tree 'make setup' does that.")
+  return()
 endif()
 
 file(READ ${THINWIRE_TORCH_ROOT}/include/torch/headeronly/version.h torch_version_header)
@@ -38,6 +49,14 @@ foreach(part MAJOR MINOR PATCH)
   list(APPEND THINWIRE_TORCH_VERSION ${CMAKE_MATCH_1})
 endforeach()
 list(JOIN THINWIRE_TORCH_VERSION "." THINWIRE_TORCH_VERSION)
+if(THINWIRE_TORCH_REQUIRED AND
+   NOT "${THINWIRE_TORCH_VERSION}." MATCHES "^${THINWIRE_TORCH_REQUIRED}[.]")
+  string(CONCAT THINWIRE_TORCH_PROBLEM
+    "this thinwire was built with LibTorch ${THINWIRE_TORCH_REQUIRED} and cannot be used with "
+    "${THINWIRE_TORCH_VERSION} in ${THINWIRE_TORCH_ROOT}: c10d has no stable ABI. Set "
+    "THINWIRE_TORCH_ROOT to a LibTorch ${THINWIRE_TORCH_REQUIRED}, or build thinwire anew.")
+  return()
+endif()
 
 find_package(Threads REQUIRED)
 set(THINWIRE_TORCH_HAS_CUDA OFF)
