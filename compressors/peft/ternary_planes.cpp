@@ -66,6 +66,19 @@ TernaryPlanes::TernaryPlanes(std::int64_t numel) : numel_(numel) {
   sign_ = mask_;
 }
 
+TernaryPlanes extract(PlanesView planes, std::int64_t begin, std::int64_t count) {
+  check_range(planes, begin, count);
+  TernaryPlanes out(count);
+  for (std::size_t w = 0; w < out.mask().size(); ++w) {
+    const auto at = static_cast<std::int64_t>(64 * w);
+    std::uint64_t keep = ~std::uint64_t{0};
+    if (count - at < 64) keep >>= 64 - (count - at);
+    out.mask()[w] = bits_from(planes.mask, begin + at) & keep;
+    out.sign()[w] = bits_from(planes.sign, begin + at) & keep;
+  }
+  return out;
+}
+
 std::int64_t count_nonzero(PlanesView planes) {
   return detail::popcount_words(planes.mask);
 }

@@ -62,6 +62,9 @@ class TernaryPlanes {
   std::vector<std::uint64_t> sign_;
 };
 
+// A copy of entries [begin, begin + count), any of them.
+TernaryPlanes extract(PlanesView planes, std::int64_t begin, std::int64_t count);
+
 // Number of entries that are not zero.
 std::int64_t count_nonzero(PlanesView planes);
 

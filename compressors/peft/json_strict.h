@@ -1,0 +1,26 @@
+// JSON as strict readers need it: no key twice, little depth, no silent conversions.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace thinwire::peft::detail {
+
+using Json = nlohmann::json;
+
+// Throws FileError, starting with `where`, for text that is not JSON, repeats a key within one
+// object or nests deeper than `max_depth`.
+Json parse_json(std::string_view text, const std::string& where, int max_depth);
+
+// Member `key` of an object, of the type asked for; FileError, starting with `where`, otherwise.
+const Json& member(const Json& object, const char* key, const std::string& where);
+std::string string_member(const Json& object, const char* key, const std::string& where);
+std::int64_t integer_member(const Json& object, const char* key, const std::string& where);
+double number_member(const Json& object, const char* key, const std::string& where);
+
+// A non-negative integer below 2^63.
+std::int64_t as_size(const Json& value, const std::string& where);
+
+}  // namespace thinwire::peft::detail

@@ -1,0 +1,60 @@
+// From a source of deltas to a packed file.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "thinwire/compressors/peft/adapter_dir.h"
+
+namespace thinwire::peft {
+
+// What shares one threshold and one scale: everything; the tensors of one role (LoRA's A factors,
+// its B factors, all others), because one threshold starves B, which starts at zero; each tensor.
+enum class Granularity { kGlobal, kGroup, kTensor };
+const char* name_of(Granularity granularity);
+Granularity parse_granularity(const std::string& text);  // InvalidArgument for other words
+
+struct PackOptions {
+  double density = 0.05;
+  ScaleRule scale;
+  Granularity granularity = Granularity::kGlobal;
+  // At most one of the two; the density is then searched instead of given. target_bytes: the most
+  // that fits into a file of so many bytes; target_error: the least with |delta - ternary| at most
+  // target_error |delta|.
+  std::optional<std::uint64_t> target_bytes;
+  std::optional<double> target_error;
+  // The file whose result the base is; empty for none.
+  std::string parent_id;
+  bool overwrite = false;
+};
+
+struct PackResult {
+  double density = 0;
+  double relative_error = 0;  // of the whole delta
+  std::int64_t numel = 0;
+  std::int64_t kept = 0;
+  std::uint64_t file_bytes = 0;
+  std::string id;
+  std::vector<std::string> warnings;
+};
+
+// A ternary delta with its manifest, before it is written.
+struct TernaryDelta {
+  Manifest manifest;
+  TernaryPlanes planes;
+  double relative_error = 0;
+  std::vector<std::string> warnings;
+};
+
+// Selects and scales; int(density * numel) entries of every part are kept.
+TernaryDelta make_ternary(const DeltaSource& source, const PackOptions& options,
+                          const Progress& progress = {});
+
+// Throws InvalidArgument for options that contradict each other or a target that no density meets,
+// FileError where the file cannot be written.
+PackResult pack(const DeltaSource& source, const std::filesystem::path& out,
+                const PackOptions& options, const Progress& progress = {});
+
+}  // namespace thinwire::peft
