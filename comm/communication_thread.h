@@ -1,0 +1,51 @@
+// The thread on which gradients are exchanged while the backward pass goes on.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace thinwire::comm {
+
+// Runs jobs one after another in the order in which they were submitted. After a job has thrown,
+// the group that it used is unusable, so every later job is refused with the same exception.
+class CommunicationThread {
+ public:
+  // Called when the job is done: with nullptr, or with the exception that it, or an earlier job,
+  // threw. Runs on the communication thread and must not throw.
+  using Done = std::function<void(std::exception_ptr)>;
+
+  CommunicationThread();
+  // Finishes the jobs that were submitted, then joins. Jobs end by themselves because every
+  // collective has a timeout.
+  ~CommunicationThread();
+  CommunicationThread(const CommunicationThread&) = delete;
+  CommunicationThread& operator=(const CommunicationThread&) = delete;
+
+  // Thread-safe; returns at once.
+  void submit(std::function<void()> job, Done done);
+
+  // Waits until all jobs submitted so far are done; rethrows the exception of the first that
+  // failed.
+  void drain();
+
+ private:
+  struct Entry {
+    std::function<void()> job;
+    Done done;
+  };
+  void loop();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Entry> queue_;
+  std::exception_ptr failure_;
+  bool busy_ = false;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace thinwire::comm
