@@ -1,10 +1,24 @@
 // Rank and size as the launcher tells them. Precedence: torchrun's RANK, then Open MPI's OMPI_*,
 // then SLURM_*, then a job of one rank.
+//
+//            rank                  size                  local rank, size       store
+// torchrun   RANK                  WORLD_SIZE            LOCAL_RANK,            MASTER_ADDR,
+//                                                        LOCAL_WORLD_SIZE       MASTER_PORT
+// mpirun     OMPI_COMM_WORLD_RANK  OMPI_COMM_WORLD_SIZE  OMPI_COMM_WORLD_LOCAL_ agreed by MPI, or
+//                                                        RANK, ..._LOCAL_SIZE   MASTER_* if both
+//                                                        set
+// srun       SLURM_PROCID          SLURM_STEP_NUM_TASKS, SLURM_LOCALID,         first host of
+//                                  else SLURM_NTASKS     SLURM_STEP_TASKS_PER_ SLURM_STEP_NODELIST,
+//                                                        NODE                   port of the job's
+//                                                                               number; or MASTER_*
+//
+// RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set by hand work like torchrun's.
 #pragma once
 
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace thinwire::launch {
 
@@ -15,6 +29,7 @@ struct RankEnv {
   Launcher launcher = Launcher::kNone;
   int rank = 0;
   int size = 1;
+  // -1 and 0 where the launcher does not tell; launch::init() then counts the ranks of each host.
   int local_rank = 0;
   int local_size = 1;
   // Where the store is; under mpirun empty and 0 until rank 0 has told the others.
@@ -27,9 +42,16 @@ struct RankEnv {
 };
 
 // Throws InvalidArgument, naming the variables and their values, when they are missing, malformed
-// or contradict each other (RANK >= WORLD_SIZE, RANK without WORLD_SIZE, ...).
+// or contradict each other (RANK >= WORLD_SIZE, RANK without WORLD_SIZE, ...). Empty counts as
+// unset.
 using EnvLookup = std::function<std::optional<std::string>(const std::string& name)>;
 RankEnv read_rank_env(const EnvLookup& lookup);
+// From this process's environment.
 RankEnv read_rank_env();
+
+// The port at which rank 0 of a Slurm step serves the store: 15000 + (31 job + step) mod 15000,
+// below the ports that Linux hands out by itself. Steps of one job, and jobs next to each other,
+// get different ports.
+int slurm_port(long long job, long long step);
 
 }  // namespace thinwire::launch

@@ -31,6 +31,8 @@ class World {
   int local_size() const { return ranks_.local_size; }
   const RankEnv& ranks() const { return ranks_; }
   const std::string& host() const { return host_; }
+  // The host name of every rank, in rank order.
+  const std::vector<std::string>& hosts() const { return hosts_; }
   const std::string& backend() const { return backend_; }
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
   const c10::intrusive_ptr<c10d::Store>& store() const { return store_; }
@@ -45,14 +47,17 @@ class World {
 
   RankEnv ranks_;
   std::string host_;
+  std::vector<std::string> hosts_;
   std::string backend_;
   c10::intrusive_ptr<c10d::Store> store_;
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
 };
 
 // Joins the job that torchrun, mpirun or srun started, or a job of one rank where none did, and
-// logs which launcher won. Throws InvalidArgument for contradicting variables, CommError when a
-// peer does not come within the timeout or the store's port is taken.
+// logs which launcher won. Collective. Throws InvalidArgument for contradicting variables, an
+// unknown backend, or ranks that disagree on size or backend; CommError when a peer does not come
+// within the timeout or the store's port is taken. What ails one rank is thrown on every rank that
+// it could be told to.
 World init(const InitOptions& options = {});
 
 }  // namespace thinwire::launch

@@ -1,0 +1,18 @@
+// One line of an exception that torch threw.
+#pragma once
+
+#include <exception>
+#include <string>
+
+#include <c10/util/Exception.h>
+
+namespace thinwire::launch {
+
+// The message without torch's stack trace.
+inline std::string error_text(const std::exception& error) {
+  const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+  const std::string text = of_torch ? of_torch->what_without_backtrace() : error.what();
+  return text.substr(0, text.find('\n'));
+}
+
+}  // namespace thinwire::launch

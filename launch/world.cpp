@@ -1,0 +1,119 @@
+#include "thinwire/launch/world.h"
+
+#include <ATen/Context.h>
+#include <atomic>
+#include <cstdlib>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+
+#include "thinwire/comm/mpi_backend.h"
+#include "thinwire/comm/nccl_backend.h"
+#include "thinwire/comm/process_group.h"
+#include "thinwire/comm/torch_version.h"
+#include "thinwire/common/env.h"
+#include "thinwire/common/error.h"
+#include "thinwire/common/log.h"
+#include "thinwire/common/spec.h"
+#include "thinwire/launch/enrolment.h"
+#include "thinwire/launch/host.h"
+#include "thinwire/launch/rendezvous.h"
+
+namespace thinwire::launch {
+namespace {
+
+std::string asked_backend(const InitOptions& options) {
+  const std::string name = options.backend == "auto" ? Env::get().backend : options.backend;
+  const std::vector<std::string> known = {"auto", "mpi", "gloo", "nccl"};
+  if (std::find(known.begin(), known.end(), name) == known.end()) {
+    const std::string near = nearest_name(name, known);
+    throw InvalidArgument(concat("unknown backend '", name, "', known are auto, mpi, gloo and nccl",
+                                 near.empty() ? "" : concat("; did you mean ", near, "?")));
+  }
+  return name;
+}
+
+int usable_gpus() {
+  if (Env::get().disable_cuda || !comm::nccl_backend_usable()) return 0;
+  return at::globalContext().getNumGPUs();
+}
+
+// What this rank tells the others. Its own mistakes are told too, so that they do not wait for it.
+Enrolment describe(const RankEnv& ranks, const std::string& host, const InitOptions& options) {
+  Enrolment mine;
+  mine.size = ranks.size;
+  mine.local_rank = ranks.local_rank;
+  mine.host = host;
+  try {
+    comm::check_torch_version();
+    check(options.timeout.count() >= 0, "InitOptions::timeout must not be negative, got ",
+          options.timeout.count(), " ms");
+    mine.backend = asked_backend(options);
+    mine.has_mpi = comm::mpi_backend_usable();
+    mine.gpus = usable_gpus();
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    mine.visible_devices = visible ? visible : "";
+  } catch (const InvalidArgument& error) {
+    mine.problem = error.what();
+  }
+  return mine;
+}
+
+// Before the variables are known to be well formed: a rank whose own are not still joins, in order
+// to tell the others.
+std::chrono::milliseconds timeout_of(const InitOptions& options) {
+  if (options.timeout.count() > 0) return options.timeout;
+  try {
+    return Env::get().timeout;
+  } catch (const InvalidArgument&) {
+    return std::chrono::minutes(5);
+  }
+}
+
+// Keys of one job, one attempt of torchrun, and one call of init(), which every rank makes equally
+// often.
+std::string prefix_of(const RankEnv& ranks) {
+  static std::atomic<int> calls{0};
+  return concat("thinwire/", ranks.restart, "/", calls.fetch_add(1));
+}
+
+}  // namespace
+
+World init(const InitOptions& options) {
+  World world;
+  RankEnv& ranks = world.ranks_;
+  ranks = read_rank_env();
+  world.host_ = host_name();
+  log::set_identity(ranks.rank, world.host_);
+  const auto timeout = timeout_of(options);
+  const Enrolment mine = describe(ranks, world.host_, options);
+
+  world.store_ =
+      c10::make_intrusive<c10d::PrefixStore>(prefix_of(ranks), connect_store(ranks, timeout));
+  auto members = enrol(world.store_, ranks.rank, mine, timeout, serves_store(ranks));
+  complete_local_ranks(ranks, members);
+  world.backend_ = choose_backend(members, ranks.launcher);
+  for (const auto& member : members) world.hosts_.push_back(member.host);
+
+  comm::ProcessGroupOptions group_options;
+  group_options.timeout = timeout;
+  group_options.cuda_device =
+      std::max(cuda_device_of(members[static_cast<std::size_t>(ranks.rank)]), 0);
+  world.group_ = comm::make_process_group(
+      world.backend_, c10::make_intrusive<c10d::PrefixStore>("default_group", world.store_),
+      ranks.rank, ranks.size, group_options);
+
+  const auto text = concat(
+      "rank ", ranks.rank, " of ", ranks.size, ", told by ",
+      ranks.launcher == Launcher::kNone ? "no launcher, running alone" : name_of(ranks.launcher),
+      ", over ", world.backend_);
+  if (ranks.rank == 0) {
+    log::info(text);
+  } else {
+    log::debug(text);
+  }
+  return world;
+}
+
+World::~World() = default;
+
+}  // namespace thinwire::launch
