@@ -5,7 +5,13 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/cast.h"
 #include "thinwire/compressors/identity.h"
+#include "thinwire/compressors/onebit.h"
+#include "thinwire/compressors/powersgd.h"
 #include "thinwire/compressors/quantize.h"
+#include "thinwire/compressors/randomk.h"
+#include "thinwire/compressors/ternary.h"
+#include "thinwire/compressors/terngrad.h"
+#include "thinwire/compressors/topk.h"
 
 namespace thinwire {
 namespace {
@@ -18,6 +24,19 @@ constexpr std::array kTable = {
     CodecEntry{"quantize", 2,
                "bits=4 (1..8), bucket=1024, norm=minmax|linf|l2, rounding=nearest|stochastic",
                "bucketed uniform quantisation; QSGD, Alistarh et al., NeurIPS 2017", make_quantize},
+    CodecEntry{"topk", 3, "density=0.01, select=exact|sampled, values=fp32|fp16|bf16",
+               "largest magnitudes with packed indices; Stich et al., NeurIPS 2018", make_topk},
+    CodecEntry{"randomk", 4, "density=0.01, unbiased=off|on",
+               "random entries, the same on all ranks; Stich et al., NeurIPS 2018", make_randomk},
+    CodecEntry{"onebit", 5, "bucket=1024 (a multiple of 64)",
+               "signs and the mean of either sign; Seide et al., Interspeech 2014", make_onebit},
+    CodecEntry{"terngrad", 6, "bucket=1024 (a multiple of 64), clip=0",
+               "stochastic -s, 0 or s; TernGrad, Wen et al., NeurIPS 2017", make_terngrad},
+    CodecEntry{"ternary", 7, "density=0.01",
+               "signs of the largest magnitudes and their mean; ComPEFT, arXiv 2311.13171",
+               make_ternary},
+    CodecEntry{"powersgd", 8, "rank=4 (1..1024), iterations=1 (1..16)",
+               "low-rank factors; PowerSGD, Vogels et al., NeurIPS 2019", make_powersgd},
 };
 
 }  // namespace

@@ -1,0 +1,118 @@
+#include "thinwire/compressors/ternary.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "thinwire/compressors/codec_checks.h"
+#include "thinwire/compressors/float_view.h"
+#include "thinwire/compressors/index_coder.h"
+#include "thinwire/compressors/kernels/host_device.h"
+#include "thinwire/compressors/kernels/topk.h"
+#include "thinwire/compressors/sparse_values.h"
+
+namespace thinwire {
+namespace {
+
+struct Scratch {
+  std::vector<float> input;
+  kernels::TopkSelection selection;
+  std::vector<std::uint32_t> indices;
+  std::vector<float> values;
+};
+Scratch& scratch() {
+  thread_local Scratch instance;
+  return instance;
+}
+
+class Ternary final : public Codec {
+ public:
+  explicit Ternary(double density) : density_(density) {}
+
+  std::string spec() const override {
+    return concat("ternary(density=", number_text(density_), ")");
+  }
+  CodecTraits traits() const override { return {.needs_error_feedback = true}; }
+  std::int64_t block_size() const override { return 0; }
+
+  std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
+    check(numel >= 0 && numel <= kMaxSparseNumel, "ternary takes tensors of at most ",
+          kMaxSparseNumel, " elements, got ", numel);
+    if (numel == 0) return 0;
+    const std::uint64_t k = kept(numel);
+    return sizeof(float) + max_index_bytes(static_cast<std::uint64_t>(numel), k) + (k + 7) / 8;
+  }
+
+  std::size_t compress(ConstTensorView input, const RandomKey&,
+                       std::span<std::byte> output) const override {
+    check_view("ternary", input);
+    check_on_cpu("ternary", input);
+    check_output("ternary", output, max_compressed_bytes(input.numel, input.dtype));
+    Scratch& s = scratch();
+    const auto x = as_floats(input, s.input);
+    if (x.empty()) return 0;
+    kernels::select_topk(x, kept(input.numel), s.selection);
+    const auto& values = s.selection.values;
+
+    double sum = 0;
+    for (const float value : values) sum += std::abs(static_cast<double>(value));
+    const auto scale = static_cast<float>(sum / static_cast<double>(values.size()));
+    std::memcpy(output.data(), &scale, sizeof scale);
+    std::size_t size = sizeof scale;
+    size += encode_indices(s.selection.indices, x.size(), output.subspan(size));
+    const auto signs = output.subspan(size, (values.size() + 7) / 8);
+    std::memset(signs.data(), 0, signs.size());
+    for (std::size_t j = 0; j < values.size(); ++j) {
+      signs[j / 8] |= static_cast<std::byte>(unsigned{std::signbit(values[j])} << (j % 8));
+    }
+    return size + signs.size();
+  }
+
+  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
+                  WriteMode mode) const override {
+    check_view("ternary", output);
+    check_on_cpu("ternary", output);
+    if (output.numel == 0) return check_payload_size("ternary", input, 0, 0);
+    const std::size_t k = kept(output.numel);
+    const std::size_t sign_bytes = (k + 7) / 8;
+    float scale;
+    if (input.size() < sizeof scale + min_index_bytes(k) + sign_bytes) {
+      throw FrameError("ternary payload is truncated");
+    }
+    std::memcpy(&scale, input.data(), sizeof scale);
+    input = input.subspan(sizeof scale);
+    Scratch& s = scratch();
+    s.indices.resize(k);
+    s.values.resize(k);
+    const std::size_t index_bytes =
+        decode_indices(input, static_cast<std::uint64_t>(output.numel), s.indices);
+    check_payload_size("ternary", input.subspan(index_bytes), sign_bytes, output.numel);
+    const auto signs = input.subspan(index_bytes);
+    if (k % 8 != 0 && (std::to_integer<unsigned>(signs.back()) >> (k % 8)) != 0) {
+      throw FrameError("ternary payload has padding bits that are not zero");
+    }
+    if (!kernels::is_finite(scale)) return poison(output);
+    for (std::size_t j = 0; j < k; ++j) {
+      const bool negative = (std::to_integer<unsigned>(signs[j / 8]) >> (j % 8) & 1u) != 0;
+      s.values[j] = negative ? -scale : scale;
+    }
+    scatter(s.indices, s.values, output, mode);
+  }
+
+ private:
+  std::size_t kept(std::int64_t numel) const {
+    return static_cast<std::size_t>(kept_count(density_, numel));
+  }
+
+  double density_;
+};
+
+}  // namespace
+
+CodecPtr make_ternary(const Spec& spec) {
+  SpecReader read(spec);
+  const double density = read.number("density", 0.01, 0, 1, true);
+  read.finish();
+  return std::make_shared<Ternary>(density);
+}
+
+}  // namespace thinwire

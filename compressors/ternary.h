@@ -1,0 +1,22 @@
+// Keeps the signs of the entries of largest magnitude, and one scale: the mean magnitude of those
+// kept. Payload, for n = numel and k = kept_count(density, n):
+//
+//   f32 scale · indices (index_coder.h) · ⌈k/8⌉ bytes of signs (1: negative)
+//
+// The mean is the scale of least squared error, so the codec always contracts:
+// ‖x − C(x)‖² = ‖x‖² − k·scale². A tensor with a NaN or an infinity has a scale that is not finite
+// and decodes to NaN.
+//
+// Sattler et al., "Sparse binary compression", IJCNN 2019 (with both signs); ComPEFT,
+// arXiv 2311.13171.
+#pragma once
+
+#include "thinwire/common/spec.h"
+#include "thinwire/compressors/codec.h"
+
+namespace thinwire {
+
+// `ternary(density=0.01)`
+CodecPtr make_ternary(const Spec& spec);
+
+}  // namespace thinwire
