@@ -9,7 +9,8 @@ include(CMakePackageConfigHelpers)
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/thinwire)
 
 # Every header but those of one implementation: files recompiled for each SIMD target, scalar
-# references of the kernels, and declarations that stand in for another project's.
+# references of the kernels, JSON helpers (nlohmann's types are not of the interface), and
+# declarations that stand in for another project's.
 foreach(folder common compressors comm moe torch_ext launch)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}
     DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/thinwire
@@ -17,6 +18,7 @@ foreach(folder common compressors comm moe torch_ext launch)
     PATTERN "*_cpu.h" EXCLUDE
     PATTERN "*_ref.h" EXCLUDE
     PATTERN "*-inl.h" EXCLUDE
+    PATTERN "json_*.h" EXCLUDE
     PATTERN "gloo_headers" EXCLUDE
     PATTERN "python" EXCLUDE
     PATTERN "slurm" EXCLUDE)
