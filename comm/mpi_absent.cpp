@@ -21,7 +21,8 @@ void check_mpi_backend(int, int) {
   fail();
 }
 
-c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int, int, std::chrono::milliseconds) {
+c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int, int, std::chrono::milliseconds,
+                                                   std::size_t) {
   fail();
 }
 

@@ -1,0 +1,170 @@
+#include "thinwire/comm/mpi_schedule.h"
+
+namespace thinwire::comm::mpi {
+namespace {
+
+constexpr auto kSend = Message::Direction::kSend;
+constexpr auto kReceive = Message::Direction::kReceive;
+
+char* at_element(void* data, std::int64_t index, std::size_t element_size) {
+  return static_cast<char*>(data) + static_cast<std::size_t>(index) * element_size;
+}
+
+Block block_of(void* data, Slice slice, std::size_t element_size) {
+  return {at_element(data, slice.begin, element_size),
+          static_cast<std::size_t>(slice.count) * element_size};
+}
+
+// Every rank's slice of `data` to all others.
+Stage gather_slices(int rank, int size, void* data, std::int64_t numel, std::size_t element_size) {
+  const Block mine = block_of(data, slice_of(numel, rank, size), element_size);
+  std::vector<Block> out(static_cast<std::size_t>(size), mine), in;
+  for (int peer = 0; peer < size; ++peer)
+    in.push_back(block_of(data, slice_of(numel, peer, size), element_size));
+  return exchange(rank, out, in);
+}
+
+// Contributions of all ranks side by side in `scratch`, this rank's own at `own`.
+std::vector<const void*> side_by_side(int rank, int size, void* scratch, std::size_t bytes,
+                                      const void* own) {
+  std::vector<const void*> contributions;
+  for (int peer = 0; peer < size; ++peer)
+    contributions.push_back(
+        peer == rank ? own : static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * bytes);
+  return contributions;
+}
+
+}  // namespace
+
+Stage exchange(int rank, const std::vector<Block>& out, const std::vector<Block>& in) {
+  const auto size = static_cast<int>(out.size());
+  Stage stage;
+  // Receives first: a message that finds its receive posted is written straight to its place.
+  for (const auto direction : {kReceive, kSend}) {
+    for (int step = 1; step < size; ++step) {
+      const int peer = direction == kSend ? (rank + step) % size : (rank + size - step) % size;
+      const Block& block = (direction == kSend ? out : in)[static_cast<std::size_t>(peer)];
+      stage.messages.push_back({direction, peer, block.data, block.bytes});
+    }
+  }
+  return stage;
+}
+
+std::vector<Stage> broadcast(int rank, int size, int root, Block block, std::size_t long_message) {
+  // Ranks counted from the root: rank v hears from v without its lowest set bit, and then tells
+  // v + b for every power of two b below that bit.
+  const int place = (rank + size - root) % size;
+  const auto rank_at = [&](int v) { return (v + root) % size; };
+  if (size == 1) return {};
+  if (size > 2 && block.bytes > long_message) {
+    const auto bytes = static_cast<std::int64_t>(block.bytes);
+    Stage scatter;
+    const auto slice = [&](int peer) {
+      return block_of(block.data, slice_of(bytes, peer, size), 1);
+    };
+    if (place == 0) {
+      for (int v = 1; v < size; ++v)
+        scatter.messages.push_back(
+            {kSend, rank_at(v), slice(rank_at(v)).data, slice(rank_at(v)).bytes});
+    } else {
+      scatter.messages.push_back({kReceive, root, slice(rank).data, slice(rank).bytes});
+    }
+    Stage gather = gather_slices(rank, size, block.data, bytes, 1);
+    // The root has everything already, so nobody sends to it.
+    std::erase_if(gather.messages, [&](const Message& message) {
+      return message.direction == kSend ? message.peer == root : rank == root;
+    });
+    return {scatter, gather};
+  }
+  std::vector<Stage> stages(2);
+  int bit = 1;
+  while (bit < size && (place & bit) == 0) bit *= 2;
+  if (place != 0)
+    stages[0].messages.push_back({kReceive, rank_at(place - bit), block.data, block.bytes});
+  for (bit /= 2; bit > 0; bit /= 2)
+    if (place + bit < size)
+      stages[1].messages.push_back({kSend, rank_at(place + bit), block.data, block.bytes});
+  return stages;
+}
+
+std::vector<Stage> barrier(int rank, int size) {
+  std::vector<Stage> stages;
+  for (int distance = 1; distance < size; distance *= 2)
+    stages.push_back({{{kReceive, (rank + size - distance) % size, nullptr, 0},
+                       {kSend, (rank + distance) % size, nullptr, 0}},
+                      nullptr});
+  return stages;
+}
+
+std::size_t allreduce_scratch(int rank, int size, std::int64_t numel, std::size_t element_size,
+                              std::size_t long_message) {
+  const std::size_t bytes = static_cast<std::size_t>(numel) * element_size;
+  const auto copies = static_cast<std::size_t>(size);
+  if (size == 1) return 0;
+  if (bytes * copies <= long_message) return copies * bytes;
+  return copies * static_cast<std::size_t>(slice_of(numel, rank, size).count) * element_size;
+}
+
+std::vector<Stage> allreduce(int rank, int size, int root, void* data, std::int64_t numel,
+                             std::size_t element_size, std::size_t long_message, void* scratch,
+                             Reduce reduce) {
+  const std::size_t bytes = static_cast<std::size_t>(numel) * element_size;
+  const bool gets_result = root < 0 || root == rank;
+  if (size == 1) return {{{}, [=] { reduce({data}, numel, data); }}};
+
+  if (bytes * static_cast<std::size_t>(size) <= long_message) {
+    std::vector<Block> out(static_cast<std::size_t>(size), Block{data, bytes}), in;
+    for (int peer = 0; peer < size; ++peer)
+      in.push_back({static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * bytes, bytes});
+    Stage stage = exchange(rank, out, in);
+    std::erase_if(stage.messages, [&](const Message& message) {
+      return message.direction == kSend ? root >= 0 && message.peer != root : !gets_result;
+    });
+    if (gets_result)
+      stage.then = [=] { reduce(side_by_side(rank, size, scratch, bytes, data), numel, data); };
+    return {stage};
+  }
+
+  const Slice mine = slice_of(numel, rank, size);
+  const Block own = block_of(data, mine, element_size);
+  std::vector<Block> out, in;
+  for (int peer = 0; peer < size; ++peer) {
+    out.push_back(block_of(data, slice_of(numel, peer, size), element_size));
+    in.push_back(
+        {static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * own.bytes, own.bytes});
+  }
+  Stage scatter = exchange(rank, out, in);
+  // Ranks without the result keep their tensor, so they reduce into their own place of `scratch`.
+  void* result = gets_result ? own.data : in[static_cast<std::size_t>(rank)].data;
+  scatter.then = [=] {
+    reduce(side_by_side(rank, size, scratch, own.bytes, own.data), mine.count, result);
+  };
+  if (root < 0) return {scatter, gather_slices(rank, size, data, numel, element_size)};
+  Stage collect;
+  if (rank == root) {
+    for (int peer = 0; peer < size; ++peer)
+      if (peer != root)
+        collect.messages.push_back({kReceive, peer, out[static_cast<std::size_t>(peer)].data,
+                                    out[static_cast<std::size_t>(peer)].bytes});
+  } else {
+    collect.messages.push_back({kSend, root, result, own.bytes});
+  }
+  return {scatter, collect};
+}
+
+std::vector<Stage> reduce_scatter(int rank, const std::vector<Block>& in, void* out,
+                                  std::int64_t numel, std::size_t element_size, void* scratch,
+                                  Reduce reduce) {
+  const auto size = static_cast<int>(in.size());
+  const std::size_t bytes = static_cast<std::size_t>(numel) * element_size;
+  std::vector<Block> arriving;
+  for (int peer = 0; peer < size; ++peer)
+    arriving.push_back(
+        {static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * bytes, bytes});
+  Stage stage = exchange(rank, in, arriving);
+  const void* own = in[static_cast<std::size_t>(rank)].data;
+  stage.then = [=] { reduce(side_by_side(rank, size, scratch, bytes, own), numel, out); };
+  return {stage};
+}
+
+}  // namespace thinwire::comm::mpi
