@@ -1,0 +1,144 @@
+#include "thinwire/compressors/lgreco/curve_errors.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <numeric>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::lgreco {
+namespace {
+
+// Bins of magnitude are the exponent and the first five bits of the mantissa. 8,192 of them fit in
+// the first-level caches; a bin holds a few per cent of a layer at most.
+constexpr int kBinShift = 18;
+constexpr std::size_t kBins = std::size_t{1} << (31 - kBinShift);
+
+std::uint32_t magnitude_bits(float x) {
+  return std::bit_cast<std::uint32_t>(x) & 0x7FFFFFFFu;
+}
+double square(float x) {
+  return static_cast<double>(x) * x;
+}
+
+struct Bin {
+  std::int64_t count = 0;
+  double energy = 0;
+  std::vector<std::uint32_t> members;  // magnitudes, only where a threshold falls into the bin
+};
+
+// Elements that all codecs see before the next ones are read from memory.
+constexpr std::int64_t kPiece = 16384;
+
+double difference(std::span<const float> a, std::span<const float> b) {
+  std::array<double, 4> sum{};
+  std::size_t i = 0;
+  for (; i + 4 <= a.size(); i += 4) {
+    for (std::size_t q = 0; q < 4; ++q) {
+      const double d = static_cast<double>(a[i + q]) - b[i + q];
+      sum[q] += d * d;
+    }
+  }
+  for (; i < a.size(); ++i) {
+    const double d = static_cast<double>(a[i]) - b[i];
+    sum[0] += d * d;
+  }
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+}  // namespace
+
+std::vector<double> topk_squared_errors(std::span<const float> gradient,
+                                        std::span<const std::int64_t> counts) {
+  std::vector<Bin> bins(kBins);
+  for (float x : gradient) {
+    Bin& bin = bins[magnitude_bits(x) >> kBinShift];
+    ++bin.count;
+    bin.energy += square(x);
+  }
+  check(std::all_of(bins.begin() + (0x7F800000u >> kBinShift), bins.end(),
+                    [](const Bin& bin) { return bin.count == 0; }),
+        "the gradient holds NaN or infinity");
+
+  // The bin in which each count's last kept entry lies, and how many of it are kept.
+  struct Cut {
+    std::size_t bin = kBins;  // kBins: the cut lies between two bins, all below `below` dropped
+    std::int64_t kept = 0;
+    std::size_t below = 0;
+  };
+  std::vector<Cut> cuts;
+  std::vector<bool> wanted(kBins, false);
+  for (std::int64_t count : counts) {
+    Cut cut{kBins, 0, kBins};
+    std::int64_t left = std::max<std::int64_t>(count, 0);
+    while (cut.below > 0 && bins[cut.below - 1].count <= left) left -= bins[--cut.below].count;
+    if (cut.below > 0 && left > 0) {
+      cut.bin = --cut.below;
+      cut.kept = left;
+      wanted[cut.bin] = true;
+    }
+    cuts.push_back(cut);
+  }
+  for (float x : gradient) {
+    const std::uint32_t bits = magnitude_bits(x);
+    if (wanted[bits >> kBinShift]) bins[bits >> kBinShift].members.push_back(bits);
+  }
+  // Non-negative floats are ordered as their bits.
+  for (Bin& bin : bins) std::sort(bin.members.begin(), bin.members.end());
+
+  std::vector<double> errors;
+  for (const Cut& cut : cuts) {
+    double sum = 0;
+    for (std::size_t b = 0; b < cut.below; ++b) sum += bins[b].energy;
+    if (cut.bin < kBins) {
+      const auto& members = bins[cut.bin].members;
+      const auto dropped = members.size() - static_cast<std::size_t>(cut.kept);
+      for (std::size_t i = 0; i < dropped; ++i) sum += square(std::bit_cast<float>(members[i]));
+    }
+    errors.push_back(sum);
+  }
+  return errors;
+}
+
+std::vector<double> measured_squared_errors(std::span<const float> gradient,
+                                            std::span<const CodecPtr> codecs) {
+  const auto numel = static_cast<std::int64_t>(gradient.size());
+  std::vector<double> errors(codecs.size(), 0);
+  // Pieces must be cut at multiples of every codec's block.
+  std::vector<std::int64_t> pieces;
+  std::size_t payload = 0;
+  std::int64_t largest = 0;
+  for (const CodecPtr& codec : codecs) {
+    const std::int64_t block = codec->block_size();
+    const std::int64_t piece =
+        block == 0 ? numel : std::min(numel, (kPiece + block - 1) / block * block);
+    pieces.push_back(std::max<std::int64_t>(piece, 1));
+    largest = std::max(largest, pieces.back());
+    payload = std::max(payload, codec->max_compressed_bytes(pieces.back(), DType::kFloat32));
+  }
+  std::vector<std::byte> bytes(payload);
+  std::vector<float> decoded(static_cast<std::size_t>(largest));
+  std::vector<std::int64_t> done(codecs.size(), 0);
+  // Codecs with equal pieces stay side by side; one with larger pieces takes them less often.
+  for (std::int64_t reached = 0; reached < numel; reached += kPiece) {
+    for (std::size_t c = 0; c < codecs.size(); ++c) {
+      while (done[c] < std::min(numel, reached + kPiece)) {
+        const std::int64_t size = std::min(pieces[c], numel - done[c]);
+        const auto input =
+            gradient.subspan(static_cast<std::size_t>(done[c]), static_cast<std::size_t>(size));
+        const std::span<float> output(decoded.data(), static_cast<std::size_t>(size));
+        RandomKey key;
+        key.first_element = static_cast<std::uint64_t>(done[c]);
+        const std::size_t written = codecs[c]->compress(view_of(input), key, bytes);
+        codecs[c]->decompress(std::span(bytes).first(written), key, view_of(output),
+                              WriteMode::kAssign);
+        errors[c] += difference(input, output);
+        done[c] += size;
+      }
+    }
+  }
+  return errors;
+}
+
+}  // namespace thinwire::lgreco

@@ -1,0 +1,189 @@
+#include "thinwire/compressors/lgreco/curves.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "thinwire/common/error.h"
+#include "thinwire/compressors/codec_table.h"
+#include "thinwire/compressors/lgreco/curve_errors.h"
+#include "thinwire/compressors/lgreco/low_rank_energy.h"
+#include "thinwire/compressors/sparse_values.h"
+
+namespace thinwire::lgreco {
+namespace {
+
+// Ten steps to each side of the reference: 26 % from one density to the next.
+constexpr int kDensitySteps = 10;
+constexpr std::int64_t kMostRanks = 32;
+
+std::int64_t numel_of(std::span<const std::int64_t> shape) {
+  std::int64_t numel = 1;
+  for (std::int64_t extent : shape) numel *= extent;
+  return numel;
+}
+
+std::int64_t rows_of(std::span<const std::int64_t> shape) {
+  return shape.empty() ? 1 : shape[0];
+}
+
+std::int64_t cols_of(std::span<const std::int64_t> shape) {
+  return rows_of(shape) == 0 ? 0 : numel_of(shape) / rows_of(shape);
+}
+
+// Four digits are more than the density needs, and keep the spec readable.
+double rounded(double density) {
+  const double unit = std::pow(10.0, std::floor(std::log10(density)) - 3);
+  return std::round(density / unit) * unit;
+}
+
+std::vector<double> values_around(const Spec& reference, std::span<const std::int64_t> shape) {
+  const double middle = parameter_value(reference);
+  std::vector<double> values;
+  if (reference.name == "quantize") {
+    for (int bits = 2; bits <= 8; ++bits) values.push_back(bits);
+  } else if (reference.name == "topk") {
+    for (int i = -kDensitySteps; i <= kDensitySteps; ++i) {
+      const double density = middle * std::pow(10.0, static_cast<double>(i) / kDensitySteps);
+      if (density <= 1)
+        values.push_back(std::strtod(number_text(rounded(density)).c_str(), nullptr));
+    }
+  } else {
+    const auto rank = static_cast<std::int64_t>(middle);
+    const std::int64_t least = std::max<std::int64_t>(1, (rank + 3) / 4), most = 4 * rank;
+    const double factor =
+        std::pow(static_cast<double>(most) / static_cast<double>(least), 1.0 / (kMostRanks - 1));
+    double next = static_cast<double>(least);
+    for (std::int64_t r = least; r <= most; ++r) {
+      if (most - least >= kMostRanks && static_cast<double>(r) < next - 1e-9) continue;
+      values.push_back(static_cast<double>(r));
+      while (next <= static_cast<double>(r) + 1e-9) next *= factor;
+    }
+  }
+  values.push_back(middle);
+  if (reference.name == "powersgd") {
+    const auto limit = static_cast<double>(std::min(rows_of(shape), cols_of(shape)));
+    std::erase_if(values, [&](double rank) { return rank >= limit; });
+  }
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+  return values;
+}
+
+double bytes_of(const Spec& spec, std::span<const std::int64_t> shape, const CurveCosts& costs) {
+  if (costs.bytes) return costs.bytes(spec, shape);
+  if (spec.name == "powersgd") {
+    return parameter_value(spec) * static_cast<double>(rows_of(shape) + cols_of(shape)) * 4;
+  }
+  return static_cast<double>(
+      make_codec(spec)->max_compressed_bytes(numel_of(shape), DType::kFloat32));
+}
+
+// top-k's errors follow from the magnitudes alone if it keeps exactly the largest ones in float32.
+bool is_plain_topk(const Spec& spec) {
+  if (spec.name != "topk") return false;
+  return std::none_of(spec.arguments.begin(), spec.arguments.end(), [](const auto& argument) {
+    return argument.key != "density" && argument.text != "exact" && argument.text != "fp32";
+  });
+}
+
+// The candidates of one way to measure, by their place in the set.
+struct Batch {
+  std::vector<std::size_t> places;
+  std::vector<std::int64_t> numbers;  // kept entries, or ranks
+  std::vector<CodecPtr> codecs;
+
+  void spread(const std::vector<double>& from, std::vector<double>& to) const {
+    for (std::size_t i = 0; i < places.size(); ++i) to[places[i]] = from[i];
+  }
+};
+
+std::vector<double> squared_errors(const std::vector<Spec>& specs, std::span<const float> gradient,
+                                   std::span<const std::int64_t> shape) {
+  std::vector<double> errors(specs.size(), 0);
+  Batch topk, low_rank, measured;
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    if (specs[i].name == "identity") continue;
+    if (is_plain_topk(specs[i])) {
+      topk.places.push_back(i);
+      topk.numbers.push_back(kept_count(parameter_value(specs[i]), numel_of(shape)));
+    } else if (specs[i].name == "powersgd") {
+      low_rank.places.push_back(i);
+      low_rank.numbers.push_back(static_cast<std::int64_t>(parameter_value(specs[i])));
+    } else {
+      measured.places.push_back(i);
+      measured.codecs.push_back(make_codec(specs[i]));
+    }
+  }
+  if (!topk.places.empty()) topk.spread(topk_squared_errors(gradient, topk.numbers), errors);
+  if (!low_rank.places.empty()) {
+    low_rank.spread(
+        low_rank_squared_errors(gradient, rows_of(shape), cols_of(shape), low_rank.numbers),
+        errors);
+  }
+  if (!measured.places.empty()) {
+    measured.spread(measured_squared_errors(gradient, measured.codecs), errors);
+  }
+  return errors;
+}
+
+}  // namespace
+
+CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> shape) {
+  CandidateSet set;
+  set.specs.push_back(Spec::parse("identity"));
+  for (const char* codec : {"quantize", "topk", "powersgd"}) {
+    if (policy.family != Family::kMixed && name_of(policy.family) != codec) continue;
+    const bool of_reference = policy.reference.name == codec;
+    const Spec base = of_reference ? policy.reference : Spec::parse(codec);
+    for (double value : values_around(base, shape)) {
+      if (of_reference && value == parameter_value(base)) set.reference = set.specs.size();
+      set.specs.push_back(with_parameter(base, value));
+    }
+  }
+  return set;
+}
+
+Layer rate_distortion_curve(const std::string& name, std::span<const float> gradient,
+                            std::span<const std::int64_t> shape, const Policy& policy,
+                            const CurveCosts& costs) {
+  check(numel_of(shape) == static_cast<std::int64_t>(gradient.size()), "layer '", name, "' has ",
+        numel_of(shape), " elements by its shape, but its gradient has ", gradient.size());
+  double squared_norm = 0;
+  for (float x : gradient) squared_norm += static_cast<double>(x) * x;
+  check(std::isfinite(squared_norm), "the gradient of layer '", name, "' holds NaN or infinity");
+
+  const CandidateSet set = candidate_set(policy, shape);
+  const std::vector<double> errors = squared_errors(set.specs, gradient, shape);
+  const auto measured = [&](double squared) {
+    return policy.measure == ErrorMeasure::kL2 ? std::sqrt(squared) : squared;
+  };
+  Layer layer{name, numel_of(shape), 0, {}, measured(squared_norm)};
+  for (std::size_t i = 0; i < set.specs.size(); ++i) {
+    const Candidate candidate{set.specs[i].str(), bytes_of(set.specs[i], shape, costs),
+                              measured(errors[i]),
+                              costs.seconds ? costs.seconds(set.specs[i], shape) : 0};
+    if (i == set.reference) {
+      layer.reference = layer.candidates.size();
+    } else if (i > 0) {
+      // A zero gradient loses nothing with any of them.
+      const bool useless = squared_norm > 0 && candidate.error >= layer.norm;
+      const bool larger = candidate.bytes >= layer.candidates.front().bytes;
+      if (useless || larger) continue;
+    }
+    layer.candidates.push_back(candidate);
+  }
+  return layer;
+}
+
+Layer uncompressed_layer(const std::string& name, std::span<const std::int64_t> shape,
+                         const CurveCosts& costs) {
+  const Spec identity = Spec::parse("identity");
+  return {name,
+          numel_of(shape),
+          0,
+          {{identity.str(), bytes_of(identity, shape, costs), 0,
+            costs.seconds ? costs.seconds(identity, shape) : 0}},
+          0};
+}
+
+}  // namespace thinwire::lgreco

@@ -1,0 +1,42 @@
+// Strict reading of JSON objects with errors that name the place.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+#include <nlohmann/json_fwd.hpp>
+
+namespace thinwire::lgreco {
+
+// A value and where it is, as `layers[3].candidates[1]`. It refers to a document that must outlive
+// it. Every function throws FileError "<source>: <place>: <what is wrong>".
+class JsonPlace {
+ public:
+  JsonPlace(const nlohmann::json& value, std::string source, std::string place = "")
+      : value_(value), source_(std::move(source)), place_(std::move(place)) {}
+
+  // Requires an object with no fields besides these.
+  void expect_fields(std::initializer_list<std::string_view> fields) const;
+  bool has(const std::string& field) const;
+  JsonPlace at(const std::string& field) const;
+  std::size_t size() const;  // of an array
+  JsonPlace at(std::size_t index) const;
+
+  std::string text() const;
+  bool flag() const;
+  double number() const;  // finite, not negative
+  std::uint64_t whole() const;
+
+  [[noreturn]] void fail(const std::string& what) const;
+
+ private:
+  const nlohmann::json& value_;
+  std::string source_, place_;
+};
+
+// Parses a document; repeated fields of one object are an error too.
+nlohmann::json parse_json(std::string_view text, const std::string& source);
+
+}  // namespace thinwire::lgreco
