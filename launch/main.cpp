@@ -20,11 +20,13 @@ int complain(std::string message, int code) {
   return code;
 }
 
-// CLI11's own message for a misspelled command only says that something was not expected.
+// CLI11's own message for a misspelled command only says that something was not expected. Returns
+// "" for a known one.
 std::string unknown_command(const CLI::App& app, const std::string& word) {
   std::vector<std::string> known;
   std::string list;
   for (const CLI::App* command : app.get_subcommands({})) {
+    if (command->get_name() == word) return "";
     known.push_back(command->get_name());
     list += (list.empty() ? "" : ", ") + command->get_name();
   }
@@ -44,8 +46,9 @@ int run(int argc, char** argv) {
   add_doctor_command(app);
   add_codecs_command(app);
 
-  if (argc > 1 && argv[1][0] != '-' && !app.get_subcommand_no_throw(argv[1])) {
-    return complain(unknown_command(app, argv[1]), kUsage);
+  if (argc > 1 && argv[1][0] != '-') {
+    const std::string unknown = unknown_command(app, argv[1]);
+    if (!unknown.empty()) return complain(unknown, kUsage);
   }
   try {
     app.parse(argc, argv);

@@ -24,9 +24,13 @@ void Table::print(std::ostream& out, const std::string& indent) const {
 }
 
 std::string with_commas(long long value) {
-  std::string text = std::to_string(value);
-  const std::size_t first = text.starts_with('-') ? 1 : 0;
-  for (std::size_t at = text.size(); at > first + 3; at -= 3) text.insert(at - 3, ",");
+  const std::string digits = std::to_string(value);
+  std::string text;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    text += digits[i];
+    const std::size_t left = digits.size() - 1 - i;
+    if (left > 0 && left % 3 == 0 && digits[i] != '-') text += ',';
+  }
   return text;
 }
 

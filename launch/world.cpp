@@ -1,6 +1,6 @@
 #include "thinwire/launch/world.h"
 
-#include <ATen/Context.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <atomic>
 #include <cstdlib>
 
@@ -34,7 +34,7 @@ std::string asked_backend(const InitOptions& options) {
 
 int usable_gpus() {
   if (Env::get().disable_cuda || !comm::nccl_backend_usable()) return 0;
-  return at::globalContext().getNumGPUs();
+  return at::detail::getCUDAHooks().getNumGPUs();
 }
 
 // What this rank tells the others. Its own mistakes are told too, so that they do not wait for it.
