@@ -85,10 +85,10 @@ DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module
           "; gradients are compressed on the CPU in this version");
     everything.push_back(parameter.detach());
     if (!parameter.requires_grad()) continue;
-    check(!names.contains(parameter.unsafeGetTensorImpl()), "parameter '", item.key(),
-          "' is also registered as '", names[parameter.unsafeGetTensorImpl()], "'");
+    const auto [entry, added] = names.emplace(parameter.unsafeGetTensorImpl(), item.key());
+    check(added, "parameter '", item.key(), "' is also registered as '", entry->second,
+          "'; a parameter may have one name");
     names_by_index.emplace(s.parameters.size(), item.key());
-    names.emplace(parameter.unsafeGetTensorImpl(), item.key());
     layers.push_back({item.key(), parameter.sizes().vec()});
     s.parameters.push_back(parameter);
   }

@@ -1,0 +1,107 @@
+#include "thinwire/examples/support/models.h"
+
+#include "thinwire/common/error.h"
+#include "thinwire/common/spec.h"
+
+namespace thinwire::examples {
+namespace {
+
+namespace nn = torch::nn;
+
+constexpr int kClasses = 10;
+
+class Mlp : public Classifier {
+ public:
+  Mlp() {
+    layers_ = register_module(
+        "layers", nn::Sequential(nn::Flatten(), nn::Linear(784, 512), nn::ReLU(),
+                                 nn::Linear(512, 256), nn::ReLU(), nn::Linear(256, kClasses)));
+  }
+  torch::Tensor forward(torch::Tensor images) override { return layers_->forward(images); }
+
+ private:
+  nn::Sequential layers_;
+};
+
+class Cnn : public Classifier {
+ public:
+  Cnn() {
+    layers_ = register_module(
+        "layers", nn::Sequential(nn::Conv2d(nn::Conv2dOptions(1, 32, 3)), nn::ReLU(),
+                                 nn::MaxPool2d(2), nn::Conv2d(nn::Conv2dOptions(32, 64, 3)),
+                                 nn::ReLU(), nn::MaxPool2d(2), nn::Flatten(), nn::Linear(1600, 256),
+                                 nn::ReLU(), nn::Linear(256, kClasses)));
+  }
+  torch::Tensor forward(torch::Tensor images) override { return layers_->forward(images); }
+
+ private:
+  nn::Sequential layers_;
+};
+
+nn::Conv2d convolution(int in, int out, int stride) {
+  return nn::Conv2d(nn::Conv2dOptions(in, out, 3).stride(stride).padding(1).bias(false));
+}
+
+class ResidualBlockImpl : public nn::Module {
+ public:
+  ResidualBlockImpl(int in, int out, int stride) {
+    body_ = register_module(
+        "body", nn::Sequential(convolution(in, out, stride), nn::BatchNorm2d(out), nn::ReLU(),
+                               convolution(out, out, 1), nn::BatchNorm2d(out)));
+    if (stride != 1 || in != out) {
+      skip_ = register_module(
+          "skip",
+          nn::Sequential(nn::Conv2d(nn::Conv2dOptions(in, out, 1).stride(stride).bias(false)),
+                         nn::BatchNorm2d(out)));
+    }
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    return torch::relu(body_->forward(x) + (skip_ ? skip_->forward(x) : x));
+  }
+
+ private:
+  nn::Sequential body_{nullptr};
+  nn::Sequential skip_{nullptr};
+};
+TORCH_MODULE(ResidualBlock);
+
+// Three stages of three blocks; the stem halves the image, which quarters the work.
+class ResNet20 : public Classifier {
+ public:
+  ResNet20() {
+    layers_ = register_module(
+        "layers", nn::Sequential(convolution(1, 16, 2), nn::BatchNorm2d(16), nn::ReLU()));
+    int in = 16;
+    for (const int out : {16, 32, 64}) {
+      for (int block = 0; block < 3; ++block) {
+        layers_->push_back(ResidualBlock(in, out, block == 0 && out != 16 ? 2 : 1));
+        in = out;
+      }
+    }
+    classifier_ = register_module("classifier", nn::Linear(64, kClasses));
+  }
+  torch::Tensor forward(torch::Tensor images) override {
+    return classifier_->forward(layers_->forward(images).mean({2, 3}));
+  }
+
+ private:
+  nn::Sequential layers_;
+  nn::Linear classifier_{nullptr};
+};
+
+}  // namespace
+
+std::vector<std::string> classifier_names() {
+  return {"cnn", "mlp", "resnet20"};
+}
+
+std::shared_ptr<Classifier> make_classifier(std::string_view name) {
+  if (name == "cnn") return std::make_shared<Cnn>();
+  if (name == "mlp") return std::make_shared<Mlp>();
+  if (name == "resnet20") return std::make_shared<ResNet20>();
+  const std::string near = nearest_name(name, classifier_names());
+  throw InvalidArgument(concat("unknown model '", name, "'; the models are cnn, mlp, resnet20",
+                               near.empty() ? "" : concat(" (did you mean ", near, "?)")));
+}
+
+}  // namespace thinwire::examples

@@ -1,0 +1,173 @@
+#include "thinwire/examples/support/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <optional>
+#include <thread>
+
+#include "thinwire/common/env.h"
+#include "thinwire/common/error.h"
+#include "thinwire/common/metrics.h"
+#include "thinwire/common/spec.h"
+#include "thinwire/common/timeline.h"
+#include "thinwire/examples/support/progress.h"
+#include "thinwire/torch_ext/distributed_data_parallel.h"
+
+namespace thinwire::examples {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+ImageSet first_samples(const ImageSet& set, std::int64_t count) {
+  const auto numel = count == 0 ? set.labels.size(0) : std::min(count, set.labels.size(0));
+  return {set.images.narrow(0, 0, numel), set.labels.narrow(0, 0, numel)};
+}
+
+// This rank's images of one epoch, in order: every rank shuffles alike and takes its own stride.
+// The images that do not fill a batch on every rank are left out, so that all ranks make the same
+// number of steps.
+torch::Tensor shard(std::int64_t images, const launch::World& world, std::int64_t batch,
+                    std::uint64_t seed) {
+  auto generator = at::detail::createCPUGenerator(seed);
+  const auto order = torch::randperm(images, generator, torch::kLong);
+  const std::int64_t steps = images / (batch * world.size());
+  return order.narrow(0, 0, steps * batch * world.size())
+      .view({-1, world.size()})
+      .select(1, world.rank())
+      .contiguous();
+}
+
+double evaluate(Classifier& model, const ImageSet& set, const launch::World& world) {
+  torch::NoGradGuard no_grad;
+  model.eval();
+  const auto mine = torch::arange(world.rank(), set.labels.size(0), world.size());
+  torch::Tensor correct = torch::zeros({1}, torch::kLong);
+  for (const auto& indices : mine.split(500)) {
+    const auto scores = model.forward(set.images.index_select(0, indices));
+    correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
+  }
+  std::vector<torch::Tensor> tensors = {correct};
+  if (world.size() > 1) world.group()->allreduce(tensors)->wait();
+  model.train();
+  return correct.item<double>() / static_cast<double>(set.labels.size(0));
+}
+
+int threads_of_rank(const launch::World& world, const TrainingOptions& options) {
+  if (options.threads > 0) return options.threads;
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, cores / std::max(1, world.local_size()));
+}
+
+// The canonical text of what was asked for, so that logs of equal runs are equal.
+std::string compression_text(const TrainingOptions& options) {
+  const std::string text =
+      options.compression.empty() ? Env::get().compression : options.compression;
+  return text.empty() ? "none" : Spec::parse(text).str();
+}
+
+void log_result(MetricsLog& log, const TrainingResult& result) {
+  log.write("result", {{"backend", result.backend},
+                       {"compression", result.compression},
+                       {"world_size", std::int64_t{result.world_size}},
+                       {"model", result.model},
+                       {"epochs", std::int64_t{result.epochs}},
+                       {"test_accuracy", result.test_accuracy},
+                       {"train_seconds", result.train_seconds},
+                       {"wire_bytes_per_step", result.traffic.wire_bytes_per_step()},
+                       {"dense_bytes_per_step", result.traffic.dense_bytes_per_step()},
+                       {"parameters_crc32c", std::int64_t{result.parameters_crc32c}},
+                       {"replicas_equal", result.replicas_equal}});
+}
+
+}  // namespace
+
+TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Classifier> model,
+                                const FashionMnist& data, const TrainingOptions& options) {
+  at::set_num_threads(threads_of_rank(world, options));
+  const ImageSet train = first_samples(data.train, options.train_samples);
+  const ImageSet test = first_samples(data.test, options.test_samples);
+  const std::int64_t steps_per_epoch =
+      train.labels.size(0) / (std::int64_t{options.batch_size} * world.size());
+  check(steps_per_epoch > 0, train.labels.size(0), " images do not fill one batch of ",
+        options.batch_size, " on each of ", world.size(), " ranks");
+
+  const bool leader = world.rank() == 0;
+  std::optional<Timeline> timeline;
+  if (leader && !options.timeline.empty()) timeline.emplace(options.timeline, world.rank());
+  std::optional<MetricsLog> log;
+  if (leader && !options.log.empty()) log.emplace(options.log);
+
+  CompressionOptions compression(options.compression);
+  compression.seed = options.seed;
+  compression.warmup_steps = options.warmup_steps;
+  DistributedDataParallel ddp(model, world.group(),
+                              {.compression = compression,
+                               .bucket_cap_mb = options.bucket_cap_mb,
+                               .timeline = timeline ? &*timeline : nullptr});
+  torch::optim::SGD optimizer(
+      model->parameters(),
+      torch::optim::SGDOptions(options.learning_rate).momentum(options.momentum));
+
+  TrainingResult result{.backend = world.backend(),
+                        .compression = compression_text(options),
+                        .world_size = world.size(),
+                        .model = options.model};
+  Progress progress(leader, options.epochs * steps_per_epoch);
+  for (int epoch = 1; epoch <= options.epochs; ++epoch) {
+    const auto order = shard(train.labels.size(0), world, options.batch_size,
+                             options.seed * 1'000'003 + static_cast<std::uint64_t>(epoch));
+    const auto begin = Clock::now();
+    double loss_sum = 0;
+    for (std::int64_t step = 0; step < steps_per_epoch; ++step) {
+      const auto step_begin = Clock::now();
+      const auto batch = order.narrow(0, step * options.batch_size, options.batch_size);
+      ddp.zero_grad();
+      const auto scores = ddp.forward(train.images.index_select(0, batch));
+      const auto loss = torch::cross_entropy_loss(scores, train.labels.index_select(0, batch));
+      loss.backward();
+      optimizer.step();
+      const double loss_value = loss.item<double>();
+      loss_sum += loss_value;
+      progress.step(loss_value, seconds_since(step_begin), ddp.summary());
+    }
+    result.train_seconds += seconds_since(begin);
+    result.epochs = epoch;
+    result.test_accuracy = evaluate(*model, test, world);
+    progress.epoch(epoch, options.epochs, result.test_accuracy, result.train_seconds);
+    if (log) {
+      log->write("epoch", {{"epoch", std::int64_t{epoch}},
+                           {"train_loss", loss_sum / static_cast<double>(steps_per_epoch)},
+                           {"test_accuracy", result.test_accuracy},
+                           {"train_seconds", result.train_seconds}});
+    }
+    if (options.target_accuracy && result.test_accuracy >= *options.target_accuracy) break;
+  }
+  result.traffic = ddp.summary();
+  result.parameters_crc32c = ddp.parameters_crc32c();
+  result.replicas_equal = ddp.replicas_equal();
+  if (log) log_result(*log, result);
+  return result;
+}
+
+void print_summary(const TrainingResult& result) {
+  const auto megabytes = [](double bytes) { return bytes / 1e6; };
+  const CommunicationSummary& traffic = result.traffic;
+  std::cout << concat(
+      "\ncommunication summary of one rank (", result.world_size, " ranks over ", result.backend,
+      ")\n  compression       ", result.compression, "\n  steps             ", traffic.steps, " (",
+      traffic.warmup_steps, " uncompressed for warm-up)\n  sent              ",
+      megabytes(static_cast<double>(traffic.total.sent_bytes)), " MB in all, ",
+      megabytes(traffic.wire_bytes_per_step()), " MB a step\n  uncompressed      ",
+      megabytes(traffic.dense_bytes_per_step()), " MB a step, so ", traffic.ratio(),
+      "x less was sent\n  test accuracy     ", 100 * result.test_accuracy, " % after ",
+      result.epochs, " epochs, ", result.train_seconds,
+      " s of training\n  parameters        CRC-32C ", result.parameters_crc32c, ", ",
+      result.replicas_equal ? "bit-equal on all ranks" : "DIFFERENT between ranks", "\n");
+}
+
+}  // namespace thinwire::examples

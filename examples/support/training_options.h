@@ -1,0 +1,39 @@
+// The command line of the training examples.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+namespace CLI {
+class App;
+}
+
+namespace thinwire::examples {
+
+struct TrainingOptions {
+  std::string backend = "auto";
+  std::string compression;
+  std::string model = "cnn";
+  int epochs = 3;
+  int batch_size = 64;  // of one rank
+  double learning_rate = 0.05;
+  double momentum = 0.9;
+  std::uint64_t seed = 1;
+  std::int64_t warmup_steps = 0;
+  double bucket_cap_mb = 25;
+  std::int64_t train_samples = 0;  // 0: all
+  std::int64_t test_samples = 0;   // 0: all
+  int threads = 0;                 // 0: the host's cores shared among its ranks
+  double timeout_seconds = 0;      // 0: THINWIRE_TIMEOUT, else five minutes
+  std::filesystem::path data;
+  std::filesystem::path log;
+  std::filesystem::path timeline;
+  std::optional<double> target_accuracy;  // stop after the epoch that reaches it
+};
+
+// Adds the options to a program's command line; values land in `options`.
+void add_training_options(CLI::App& app, TrainingOptions& options);
+
+}  // namespace thinwire::examples
