@@ -1,5 +1,5 @@
 // Codes a tensor to 8 bits and back with the installed library and LibTorch.
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <thinwire/comm/tensor_bridge.h>
 #include <thinwire/comm/torch_version.h>
 #include <thinwire/compressors/codec_table.h>
@@ -13,7 +13,7 @@ int main() {
   const auto codec = thinwire::make_codec("quantize(bits=8)");
   const auto view = thinwire::comm::view_of(values);
   std::vector<std::byte> bytes(codec->max_compressed_bytes(view.numel, view.dtype));
-  bytes.resize(codec->compress(view, {}, bytes));
+  bytes.resize(codec->compress(thinwire::as_const(view), {}, bytes));
   codec->decompress(bytes, {}, thinwire::comm::view_of(decoded), thinwire::WriteMode::kAssign);
   const double error = (values - decoded).abs().max().item<double>();
   std::printf("torch %s: %zu bytes, largest error %.5f\n",
