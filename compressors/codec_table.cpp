@@ -5,6 +5,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/cast.h"
 #include "thinwire/compressors/identity.h"
+#include "thinwire/compressors/kernels/simd.h"
 #include "thinwire/compressors/onebit.h"
 #include "thinwire/compressors/powersgd.h"
 #include "thinwire/compressors/quantize.h"
@@ -59,6 +60,7 @@ const CodecEntry& codec_entry(std::string_view name) {
 }
 
 CodecPtr make_codec(const Spec& spec) {
+  kernels::apply_simd_environment();
   return codec_entry(spec.name).make(spec);
 }
 

@@ -1,6 +1,60 @@
+// Outline: for every bucket one sweep for its bounds and one that rounds and packs, both over
+// memory that the first sweep brought into the cache, so that a codec call reads its input once.
+// See Note [Packing by lanes].
+#include <algorithm>
+#include <array>
+
+#include "thinwire/compressors/kernels/elementwise.h"
 #include "thinwire/compressors/kernels/quantize_ref.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "thinwire/compressors/kernels/quantize_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "thinwire/compressors/kernels/quantize_decode-inl.h"
+#include "thinwire/compressors/kernels/quantize_encode-inl.h"
+
+HWY_BEFORE_NAMESPACE();
 namespace thinwire::kernels {
+namespace HWY_NAMESPACE {
+
+void Quantize(const QuantizeConfig& config, DType dtype, const std::byte* input, std::size_t count,
+              const PhiloxStream& stream, std::uint64_t first_element, std::byte* output,
+              std::byte* reconstruction) {
+  const BucketEncoder encoder(config, stream);
+  const BucketDecoder decoder(config, WriteMode::kAssign);
+  const auto bucket = static_cast<std::size_t>(config.bucket);
+  for (std::size_t first = 0; first < count; first += bucket) {
+    const std::size_t elements = std::min(bucket, count - first);
+    encoder.Encode(dtype, input + first * size_of(dtype), elements, first_element + first, output);
+    if (reconstruction != nullptr) {
+      decoder.Decode(output, dtype, reconstruction + first * size_of(dtype), elements);
+    }
+    output += bucket_bytes(config.norm, config.bits, elements);
+  }
+}
+
+void Dequantize(const QuantizeConfig& config, const std::byte* input, DType dtype,
+                std::byte* output, std::size_t count, WriteMode mode) {
+  const BucketDecoder decoder(config, mode);
+  const auto bucket = static_cast<std::size_t>(config.bucket);
+  for (std::size_t first = 0; first < count; first += bucket) {
+    const std::size_t elements = std::min(bucket, count - first);
+    decoder.Decode(input, dtype, output + first * size_of(dtype), elements);
+    input += bucket_bytes(config.norm, config.bits, elements);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace thinwire::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace thinwire::kernels {
+
+HWY_EXPORT(Quantize);
+HWY_EXPORT(Dequantize);
 
 std::size_t quantized_bytes(const QuantizeConfig& config, std::int64_t numel) {
   const auto count = static_cast<std::size_t>(numel);
@@ -13,12 +67,16 @@ std::size_t quantized_bytes(const QuantizeConfig& config, std::int64_t numel) {
 void quantize(const QuantizeConfig& config, DType dtype, const void* input, std::int64_t numel,
               const PhiloxStream& stream, std::uint64_t first_element, std::byte* output,
               void* reconstruction) {
-  ref::quantize(config, dtype, input, numel, stream, first_element, output, reconstruction);
+  HWY_DYNAMIC_DISPATCH(Quantize)
+  (config, dtype, static_cast<const std::byte*>(input), static_cast<std::size_t>(numel), stream,
+   first_element, output, static_cast<std::byte*>(reconstruction));
 }
 
 void dequantize(const QuantizeConfig& config, const std::byte* input, DType dtype, void* output,
                 std::int64_t numel, WriteMode mode) {
-  ref::dequantize(config, input, dtype, output, numel, mode);
+  HWY_DYNAMIC_DISPATCH(Dequantize)
+  (config, input, dtype, static_cast<std::byte*>(output), static_cast<std::size_t>(numel), mode);
 }
 
 }  // namespace thinwire::kernels
+#endif  // HWY_ONCE

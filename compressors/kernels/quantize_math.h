@@ -12,9 +12,8 @@
 // taken instead: that value is then a level, and every decoder works as before.
 //
 // The outermost levels of linf and l2 are exactly ±norm, and the lowest of minmax is exactly lo, so
-// constants survive with every norm. Powers of two scale a bucket before the arithmetic, which
-// changes no bit of an ordinary bucket and keeps denormal and huge ones (hi − lo above the largest
-// float) inside float32's range.
+// constants survive with every norm. Buckets of tiny or huge values (hi − lo may be denormal, or
+// exceed the largest float) are scaled by a power of two before the arithmetic.
 #pragma once
 
 #include "thinwire/compressors/kernels/host_device.h"
@@ -56,15 +55,17 @@ THINWIRE_HOST_DEVICE EncodeGrid encode_grid(const Levels& levels, Bounds bounds)
                           ? static_cast<double>(bounds.hi)
                           : static_cast<double>(bounds.hi) - static_cast<double>(bounds.lo);
   if (!(span > 0)) return {1.0f, levels.centred ? 0.0f : bounds.lo, 0.0f};
-  // A scale of 2^-exponent brings the span near 1; the clamp keeps the scale a normal float.
+  // Ordinary buckets are not scaled. Others are by 2^-exponent, which brings the span near 1; the
+  // clamp keeps the scale a normal float.
   int exponent = static_cast<int>(bits_of(span) >> 52) - 1023;
+  if (exponent >= -64 && exponent <= 64) exponent = 0;
   exponent = exponent < -126 ? -126 : exponent > 126 ? 126 : exponent;
   const float scale = float_of(static_cast<std::uint32_t>(127 - exponent) << 23);
   const double inverse = static_cast<double>(levels.highest) / (span * static_cast<double>(scale));
   return {scale, levels.centred ? 0.0f : bounds.lo * scale, static_cast<float>(inverse)};
 }
 
-// value = (base + level · step · span) · post
+// value = (base + level · step · span) · post, without base and post where levels are centred
 struct DecodeGrid {
   float base, span, post;
 };
@@ -103,7 +104,8 @@ THINWIRE_HOST_DEVICE int level_stochastic(const Levels& levels, const EncodeGrid
 }
 
 THINWIRE_HOST_DEVICE float value_of(const Levels& levels, const DecodeGrid& grid, int level) {
-  return (grid.base + static_cast<float>(level) * levels.step * grid.span) * grid.post;
+  const float offset = static_cast<float>(level) * levels.step * grid.span;
+  return levels.centred ? offset : (grid.base + offset) * grid.post;
 }
 
 }  // namespace thinwire::kernels

@@ -120,9 +120,8 @@ inline BucketStatistics statistics_of(DType dtype, const void* input, std::size_
 // What the decoder writes for `value` into a target of `dtype`: levels of l2 may lie beyond the
 // largest float16, to which they are cut, so that finite buckets stay finite.
 inline float limited_to(DType dtype, float value) {
-  const float limit = dtype == DType::kFloat16    ? 65504.0f
-                      : dtype == DType::kBFloat16 ? 0x1.FEp127f
-                                                  : std::numeric_limits<float>::max();
+  if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) return value;
+  const float limit = dtype == DType::kFloat16 ? 65504.0f : 0x1.FEp127f;
   return value > limit ? limit : value < -limit ? -limit : value;
 }
 

@@ -1,0 +1,198 @@
+// Unpacking and decoding in vectors; see Note [Packing by lanes]. Included once per SIMD target.
+
+#if defined(THINWIRE_COMPRESSORS_KERNELS_QUANTIZE_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef THINWIRE_COMPRESSORS_KERNELS_QUANTIZE_DECODE_INL_H_
+#undef THINWIRE_COMPRESSORS_KERNELS_QUANTIZE_DECODE_INL_H_
+#else
+#define THINWIRE_COMPRESSORS_KERNELS_QUANTIZE_DECODE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "thinwire/compressors/kernels/elementwise.h"
+#include "thinwire/compressors/kernels/quantize_ref.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace thinwire::kernels {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// value_of() in lanes, without `post`. Where levels are centred there is no base: −0 is what an
+// addition leaves alone.
+struct Grid {
+  using DF = hn::CappedTag<float, kGroupLanes>;
+  using DI = hn::RebindToSigned<DF>;
+  using DU = hn::RebindToUnsigned<DF>;
+
+  Grid(const Levels& levels, const DecodeGrid& grid)
+      : lowest(hn::Set(DF(), static_cast<float>(levels.lowest))),
+        step(hn::Set(DF(), levels.step)),
+        span(hn::Set(DF(), grid.span)),
+        base(hn::Set(DF(), levels.centred ? -0.0f : grid.base)) {}
+
+  HWY_INLINE hn::Vec<DF> Values(hn::Vec<DU> codes) const {
+    const auto level = hn::Add(hn::ConvertTo(DF(), hn::BitCast(DI(), codes)), lowest);
+    return hn::Add(base, hn::Mul(hn::Mul(level, step), span));
+  }
+
+  hn::Vec<DF> lowest, step, span, base;
+};
+
+template <bool kAccumulate>
+HWY_INLINE void Put(hn::Vec<Grid::DF> value, float* out) {
+  const Grid::DF df;
+  if constexpr (kAccumulate) value = hn::Add(hn::LoadU(df, out), value);
+  hn::StoreU(value, df, out);
+}
+
+// Decodes element kCode of each stream of one vector; `word` is the last word read.
+template <int kBits, int kCode, bool kAccumulate>
+HWY_INLINE void UnpackCode(const Grid& grid, const std::uint32_t* in, hn::Vec<Grid::DU>& word,
+                           float* out) {
+  const Grid::DU du;
+  constexpr int kAt = kCode * kBits;
+  constexpr int kShift = kAt % 32;
+  if constexpr (kShift == 0) word = hn::LoadU(du, in + kAt / 32 * kGroupLanes);
+  auto code = kShift == 0 ? word : hn::ShiftRight<kShift>(word);
+  if constexpr (kShift + kBits > 32) {
+    word = hn::LoadU(du, in + (kAt / 32 + 1) * kGroupLanes);
+    code = hn::Or(code, hn::ShiftLeft<32 - kShift>(word));
+  }
+  if constexpr (kShift + kBits != 32) code = hn::And(code, hn::Set(du, (1u << kBits) - 1));
+  Put<kAccumulate>(grid.Values(code), out + kCode * kGroupLanes);
+}
+
+template <int kBits, bool kAccumulate, int... kCodes>
+HWY_INLINE void UnpackStreams(const Grid& grid, const std::uint32_t* in, float* out,
+                              std::integer_sequence<int, kCodes...>) {
+  auto word = hn::Zero(Grid::DU());
+  (UnpackCode<kBits, kCodes, kAccumulate>(grid, in, word, out), ...);
+}
+
+template <int kBits, bool kAccumulate>
+void UnpackGroup(const Grid& grid, const std::byte* in, float* out) {
+  for (std::size_t lane = 0; lane < kGroupLanes; lane += hn::Lanes(Grid::DU())) {
+    UnpackStreams<kBits, kAccumulate>(grid, reinterpret_cast<const std::uint32_t*>(in) + lane,
+                                      out + lane, std::make_integer_sequence<int, 32>());
+  }
+}
+
+// The inverse of JoinCodes().
+HWY_INLINE std::uint64_t SplitCodes(std::uint64_t codes, int bits) {
+  const std::uint64_t four = (std::uint64_t{1} << 4 * bits) - 1;
+  codes = (codes & four) | (codes >> 4 * bits) << 32;
+  const std::uint64_t two = ((std::uint64_t{1} << 2 * bits) - 1) * 0x0000000100000001u;
+  codes = (codes & two) | (codes >> 2 * bits & two) << 16;
+  const std::uint64_t one = ((std::uint64_t{1} << bits) - 1) * 0x0001000100010001u;
+  return (codes & one) | (codes >> bits & one) << 8;
+}
+
+template <bool kAccumulate>
+void UnpackRest(const Grid& grid, const std::byte* in, std::size_t count, int bits, float* out) {
+  const Grid::DF df;
+  const hn::Rebind<std::uint8_t, Grid::DU> d8;
+  const std::size_t lanes = hn::Lanes(df);
+  alignas(64) std::uint8_t codes[kGroupElements + kGroupLanes] = {};
+  const std::size_t total = (count * static_cast<std::size_t>(bits) + 7) / 8;
+  std::size_t read = 0;
+  for (std::size_t i = 0; i < count; i += 8, read += static_cast<std::size_t>(bits)) {
+    std::uint64_t eight = 0;
+    std::memcpy(&eight, in + read, std::min(static_cast<std::size_t>(bits), total - read));
+    eight = SplitCodes(eight, bits);
+    std::memcpy(codes + i, &eight, 8);
+  }
+  const auto values = [&](std::size_t i) HWY_ATTR {
+    return grid.Values(hn::PromoteTo(Grid::DU(), hn::LoadU(d8, codes + i)));
+  };
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) Put<kAccumulate>(values(i), out + i);
+  if (i < count) {
+    float last[kGroupLanes] = {};
+    std::memcpy(last, out + i, (count - i) * sizeof(float));
+    Put<kAccumulate>(values(i), last);
+    std::memcpy(out + i, last, (count - i) * sizeof(float));
+  }
+}
+
+using UnpackFunction = void (*)(const Grid&, const std::byte*, float*);
+
+template <bool kAccumulate>
+inline constexpr UnpackFunction kUnpack[] = {
+    UnpackGroup<1, kAccumulate>, UnpackGroup<2, kAccumulate>, UnpackGroup<3, kAccumulate>,
+    UnpackGroup<4, kAccumulate>, UnpackGroup<5, kAccumulate>, UnpackGroup<6, kAccumulate>,
+    UnpackGroup<7, kAccumulate>, UnpackGroup<8, kAccumulate>};
+
+// Decodes buckets of one configuration.
+class BucketDecoder {
+ public:
+  BucketDecoder(const QuantizeConfig& config, WriteMode mode)
+      : config_(config), mode_(mode), levels_(levels_of(config.norm, config.bits)) {}
+
+  void Decode(const std::byte* input, DType dtype, std::byte* output, std::size_t count) const {
+    const Bounds bounds = ref::read_header(config_.norm, input);
+    if (!is_finite(bounds.hi)) return Poison(dtype, output, count);
+    input += header_bytes(config_.norm);
+    const DecodeGrid values = decode_grid(levels_, bounds);
+    const Grid grid(levels_, values);
+    const bool direct = dtype == DType::kFloat32 && values.post == 1.0f;
+    if (!direct) return UnpackThroughBlocks(grid, values.post, input, dtype, output, count);
+    auto* out = reinterpret_cast<float*>(output);
+    if (mode_ == WriteMode::kAssign) {
+      UnpackFloats<false>(grid, input, out, count);
+    } else {
+      UnpackFloats<true>(grid, input, out, count);
+    }
+  }
+
+ private:
+  template <bool kAccumulate>
+  void UnpackFloats(const Grid& grid, const std::byte* input, float* out, std::size_t count) const {
+    const auto unpack = kUnpack<kAccumulate>[config_.bits - 1];
+    for (; count >= kGroupElements; count -= kGroupElements) {
+      unpack(grid, input, out);
+      input += GroupBytes();
+      out += kGroupElements;
+    }
+    if (count > 0) UnpackRest<kAccumulate>(grid, input, count, config_.bits, out);
+  }
+
+  // Other dtypes, and buckets whose values do not fit float32's range before `post`.
+  void UnpackThroughBlocks(const Grid& grid, float post, const std::byte* input, DType dtype,
+                           std::byte* output, std::size_t count) const {
+    float block[kGroupElements];
+    for (std::size_t i = 0; i < count; i += kGroupElements) {
+      const std::size_t elements = std::min(kGroupElements, count - i);
+      UnpackFloats<false>(grid, input, block, elements);
+      for (std::size_t j = 0; j < elements; ++j) {
+        block[j] = ref::limited_to(dtype, block[j] * post);
+      }
+      store_floats(dtype, output, i, elements, block, mode_);
+      input += GroupBytes();
+    }
+  }
+
+  void Poison(DType dtype, std::byte* output, std::size_t count) const {
+    float block[kGroupElements];
+    std::fill_n(block, kGroupElements, float_of(kFloatNanBits));
+    for (std::size_t i = 0; i < count; i += kGroupElements) {
+      store_floats(dtype, output, i, std::min(kGroupElements, count - i), block, mode_);
+    }
+  }
+
+  std::size_t GroupBytes() const {
+    return kGroupElements / 8 * static_cast<std::size_t>(config_.bits);
+  }
+
+  const QuantizeConfig& config_;
+  WriteMode mode_;
+  Levels levels_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace thinwire::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,135 @@
+// The table, and what holds for each of the codecs that serve any tensor without a parameter.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <set>
+
+#include "payloads.h"
+
+namespace thinwire {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
+
+TEST(CodecTable, NamesAndIdsAreUnique) {
+  std::set<std::string_view> seen;
+  std::set<std::uint16_t> ids;
+  for (const auto& entry : codec_table()) {
+    EXPECT_TRUE(seen.insert(entry.name).second) << entry.name;
+    EXPECT_TRUE(ids.insert(entry.id).second) << entry.id;
+    EXPECT_FALSE(entry.summary.empty());
+  }
+  // Part of the frame format.
+  EXPECT_EQ(codec_entry("identity").id, 0);
+  EXPECT_EQ(codec_entry("cast").id, 1);
+  EXPECT_EQ(codec_entry("quantize").id, 2);
+}
+
+TEST(CodecTable, UnknownNameListsTheKnownAndTheNearest) {
+  EXPECT_THAT([] { make_codec("quantise(bits=4)"); },
+              ThrowsMessage<InvalidArgument>(AllOf(HasSubstr("quantise"), HasSubstr("identity"),
+                                                   HasSubstr("did you mean 'quantize'"))));
+  EXPECT_THROW(make_codec(""), InvalidArgument);
+  EXPECT_THROW(make_codec("identity(bits=4)"), InvalidArgument);
+}
+
+class EveryCodec : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(EveryCodec, CanonicalSpecGivesTheSameCodec) {
+  const auto codec = make_codec(GetParam());
+  EXPECT_EQ(make_codec(codec->spec())->spec(), codec->spec());
+}
+
+TEST_P(EveryCodec, FillsExactlyWhatItReports) {
+  const auto codec = make_codec(GetParam());
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const std::size_t size : {0, 1, 7, 8, 9, 1023, 1025}) {
+      const testing::Tensor input(dtype, testing::normal_values(size, 41), 1);
+      const std::size_t most = codec->max_compressed_bytes(static_cast<std::int64_t>(size), dtype);
+      std::vector<std::byte> out(most + 16, std::byte{0x5A});
+      const std::size_t written =
+          codec->compress(input.view(), {.seed = 1}, std::span(out).first(most));
+      if (codec->traits().fixed_size) {
+        EXPECT_EQ(written, most);
+      }
+      ASSERT_LE(written, most);
+      for (std::size_t i = most; i < out.size(); ++i) ASSERT_EQ(out[i], std::byte{0x5A});
+      testing::Tensor decoded(dtype, size, 1);
+      codec->decompress(std::span(out).first(written), {.seed = 1}, decoded.view(),
+                        WriteMode::kAssign);
+      if (codec->traits().lossless) {
+        EXPECT_EQ(decoded.bytes(), input.bytes());
+      }
+    }
+  }
+}
+
+TEST_P(EveryCodec, AccumulateAddsWhatAssignWrites) {
+  const auto codec = make_codec(GetParam());
+  const auto values = testing::normal_values(1100, 43);
+  const auto before = testing::normal_values(1100, 44);
+  const RandomKey key{.seed = 2};
+  const auto payload = testing::compressed(*codec, view_of(std::span(values)), key);
+  const auto assigned = testing::round_trip(*codec, values, key);
+  auto sum = before;
+  codec->decompress(payload, key, view_of(std::span(sum)), WriteMode::kAccumulate);
+  for (std::size_t i = 0; i < sum.size(); ++i) ASSERT_EQ(sum[i], before[i] + assigned[i]) << i;
+}
+
+TEST_P(EveryCodec, ConstantsWhereTheTraitSaysSo) {
+  const auto codec = make_codec(GetParam());
+  if (!codec->traits().exact_on_constants) GTEST_SKIP() << "not exact on constants";
+  for (const float constant : {0.0f, 0.1f, -3.3333f, 1e-42f, 3e38f}) {
+    const std::vector<float> values(1500, constant);
+    EXPECT_EQ(testing::round_trip(*codec, values), values) << constant;
+  }
+}
+
+TEST_P(EveryCodec, NonFiniteElementsStayNonFinite) {
+  const auto codec = make_codec(GetParam());
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    auto values = testing::normal_values(1500, 45);
+    values[1234] = bad;
+    EXPECT_FALSE(std::isfinite(testing::round_trip(*codec, values)[1234])) << bad;
+  }
+}
+
+TEST_P(EveryCodec, AnyBytesEitherDecodeOrAreRefused) {
+  const auto codec = make_codec(GetParam());
+  std::mt19937 generator(47);
+  for (int trial = 0; trial < 500; ++trial) {
+    const std::size_t size = generator() % 700;
+    std::vector<float> out(size);
+    const std::size_t most =
+        codec->max_compressed_bytes(static_cast<std::int64_t>(size), DType::kFloat32);
+    std::vector<std::byte> payload(trial % 2 == 0 ? most : generator() % (most + 9));
+    for (auto& byte : payload) byte = static_cast<std::byte>(generator());
+    try {
+      codec->decompress(payload, {}, view_of(std::span(out)), WriteMode::kAssign);
+    } catch (const FrameError&) {
+    }
+  }
+}
+
+TEST_P(EveryCodec, RefusesBadViews) {
+  const auto codec = make_codec(GetParam());
+  std::vector<float> values(10);
+  std::vector<std::byte> out(codec->max_compressed_bytes(10, DType::kFloat32));
+  ASSERT_FALSE(out.empty());
+  ConstTensorView view = view_of(std::span<const float>(values));
+  EXPECT_THROW(codec->compress(view, {}, std::span(out).first(out.size() - 1)), InvalidArgument);
+  view.data = nullptr;
+  EXPECT_THROW(codec->compress(view, {}, out), InvalidArgument);
+  view = view_of(std::span<const float>(values));
+  view.numel = -1;
+  EXPECT_THROW(codec->compress(view, {}, out), InvalidArgument);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EveryCodec, ::testing::Values("identity", "cast", "quantize"),
+                         [](const auto& codec) { return codec.param; });
+
+}  // namespace
+}  // namespace thinwire
