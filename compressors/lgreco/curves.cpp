@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_table.h"

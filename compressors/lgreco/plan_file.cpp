@@ -2,11 +2,11 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <unordered_map>
 
 #include "thinwire/common/error.h"

@@ -1,6 +1,8 @@
 #include "thinwire/compressors/lgreco/policy.h"
 
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <vector>
