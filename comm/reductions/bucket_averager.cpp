@@ -4,7 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 #include <numeric>
 
 #include "thinwire/comm/agreement.h"
@@ -32,11 +32,13 @@ std::string describe(const Bucket& bucket, const Plan& plan) {
   return text;
 }
 
-// Whether all values are finite; branch-free, so that it runs at the speed of memory.
+// By bits and without branches, so that it runs at the speed of memory.
 bool all_finite(std::span<const float> values) {
-  float poison = 0;
-  for (const float value : values) poison += value * 0.0f;  // 0 for finite values, else NaN
-  return poison == 0.0f;
+  std::uint32_t largest = 0;
+  for (const float value : values) {
+    largest = std::max(largest, std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFu);
+  }
+  return largest < 0x7F800000u;
 }
 
 // A ring all-reduce: every rank sends all but its own part, twice.
