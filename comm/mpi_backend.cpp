@@ -1,10 +1,6 @@
 #include "thinwire/comm/mpi_backend.h"
 
-#include <cstring>
-
-#include <ATen/Functions.h>
-#include <ATen/core/grad_mode.h>
-
+#include "thinwire/comm/mpi_arguments.h"
 #include "thinwire/comm/mpi_engine.h"
 #include "thinwire/comm/mpi_schedule.h"
 #include "thinwire/comm/rank_order_reduce.h"
@@ -17,6 +13,13 @@ using at::Tensor;
 using c10d::OpType;
 using c10d::ReduceOp;
 using mpi::Block;
+using mpi::check_like;
+using mpi::common_type;
+using mpi::copy_block;
+using mpi::equal_parts;
+using mpi::only;
+using mpi::part_of;
+using mpi::premultiplied;
 using mpi::Signature;
 using mpi::Stage;
 using mpi::Staging;
@@ -27,65 +30,6 @@ using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 // From here on an all-reduce or a broadcast saves bytes rather than stages. Lower, and middling
 // tensors pay for a second round trip; higher, and they travel W / 2 times as often as they need.
 constexpr std::size_t kLongMessage = 64 << 10;
-
-const Tensor& only(const Tensors& tensors, const char* operation) {
-  check(tensors.size() == 1, operation, " takes one tensor per rank, got ", tensors.size());
-  return tensors[0];
-}
-
-void check_like(const Tensor& tensor, const Tensor& model, const char* operation) {
-  check(tensor.scalar_type() == model.scalar_type() && tensor.numel() == model.numel(), operation,
-        " needs tensors of one type and size, got ", tensor.scalar_type(), " ", tensor.sizes(),
-        " and ", model.scalar_type(), " ", model.sizes());
-}
-
-// The type that all tensors have; those of one reduction share a buffer.
-at::ScalarType common_type(const Tensors& tensors, const char* operation) {
-  check(!tensors.empty(), operation, " got no tensor");
-  for (const Tensor& tensor : tensors)
-    check(tensor.scalar_type() == tensors[0].scalar_type(), operation,
-          " needs tensors of one type, got ", tensor.scalar_type(), " and ",
-          tensors[0].scalar_type());
-  return tensors[0].scalar_type();
-}
-
-void copy_block(const Block& to, const Block& from) {
-  if (to.data != from.data && from.bytes > 0) std::memcpy(to.data, from.data, from.bytes);
-}
-
-// `count` equal parts of a block.
-std::vector<Block> equal_parts(const Block& whole, std::size_t count) {
-  std::vector<Block> parts;
-  for (std::size_t i = 0; i < count; ++i)
-    parts.push_back(
-        {static_cast<char*>(whole.data) + i * (whole.bytes / count), whole.bytes / count});
-  return parts;
-}
-
-// Row `index` of a tensor seen as `count` equal parts.
-Tensor part_of(const Tensor& tensor, std::int64_t index, std::int64_t count,
-               const char* operation) {
-  check(tensor.is_contiguous(), operation, " needs contiguous tensors, got strides ",
-        tensor.strides(), " for shape ", tensor.sizes());
-  const std::int64_t length = tensor.numel() / count;
-  return tensor.view({-1}).narrow(0, index * length, length);
-}
-
-// PREMUL_SUM: this rank contributes its tensors times its own factor.
-Tensors premultiplied(const ReduceOp& op, const Tensors& tensors) {
-  if (op.op_ != ReduceOp::PREMUL_SUM) return tensors;
-  const auto* supplement = dynamic_cast<const c10d::NCCLPreMulSumSupplement*>(op.supplement_.get());
-  check(supplement != nullptr, "PREMUL_SUM needs a factor, see c10d::makeNCCLPreMulSum()");
-  const at::NoGradGuard no_grad;
-  Tensors products;
-  for (const Tensor& tensor : tensors) {
-    const Tensor& factor = supplement->tensor_factor;
-    products.push_back(factor.defined()
-                           ? at::mul(tensor, factor.to(tensor.scalar_type()).reshape({}))
-                           : at::mul(tensor, supplement->double_factor));
-  }
-  return products;
-}
 
 mpi::Reduce reducer(const ReduceOp& op, at::ScalarType type) {
   return [op, type](const std::vector<const void*>& contributions, std::int64_t numel, void* out) {
@@ -306,8 +250,10 @@ class MpiBackend final : public c10d::Backend {
     check(output.scalar_type() == input.scalar_type(), "all_to_all needs tensors of one type, got ",
           output.scalar_type(), " and ", input.scalar_type());
     Staging staging;
-    const std::vector<Block> out = rows(staging.input({input}), input, input_splits, "input");
-    const std::vector<Block> in = rows(staging.output({output}), output, output_splits, "output");
+    const std::vector<Block> out =
+        mpi::rows(staging.input({input}), input, input_splits, size_, "input");
+    const std::vector<Block> in =
+        mpi::rows(staging.output({output}), output, output_splits, size_, "output");
     check(out[self()].bytes == in[self()].bytes, "rank ", rank_, " sends itself ",
           out[self()].bytes, " bytes in all_to_all and expects ", in[self()].bytes);
     copy_block(in[self()], out[self()]);
@@ -392,33 +338,6 @@ class MpiBackend final : public c10d::Backend {
     check(lists.size() == count && lists[0].size() == places(), name, " needs one list of ", size_,
           " tensors, got ", lists.size(), " list(s)",
           lists.empty() ? "" : concat(", the first of ", lists[0].size()));
-  }
-
-  // The blocks of an all_to_all over the rows of a tensor; no splits: equal parts.
-  std::vector<Block> rows(const Block& whole, const Tensor& tensor,
-                          const std::vector<std::int64_t>& splits, const char* name) const {
-    const std::int64_t count = tensor.dim() == 0 ? 1 : tensor.size(0);
-    if (splits.empty()) {
-      check(count % size_ == 0, "all_to_all without splits needs ", name,
-            " rows that divide by the ", size_, " ranks, got ", count);
-      return equal_parts(whole, places());
-    }
-    std::int64_t sum = 0;
-    for (const std::int64_t rows : splits) {
-      check(rows >= 0, "all_to_all got the negative ", name, " split ", rows);
-      sum += rows;
-    }
-    check(splits.size() == places() && sum == count, "all_to_all needs ", size_, " ", name,
-          " splits whose sum is the ", count, " rows, got ", splits.size(), " with the sum ", sum);
-    const std::size_t row = count == 0 ? 0 : whole.bytes / static_cast<std::size_t>(count);
-    std::vector<Block> blocks;
-    std::size_t offset = 0;
-    for (const std::int64_t length : splits) {
-      const std::size_t bytes = static_cast<std::size_t>(length) * row;
-      blocks.push_back({static_cast<char*>(whole.data) + offset, bytes});
-      offset += bytes;
-    }
-    return blocks;
   }
 
   WorkPtr exchange(const Signature& signature, milliseconds timeout, Staging staging,
@@ -512,7 +431,8 @@ void check_mpi_backend(int rank, int size) {
 c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int rank, int size, milliseconds timeout,
                                                    std::size_t max_message_bytes) {
   check_mpi_backend(rank, size);
-  check(max_message_bytes > 0 && max_message_bytes < std::size_t{1} << 31,
+  if (max_message_bytes == 0) max_message_bytes = mpi::kPart;
+  check(max_message_bytes < std::size_t{1} << 31,
         "MPI moves at most 2^31 - 1 bytes in a message, got ", max_message_bytes);
   return c10::make_intrusive<MpiBackend>(rank, size, mpi::duplicate(nullptr, timeout), timeout,
                                          max_message_bytes);

@@ -27,12 +27,11 @@ void check_mpi_backend(int rank, int size);
 // other operations, pending and to come, fail at once. MPI may write to the tensors of a failed
 // operation later; the backend keeps them alive.
 //
-// `max_message_bytes`: longer messages travel in parts. For tests; equal on every rank, at most
-// 2^31 - 1.
+// `max_message_bytes`: longer messages travel in parts, 0 chooses. For tests; equal on every rank,
+// at most 2^31 - 1.
 c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int rank, int size,
                                                    std::chrono::milliseconds timeout,
-                                                   std::size_t max_message_bytes = std::size_t{1}
-                                                                                   << 30);
+                                                   std::size_t max_message_bytes = 0);
 
 // A second backend over the same ranks with a communicator of its own. Collective.
 // Throws InvalidArgument where `backend` is not ours.

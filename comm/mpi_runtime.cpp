@@ -17,6 +17,7 @@
 #include <mutex>
 #include <thread>
 
+#include "thinwire/comm/mpi_transfer.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 
@@ -36,6 +37,7 @@ class Communicator {
   Communicator& operator=(const Communicator&) = delete;
 
   MPI_Comm handle() const { return handle_; }
+  int number() const { return MPI_Comm_c2f(handle_); }
   int largest_tag() const { return largest_tag_; }
   bool broken() const { return broken_; }
   // Progress thread only.
@@ -57,38 +59,19 @@ namespace {
 
 // How long a program waits at its end for the other ranks to end MPI with it.
 constexpr auto kFinalizePatience = std::chrono::seconds(30);
+// See Note [One MPI thread].
+constexpr auto kSpin = std::chrono::microseconds(300);
 constexpr auto kLongestNap = std::chrono::microseconds(200);
 // An operation that waits for longer looks whether its peer is doing something else altogether.
 constexpr auto kSuspicion = std::chrono::milliseconds(250);
 
-std::string text_of(int code) {
-  char text[MPI_MAX_ERROR_STRING];
-  int length = 0;
-  if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) return concat("MPI error ", code);
-  return std::string(text, static_cast<std::size_t>(length));
-}
-
-void check_mpi(int code, const char* call) {
-  if (code != MPI_SUCCESS) throw CommError(-1, call, 0, text_of(code));
-}
-
 // An operation that was started, or the remains of one that failed.
 struct Active {
-  // What each request of the present stage carries; parallel to `requests`.
-  struct Part {
-    Message::Direction direction;
-    int peer;
-    std::size_t bytes;
-  };
-
   std::shared_ptr<Communicator> communicator;
   std::unique_ptr<Operation> operation;
   std::size_t stage = 0;
-  std::vector<MPI_Request> requests;
-  std::vector<Part> parts;
-  std::size_t outstanding = 0;
-  int source = -1;
-  Clock::time_point deadline, next_suspicion;
+  Transfer transfer = {};
+  Clock::time_point deadline = {}, next_suspicion = {};
 };
 
 class Runtime {
@@ -144,9 +127,6 @@ class Runtime {
   void nap(std::unique_lock<std::mutex>& lock);
   bool test(Active& active);
   void post_stage(Active& active);
-  void check_part(const Active& active, std::size_t index, const MPI_Status& status, int code);
-  void look_for_contradiction(Active& active);
-  std::string missing_peers(const Active& active, int& first) const;
   void fail(Active& active, std::exception_ptr cause);
   void park(Active&& active);
 
@@ -226,129 +206,35 @@ void Runtime::start(const std::shared_ptr<Communicator>& communicator,
 
 void Runtime::post_stage(Active& active) {
   const Operation& operation = *active.operation;
-  active.requests.clear();
-  active.parts.clear();
-  if (active.stage == operation.stages.size()) return;
-  for (const Message& message : operation.stages[active.stage].messages) {
-    const int peer = message.peer == kAnyRank ? MPI_ANY_SOURCE : message.peer;
-    // MPI counts in int, so a long message travels as several; those of one tag keep their order.
-    std::size_t offset = 0;
-    do {
-      const std::size_t bytes = std::min(message.bytes - offset, operation.max_message_bytes);
-      void* data = static_cast<char*>(message.data) + offset;
-      const bool sends = message.direction == Message::Direction::kSend;
-      MPI_Request request = MPI_REQUEST_NULL;
-      check_mpi(sends ? MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, peer, operation.tag,
-                                  active.communicator->handle(), &request)
-                      : MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, peer, operation.tag,
-                                  active.communicator->handle(), &request),
-                sends ? "MPI_Isend" : "MPI_Irecv");
-      active.requests.push_back(request);
-      active.parts.push_back({message.direction, message.peer, bytes});
-      offset += bytes;
-    } while (offset < message.bytes);
-  }
-  active.outstanding = active.requests.size();
-}
-
-void Runtime::check_part(const Active& active, std::size_t index, const MPI_Status& status,
-                         int code) {
-  const auto& part = active.parts[index];
-  const Operation& operation = *active.operation;
-  int kind = MPI_SUCCESS;
-  if (code != MPI_SUCCESS) MPI_Error_class(code, &kind);
-  if (kind == MPI_ERR_TRUNCATE)
-    throw CommError(part.peer, operation.name, operation.sequence,
-                    concat("the sizes differ: this rank expects ", part.bytes, " bytes of rank ",
-                           part.peer, ", which sent more"));
-  if (code != MPI_SUCCESS)
-    throw CommError(part.peer, operation.name, operation.sequence, text_of(code));
-  if (part.direction == Message::Direction::kSend) return;
-  int received = 0;
-  MPI_Get_count(&status, MPI_BYTE, &received);
-  if (static_cast<std::size_t>(received) != part.bytes)
-    throw CommError(status.MPI_SOURCE, operation.name, operation.sequence,
-                    concat("the sizes differ: this rank expects ", part.bytes, " bytes of rank ",
-                           status.MPI_SOURCE, ", which sent ", received));
-}
-
-std::string Runtime::missing_peers(const Active& active, int& first) const {
-  // A receive that has not come says more than a send that was not taken.
-  for (const auto direction : {Message::Direction::kReceive, Message::Direction::kSend}) {
-    std::vector<int> peers;
-    for (std::size_t i = 0; i < active.requests.size(); ++i)
-      if (active.requests[i] != MPI_REQUEST_NULL && active.parts[i].direction == direction)
-        peers.push_back(active.parts[i].peer);
-    std::ranges::sort(peers);
-    peers.erase(std::ranges::unique(peers).begin(), peers.end());
-    if (peers.empty()) continue;
-    first = peers.front();
-    if (first == kAnyRank) return "no rank sent anything";
-    std::string names;
-    for (int peer : peers) names += concat(names.empty() ? "" : ", ", peer);
-    return concat("rank(s) ", names,
-                  direction == Message::Direction::kReceive ? " sent nothing" : " took nothing");
-  }
-  return "nothing is missing";
-}
-
-void Runtime::look_for_contradiction(Active& active) {
-  if (!active.operation->contradiction) return;
-  for (std::size_t i = 0; i < active.requests.size(); ++i) {
-    const auto& part = active.parts[i];
-    if (active.requests[i] == MPI_REQUEST_NULL || part.peer == kAnyRank ||
-        part.direction != Message::Direction::kReceive)
-      continue;
-    int found = 0;
-    MPI_Status status;
-    check_mpi(MPI_Iprobe(part.peer, MPI_ANY_TAG, active.communicator->handle(), &found, &status),
-              "MPI_Iprobe");
-    if (found == 0) continue;
-    const std::string reason = active.operation->contradiction(status.MPI_TAG);
-    if (!reason.empty())
-      throw CommError(part.peer, active.operation->name, active.operation->sequence,
-                      concat("rank ", part.peer, " ", reason));
-  }
+  if (active.stage < operation.stages.size())
+    active.transfer.post(operation, operation.stages[active.stage].messages,
+                         active.communicator->number());
 }
 
 // Returns whether the operation is over.
 bool Runtime::test(Active& active) {
   try {
-    while (active.outstanding == 0) {
+    while (active.transfer.done()) {
       const auto& stages = active.operation->stages;
       if (active.stage == stages.size()) {
-        active.operation->succeeded(active.source);
+        active.operation->succeeded(active.transfer.source());
         return true;
       }
       if (stages[active.stage].then) stages[active.stage].then();
       ++active.stage;
       post_stage(active);
     }
-    const auto count = static_cast<int>(active.requests.size());
-    std::vector<int> indices(active.requests.size());
-    std::vector<MPI_Status> statuses(active.requests.size());
-    int completed = 0;
-    const int code =
-        MPI_Testsome(count, active.requests.data(), &completed, indices.data(), statuses.data());
-    if (code != MPI_SUCCESS && code != MPI_ERR_IN_STATUS) check_mpi(code, "MPI_Testsome");
-    for (int i = 0; i < completed; ++i) {
-      const auto index = static_cast<std::size_t>(indices[static_cast<std::size_t>(i)]);
-      const MPI_Status& status = statuses[static_cast<std::size_t>(i)];
-      --active.outstanding;
-      check_part(active, index, status, code == MPI_SUCCESS ? MPI_SUCCESS : status.MPI_ERROR);
-      if (active.parts[index].direction == Message::Direction::kReceive)
-        active.source = status.MPI_SOURCE;
-    }
+    const bool moved = active.transfer.test(*active.operation);
     const auto now = Clock::now();
-    if (completed > 0) last_event_ = now;
-    if (completed > 0 && active.outstanding == 0) return test(active);
+    if (moved) last_event_ = now;
+    if (moved && active.transfer.done()) return test(active);
     if (now >= active.next_suspicion) {
-      look_for_contradiction(active);
+      active.transfer.look_for_contradiction(*active.operation, active.communicator->number());
       active.next_suspicion = now + kSuspicion;
     }
     if (now >= active.deadline) {
       int first = -1;
-      const std::string missing = missing_peers(active, first);
+      const std::string missing = active.transfer.missing_peers(first);
       throw CommError(
           first, active.operation->name, active.operation->sequence,
           concat(missing, " within the timeout of ", active.operation->timeout.count(), " ms"));
@@ -383,13 +269,10 @@ void Runtime::break_communicator(Communicator& communicator, const std::string& 
 }
 
 void Runtime::park(Active&& active) {
-  // Receives that have not begun can be taken back; the rest may still touch the tensors.
-  for (std::size_t i = 0; i < active.requests.size(); ++i)
-    if (active.requests[i] != MPI_REQUEST_NULL &&
-        active.parts[i].direction == Message::Direction::kReceive)
-      MPI_Cancel(&active.requests[i]);
+  if (active.transfer.done()) return;
+  active.transfer.take_back();
   active.operation->stages.clear();
-  if (!active.requests.empty()) parked_.push_back(std::move(active));
+  parked_.push_back(std::move(active));
 }
 
 void Runtime::start_duplicate(MPI_Comm parent, std::chrono::milliseconds timeout,
@@ -428,13 +311,12 @@ bool Runtime::test_duplicate(Duplicate& duplicate) {
 void Runtime::nap(std::unique_lock<std::mutex>& lock) {
   const auto quiet =
       std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - last_event_);
-  const auto length = std::min(quiet / 16, kLongestNap);
-  if (length < std::chrono::microseconds(3)) {
+  if (quiet < kSpin) {
     lock.unlock();
     sched_yield();
     lock.lock();
   } else {
-    wake_.wait_for(lock, length, [this] { return !tasks_.empty(); });
+    wake_.wait_for(lock, std::min(quiet / 16, kLongestNap), [this] { return !tasks_.empty(); });
   }
 }
 
@@ -471,15 +353,10 @@ void Runtime::loop() {
         ++it;
         continue;
       }
-      if (it->outstanding > 0) park(std::move(*it));
+      park(std::move(*it));
       it = active_.erase(it);
     }
-    std::erase_if(parked_, [](Active& active) {
-      int done = 0;
-      const int code = MPI_Testall(static_cast<int>(active.requests.size()), active.requests.data(),
-                                   &done, MPI_STATUSES_IGNORE);
-      return code == MPI_SUCCESS && done != 0;
-    });
+    std::erase_if(parked_, [](Active& active) { return active.transfer.abandoned(); });
   }
 }
 

@@ -1,5 +1,7 @@
 #include "thinwire/comm/mpi_schedule.h"
 
+#include <algorithm>
+
 namespace thinwire::comm::mpi {
 namespace {
 
@@ -22,6 +24,26 @@ Stage gather_slices(int rank, int size, void* data, std::int64_t numel, std::siz
   for (int peer = 0; peer < size; ++peer)
     in.push_back(block_of(data, slice_of(numel, peer, size), element_size));
   return exchange(rank, out, in);
+}
+
+// Every rank's slice of `data`, which is at `mine` on its rank, to the root's `data`.
+Stage collect_slices(int rank, int size, int root, void* data, std::int64_t numel,
+                     std::size_t element_size, void* mine) {
+  Stage stage;
+  for (int peer = 0; peer < size; ++peer) {
+    if (peer == root || (rank != root && peer != rank)) continue;
+    const Block block = block_of(data, slice_of(numel, peer, size), element_size);
+    if (rank == root)
+      stage.messages.push_back({kReceive, peer, block.data, block.bytes});
+    else
+      stage.messages.push_back({kSend, root, mine, block.bytes});
+  }
+  return stage;
+}
+
+// Elements of which every rank reduces kPart bytes.
+std::int64_t piece_of(int size, std::size_t element_size) {
+  return size * static_cast<std::int64_t>(kPart / element_size);
 }
 
 // Contributions of all ranks side by side in `scratch`, this rank's own at `own`.
@@ -102,7 +124,8 @@ std::size_t allreduce_scratch(int rank, int size, std::int64_t numel, std::size_
   const auto copies = static_cast<std::size_t>(size);
   if (size == 1) return 0;
   if (bytes * copies <= long_message) return copies * bytes;
-  return copies * static_cast<std::size_t>(slice_of(numel, rank, size).count) * element_size;
+  const std::int64_t piece = std::min(numel, piece_of(size, element_size));
+  return copies * static_cast<std::size_t>(slice_of(piece, rank, size).count) * element_size;
 }
 
 std::vector<Stage> allreduce(int rank, int size, int root, void* data, std::int64_t numel,
@@ -125,31 +148,34 @@ std::vector<Stage> allreduce(int rank, int size, int root, void* data, std::int6
     return {stage};
   }
 
-  const Slice mine = slice_of(numel, rank, size);
-  const Block own = block_of(data, mine, element_size);
-  std::vector<Block> out, in;
-  for (int peer = 0; peer < size; ++peer) {
-    out.push_back(block_of(data, slice_of(numel, peer, size), element_size));
-    in.push_back(
-        {static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * own.bytes, own.bytes});
+  // Piece by piece, so that the contributions are still in the cache when they are reduced. The
+  // slices of one piece are collected while the contributions to the next are under way.
+  std::vector<Stage> stages(1);
+  const std::int64_t piece = piece_of(size, element_size);
+  for (std::int64_t begin = 0; begin < numel; begin += piece) {
+    const std::int64_t count = std::min(piece, numel - begin);
+    void* start = at_element(data, begin, element_size);
+    const Slice mine = slice_of(count, rank, size);
+    const Block own = block_of(start, mine, element_size);
+    std::vector<Block> out, in;
+    for (int peer = 0; peer < size; ++peer) {
+      out.push_back(block_of(start, slice_of(count, peer, size), element_size));
+      in.push_back(
+          {static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * own.bytes, own.bytes});
+    }
+    // Ranks without the result keep their tensor, so they reduce into their own place of `scratch`.
+    void* result = gets_result ? own.data : in[static_cast<std::size_t>(rank)].data;
+    Stage& scatter = stages.back();
+    for (const Message& message : exchange(rank, out, in).messages)
+      scatter.messages.push_back(message);
+    scatter.then = [=] {
+      reduce(side_by_side(rank, size, scratch, own.bytes, own.data), mine.count, result);
+    };
+    stages.push_back(root < 0
+                         ? gather_slices(rank, size, start, count, element_size)
+                         : collect_slices(rank, size, root, start, count, element_size, result));
   }
-  Stage scatter = exchange(rank, out, in);
-  // Ranks without the result keep their tensor, so they reduce into their own place of `scratch`.
-  void* result = gets_result ? own.data : in[static_cast<std::size_t>(rank)].data;
-  scatter.then = [=] {
-    reduce(side_by_side(rank, size, scratch, own.bytes, own.data), mine.count, result);
-  };
-  if (root < 0) return {scatter, gather_slices(rank, size, data, numel, element_size)};
-  Stage collect;
-  if (rank == root) {
-    for (int peer = 0; peer < size; ++peer)
-      if (peer != root)
-        collect.messages.push_back({kReceive, peer, out[static_cast<std::size_t>(peer)].data,
-                                    out[static_cast<std::size_t>(peer)].bytes});
-  } else {
-    collect.messages.push_back({kSend, root, result, own.bytes});
-  }
-  return {scatter, collect};
+  return stages;
 }
 
 std::vector<Stage> reduce_scatter(int rank, const std::vector<Block>& in, void* out,
