@@ -22,8 +22,9 @@ constexpr std::int64_t kNumel = kSide * kSide;
 struct Row {
   std::string name;  // in the table
   std::string spec;  // canonical, with every parameter
-  CodecTraits traits;
+  CodecTraits traits = {};
   std::size_t bytes = 0;
+  std::string missing = {};  // why the codec cannot be made without parameters; then no bytes
 };
 
 // Standard normal values, by Box and Muller's method: much like a gradient, and the same each time.
@@ -39,8 +40,7 @@ std::vector<float> normal_values() {
   return values;
 }
 
-Row measure(const std::string& text, std::span<const float> values) {
-  const Spec spec = Spec::parse(text);
+Row measure(const Spec& spec, std::span<const float> values) {
   const CodecPtr codec = make_codec(spec);
   const std::array<std::int64_t, 2> shape = {kSide, kSide};
   ConstTensorView input = view_of(values);
@@ -48,6 +48,20 @@ Row measure(const std::string& text, std::span<const float> values) {
   std::vector<std::byte> output(codec->max_compressed_bytes(kNumel, DType::kFloat32));
   return {spec.name, codec->spec(), codec->traits(),
           codec->compress(input, RandomKey{.seed = 1}, output)};
+}
+
+// Every codec with its default parameters. One that has none for something is listed all the same.
+std::vector<Row> measure_all(std::span<const float> values) {
+  std::vector<Row> rows;
+  for (const auto& entry : codec_table()) {
+    const std::string name(entry.name);
+    try {
+      rows.push_back(measure(Spec::parse(name), values));
+    } catch (const InvalidArgument& error) {
+      rows.push_back({.name = name, .spec = name, .missing = error.what()});
+    }
+  }
+  return rows;
 }
 
 std::string words_of(const CodecTraits& traits) {
@@ -75,6 +89,10 @@ void print(const std::vector<Row>& rows, std::ostream& out) {
   Table table({1, 2});
   table.add({"codec", "bytes", "ratio", "traits"});
   for (const auto& row : rows) {
+    if (!row.missing.empty()) {
+      table.add({row.spec, "-", "-", row.missing});
+      continue;
+    }
     table.add({row.spec, with_commas(static_cast<long long>(row.bytes)), ratio_of(row),
                words_of(row.traits)});
   }
@@ -97,18 +115,22 @@ Json json_of(const std::vector<Row>& rows) {
   Json codecs = Json::array();
   for (const auto& row : rows) {
     const CodecEntry& entry = codec_entry(row.name);
-    codecs.push_back({{"name", row.name},
-                      {"spec", row.spec},
-                      {"parameters", entry.parameters},
-                      {"summary", entry.summary},
-                      {"bytes", row.bytes},
-                      {"traits",
-                       {{"lossless", row.traits.lossless},
-                        {"summable", row.traits.summable},
-                        {"unbiased", row.traits.unbiased},
-                        {"fixed_size", row.traits.fixed_size},
-                        {"exact_on_constants", row.traits.exact_on_constants},
-                        {"needs_error_feedback", row.traits.needs_error_feedback}}}});
+    Json codec = {{"name", row.name},
+                  {"spec", row.spec},
+                  {"parameters", entry.parameters},
+                  {"summary", entry.summary}};
+    if (row.missing.empty()) {
+      codec["bytes"] = row.bytes;
+      codec["traits"] = {{"lossless", row.traits.lossless},
+                         {"summable", row.traits.summable},
+                         {"unbiased", row.traits.unbiased},
+                         {"fixed_size", row.traits.fixed_size},
+                         {"exact_on_constants", row.traits.exact_on_constants},
+                         {"needs_error_feedback", row.traits.needs_error_feedback}};
+    } else {
+      codec["missing"] = row.missing;
+    }
+    codecs.push_back(codec);
   }
   return {{"numel", kNumel}, {"dtype", name_of(DType::kFloat32)}, {"codecs", codecs}};
 }
@@ -119,16 +141,12 @@ struct Options {
 };
 
 void run(const Options& options) {
-  std::vector<std::string> specs;
-  for (const auto& list : options.specs) {
-    for (const auto& spec : Spec::parse_list(list)) specs.push_back(spec.str());
-  }
-  if (options.specs.empty()) {
-    for (const auto& entry : codec_table()) specs.emplace_back(entry.name);
-  }
   const auto values = normal_values();
   std::vector<Row> rows;
-  for (const auto& spec : specs) rows.push_back(measure(spec, values));
+  for (const auto& list : options.specs) {
+    for (const auto& spec : Spec::parse_list(list)) rows.push_back(measure(spec, values));
+  }
+  if (options.specs.empty()) rows = measure_all(values);
   if (options.json) {
     std::cout << json_of(rows).dump(2) << "\n";
   } else {

@@ -72,17 +72,23 @@ void read_environment(Diagnosis& result) {
       if (variable.is_set) variable.value = value;
     }
   }
+  // Compared without what all of them begin with, which would make any two look alike.
+  const std::string prefix = "THINWIRE_";
   std::vector<std::string> known;
-  for (const auto& variable : result.variables) known.push_back(variable.name);
+  for (const auto& variable : result.variables) {
+    known.push_back(variable.name.substr(prefix.size()));
+  }
   result.unknown_variables = Env::unknown_variables();
   for (const auto& name : result.unknown_variables) {
-    const std::string near = nearest_name(name, known);
-    result.warnings.push_back(concat("nothing reads the environment variable ", name,
-                                     near.empty() ? "" : concat("; did you mean ", near, "?")));
+    const std::string near = nearest_name(name.substr(prefix.size()), known);
+    result.warnings.push_back(
+        concat("nothing reads the environment variable ", name,
+               near.empty() ? "" : concat("; did you mean ", prefix, near, "?")));
   }
 }
 
-void read_launcher(Diagnosis& result, RankEnv& ranks) {
+void read_launcher(Diagnosis& result) {
+  RankEnv ranks;
   const std::string bad = reason_of([&] { ranks = read_rank_env(); });
   result.launcher = bad.empty() ? std::string(name_of(ranks.launcher)) : "contradictory";
   result.rank = ranks.rank;
@@ -97,6 +103,15 @@ void read_simd(Diagnosis& result) {
   result.simd_target = kernels::simd_target();
   result.simd_targets = kernels::simd_targets();
   result.crc32c_hardware = detail::crc32c_has_hardware();
+}
+
+// MPI is not started for it: outside mpirun that would start a daemon, under it wait for the other
+// ranks.
+Diagnosis::Backend look_at_mpi() {
+  if (std::string_view(THINWIRE_BUILT_MPI).empty()) {
+    return {"mpi", false, reason_of([] { comm::check_mpi_backend(0, 1); })};
+  }
+  return {"mpi", true, comm::mpi_backend_usable() ? "" : "in programs that mpirun starts"};
 }
 
 }  // namespace
@@ -116,12 +131,10 @@ Diagnosis diagnose() {
 
   read_environment(result);
   read_simd(result);
-  RankEnv ranks;
-  read_launcher(result, ranks);
+  read_launcher(result);
 
   const std::string nccl = reason_of([] { comm::check_nccl_backend(0); });
-  const std::string mpi = reason_of([&] { comm::check_mpi_backend(ranks.rank, ranks.size); });
-  result.backends = {{"nccl", nccl.empty(), nccl}, {"mpi", mpi.empty(), mpi}, {"gloo", true, ""}};
+  result.backends = {{"nccl", nccl.empty(), nccl}, look_at_mpi(), {"gloo", true, ""}};
   return result;
 }
 

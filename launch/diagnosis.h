@@ -17,7 +17,7 @@ struct Diagnosis {
   struct Backend {
     std::string name;
     bool usable;
-    std::string reason;  // why not, and what to do
+    std::string reason;  // why not, and what to do; or what it needs to be usable
   };
 
   std::string version;

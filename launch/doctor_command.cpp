@@ -66,7 +66,8 @@ void print_backends(const Diagnosis& found, std::ostream& out) {
   out << "Backends\n";
   Table table;
   for (const auto& backend : found.backends) {
-    table.add({backend.name, backend.usable ? "usable" : "no: " + backend.reason});
+    const std::string remark = backend.reason.empty() ? "" : ": " + backend.reason;
+    table.add({backend.name, (backend.usable ? "usable" : "no") + remark});
   }
   table.print(out);
   out << "\n";

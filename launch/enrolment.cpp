@@ -112,14 +112,14 @@ class Enrolling {
   std::vector<int> absent_;
 };
 
-// On the way out after a failure: counts this rank as informed, and keeps the store alive for the
-// ranks that are not yet.
-void leave(c10d::Store& store, bool serves_store) noexcept {
+// On the way out after a failure: counts this rank as informed, and waits for the ranks that are
+// not yet. They need the store that this rank may serve, and a launcher that sees one rank fail
+// kills the others before they can say why.
+void leave(c10d::Store& store) noexcept {
   try {
     store.add("left", 1);
     const auto deadline = Clock::now() + std::chrono::seconds(2);
-    while (serves_store && Clock::now() < deadline &&
-           store.add("left", 0) < store.add("arrived", 0)) {
+    while (Clock::now() < deadline && store.add("left", 0) < store.add("arrived", 0)) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
   } catch (const std::exception&) {
@@ -143,12 +143,11 @@ std::vector<Enrolment> enrol_or_throw(c10d::Store& store, int rank, const Enrolm
 }  // namespace
 
 std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int rank,
-                             const Enrolment& mine, std::chrono::milliseconds timeout,
-                             bool serves_store) {
+                             const Enrolment& mine, std::chrono::milliseconds timeout) {
   try {
     return enrol_or_throw(*store, rank, mine, timeout);
   } catch (const Error&) {
-    leave(*store, serves_store);
+    leave(*store);
     throw;
   } catch (const std::exception& error) {
     throw CommError(0, kOperation, 0, concat("the job's store is gone: ", error_text(error)));

@@ -14,25 +14,24 @@ namespace thinwire::launch {
 
 // One rank's word on itself.
 struct Enrolment {
-  int size = 1;                 // of the job, as its launcher told it
-  int local_rank = -1;          // -1: its launcher did not tell
-  std::string host;             // its name
-  std::string backend;          // as asked for; "auto" leaves the choice to choose_backend()
-  bool has_mpi = false;         // could use the mpi backend
-  int gpus = 0;                 // that NCCL could use in this process
-  std::string visible_devices;  // CUDA_VISIBLE_DEVICES
-  std::string problem;          // why this rank cannot take part; empty: it can
+  int size = 1;                      // of the job, as its launcher told it
+  int local_rank = -1;               // -1: its launcher did not tell
+  std::string host = {};             // its name
+  std::string backend = {};          // as asked for; "auto" leaves the choice to choose_backend()
+  bool has_mpi = false;              // could use the mpi backend
+  int gpus = 0;                      // that NCCL could use in this process
+  std::string visible_devices = {};  // CUDA_VISIBLE_DEVICES
+  std::string problem = {};          // why this rank cannot take part; empty: it can
 };
 
 // Posts `mine` and waits for every other rank; returns all of them in rank order. Collective.
 //
 // Throws the same error on every rank: InvalidArgument when two processes claim one rank, the ranks
 // disagree on the size of the job or on the backend, or one of them has a problem; CommError when
-// ranks do not come within the timeout, naming them. Where it throws, the rank that serves the
-// store first waits up to two seconds for the others to learn why.
+// ranks do not come within the timeout, naming them. Where it throws, it first waits up to two
+// seconds for the other ranks to learn why.
 std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int rank,
-                             const Enrolment& mine, std::chrono::milliseconds timeout,
-                             bool serves_store);
+                             const Enrolment& mine, std::chrono::milliseconds timeout);
 
 // Fills in the local rank and size that the launcher did not tell, from the ranks with the same
 // host name.

@@ -3,8 +3,10 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <functional>
+#include <cstring>
+#include <exception>
 
+#include <ATen/ATen.h>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -64,6 +66,42 @@ StorePtr meet_at(const std::string& host, int port, bool serves, milliseconds ti
   return serves ? serve(host, port, timeout) : connect(host, port, timeout);
 }
 
+// Rank 0's text, on every rank; cut where it is longer than kTextBytes.
+std::string broadcast_text(c10d::Backend& mpi, const std::string& text) {
+  constexpr std::size_t kTextBytes = 2000;
+  // Owned by the tensor, since after a failure MPI may still write to it.
+  std::vector<at::Tensor> tensors = {at::zeros({kTextBytes + 1}, at::kByte)};
+  char* bytes = reinterpret_cast<char*>(tensors[0].mutable_data_ptr<std::uint8_t>());
+  std::memcpy(bytes, text.data(), std::min(text.size(), kTextBytes));
+  mpi.broadcast(tensors, {})->wait();
+  return bytes;
+}
+
+// Rank 0 broadcasts "=HOST PORT", or "!" and why it cannot serve, so that nobody waits for it.
+StorePtr meet_by_mpi(const RankEnv& env, milliseconds timeout) {
+  const auto mpi = comm::make_mpi_backend(env.rank, env.size, timeout);
+  if (env.rank != 0) {
+    const std::string text = broadcast_text(*mpi, "");
+    if (text[0] == '!') throw CommError(0, kOperation, 0, text.substr(1));
+    const std::size_t blank = text.rfind(' ');
+    return connect(text.substr(1, blank - 1), std::stoi(text.substr(blank + 1)), timeout);
+  }
+  StorePtr store;
+  std::string text;
+  std::exception_ptr trouble;
+  try {
+    const std::string host = env.local_size == env.size ? "127.0.0.1" : reachable_address();
+    store = serve(host, 0, timeout);
+    text = concat('=', host, ' ', store->getPort());
+  } catch (const Error& error) {
+    trouble = std::current_exception();
+    text = concat('!', error.what());
+  }
+  broadcast_text(*mpi, text);
+  if (trouble) std::rethrow_exception(trouble);
+  return store;
+}
+
 // The name that Open MPI's launcher gives to the job: the same on every rank, another for the next.
 std::string mpirun_job() {
   for (const char* name : {"OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE"}) {
@@ -86,16 +124,15 @@ StorePtr meet_under_mpirun_without_mpi(const RankEnv& env, milliseconds timeout)
 
 }  // namespace
 
-bool serves_store(const RankEnv& env) {
-  return env.rank == 0 && !env.agent_store;
-}
-
 c10::intrusive_ptr<c10d::Store> connect_store(const RankEnv& env, milliseconds timeout) {
   StorePtr store;
   if (!env.master_addr.empty()) {
-    store = meet_at(env.master_addr, env.master_port, serves_store(env), timeout);
+    const bool serves = env.rank == 0 && !env.agent_store;
+    store = meet_at(env.master_addr, env.master_port, serves, timeout);
   } else if (env.size == 1) {
     return c10::make_intrusive<c10d::HashStore>();
+  } else if (comm::mpi_backend_usable()) {
+    store = meet_by_mpi(env, timeout);
   } else {
     store = meet_under_mpirun_without_mpi(env, timeout);
   }

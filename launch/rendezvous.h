@@ -24,7 +24,4 @@ namespace thinwire::launch {
 c10::intrusive_ptr<c10d::Store> connect_store(const RankEnv& env,
                                               std::chrono::milliseconds timeout);
 
-// Whether this process serves the store that the others use, so that it must outlive their need.
-bool serves_store(const RankEnv& env);
-
 }  // namespace thinwire::launch

@@ -89,7 +89,7 @@ World init(const InitOptions& options) {
 
   world.store_ =
       c10::make_intrusive<c10d::PrefixStore>(prefix_of(ranks), connect_store(ranks, timeout));
-  auto members = enrol(world.store_, ranks.rank, mine, timeout, serves_store(ranks));
+  auto members = enrol(world.store_, ranks.rank, mine, timeout);
   complete_local_ranks(ranks, members);
   world.backend_ = choose_backend(members, ranks.launcher);
   for (const auto& member : members) world.hosts_.push_back(member.host);
