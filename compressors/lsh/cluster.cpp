@@ -80,6 +80,7 @@ double relative(double error, double norm) {
 }
 
 // Renumbers by first row and fills in the counts per group.
+// `home` holds old numbers of clusters on entry.
 void finish_labels(Clustering& result, const GroupedRows& rows) {
   std::vector<std::int32_t> number(at(result.labels.count), -1);
   result.group_clusters.assign(at(rows.groups()), 0);
@@ -94,9 +95,20 @@ void finish_labels(Clustering& result, const GroupedRows& rows) {
     }
     result.group_clusters[at(g)] = next - first;
   }
+  for (std::int32_t& cluster : result.home) cluster = number[at(cluster)];
   result.labels.count = next;
   result.size.assign(at(next), 0);
   for (const std::int32_t label : result.labels.of_row) ++result.size[at(label)];
+}
+
+// Takes the forced singletons out of their clusters; returns the clusters that they were in.
+std::vector<std::int32_t> split_off(std::span<const std::int32_t> rows, Labels& labels) {
+  std::vector<std::int32_t> home;
+  for (const std::int32_t r : rows) {
+    home.push_back(labels.of_row[at(r)]);
+    labels.of_row[at(r)] = labels.count++;
+  }
+  return home;
 }
 
 // Splits off rows outside the radius until none is left. A cluster that still has such rows after
@@ -247,6 +259,11 @@ Clustering cluster_rows(std::span<const T> tokens, std::int64_t dim, const Group
   }
   check(options.radius >= 0, "the radius bound must not be negative, got ", options.radius);
   check(options.choice.prefix >= 0, "a prefix must not be negative, got ", options.choice.prefix);
+  for (std::size_t i = 0; i < options.singletons.size(); ++i) {
+    check(options.singletons[i] >= (i == 0 ? 0 : options.singletons[i - 1] + 1) &&
+              options.singletons[i] < rows.rows(),
+          "forced singletons must be rows in ascending order, got ", options.singletons[i]);
+  }
   check(options.choice.target >= 0, "the target must not be negative, got ", options.choice.target);
 
   const RowView<T> view{tokens, at(dim), rows.token};
@@ -254,8 +271,10 @@ Clustering cluster_rows(std::span<const T> tokens, std::int64_t dim, const Group
   if (options.choice.rule == PrefixChoice::Rule::kFewestRows) {
     for (std::size_t p = 0; p < prefixes.size(); ++p) {
       Labels labels = prefixes[p];
+      auto home = split_off(options.singletons, labels);
       enforce_radius(view, options.radius, labels);
       if (p == 0 || labels.count < result.labels.count) {
+        result.home = std::move(home);
         result.labels = std::move(labels);
         result.prefix = static_cast<int>(p);
       }
@@ -263,6 +282,7 @@ Clustering cluster_rows(std::span<const T> tokens, std::int64_t dim, const Group
   } else {
     result.prefix = chosen_prefix<T>(tokens, dim, rows, prefixes, options.choice);
     result.labels = prefixes[at(result.prefix)];
+    result.home = split_off(options.singletons, result.labels);
     enforce_radius(view, options.radius, result.labels);
   }
   finish_labels(result, rows);

@@ -60,13 +60,18 @@ struct ClusterOptions {
   PrefixChoice choice;
   // Largest allowed |x - centroid| / |x|; infinity: no bound.
   double radius = 0.4;
+  // Rows that become clusters of their own whatever their hashes, in ascending order.
+  std::span<const std::int32_t> singletons = {};
 };
 
 struct Clustering {
   Labels labels;
   std::vector<std::int32_t> size;            // rows of every cluster
   std::vector<std::int64_t> group_clusters;  // clusters of every group
-  int prefix = 0;                            // the chosen one
+  // For every forced singleton the cluster in which the rest of its hash cluster ended up, or -1
+  // where nothing is left of it.
+  std::vector<std::int32_t> home;
+  int prefix = 0;  // the chosen one
   // Of |x - centroid| / |x| over all rows with finite tokens, after rounding the centroids. A row
   // at distance 0 has radius 0; a zero token that is not its own centroid has radius infinity.
   double worst_radius = 0;

@@ -1,0 +1,146 @@
+// A Mixture-of-Experts layer whose experts are spread over the ranks of a process group.
+//
+//   auto layer = std::make_shared<moe::MoELayer>(options, group);
+//   auto result = layer->forward(tokens);
+//   loss = task_loss(result.output) + result.loss;
+//
+// Every rank brings its own tokens (any number, also none) and holds its own experts; the router
+// and the shared expert are replicated, and their gradients must be averaged over the ranks as in
+// any data-parallel program. The gradients of the experts must not be: see ExpertGradient.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/api/include/torch/nn/module.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/moe/dedup.h"
+#include "thinwire/moe/exchange.h"
+#include "thinwire/moe/experts.h"
+#include "thinwire/moe/router.h"
+
+namespace thinwire::moe {
+
+// An expert's gradient is the sum over the ranks whose tokens it saw.
+enum class ExpertGradient {
+  kMean,  // divided by the number of ranks: fits losses that are means over a rank's own tokens,
+          // as the average of the replicated parameters' gradients does
+  kSum    // as it is: fits losses that are sums
+};
+
+enum class BalanceLoss { kSwitch, kGShard };
+
+struct MoEOptions {
+  RouterOptions router;  // its dim, experts and top_k are those of the layer
+  // Experts: a two-layer perceptron each, or whatever `factory` makes.
+  std::int64_t hidden = 0;
+  Activation activation = Activation::kGelu;
+  bool bias = true;
+  ExpertFactory factory;
+  // Hidden size of one more expert that sees every token on its own rank; 0: none.
+  std::int64_t shared_hidden = 0;
+
+  // Rows per expert and rank; 0: as many as come (dropless).
+  double capacity_factor = 0;
+  DropPolicy drop = DropPolicy::kPosition;
+
+  // Row codecs of the four legs, and merging of similar rows before them.
+  LegSpecs rows;
+  DedupOptions dedup;
+  ExpertGradient expert_gradient = ExpertGradient::kMean;
+
+  // Factors of the auxiliary losses in MoEOutput::loss; 0: not computed.
+  double balance_factor = 0.01;
+  BalanceLoss balance = BalanceLoss::kSwitch;
+  double z_factor = 0;
+  double importance_factor = 0;
+
+  std::uint32_t layer = 0;  // number of the layer in the model
+  std::uint64_t seed = 0;   // of initial weights and of random rounding
+};
+
+// What one forward pass did on this rank.
+struct MoECounters {
+  std::int64_t tokens = 0;
+  std::int64_t pairs = 0;                        // (token, expert) pairs that the router chose
+  std::int64_t dropped = 0;                      // of them, over capacity
+  std::int64_t rows = 0;                         // pairs that went to an expert
+  std::vector<std::int64_t> global_expert_rows;  // [experts] rows that the experts of all ranks saw
+  DedupCounters dedup;
+  WireBytes wire;               // of this forward pass; backward legs are 0
+  double expert_seconds = 0;    // this rank's experts, forward
+  double exchange_seconds = 0;  // plan, dispatch and combine, forward, waiting included
+};
+
+struct MoEOutput {
+  at::Tensor output;  // shape and dtype of the tokens
+  at::Tensor loss;    // weighted sum of the auxiliary losses, a scalar; undefined if all are off
+  at::Tensor balance_loss, z_loss, importance_loss;  // unweighted; undefined where off
+  MoECounters counters;
+};
+
+// Name -> tensor. Experts are named by their global number: "experts.<number>.<parameter>".
+using MoEState = std::map<std::string, at::Tensor>;
+
+// Not thread-safe. See exchange.h for what else may use the group meanwhile.
+class MoELayer : public torch::nn::Module {
+ public:
+  // `group` may be null: a single rank with all experts. Not collective. Throws InvalidArgument for
+  // options that cannot work.
+  MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGroup> group);
+
+  // tokens: [..., dim] of float32, float64, float16 or bfloat16; padding: [...] bool, true for
+  // tokens that do not count (they get zeros, or the shared expert's output), or undefined.
+  // Collective, and so is its backward pass, in which every rank must take part.
+  //
+  // Throws InvalidArgument on every rank, with one text, when the tokens of any rank have a wrong
+  // shape or the ranks disagree; CommError when a rank is gone.
+  MoEOutput forward(const at::Tensor& tokens, const at::Tensor& padding = {});
+
+  // For the sigmoid_bias gate, once per optimiser step: evens out the load that all ranks saw since
+  // the last call. Not collective, and equal on all ranks.
+  void update_expert_bias();
+
+  // Draws new rotations for merging from the next step on; all ranks must do it at the same step.
+  void refresh_rotations() { dedup_.refresh(); }
+
+  // Parameters of this rank's experts; the others are replicated.
+  std::vector<at::Tensor> expert_parameters() const;
+  std::vector<at::Tensor> replicated_parameters() const;
+
+  // Copies of everything that this rank holds.
+  MoEState local_state() const;
+  // The same for all ranks together; equal on all. Collective.
+  MoEState full_state() const;
+  // Takes this rank's part of a full state, whatever the number of ranks that made it. Throws
+  // InvalidArgument for missing tensors or shapes that do not fit, before anything is changed.
+  void load_state(const MoEState& state);
+
+  const MoEOptions& options() const { return options_; }
+  Router& router() { return *router_; }
+  ExpertGroup& experts() { return *experts_; }
+  const Dedup& dedup() const { return dedup_; }
+  // All that this rank has sent so far, backward passes included.
+  WireBytes wire_bytes() const { return exchange_->wire_bytes(); }
+
+ private:
+  struct Prepared;
+  Prepared prepare(const at::Tensor& tokens, const at::Tensor& padding);
+  at::Tensor run_experts(const ExchangePlanPtr& plan, const at::Tensor& rows);
+  void add_losses(const Routing& routing, MoEOutput& result) const;
+
+  MoEOptions options_;
+  std::shared_ptr<Exchange> exchange_;
+  std::shared_ptr<Router> router_;
+  std::shared_ptr<ExpertGroup> experts_;
+  std::shared_ptr<GroupedFfn> shared_;
+  Dedup dedup_;
+  std::vector<std::int64_t> load_;  // rows of every expert since update_expert_bias()
+};
+
+}  // namespace thinwire::moe

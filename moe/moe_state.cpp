@@ -1,0 +1,93 @@
+// Checkpoints of a layer. Names carry the experts' global numbers, so that a state fits any number
+// of ranks.
+
+#include <ATen/ATen.h>
+#include <torch/csrc/jit/serialization/pickle.h>
+
+#include "thinwire/comm/failure.h"
+#include "thinwire/common/error.h"
+#include "thinwire/moe/moe_layer.h"
+
+namespace thinwire::moe {
+namespace {
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+void append(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
+  for (const auto& item : module.named_parameters()) {
+    all.emplace_back(prefix + item.key(), item.value().detach());
+  }
+  for (const auto& item : module.named_buffers())
+    all.emplace_back(prefix + item.key(), item.value());
+}
+
+// One rank's tensors, as bytes, to all ranks.
+MoEState broadcast(c10d::ProcessGroup& group, const MoEState& mine, int root) {
+  std::vector<char> bytes;
+  if (group.getRank() == root) {
+    c10::Dict<std::string, at::Tensor> dictionary;
+    for (const auto& [name, tensor] : mine) dictionary.insert(name, tensor.cpu());
+    bytes = torch::jit::pickle_save(dictionary);
+  }
+  c10d::BroadcastOptions options;
+  options.rootRank = root;
+  std::vector<at::Tensor> size = {at::tensor({static_cast<std::int64_t>(bytes.size())}, at::kLong)};
+  const auto sequence = static_cast<std::uint64_t>(root);
+  comm::wait(group, group.broadcast(size, options), "gathering the experts", sequence);
+  std::vector<at::Tensor> data = {at::empty({size[0].item<std::int64_t>()}, at::kByte)};
+  if (group.getRank() == root)
+    std::copy(bytes.begin(), bytes.end(), data[0].data_ptr<std::uint8_t>());
+  comm::wait(group, group.broadcast(data, options), "gathering the experts", sequence);
+
+  const auto* received = data[0].const_data_ptr<std::uint8_t>();
+  const auto value =
+      torch::jit::pickle_load(std::vector<char>(received, received + data[0].numel()));
+  MoEState state;
+  for (const auto& entry : value.toGenericDict()) {
+    state.emplace(entry.key().toStringRef(), entry.value().toTensor());
+  }
+  return state;
+}
+
+}  // namespace
+
+MoEState MoELayer::local_state() const {
+  NamedTensors tensors;
+  append(tensors, "router.", *router_);
+  if (shared_ != nullptr) append(tensors, "shared.", *shared_);
+  for (const auto& [name, tensor] : experts_->expert_state()) {
+    tensors.emplace_back("experts." + name, tensor);
+  }
+  MoEState state;
+  for (const auto& [name, tensor] : tensors) state.emplace(name, tensor.clone());
+  return state;
+}
+
+MoEState MoELayer::full_state() const {
+  const MoEState mine = local_state();
+  if (exchange_->ranks() == 1) return mine;
+  MoEState all;
+  for (int root = 0; root < exchange_->ranks(); ++root) {
+    all.merge(broadcast(*exchange_->group(), mine, root));
+  }
+  return all;
+}
+
+void MoELayer::load_state(const MoEState& state) {
+  NamedTensors targets;
+  append(targets, "router.", *router_);
+  if (shared_ != nullptr) append(targets, "shared.", *shared_);
+  for (const auto& [name, tensor] : experts_->expert_state()) {
+    targets.emplace_back("experts." + name, tensor);
+  }
+  for (const auto& [name, tensor] : targets) {
+    const auto found = state.find(name);
+    check(found != state.end(), "the state has no tensor '", name, "'");
+    check(found->second.sizes() == tensor.sizes(), "'", name, "' has shape ", found->second.sizes(),
+          " in the state, ", tensor.sizes(), " in the layer");
+  }
+  const at::NoGradGuard no_grad;
+  for (auto& [name, tensor] : targets) tensor.copy_(state.at(name));
+}
+
+}  // namespace thinwire::moe
