@@ -45,6 +45,7 @@ int run(int argc, char** argv) {
       "Exit code: 0 success, 1 an error, 2 a wrong command line.");
   add_doctor_command(app);
   add_codecs_command(app);
+  add_peft_command(app);
 
   if (argc > 1 && argv[1][0] != '-') {
     const std::string unknown = unknown_command(app, argv[1]);

@@ -218,7 +218,15 @@ void PackedFile::decode_block(std::int64_t block, std::span<std::uint64_t> mask,
 
 TernaryPlanes PackedFile::planes() const {
   TernaryPlanes planes(manifest_.numel);
+  std::vector<std::uint64_t> scratch(2 * kBlockWords);
   for (std::int64_t block = 0; block < blocks(); ++block) {
+    // Checked like any other, but not written: the planes are zero, and stay without memory.
+    if (block_mode(block) == BlockMode::kEmpty) {
+      const auto words = static_cast<std::size_t>(words_for(block_entries(manifest_.numel, block)));
+      decode_block(block, std::span(scratch).first(words),
+                   std::span(scratch).subspan(kBlockWords, words));
+      continue;
+    }
     const auto first = static_cast<std::size_t>(block) * kBlockWords;
     const auto words = static_cast<std::size_t>(words_for(block_entries(manifest_.numel, block)));
     decode_block(block, planes.mask().subspan(first, words), planes.sign().subspan(first, words));

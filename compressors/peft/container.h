@@ -73,6 +73,9 @@ using DenseSource = std::function<std::span<const std::byte>(std::size_t tensor)
 std::string write_packed(const std::filesystem::path& path, Manifest manifest, PlanesView planes,
                          const DenseSource& dense, bool overwrite, const Progress& progress = {});
 
+// The size of the file that write_packed() would write, without writing it.
+std::uint64_t packed_bytes(const Manifest& manifest, PlanesView planes);
+
 // An open file. Immutable and safe to read from several threads.
 class PackedFile {
  public:
@@ -97,6 +100,7 @@ class PackedFile {
   void decode_block(std::int64_t block, std::span<std::uint64_t> mask,
                     std::span<std::uint64_t> sign) const;
   // The whole ternary vector; FileError also where the number of set entries is not the manifest's.
+  // Memory is taken for blocks that have set entries only.
   TernaryPlanes planes() const;
   // Bytes of a tensor that is not ternary.
   std::span<const std::byte> dense_bytes(std::size_t tensor) const;

@@ -51,6 +51,15 @@ std::vector<TensorInfo> layout_of(const Manifest& manifest, std::size_t director
   return layout;
 }
 
+// All of the file's metadata but the manifest itself.
+SafetensorsFile::Metadata metadata_of(const Manifest& manifest) {
+  SafetensorsFile::Metadata metadata{{"format", detail::kFormatName},
+                                     {"version", detail::kFormatVersion}};
+  if (manifest.adapter_config) metadata["adapter_config"] = *manifest.adapter_config;
+  metadata["source_metadata"] = nlohmann::json(manifest.source_metadata).dump();
+  return metadata;
+}
+
 }  // namespace
 
 std::int64_t Manifest::kept() const {
@@ -90,10 +99,27 @@ std::string manifest_json(const Manifest& manifest) {
   return json.dump();
 }
 
+std::uint64_t packed_bytes(const Manifest& manifest, PlanesView planes) {
+  std::vector<std::byte> buffer(max_block_bytes(kBlockEntries));
+  std::size_t payload = 0;
+  for (std::int64_t block = 0; block < block_count(planes.numel); ++block)
+    payload += encode_block(block_of(planes, block), buffer);
+  const auto blocks = static_cast<std::size_t>(block_count(planes.numel));
+  const auto layout = layout_of(manifest, blocks * detail::kDirectoryEntryBytes, payload);
+  SafetensorsFile::Metadata metadata = metadata_of(manifest);
+  Manifest named = manifest;
+  named.id = ContentHash().hex();  // any id has this length
+  metadata["manifest"] = manifest_json(named);
+  std::uint64_t bytes = safetensors_header(layout, metadata).size();
+  for (const TensorInfo& tensor : layout) bytes += tensor.bytes();
+  return bytes;
+}
+
 std::string write_packed(const std::filesystem::path& path, Manifest manifest, PlanesView planes,
                          const DenseSource& dense, bool overwrite, const Progress& progress) {
   check(planes.numel == manifest.numel, "the manifest describes ", manifest.numel,
         " entries, the planes hold ", planes.numel);
+  AtomicFile file(path, overwrite);  // refuses before the long work, not after it
   const std::int64_t blocks = block_count(planes.numel);
   const auto report = [&](std::int64_t blocks_done) {
     if (progress)
@@ -111,10 +137,7 @@ std::string write_packed(const std::filesystem::path& path, Manifest manifest, P
     report(block + 1);
   }
 
-  SafetensorsFile::Metadata metadata{{"format", detail::kFormatName},
-                                     {"version", detail::kFormatVersion}};
-  if (manifest.adapter_config) metadata["adapter_config"] = *manifest.adapter_config;
-  metadata["source_metadata"] = nlohmann::json(manifest.source_metadata).dump();
+  SafetensorsFile::Metadata metadata = metadata_of(manifest);
   manifest.id.clear();
   ContentHash hash;
   hash.update(manifest_json(manifest));
@@ -125,7 +148,6 @@ std::string write_packed(const std::filesystem::path& path, Manifest manifest, P
   manifest.id = hash.hex();
   metadata["manifest"] = manifest_json(manifest);
 
-  AtomicFile file(path, overwrite);
   std::uint32_t crc = 0;
   const auto put = [&](std::span<const std::byte> bytes) {
     crc = crc32c(bytes, crc);

@@ -15,16 +15,12 @@ constexpr std::array kMethods = {MergeMethod::kTies, MergeMethod::kMajority, Mer
 
 float ties_entry(std::span<const float> values, std::span<const float> weights) {
   int signs = 0;
-  for (std::size_t e = 0; e < values.size(); ++e) {
-    const float value = values[e] * weights[e];
-    signs += (value > 0) - (value < 0);
-  }
+  for (const float value : values) signs += (value > 0) - (value < 0);
   float sum = 0;
   int agreeing = 0;
   for (std::size_t e = 0; e < values.size(); ++e) {
-    const float value = values[e] * weights[e];
-    if (signs >= 0 ? value > 0 : value < 0) {
-      sum += value;
+    if (signs >= 0 ? values[e] > 0 : values[e] < 0) {
+      sum += values[e] * weights[e];
       ++agreeing;
     }
   }

@@ -13,8 +13,8 @@ namespace thinwire::peft {
 
 enum class MergeMethod {
   // Yadav et al., "TIES-Merging", NeurIPS 2023, with the sign elected by frequency: the sign of
-  // the sum of signs, positive on a tie; then the mean of the entries that have it. Trimming is
-  // what packing did.
+  // the sum of signs, positive on a tie; then the mean of weight * value of the entries that have
+  // it. Trimming is what packing did. The PEFT library's ties(majority_sign_method="frequency").
   kTies,
   // The elected sign (zero on a tie) times the mean of the experts' scales; stays ternary.
   kMajority,
@@ -27,8 +27,8 @@ const char* name_of(MergeMethod method);
 MergeMethod parse_merge_method(const std::string& text);  // InvalidArgument for other words
 
 // What an entry becomes, in float32, sums in the order of the experts: the definition of each
-// method. `values` are the experts' decoded values, `weights` one factor each; TIES elects and
-// averages the weighted values. Not for kMajority, which needs the scales.
+// method. `values` are the experts' decoded values, `weights` one factor each. Not for kMajority,
+// which needs the scales.
 float merge_entry(MergeMethod method, std::span<const float> values,
                   std::span<const float> weights);
 

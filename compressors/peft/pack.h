@@ -18,15 +18,15 @@ Granularity parse_granularity(const std::string& text);  // InvalidArgument for 
 
 struct PackOptions {
   double density = 0.05;
-  ScaleRule scale;
+  ScaleRule scale = {};
   Granularity granularity = Granularity::kGlobal;
-  // At most one of the two; the density is then searched instead of given. target_bytes: the most
-  // that fits into a file of so many bytes; target_error: the least with |delta - ternary| at most
-  // target_error |delta|.
-  std::optional<std::uint64_t> target_bytes;
-  std::optional<double> target_error;
+  // At most one of the two; the density is then searched instead of given. target_bytes: of the
+  // densities whose file has at most so many bytes, the one of least error (the largest up to two
+  // thirds, or 1); target_error: the least with |delta - ternary| at most target_error |delta|.
+  std::optional<std::uint64_t> target_bytes = {};
+  std::optional<double> target_error = {};
   // The file whose result the base is; empty for none.
-  std::string parent_id;
+  std::string parent_id = {};
   bool overwrite = false;
 };
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
+#include <new>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/float_bits.h"
@@ -60,10 +62,25 @@ PlanesView PlanesView::slice(std::int64_t begin, std::int64_t count) const {
   return {mask.subspan(first, words), sign.subspan(first, words), count};
 }
 
+// calloc() of a large size hands out pages of zeros that the system fills when they are written.
+ZeroedWords::ZeroedWords(std::size_t size) : size_(size) {
+  if (size == 0) return;
+  words_.reset(static_cast<std::uint64_t*>(std::calloc(size, sizeof(std::uint64_t))));
+  if (!words_) throw std::bad_alloc();
+}
+
+ZeroedWords::ZeroedWords(const ZeroedWords& other) : ZeroedWords(other.size_) {
+  std::copy_n(other.words_.get(), size_, words_.get());
+}
+
+void ZeroedWords::Free::operator()(std::uint64_t* words) const {
+  std::free(words);
+}
+
 TernaryPlanes::TernaryPlanes(std::int64_t numel) : numel_(numel) {
   check(numel >= 0, "planes cannot have ", numel, " entries");
-  mask_.assign(static_cast<std::size_t>(words_for(numel)), 0);
-  sign_ = mask_;
+  mask_ = ZeroedWords(static_cast<std::size_t>(words_for(numel)));
+  sign_ = ZeroedWords(static_cast<std::size_t>(words_for(numel)));
 }
 
 TernaryPlanes extract(PlanesView planes, std::int64_t begin, std::int64_t count) {

@@ -6,9 +6,11 @@
 // Sparsification and Quantization", arXiv 2311.13171, section 2.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
-#include <vector>
+#include <utility>
 
 #include "thinwire/compressors/tensor_view.h"
 
@@ -35,6 +37,35 @@ struct PlanesView {
   PlanesView slice(std::int64_t begin, std::int64_t count) const;
 };
 
+// Words that are zero at first and take memory only where something is written: a file of a few
+// kilobytes can describe gigabytes of empty blocks, and those must cost nothing.
+class ZeroedWords {
+ public:
+  ZeroedWords() = default;
+  explicit ZeroedWords(std::size_t size);  // std::bad_alloc where that is too much
+  ZeroedWords(const ZeroedWords& other);
+  ZeroedWords(ZeroedWords&& other) noexcept { swap(other); }
+  ZeroedWords& operator=(ZeroedWords other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  std::span<std::uint64_t> span() { return {words_.get(), size_}; }
+  std::span<const std::uint64_t> span() const { return {words_.get(), size_}; }
+
+ private:
+  struct Free {
+    void operator()(std::uint64_t* words) const;
+  };
+  void swap(ZeroedWords& other) noexcept {
+    std::swap(words_, other.words_);
+    std::swap(size_, other.size_);
+  }
+
+  std::unique_ptr<std::uint64_t, Free> words_;
+  std::size_t size_ = 0;
+};
+
 // Owning planes, all zero at first. Not thread-safe to change; the functions below only read.
 class TernaryPlanes {
  public:
@@ -42,24 +73,24 @@ class TernaryPlanes {
   explicit TernaryPlanes(std::int64_t numel);
 
   std::int64_t numel() const { return numel_; }
-  std::span<std::uint64_t> mask() { return mask_; }
-  std::span<std::uint64_t> sign() { return sign_; }
-  std::span<const std::uint64_t> mask() const { return mask_; }
-  std::span<const std::uint64_t> sign() const { return sign_; }
-  PlanesView view() const { return {mask_, sign_, numel_}; }
+  std::span<std::uint64_t> mask() { return mask_.span(); }
+  std::span<std::uint64_t> sign() { return sign_.span(); }
+  std::span<const std::uint64_t> mask() const { return mask_.span(); }
+  std::span<const std::uint64_t> sign() const { return sign_.span(); }
+  PlanesView view() const { return {mask(), sign(), numel_}; }
 
   // `trit` in {-1, 0, +1}.
   void set(std::int64_t i, int trit) {
     const auto w = static_cast<std::size_t>(i / 64);
     const auto bit = std::uint64_t{1} << (i % 64);
-    mask_[w] = trit != 0 ? mask_[w] | bit : mask_[w] & ~bit;
-    sign_[w] = trit < 0 ? sign_[w] | bit : sign_[w] & ~bit;
+    mask()[w] = trit != 0 ? mask()[w] | bit : mask()[w] & ~bit;
+    sign()[w] = trit < 0 ? sign()[w] | bit : sign()[w] & ~bit;
   }
 
  private:
   std::int64_t numel_ = 0;
-  std::vector<std::uint64_t> mask_;
-  std::vector<std::uint64_t> sign_;
+  ZeroedWords mask_;
+  ZeroedWords sign_;
 };
 
 // A copy of entries [begin, begin + count), any of them.
