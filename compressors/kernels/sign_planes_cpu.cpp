@@ -1,9 +1,12 @@
 #include "thinwire/compressors/kernels/sign_planes.h"
 
+#include <bit>
+
 #include "thinwire/compressors/kernels/sign_planes_ref.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "thinwire/compressors/kernels/sign_planes_cpu.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -40,6 +43,7 @@ constexpr std::size_t kStep = 16;
 constexpr std::size_t kWidth = hn::MaxLanes(D());
 constexpr std::size_t kParts = kStep / kWidth;
 static_assert(kParts * kWidth == kStep, "a step must be whole registers");
+constexpr std::size_t kPrefetchBytes = 4096;
 
 // Sixteen bits of a plane, from the masks of a step.
 template <class Mask>
@@ -69,6 +73,13 @@ HWY_INLINE hn::Mask<D> LoadMask(const std::byte* in, std::size_t part) {
     const auto shifted = static_cast<std::uint8_t>(bytes[bit / 8] >> (bit % 8));
     return hn::LoadMaskBits(D(), &shifted);
   }
+}
+
+// Asks for what the next bucket will read, a step at a time, while this one is computed: hardware
+// prefetchers stop at pages, which are as large as a usual bucket. Past the end of the tensor the
+// processor ignores it.
+HWY_INLINE void PrefetchStep(const float* x) {
+  hwy::Prefetch(reinterpret_cast<const void*>(std::bit_cast<std::uintptr_t>(x) + kPrefetchBytes));
 }
 
 template <class Vector>
@@ -101,7 +112,10 @@ void OnebitEncode(const float* x, std::size_t count, std::byte* out) {
   for (std::size_t p = 0; p < kParts; ++p) state.positive[p] = state.negative[p] = hn::Zero(D());
   std::byte* plane = out + 8;
   std::size_t i = 0;
-  for (; i + kStep <= count; i += kStep) OnebitStep(x + i, state, plane + i / 8);
+  for (; i + kStep <= count; i += kStep) {
+    PrefetchStep(x + i);
+    OnebitStep(x + i, state, plane + i / 8);
+  }
   if (i < count) {  // zeros after the end add nothing to any sum
     std::array<float, kStep> rest{};
     std::array<std::byte, 2> bits;
@@ -195,7 +209,7 @@ HWY_INLINE void TernStep(const float* x, const ref::TernScale& scale, const std:
     auto magnitude = hn::Abs(v);
     if constexpr (kLift) magnitude = hn::Mul(magnitude, hn::Set(d, scale.pre));
     hits[p] = hn::Lt(hn::ConvertTo(d, integer), hn::Mul(magnitude, hn::Set(d, scale.inverse)));
-    negative[p] = hn::MaskFromVec(hn::BitCast(d, hn::BroadcastSignBit(hn::BitCast(di, v))));
+    negative[p] = hn::RebindMask(d, hn::Lt(hn::BitCast(di, v), hn::Zero(di)));
   }
   StoreMasks(hits, sent);
   StoreMasks(negative, signs);
@@ -214,6 +228,7 @@ void TernBucket(const float* x, std::size_t count, const ref::TernScale& scale,
     std::size_t i = 0;
     for (; i + kStep <= n; i += kStep) {
       const std::size_t at = base + i;
+      PrefetchStep(x + at);
       TernStep<kLift>(x + at, scale, random + i / 4, sent + at / 8, signs + at / 8);
     }
     if (i < n) {
