@@ -1,13 +1,24 @@
 #include "thinwire/compressors/cast.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "thinwire/compressors/codec_checks.h"
 #include "thinwire/compressors/kernels/cast.h"
 #include "thinwire/compressors/kernels/elementwise.h"
+#include "thinwire/compressors/kernels/fp8.h"
 
 namespace thinwire {
 namespace {
+
+// Formats with a scale start a new block at every step of conversion.
+static_assert(kernels::kConvertBlock % kernels::kFp8Block == 0);
+
+template <typename Pointer>
+bool is_float_array(const BasicTensorView<Pointer>& view) {
+  return view.dtype == DType::kFloat32 &&
+         std::bit_cast<std::uintptr_t>(view.data) % alignof(float) == 0;
+}
 
 class Cast final : public Codec {
  public:
@@ -18,13 +29,13 @@ class Cast final : public Codec {
   CodecTraits traits() const override {
     // Not summable although it is elementwise: sums would round at every rank. comm/reductions
     // sends casts narrow and adds them in float32.
-    return {.fixed_size = true};
+    return {.fixed_size = true, .needs_error_feedback = format_.element_bytes == 1};
   }
 
-  std::int64_t block_size() const override { return 1; }
+  std::int64_t block_size() const override { return static_cast<std::int64_t>(format_.block); }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
-    return static_cast<std::size_t>(numel) * format_.bytes;
+    return format_.bytes(static_cast<std::size_t>(numel));
   }
 
   std::size_t compress(ConstTensorView input, const RandomKey&,
@@ -34,11 +45,15 @@ class Cast final : public Codec {
     const std::size_t bytes = max_compressed_bytes(input.numel, input.dtype);
     check_output("cast", output, bytes);
     const auto count = static_cast<std::size_t>(input.numel);
+    if (is_float_array(input)) {
+      format_.encode(static_cast<const float*>(input.data), count, output.data());
+      return bytes;
+    }
     float block[kernels::kConvertBlock];
     for (std::size_t first = 0; first < count; first += kernels::kConvertBlock) {
       const std::size_t elements = std::min(kernels::kConvertBlock, count - first);
       kernels::load_floats(input.dtype, input.data, first, elements, block);
-      format_.encode(block, elements, output.data() + first * format_.bytes);
+      format_.encode(block, elements, output.data() + format_.bytes(first));
     }
     return bytes;
   }
@@ -50,10 +65,16 @@ class Cast final : public Codec {
     check_payload_size("cast", input, max_compressed_bytes(output.numel, output.dtype),
                        output.numel);
     const auto count = static_cast<std::size_t>(output.numel);
+    if (format_.valid != nullptr && !format_.valid(input.data(), count)) {
+      throw FrameError(concat(format_.name, " payload has a scale that no encoder writes"));
+    }
+    if (mode == WriteMode::kAssign && is_float_array(output)) {
+      return format_.decode(input.data(), count, static_cast<float*>(output.data));
+    }
     float block[kernels::kConvertBlock];
     for (std::size_t first = 0; first < count; first += kernels::kConvertBlock) {
       const std::size_t elements = std::min(kernels::kConvertBlock, count - first);
-      format_.decode(input.data() + first * format_.bytes, elements, block);
+      format_.decode(input.data() + format_.bytes(first), elements, block);
       kernels::store_floats(output.dtype, output.data, first, elements, block, mode);
     }
   }

@@ -20,8 +20,8 @@ namespace {
 // Ids are part of the frame format: append, never renumber.
 constexpr std::array kTable = {
     CodecEntry{"identity", 0, "", "the tensor's own bytes", make_identity},
-    CodecEntry{"cast", 1, "format=bf16|fp16", "narrower floating point, rounded to nearest even",
-               make_cast},
+    CodecEntry{"cast", 1, "format=bf16|fp16|fp8_e4m3|fp8_e5m2",
+               "narrower floating point, rounded to nearest even", make_cast},
     CodecEntry{"quantize", 2,
                "bits=4 (1..8), bucket=1024, norm=minmax|linf|l2, rounding=nearest|stochastic",
                "bucketed uniform quantisation; QSGD, Alistarh et al., NeurIPS 2017", make_quantize},
