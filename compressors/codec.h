@@ -16,7 +16,8 @@ namespace thinwire {
 
 struct CodecTraits {
   // Payloads of equal length can be added element by element and decode to the sum (randomk with a
-  // shared seed, powersgd's factors); such codecs ride on all_reduce.
+  // shared seed); such codecs ride on all_reduce. Not powersgd: each of its factors can be summed
+  // while the ranks share the other, but not its payload, which holds both.
   bool summable = false;
   // E[decode(encode(x))] = x over the keys.
   bool unbiased = false;
