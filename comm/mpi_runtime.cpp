@@ -4,7 +4,6 @@
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
-#include <sched.h>
 #include <sys/prctl.h>
 
 #include <algorithm>
@@ -59,8 +58,12 @@ namespace {
 
 // How long a program waits at its end for the other ranks to end MPI with it.
 constexpr auto kFinalizePatience = std::chrono::seconds(30);
+// The same after a failure, when some of them may be gone.
+constexpr auto kBrokenPatience = std::chrono::seconds(3);
 // See Note [One MPI thread].
-constexpr auto kSpin = std::chrono::microseconds(300);
+constexpr auto kSpin = std::chrono::microseconds(20);
+constexpr int kNapsPerWait = 16;
+constexpr auto kShortestNap = std::chrono::microseconds(20);
 constexpr auto kLongestNap = std::chrono::microseconds(200);
 // An operation that waits for longer looks whether its peer is doing something else altogether.
 constexpr auto kSuspicion = std::chrono::milliseconds(250);
@@ -148,7 +151,7 @@ class Runtime {
   bool test_duplicate(Duplicate& duplicate);
   bool started_ = false;
   bool ours_ = false;  // this runtime started MPI, so it ends it
-  bool something_broke_ = false;
+  std::atomic<bool> something_broke_ = false;
   World world_{};
   Clock::time_point last_event_ = Clock::now();
 };
@@ -309,15 +312,10 @@ bool Runtime::test_duplicate(Duplicate& duplicate) {
 }
 
 void Runtime::nap(std::unique_lock<std::mutex>& lock) {
-  const auto quiet =
-      std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - last_event_);
-  if (quiet < kSpin) {
-    lock.unlock();
-    sched_yield();
-    lock.lock();
-  } else {
-    wake_.wait_for(lock, std::min(quiet / 16, kLongestNap), [this] { return !tasks_.empty(); });
-  }
+  const auto quiet = Clock::now() - last_event_;
+  if (quiet < kSpin) return;
+  const auto length = std::clamp<Clock::duration>(quiet / kNapsPerWait, kShortestNap, kLongestNap);
+  wake_.wait_for(lock, length, [this] { return !tasks_.empty(); });
 }
 
 void Runtime::loop() {
@@ -366,15 +364,16 @@ void Runtime::stop() {
   post([this, ended] {
     int finalized = 0;
     MPI_Finalized(&finalized);
-    // MPI_Finalize waits for every rank and every message; after a failure it would wait forever.
-    if (ours_ && finalized == 0 && !something_broke_ && active_.empty() && parked_.empty() &&
-        duplicates_.empty())
-      MPI_Finalize();
-    started_ = false;
+    if (ours_ && finalized == 0) MPI_Finalize();
+    // Nothing of MPI may be called any more.
+    active_.clear();
+    parked_.clear();
+    duplicates_.clear();
     ended->set_value();
   });
-  if (done.wait_for(kFinalizePatience) != std::future_status::ready)
-    log::warn("the other ranks did not end MPI within ", kFinalizePatience.count(), " s");
+  const std::chrono::seconds patience = something_broke_ ? kBrokenPatience : kFinalizePatience;
+  if (done.wait_for(patience) != std::future_status::ready)
+    log::warn("the other ranks did not end MPI within ", patience.count(), " s");
 }
 
 }  // namespace

@@ -152,6 +152,10 @@ std::vector<Stage> allreduce(int rank, int size, int root, void* data, std::int6
   // slices of one piece are collected while the contributions to the next are under way.
   std::vector<Stage> stages(1);
   const std::int64_t piece = piece_of(size, element_size);
+  // Places in `scratch`, the same for all pieces: a reduced slice is still sent from its place
+  // while the contributions to the next piece arrive.
+  const std::size_t stride =
+      static_cast<std::size_t>(slice_of(std::min(numel, piece), rank, size).count) * element_size;
   for (std::int64_t begin = 0; begin < numel; begin += piece) {
     const std::int64_t count = std::min(piece, numel - begin);
     void* start = at_element(data, begin, element_size);
@@ -161,7 +165,7 @@ std::vector<Stage> allreduce(int rank, int size, int root, void* data, std::int6
     for (int peer = 0; peer < size; ++peer) {
       out.push_back(block_of(start, slice_of(count, peer, size), element_size));
       in.push_back(
-          {static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * own.bytes, own.bytes});
+          {static_cast<char*>(scratch) + static_cast<std::size_t>(peer) * stride, own.bytes});
     }
     // Ranks without the result keep their tensor, so they reduce into their own place of `scratch`.
     void* result = gets_result ? own.data : in[static_cast<std::size_t>(rank)].data;
@@ -169,7 +173,7 @@ std::vector<Stage> allreduce(int rank, int size, int root, void* data, std::int6
     for (const Message& message : exchange(rank, out, in).messages)
       scatter.messages.push_back(message);
     scatter.then = [=] {
-      reduce(side_by_side(rank, size, scratch, own.bytes, own.data), mine.count, result);
+      reduce(side_by_side(rank, size, scratch, stride, own.data), mine.count, result);
     };
     stages.push_back(root < 0
                          ? gather_slices(rank, size, start, count, element_size)

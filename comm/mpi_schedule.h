@@ -4,14 +4,14 @@
 //
 // MPI's own collectives are not used. Between two messages MPI tells nothing: not which rank it
 // waits for, not that a peer sent another size; it reduces in an order of its own choosing, knows
-// neither bfloat16 nor float16, counts in int, and Open MPI's non-blocking collectives move large
-// tensors at a fraction of the speed of its blocking ones. The schedules here are the classical
-// ones that are good for a few dozens of ranks:
+// neither bfloat16 nor float16, and counts in int. The schedules here are the classical ones that
+// are good for a few dozens of ranks:
 //
 //   moving data   every pair exchanges its block directly: one stage, each byte travels once
 //   broadcast     binomial tree while short; scatter, then all-gather when long
 //   all-reduce    short: everybody gets everything and reduces it, one stage;
-//                 long: reduce-scatter, then all-gather, 2 (W - 1) / W of the tensor sent per rank
+//                 long: piece by piece reduce-scatter, then all-gather; 2 (W - 1) / W of the
+//                 tensor sent per rank
 //   barrier       dissemination, log2(W) stages
 #pragma once
 

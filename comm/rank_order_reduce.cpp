@@ -107,7 +107,9 @@ void reduce(const std::vector<const void*>& contributions, std::int64_t numel, b
     }
     if constexpr (kIsFloating<A> || kIsComplex<A>) {
       if (average) {
-        const A divisor(static_cast<float>(contributions.size()));
+        // Real, so that complex numbers are divided part by part and rounded once.
+        const auto divisor =
+            static_cast<typename c10::scalar_value_type<A>::type>(contributions.size());
         for (std::size_t i = 0; i < count; ++i) sum[i] /= divisor;
       }
     }

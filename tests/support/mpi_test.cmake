@@ -1,0 +1,36 @@
+# thinwire_mpi_test(<name> NP <n>... SOURCES <file>... [LIBRARIES <target>...])
+#
+# One test program that links thinwire, and for each n one ctest entry <name>_np<n> that starts it
+# with n ranks. Every rank has to pass; rank 0 writes the results, where thinwire_test() has them
+# too. Nothing without MPI.
+#
+# The variables are Open MPI's, any other MPI ignores them: more ranks than cores, started by
+# whoever runs the tests, on this host alone.
+set(THINWIRE_MPI_ENVIRONMENT OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1
+    OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_oob_tcp_if_include=lo)
+
+function(thinwire_mpi_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "NP;SOURCES;LIBRARIES")
+  if(NOT THINWIRE_HAS_MPI)
+    return()
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE thinwire_settings thinwire GTest::gtest GTest::gmock
+                        GTest::gtest_main ${arg_LIBRARIES})
+  target_precompile_headers(${name} REUSE_FROM thinwire_test_pch)
+  set_target_properties(${name} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin/tests)
+  foreach(ranks IN LISTS arg_NP)
+    set(command ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} 1 $<TARGET_FILE:${name}>
+        --gtest_output=xml:${PROJECT_BINARY_DIR}/test-results/${name}_np${ranks}.xml)
+    if(ranks GREATER 1)
+      math(EXPR others "${ranks} - 1")
+      list(APPEND command : ${MPIEXEC_NUMPROC_FLAG} ${others} $<TARGET_FILE:${name}>)
+    endif()
+    add_test(NAME ${name}_np${ranks} COMMAND ${command})
+    # Ranks that share cores with other tests only get slower together.
+    set_tests_properties(${name}_np${ranks} PROPERTIES TIMEOUT 120 RUN_SERIAL ON LABELS "torch;mpi"
+      ENVIRONMENT "${THINWIRE_MPI_ENVIRONMENT}")
+  endforeach()
+endfunction()
