@@ -25,9 +25,19 @@ void Quantize(const QuantizeConfig& config, DType dtype, const std::byte* input,
   const BucketEncoder encoder(config, stream);
   const BucketDecoder decoder(config, WriteMode::kAssign);
   const auto bucket = static_cast<std::size_t>(config.bucket);
+  const auto analyse = [&](std::size_t first) {
+    return encoder.Analyse(dtype, input + first * size_of(dtype), std::min(bucket, count - first));
+  };
+  // The next bucket's bounds are found before this one is packed: its grid takes a chain of a
+  // hundred cycles, which packing hides.
+  BucketEncoder::Plan next{};
+  if (count > 0) next = analyse(0);
   for (std::size_t first = 0; first < count; first += bucket) {
     const std::size_t elements = std::min(bucket, count - first);
-    encoder.Encode(dtype, input + first * size_of(dtype), elements, first_element + first, output);
+    const BucketEncoder::Plan plan = next;
+    if (first + elements < count) next = analyse(first + elements);
+    encoder.Encode(plan, dtype, input + first * size_of(dtype), elements, first_element + first,
+                   output);
     if (reconstruction != nullptr) {
       decoder.Decode(output, dtype, reconstruction + first * size_of(dtype), elements);
     }

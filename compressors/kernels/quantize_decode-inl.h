@@ -80,14 +80,18 @@ void UnpackGroup(const Grid& grid, const std::byte* in, float* out) {
   }
 }
 
-// The inverse of JoinCodes().
-HWY_INLINE std::uint64_t SplitCodes(std::uint64_t codes, int bits) {
-  const std::uint64_t four = (std::uint64_t{1} << 4 * bits) - 1;
-  codes = (codes & four) | (codes >> 4 * bits) << 32;
-  const std::uint64_t two = ((std::uint64_t{1} << 2 * bits) - 1) * 0x0000000100000001u;
-  codes = (codes & two) | (codes >> 2 * bits & two) << 16;
-  const std::uint64_t one = ((std::uint64_t{1} << bits) - 1) * 0x0001000100010001u;
-  return (codes & one) | (codes >> bits & one) << 8;
+// Vectors of 64-bit words with 8 · bits adjacent bits: eight codes each, one a byte.
+using CodeWords = hn::CappedTag<std::uint64_t, kGroupLanes / 2>;
+HWY_INLINE hn::Vec<CodeWords> SplitCodes(hn::Vec<CodeWords> codes, int bits) {
+  const CodeWords d;
+  const auto split = [&](auto v, std::uint64_t mask, int right, int left) HWY_ATTR {
+    const auto high = hn::And(hn::ShiftRightSame(v, right), hn::Set(d, mask));
+    return hn::Or(hn::And(v, hn::Set(d, mask)), hn::ShiftLeftSame(high, left));
+  };
+  const auto ones = [](int n) { return (std::uint64_t{1} << n) - 1; };
+  codes = split(codes, ones(4 * bits), 4 * bits, 32);
+  codes = split(codes, ones(2 * bits) * 0x0000000100000001u, 2 * bits, 16);
+  return split(codes, ones(bits) * 0x0001000100010001u, bits, 8);
 }
 
 template <bool kAccumulate>
@@ -95,15 +99,21 @@ void UnpackRest(const Grid& grid, const std::byte* in, std::size_t count, int bi
   const Grid::DF df;
   const hn::Rebind<std::uint8_t, Grid::DU> d8;
   const std::size_t lanes = hn::Lanes(df);
-  alignas(64) std::uint8_t codes[kGroupElements + kGroupLanes] = {};
-  const std::size_t total = (count * static_cast<std::size_t>(bits) + 7) / 8;
-  std::size_t read = 0;
-  for (std::size_t i = 0; i < count; i += 8, read += static_cast<std::size_t>(bits)) {
-    std::uint64_t eight = 0;
-    std::memcpy(&eight, in + read, std::min(static_cast<std::size_t>(bits), total - read));
-    eight = SplitCodes(eight, bits);
-    std::memcpy(codes + i, &eight, 8);
+  const CodeWords d64;
+  alignas(64) std::uint64_t words[kGroupElements / 8 + kGroupLanes];
+  const auto step = static_cast<std::size_t>(bits);
+  const std::size_t total = code_bytes(bits, count);
+  std::size_t eights = 0, read = 0;
+  for (; read + 8 <= total; ++eights, read += step) std::memcpy(words + eights, in + read, 8);
+  for (; read < total; ++eights, read += step) {
+    words[eights] = 0;
+    std::memcpy(words + eights, in + read, std::min(step, total - read));
   }
+  std::memset(words + eights, 0, 64);
+  for (std::size_t j = 0; j < eights; j += hn::Lanes(d64)) {
+    hn::StoreU(SplitCodes(hn::LoadU(d64, words + j), bits), d64, words + j);
+  }
+  const auto* codes = reinterpret_cast<const std::uint8_t*>(words);
   const auto values = [&](std::size_t i) HWY_ATTR {
     return grid.Values(hn::PromoteTo(Grid::DU(), hn::LoadU(d8, codes + i)));
   };

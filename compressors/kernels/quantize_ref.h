@@ -31,8 +31,12 @@ constexpr std::size_t header_bytes(Norm norm) {
   return norm == Norm::kMinMax ? 8 : 4;
 }
 
+constexpr std::size_t code_bytes(int bits, std::size_t elements) {
+  return (elements * static_cast<std::size_t>(bits) + 7) / 8;
+}
+
 constexpr std::size_t bucket_bytes(Norm norm, int bits, std::size_t elements) {
-  return header_bytes(norm) + (elements * static_cast<std::size_t>(bits) + 7) / 8;
+  return header_bytes(norm) + code_bytes(bits, elements);
 }
 
 namespace ref {
@@ -49,14 +53,14 @@ struct BucketStatistics {
 
 // The bounds of a non-empty bucket. Adding zero turns −0 into +0: which of the two a minimum
 // returns depends on the processor.
-inline Bounds bounds_of(Norm norm, BucketStatistics statistics) {
+inline Bounds bounds_of(Norm norm, const BucketStatistics& statistics) {
   if (!statistics.finite) return {float_of(kFloatNanBits), float_of(kFloatNanBits)};
   const float lo = statistics.lo + 0.0f;
   const float hi = statistics.hi + 0.0f;
   if (norm == Norm::kMinMax) return {lo, hi};
   float largest = hi > -lo ? hi : -lo;
   if (norm == Norm::kL2 && lo != hi) {
-    auto& squares = statistics.squares;
+    auto squares = statistics.squares;
     for (std::size_t half = kGroupLanes / 2; half > 0; half /= 2) {
       for (std::size_t j = 0; j < half; ++j) squares[j] += squares[j + half];
     }
