@@ -69,6 +69,8 @@ class Enrolling {
       if (!store_.check({key_of(peer)})) return false;
       auto& member = members_[static_cast<std::size_t>(peer)];
       member = Json::parse(store_.get_to_str(key_of(peer))).get<Enrolment>();
+      // Before anything else, for a rank with a problem may not know what it wants.
+      if (!member.problem.empty()) fail(true, peer, concat("rank ", peer, ": ", member.problem));
       const auto size = static_cast<int>(members_.size());
       if (member.size != size) fail(true, peer, size_mismatch(size, peer, member.size));
       if (member.backend != backend_) fail(true, peer, backend_mismatch(peer, member.backend));
@@ -112,21 +114,6 @@ class Enrolling {
   std::vector<int> absent_;
 };
 
-// On the way out after a failure: counts this rank as informed, and waits for the ranks that are
-// not yet. They need the store that this rank may serve, and a launcher that sees one rank fail
-// kills the others before they can say why.
-void leave(c10d::Store& store) noexcept {
-  try {
-    store.add("left", 1);
-    const auto deadline = Clock::now() + std::chrono::seconds(2);
-    while (Clock::now() < deadline && store.add("left", 0) < store.add("arrived", 0)) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-  } catch (const std::exception&) {
-    // The store is gone, and with it whoever could be waiting.
-  }
-}
-
 std::vector<Enrolment> enrol_or_throw(c10d::Store& store, int rank, const Enrolment& mine,
                                       std::chrono::milliseconds timeout) {
   const auto deadline = Clock::now() + timeout;
@@ -147,10 +134,22 @@ std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int r
   try {
     return enrol_or_throw(*store, rank, mine, timeout);
   } catch (const Error&) {
-    leave(*store);
+    leave_failed_job(*store);
     throw;
   } catch (const std::exception& error) {
     throw CommError(0, kOperation, 0, concat("the job's store is gone: ", error_text(error)));
+  }
+}
+
+void leave_failed_job(c10d::Store& store) noexcept {
+  try {
+    store.add("left", 1);
+    const auto deadline = Clock::now() + std::chrono::seconds(2);
+    while (Clock::now() < deadline && store.add("left", 0) < store.add("arrived", 0)) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  } catch (const std::exception&) {
+    // The store is gone, and with it whoever could be waiting.
   }
 }
 

@@ -5,6 +5,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <future>
+#include <memory>
+#include <thread>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
@@ -53,13 +56,21 @@ StorePtr connect(const std::string& host, int port, milliseconds timeout) {
   c10d::TCPStoreOptions options;
   options.port = static_cast<std::uint16_t>(port);
   options.timeout = timeout;
+  // On a thread of its own: torch's client waits for ever where a stranger accepts the connection
+  // and does not answer.
+  auto task = std::make_shared<std::packaged_task<StorePtr()>>(
+      [host, options] { return c10::make_intrusive<c10d::TCPStore>(host, options); });
+  auto answer = task->get_future();
+  std::thread([task] { (*task)(); }).detach();
+  std::string reason = "does another program listen there?";
   try {
-    return c10::make_intrusive<c10d::TCPStore>(host, options);
+    if (answer.wait_for(timeout) == std::future_status::ready) return answer.get();
   } catch (const std::exception& error) {
-    throw CommError(-1, kOperation, 0,
-                    concat("no store answers at ", host, ":", port, " within ", seconds(timeout),
-                           " s: ", error_text(error)));
+    reason = error_text(error);
   }
+  throw CommError(-1, kOperation, 0,
+                  concat("no store answers at ", host, ":", port, " within ", seconds(timeout),
+                         " s: ", reason));
 }
 
 StorePtr meet_at(const std::string& host, int port, bool serves, milliseconds timeout) {

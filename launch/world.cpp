@@ -3,6 +3,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <atomic>
 #include <cstdlib>
+#include <exception>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
@@ -80,6 +81,7 @@ std::string prefix_of(const RankEnv& ranks) {
 
 World init(const InitOptions& options) {
   World world;
+  world.exceptions_ = std::uncaught_exceptions();
   RankEnv& ranks = world.ranks_;
   ranks = read_rank_env();
   world.host_ = host_name();
@@ -87,9 +89,10 @@ World init(const InitOptions& options) {
   const auto timeout = timeout_of(options);
   const Enrolment mine = describe(ranks, world.host_, options);
 
-  world.store_ =
+  c10::intrusive_ptr<c10d::Store> store =
       c10::make_intrusive<c10d::PrefixStore>(prefix_of(ranks), connect_store(ranks, timeout));
-  auto members = enrol(world.store_, ranks.rank, mine, timeout);
+  auto members = enrol(store, ranks.rank, mine, timeout);
+  world.store_ = std::move(store);  // from here on ~World leaves the job
   complete_local_ranks(ranks, members);
   world.backend_ = choose_backend(members, ranks.launcher);
   for (const auto& member : members) world.hosts_.push_back(member.host);
@@ -114,6 +117,10 @@ World init(const InitOptions& options) {
   return world;
 }
 
-World::~World() = default;
+World::~World() {
+  // On the way out of a failed program: rank 0 must not take the store away, nor a launcher end the
+  // job, before the other ranks could learn from the store what happened.
+  if (store_ && std::uncaught_exceptions() > exceptions_) leave_failed_job(*store_);
+}
 
 }  // namespace thinwire::launch

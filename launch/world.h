@@ -22,7 +22,8 @@ struct InitOptions {
 };
 
 // One rank's place in the job, its store and its default process group. Movable; destroy it (or
-// let it go out of scope) before main returns. Not thread-safe.
+// let it go out of scope) before main returns. When an exception takes it out of scope, it waits up
+// to two seconds for the other ranks to fail as well. Not thread-safe.
 class World {
  public:
   int rank() const { return ranks_.rank; }
@@ -51,6 +52,7 @@ class World {
   std::string backend_;
   c10::intrusive_ptr<c10d::Store> store_;
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
+  int exceptions_ = 0;  // in flight when the job was joined
 };
 
 // Joins the job that torchrun, mpirun or srun started, or a job of one rank where none did, and

@@ -109,6 +109,7 @@ TEST(Enrolment, disagreement_on_the_backend) {
 TEST(Enrolment, problem_of_one_rank_ends_all) {
   auto ailing = member_of(4);
   ailing.problem = "its cable is out";
+  ailing.backend = "";  // which must not count as a disagreement
   const auto texts =
       mistakes_of({{0, member_of(4)}, {1, member_of(4)}, {2, ailing}, {3, member_of(4)}});
   EXPECT_THAT(texts, Each("rank 2: its cable is out"));

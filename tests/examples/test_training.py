@@ -1,0 +1,85 @@
+"""train_fashion_mnist under every launcher: its result, and that the result is always the same."""
+
+import tempfile
+import unittest
+
+import training
+from training import jobs
+
+# Everything that the backend and the launcher must not change.
+SAME = ("test_accuracy", "parameters_crc32c", "wire_bytes_per_step", "dense_bytes_per_step")
+MLP_PARAMETERS = (784 + 1) * 512 + (512 + 1) * 256 + (256 + 1) * 10
+
+
+def by_hand(size):
+    return lambda command: jobs.start_by_hand([command] * size)
+
+
+def mpirun(size):
+    return lambda command: jobs.start_mpirun(size, command)
+
+
+class Training(training.TrainingTest):
+    def check(self, result, **expected):
+        """The keys of a result line and values that every run of four bits has."""
+        self.assertEqual(set(result), {
+            "backend", "compression", "world_size", "model", "epochs", "test_accuracy",
+            "train_seconds", "wire_bytes_per_step", "dense_bytes_per_step", "parameters_crc32c",
+            "replicas_equal"})
+        expected = {"model": "mlp", "epochs": 1, "replicas_equal": True, **expected}
+        self.assertEqual(result, result | expected)
+        self.assertGreater(result["train_seconds"], 0)
+        # Ten classes; the patterns are easy.
+        self.assertTrue(0.2 < result["test_accuracy"] <= 1, result)
+        size = result["world_size"]
+        if size > 1:
+            dense = 2 * (size - 1) / size * 4 * MLP_PARAMETERS
+            self.assertAlmostEqual(result["dense_bytes_per_step"] / dense, 1, delta=0.001)
+            ratio = result["dense_bytes_per_step"] / result["wire_bytes_per_step"]
+            self.assertTrue(7.5 <= ratio < 8, result)
+
+    def assert_same(self, first, second):
+        for key in SAME:
+            self.assertEqual(first[key], second[key], key)
+
+    def test_alone(self):
+        first = self.train(jobs.start_alone, seed=1)
+        self.check(first, world_size=1, backend="gloo")
+        self.assertEqual(first["wire_bytes_per_step"], 0)
+        self.assert_same(first, self.train(jobs.start_alone, seed=1))
+        other = self.train(jobs.start_alone, seed=2)
+        self.assertNotEqual(first["parameters_crc32c"], other["parameters_crc32c"])
+
+    def test_two_ranks_over_gloo_and_mpi(self):
+        gloo = self.train(by_hand(2))
+        self.check(gloo, world_size=2, backend="gloo")
+        self.assert_same(gloo, self.train(by_hand(2)))
+        if jobs.HAS_MPI:
+            mpi = self.train(mpirun(2))
+            self.check(mpi, world_size=2, backend="mpi")
+            self.assert_same(gloo, mpi)
+
+    def test_four_ranks_over_mpi(self):
+        if not jobs.HAS_MPI:
+            self.skipTest("this build has no MPI")
+        first = self.train(mpirun(4))
+        self.check(first, world_size=4, backend="mpi")
+        self.assert_same(first, self.train(mpirun(4)))
+
+    def test_torchrun(self):
+        if not jobs.TORCHRUN:
+            self.skipTest("this LibTorch has no torchrun")
+        with tempfile.TemporaryDirectory() as folder:
+            result = self.train(lambda command: jobs.start_torchrun(4, command, folder))
+        self.check(result, world_size=4, backend="gloo")
+
+    def test_uncompressed(self):
+        result = self.train(by_hand(2), compression="none")
+        self.assertEqual(result["compression"], "none")
+        self.assertTrue(result["replicas_equal"])
+        ratio = result["dense_bytes_per_step"] / result["wire_bytes_per_step"]
+        self.assertAlmostEqual(ratio, 1, delta=0.001)
+
+
+if __name__ == "__main__":
+    unittest.main()

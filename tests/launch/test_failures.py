@@ -1,0 +1,92 @@
+"""Jobs that cannot start: every rank says why, exits with 1, and does so in time."""
+
+import socket
+import unittest
+
+import jobs
+
+PROBE = [jobs.PROGRAMS / "tests" / "rank_probe"]
+
+
+class Failures(unittest.TestCase):
+    def check(self, job, *words, ranks=None):
+        """Every rank that was started printed one error with all the words, and nothing else."""
+        self.assertNotEqual(job.code, 0, str(job))
+        for rank, output in enumerate(job.ranks):
+            if ranks is not None and rank not in ranks:
+                continue
+            with self.subTest(rank=rank):
+                self.assertEqual(output.out, "", str(job))
+                self.assertIn(output.code, (1, None), str(job))
+                errors = output.errors()
+                self.assertEqual(len(errors), 1, str(job))
+                for word in words:
+                    self.assertIn(word, errors[0])
+
+    def test_port_in_use(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            job = jobs.start_by_hand([PROBE] * 2, MASTER_PORT=port, THINWIRE_TIMEOUT=2)
+        self.check(job, f"port {port} is in use", "set MASTER_PORT to a free port", ranks=[0])
+        # The stranger that holds the port accepts rank 1's connection, and never answers.
+        self.check(job, "no store answers at", str(port), "within 2 s", ranks=[1])
+
+    def test_sizes_that_differ(self):
+        job = jobs.start_by_hand([PROBE] * 2, {1: {"WORLD_SIZE": 3}})
+        self.check(job, "disagree on the size", "told 2", "told 3", "WORLD_SIZE")
+
+    def test_missing_rank_is_named(self):
+        job = jobs.start_by_hand([PROBE, None, PROBE], THINWIRE_TIMEOUT=2)
+        self.check(job, "rank 1 of 3 did not come within 2 s", ranks=[0, 2])
+
+    def test_missing_rank_0(self):
+        port = jobs.free_port()
+        job = jobs.start_by_hand([None, PROBE], MASTER_PORT=port, THINWIRE_TIMEOUT=2)
+        self.check(job, "rank 0", f"127.0.0.1:{port}", "within 2 s", ranks=[1])
+
+    def test_host_that_does_not_exist(self):
+        job = jobs.start_by_hand([None, PROBE], MASTER_ADDR="no-such-host.invalid",
+                                 THINWIRE_TIMEOUT=2)
+        self.check(job, "no-such-host.invalid", "Host not found", ranks=[1])
+
+    def test_unknown_backend(self):
+        job = jobs.start_alone([*PROBE, "glo"])
+        self.check(job, "unknown backend 'glo'", "auto, mpi, gloo and nccl", "did you mean gloo?")
+
+    def test_unknown_backend_of_one_rank(self):
+        job = jobs.start_by_hand([PROBE, [*PROBE, "mpy"]])
+        self.check(job, "rank 1: unknown backend 'mpy'", "did you mean mpi?")
+
+    def test_backends_that_differ(self):
+        job = jobs.start_by_hand([[*PROBE, "gloo"], [*PROBE, "mpi"]])
+        self.check(job, "disagree on the backend", "'gloo'", "'mpi'")
+
+    def test_malformed_variable_of_one_rank(self):
+        job = jobs.start_by_hand([PROBE] * 2, {0: {"THINWIRE_TIMEOUT": "soon"}})
+        self.check(job, "THINWIRE_TIMEOUT='soon'", "rank 0")
+
+    def test_mpi_without_mpirun(self):
+        job = jobs.start_by_hand([[*PROBE, "mpi"]] * 2)
+        self.check(job, "mpirun" if jobs.HAS_MPI else "has no MPI")
+
+    def test_rank_without_size(self):
+        self.check(jobs.start_alone(PROBE, RANK=0), "RANK is set", "WORLD_SIZE is not")
+
+    def test_size_without_rank(self):
+        self.check(jobs.start_alone(PROBE, WORLD_SIZE=2), "WORLD_SIZE=2", "without RANK")
+
+    def test_mpirun_ranks_all_say_why(self):
+        if not jobs.HAS_MPI:
+            self.skipTest("this build has no MPI")
+        self.check(jobs.start_mpirun(3, [*PROBE, "mpu"]), "unknown backend 'mpu'",
+                   "did you mean mpi?")
+
+    def test_mpirun_with_another_jobs_variables(self):
+        if not jobs.HAS_MPI:
+            self.skipTest("this build has no MPI")
+        self.check(jobs.start_mpirun(2, PROBE, WORLD_SIZE=4), "WORLD_SIZE=4",
+                   "mpirun started 2 rank(s)")
+
+
+if __name__ == "__main__":
+    unittest.main()
