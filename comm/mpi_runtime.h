@@ -8,10 +8,8 @@
 // The thread sleeps while nothing is pending. While something is, it tests, and between two tests
 // it spins for the first 20 us after the last event, then naps for a sixteenth of the time since
 // that event, 20 us at least and 200 us at most. Naps add little to a latency and leave the cores
-// to the ranks that compute; yielding instead was slower on cores that others want, since who
-// yields waits for a whole time slice, and who sleeps is woken ahead of them. An event is a message
-// that has finished, so messages are cut into parts (see kPart): while a long one moves, the thread
-// must not nap as if nothing did.
+// to the ranks that compute. An event is a message that has finished, so messages are cut into
+// parts (see kPart): while a long one moves, the thread must not nap as if nothing did.
 #pragma once
 
 #include <chrono>
