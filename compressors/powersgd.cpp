@@ -1,6 +1,7 @@
 #include "thinwire/compressors/powersgd.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -96,6 +97,11 @@ class PowerSgd final : public Codec {
     s.q.resize(cols * r);
     std::memcpy(s.p.data(), input.data(), s.p.size() * sizeof(float));
     std::memcpy(s.q.data(), input.data() + s.p.size() * sizeof(float), s.q.size() * sizeof(float));
+    const bool aligned = std::bit_cast<std::uintptr_t>(output.data) % alignof(float) == 0;
+    if (output.dtype == DType::kFloat32 && aligned && mode == WriteMode::kAssign) {
+      return kernels::low_rank_reconstruct(s.p.data(), s.q.data(), rows, cols, r,
+                                           static_cast<float*>(output.data));
+    }
     s.matrix.resize(rows * cols);
     kernels::low_rank_reconstruct(s.p.data(), s.q.data(), rows, cols, r, s.matrix.data());
     kernels::store_floats(output.dtype, output.data, 0, s.matrix.size(), s.matrix.data(), mode);
