@@ -106,9 +106,19 @@ std::int64_t dot(PlanesView a, PlanesView b) {
 }
 
 double cosine(PlanesView a, PlanesView b) {
-  const auto product = static_cast<double>(dot(a, b));
-  const auto norms = static_cast<double>(count_nonzero(a)) * static_cast<double>(count_nonzero(b));
-  return norms > 0 ? product / std::sqrt(norms) : 0;
+  check(a.numel == b.numel, "the vectors have ", a.numel, " and ", b.numel, " entries");
+  // A stretch at a time, so that the norms find the masks in the first-level cache.
+  constexpr std::size_t kStretch = 1024;
+  std::int64_t product = 0, a_ones = 0, b_ones = 0;
+  for (std::size_t w = 0; w < a.mask.size(); w += kStretch) {
+    const std::size_t n = std::min(kStretch, a.mask.size() - w);
+    const auto a_mask = a.mask.subspan(w, n), b_mask = b.mask.subspan(w, n);
+    product += detail::dot_words(a_mask, a.sign.subspan(w, n), b_mask, b.sign.subspan(w, n));
+    a_ones += detail::popcount_words(a_mask);
+    b_ones += detail::popcount_words(b_mask);
+  }
+  const double norms = static_cast<double>(a_ones) * static_cast<double>(b_ones);
+  return norms > 0 ? static_cast<double>(product) / std::sqrt(norms) : 0;
 }
 
 double norm(PlanesView planes, double scale) {

@@ -6,12 +6,15 @@ import pathlib
 import struct
 import subprocess
 
-PROGRAM = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"]) / "bin" / "thinwire"
+FOLDER = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"]) / "bin"
+PROGRAM = FOLDER / "thinwire"
+# The same command without torch, which takes most of the program's time to start.
+QUICK = FOLDER / "tests" / "peft_program"
 
 
-def run(*arguments, code=0):
+def run(*arguments, code=0, program=QUICK):
     """Runs `thinwire peft`, expects an exit code, returns what it printed (errors on failure)."""
-    result = subprocess.run([PROGRAM, "peft", *map(str, arguments)], capture_output=True, text=True,
+    result = subprocess.run([program, "peft", *map(str, arguments)], capture_output=True, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=60)
     if result.returncode != code:
         raise AssertionError(f"{arguments} gave {result.returncode}: {result.stderr}")

@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 import compeft_reader
-from peft_program import run, write
+from peft_program import PROGRAM, run, write
 
 BLOCK = 262144
 
@@ -48,6 +48,16 @@ class Format(unittest.TestCase):
         }, {"format": "pt"})
         run("pack", self.dir / name, "-o", self.dir / f"{name}.peft", "--density", "0.2")
         return self.dir / f"{name}.peft"
+
+    def test_the_program_has_the_command(self):
+        packed = self.write_lora("a", 9)
+        run("unpack", packed, "-o", self.dir / "out", program=PROGRAM)
+        data = (self.dir / "out" / "adapter_model.safetensors").read_bytes()
+        self.assertEqual(compeft_reader.safetensors(data)[0], self.unpacked(packed))
+        packed.write_bytes(b"x")
+        self.assertEqual(run("verify", packed, code=1, program=PROGRAM),
+                         run("verify", packed, code=1))
+        run("pack", code=2, program=PROGRAM)
 
     def test_every_mode_of_a_block(self):
         generator = random.Random(1)

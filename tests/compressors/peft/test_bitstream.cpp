@@ -56,8 +56,9 @@ TEST(Block, EveryModeRoundTripsAndTheChosenOneIsTheSmallest) {
         }
       }
       const std::size_t chosen = encode_block(planes.view(), out);
-      // The choice between the two coders rests on estimates that are right to half a percent.
-      EXPECT_LE(static_cast<double>(chosen), 1.005 * static_cast<double>(smallest) + 2)
+      // The choice between the two coders rests on estimates that are right to half a percent, and
+      // the faster one is allowed half a percent more.
+      EXPECT_LE(static_cast<double>(chosen), 1.01 * static_cast<double>(smallest) + 2)
           << numel << " at " << density;
     }
   }
