@@ -58,9 +58,9 @@ lint: ## Run clang-tidy: all sources, or make lint FILES="common/spec.cpp ..."
 	@python3 scripts/lint.py --build $(BUILD) --jobs $(JOBS) $(FILES)
 
 .PHONY: bench
-bench: setup ## Measure the codecs on one core: make bench ARGS="--codec quantize(bits=4)"
-	@scripts/build.sh $(PRESET) $(JOBS)
-	@OMP_NUM_THREADS=1 $(BUILD)/bin/thinwire bench codec $(if $(ARGS),$(foreach a,$(ARGS),'$(a)'))
+bench: setup ## Measure the codecs on one core: make bench ARGS="quantize(bits=4) topk"
+	@scripts/build.sh $(PRESET) $(JOBS) bench_codec_kernels
+	@OMP_NUM_THREADS=1 $(BUILD)/bin/bench_codec_kernels $(if $(ARGS),$(foreach a,$(ARGS),'$(a)'))
 
 .PHONY: bench-cluster
 bench-cluster: setup ## Measure compressed collectives on four emulated hosts
