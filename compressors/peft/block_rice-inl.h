@@ -49,16 +49,18 @@ struct RiceChoice {
 };
 
 // The best parameter next to the geometric one and its size, estimated from every eighth stretch of
-// 32 words (all words of short blocks): listing all gaps twice would be half the time of encoding.
+// 32 words: listing all gaps twice would be half the time of encoding. Where there are few gaps,
+// from all.
 inline RiceChoice EstimateRice(std::span<const std::uint64_t> mask, std::int64_t ones,
                                std::int64_t entries) {
-  constexpr std::size_t kStretch = 32;
-  const std::size_t step = mask.size() > 1024 ? 8 * kStretch : kStretch;
+  const bool sample = mask.size() > 1024 && ones > 4096;
+  const std::size_t stretch = sample ? 32 : mask.size();
+  const std::size_t step = sample ? 8 * stretch : stretch;
   const int centre = std::clamp(RiceParameter(ones, entries), 1, kMaxRice - 1);
   std::array<std::int64_t, 3> quotients{};
   std::int64_t seen = 0;
   for (std::size_t w = 0; w < mask.size(); w += step) {
-    ForEachGap(mask.subspan(w, std::min(kStretch, mask.size() - w)), [&](std::uint64_t gap) {
+    ForEachGap(mask.subspan(w, std::min(stretch, mask.size() - w)), [&](std::uint64_t gap) {
       for (int i = 0; i < 3; ++i)
         quotients[static_cast<std::size_t>(i)] +=
             static_cast<std::int64_t>(gap >> (centre - 1 + i));
