@@ -2,12 +2,14 @@
 
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/distributed/c10d/comm.hpp>
+#include <torch/csrc/distributed/c10d/logger.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 #include <algorithm>
 #include <unordered_map>
 
 #include "thinwire/comm/agreement.h"
+#include "thinwire/comm/failure.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 #include "thinwire/torch_ext/comm_hook.h"
@@ -55,11 +57,28 @@ struct DataParallelEngine::State {
   std::vector<at::Tensor> buffers;
   std::vector<at::Tensor> parameters;  // those with requires_grad
   std::shared_ptr<GradientExchange> exchange;
-  std::unique_ptr<c10d::Reducer> reducer;
+  std::shared_ptr<c10d::Reducer> reducer;
+  // The Reducer reports to it, also when a program asks for nothing.
+  std::shared_ptr<c10d::Logger> logger;
   std::uint64_t comparisons = 0;
 
+  // Runs a collective that c10d makes for us on the program's group, and names the rank that is
+  // gone where it fails.
+  template <typename Action>
+  void guarded(const char* operation, const Action& action) {
+    try {
+      action();
+    } catch (const Error&) {
+      throw;
+    } catch (...) {
+      comm::raise_collective_failure(*group, operation, 0, std::current_exception());
+    }
+  }
+
   void broadcast(const std::vector<at::Tensor>& tensors) {
-    if (!tensors.empty()) c10d::broadcast_coalesced(group, tensors, kBroadcastBytes, /*rank=*/0);
+    if (tensors.empty()) return;
+    guarded("broadcast of the model",
+            [&] { c10d::broadcast_coalesced(group, tensors, kBroadcastBytes, /*rank=*/0); });
   }
 };
 
@@ -107,13 +126,18 @@ DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module
       s.parameters, {static_cast<std::size_t>(kFirstBucketBytes), bucket_bytes}));
   // The assignment is in order of the parameters; gradients become ready in about the reverse.
   std::reverse(buckets.begin(), buckets.end());
-  s.reducer = std::make_unique<c10d::Reducer>(
+  s.reducer = std::make_shared<c10d::Reducer>(
       s.parameters, std::move(buckets), s.group,
       /*expect_sparse_gradients=*/std::vector<bool>(s.parameters.size(), false),
       static_cast<std::int64_t>(bucket_bytes), s.options.find_unused_parameters,
       s.options.gradient_as_bucket_view, std::move(names_by_index), kFirstBucketBytes,
       /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
       /*bucket_bytes_cap_list=*/std::vector<std::int64_t>{});
+  s.logger = std::make_shared<c10d::Logger>(s.reducer);
+  s.logger->set_construction_data_and_log(s.module->name(), /*device_ids=*/{}, /*output_device=*/-1,
+                                          s.options.broadcast_buffers, /*has_sync_bn=*/false,
+                                          s.options.static_graph);
+  s.reducer->set_logger(s.logger);
   s.reducer->register_comm_hook(std::make_unique<CompressionHook>(s.exchange, std::move(names)));
   if (s.options.static_graph) s.reducer->set_static_graph();
 }
@@ -124,7 +148,7 @@ void DataParallelEngine::before_forward() {
   State& s = *state_;
   if (!at::GradMode::is_enabled()) return;
   if (sync_) {
-    s.reducer->rebuild_buckets();
+    s.guarded("agreement on the buckets", [&] { s.reducer->rebuild_buckets(); });
     s.reducer->prepare_for_forward();
   }
   if (s.options.broadcast_buffers && s.module->is_training() && s.group->getSize() > 1) {

@@ -53,6 +53,9 @@ class GradientExchange {
   const comm::Plan& plan() const { return plan_; }
 
  private:
+  GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
+                   const std::string& model, const std::vector<LayerInfo>& layers,
+                   CompressionOptions options, Timeline* timeline);
   void finish_step();
 
   const CompressionOptions options_;

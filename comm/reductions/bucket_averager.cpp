@@ -14,6 +14,7 @@
 #include "thinwire/comm/reductions/scatter_reduce.h"
 #include "thinwire/comm/tensor_bridge.h"
 #include "thinwire/common/crc32c.h"
+#include "thinwire/compressors/codec_table.h"
 
 namespace thinwire::comm {
 namespace {
@@ -39,6 +40,12 @@ bool all_finite(std::span<const float> values) {
     largest = std::max(largest, std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFu);
   }
   return largest < 0x7F800000u;
+}
+
+// Uncompressed layers that share a bucket with compressed ones travel in their scatter_reduce.
+const Codec& codec_of(const LayerSetting& setting) {
+  static const CodecPtr kIdentity = make_codec("identity");
+  return setting.codec ? *setting.codec : *kIdentity;
 }
 
 // A ring all-reduce: every rank sends all but its own part, twice.
@@ -89,20 +96,21 @@ BucketAverager::Layout& BucketAverager::layout_of(const Bucket& bucket, const Pl
     const BucketLayer& layer = bucket.layers[i];
     const LayerSetting& setting = plan.of(layer.name);
     const auto numel = static_cast<std::size_t>(layer.numel());
-    if (!setting.codec) {
+    if (!setting.codec && !(is_float && plan.compresses())) {
       layout.dense.push_back(i);
       layout.dense_numel += layer.numel();
       continue;
     }
+    const Codec& codec = codec_of(setting);
     if (!is_float) layout.converted[i].resize(numel);
     if (setting.uses_feedback()) layout.residuals[i].resize(numel);
-    if (setting.codec->traits().fixed_size && setting.codec->block_size() > 0) {
+    if (codec.traits().fixed_size && codec.block_size() > 0) {
       layout.scatter.push_back(i);
-      scattered.push_back({layer.numel(), setting.codec.get()});
+      scattered.push_back({layer.numel(), &codec});
     } else {
       layout.gather.push_back(i);
       LayerValues values;
-      values.codec = setting.codec.get();
+      values.codec = &codec;
       values.values = std::span<float>(static_cast<float*>(nullptr), numel);
       gathered.push_back(values);
     }
@@ -204,7 +212,7 @@ void BucketAverager::average_compressed(const Bucket& bucket, const Plan& plan, 
       const LayerSetting& setting = plan.of(layer.name);
       if (setting.uses_feedback()) feedback_.correct(layer.name, values, setting.feedback, step);
       layers.push_back({.id = id_of(layer.name),
-                        .codec = setting.codec.get(),
+                        .codec = &codec_of(setting),
                         .shape = layer.shape,
                         .values = values,
                         .residual = layout.residuals[i]});

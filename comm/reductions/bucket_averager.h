@@ -58,9 +58,12 @@ class BucketAverager {
   // Replaces the buffer by its mean over the ranks, bit-identical on every rank. `plan` must be the
   // same on all ranks, `step` counts the training steps. Layers of one bucket may have different
   // codecs; they are grouped by reduction and each group makes one exchange:
-  //   uncompressed                -> one all_reduce in the buffer's own dtype
   //   codecs of fixed size        -> scatter_reduce (ScatterReduce)
   //   the others                  -> gather_reduce (GatherReduce)
+  //   uncompressed                -> with scatter_reduce, as they are: its sums are in rank order
+  //   on
+  //                                  every backend. One all_reduce in the buffer's own dtype where
+  //                                  the plan compresses nothing, or the buffer is not float32.
   // Compressed layers are computed in float32, whatever the buffer's dtype.
   //
   // If any rank brings a non-finite value in a compressed layer, the layer's mean has non-finite

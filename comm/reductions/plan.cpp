@@ -58,6 +58,8 @@ LayerSetting parse_layer_setting(std::string_view text) {
 
 void Plan::set(std::string name, LayerSetting setting) {
   layers_.insert_or_assign(std::move(name), std::move(setting));
+  compresses_ = std::any_of(layers_.begin(), layers_.end(),
+                            [](const auto& layer) { return layer.second.codec != nullptr; });
 }
 
 const LayerSetting& Plan::of(std::string_view name) const {

@@ -34,11 +34,13 @@ struct LayerSetting {
 LayerSetting parse_layer_setting(std::string_view spec);
 
 // The settings of all layers, by parameter name; a name that it does not list is uncompressed.
-// Value type.
+// Value type; layers are added, never taken away.
 class Plan {
  public:
   void set(std::string name, LayerSetting setting);
   const LayerSetting& of(std::string_view name) const;
+  // Whether any layer has a codec.
+  bool compresses() const { return compresses_; }
   const std::map<std::string, LayerSetting, std::less<>>& layers() const { return layers_; }
 
   // One line a layer, "name: setting"; equal on ranks that have the same plan.
@@ -46,6 +48,7 @@ class Plan {
 
  private:
   std::map<std::string, LayerSetting, std::less<>> layers_;
+  bool compresses_ = false;
 };
 
 }  // namespace thinwire::comm

@@ -6,6 +6,7 @@
 #include <optional>
 #include <thread>
 
+#include "thinwire/comm/failure.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/metrics.h"
@@ -52,7 +53,9 @@ double evaluate(Classifier& model, const ImageSet& set, const launch::World& wor
     correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
   }
   std::vector<torch::Tensor> tensors = {correct};
-  if (world.size() > 1) world.group()->allreduce(tensors)->wait();
+  if (world.size() > 1) {
+    comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
+  }
   model.train();
   return correct.item<double>() / static_cast<double>(set.labels.size(0));
 }
