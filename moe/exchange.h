@@ -30,10 +30,10 @@ inline constexpr int kLegs = 4;
 // Spec of the row codec of every leg; "" sends rows as they are. Gradients pass through lossy legs
 // unchanged (straight-through); unbiased codecs (rounding=stochastic) suit the backward legs.
 struct LegSpecs {
-  std::string dispatch;
-  std::string combine;
-  std::string combine_backward;
-  std::string dispatch_backward;
+  std::string dispatch = {};
+  std::string combine = {};
+  std::string combine_backward = {};
+  std::string dispatch_backward = {};
 };
 
 struct ExchangeOptions {

@@ -20,7 +20,7 @@ namespace thinwire {
 
 // Options that PyTorch's DistributedDataParallel has keep its names and defaults.
 struct DistributedDataParallelOptions {
-  CompressionOptions compression;
+  CompressionOptions compression = {};
   double bucket_cap_mb = 25;
   bool broadcast_buffers = true;  // rank 0's buffers (batch-norm statistics) before each forward
   bool find_unused_parameters = false;

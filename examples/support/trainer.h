@@ -22,7 +22,7 @@ struct TrainingResult {
   int epochs = 0;            // finished
   double test_accuracy = 0;  // 0 to 1
   double train_seconds = 0;  // without evaluation
-  CommunicationSummary traffic;
+  CommunicationSummary traffic = {};
   std::uint32_t parameters_crc32c = 0;
   bool replicas_equal = false;
 };

@@ -159,7 +159,8 @@ class Install(unittest.TestCase):
             self.assertNotIn("not found", text, f"{path.name}: {text}")
             for line in text.splitlines():
                 if "libthinwire" in line:
-                    self.assertIn(str(self.library_folder), str(line), path.name)
+                    found = pathlib.Path(line.split("=>")[1].split("(0x")[0].strip()).resolve()
+                    self.assertEqual(found.parent, self.library_folder.resolve(), path.name)
         self.succeed(self.prefix / "bin" / "thinwire", "--help")
 
 

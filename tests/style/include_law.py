@@ -69,7 +69,9 @@ def project_rule(root, include):
         if include.quoted and not (layer == "tests" and (root / file).with_name(path).is_file()):
             return 'headers of the project are included as "thinwire/<folder>/<file>"'
         return None
-    if not include.quoted and layer != "examples":
+    # Programs that stand for a user's include as a user would.
+    is_user = layer == "examples" or file.parts[:2] == ("tests", "install")
+    if not include.quoted and not is_user:
         return "headers of the project are included with quotes"
     target = path.removeprefix("thinwire/")
     if not (root / target).is_file():
