@@ -40,8 +40,8 @@ std::shared_ptr<gloo::transport::Device> make_device(const GlooOptions& options)
 // Note [Flight recorder]
 // Every Gloo operation is entered into a record of the process, and the record adds a group to its
 // map without a lock. A program's thread and the communication thread, on different groups, then
-// crash each other now and then. Switched off the record returns first. It reads this variable once,
-// at the first operation of the process; whoever sets it keeps the record, and the risk.
+// crash each other now and then. Switched off the record returns first. It reads this variable
+// once, at the first operation of the process; whoever sets it keeps the record, and the risk.
 void switch_off_flight_recorder() {
   static const int done = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
   static_cast<void>(done);

@@ -25,9 +25,10 @@ class Rank:
         self.out, self.err, self.code = out, err, code
 
     def errors(self):
-        """The texts of its error lines, without time and rank."""
-        return [line.split("] error: ", 1)[1] for line in self.err.splitlines()
-                if "] error: " in line]
+        """The texts of its error lines, without time and, where it is known already, rank."""
+        found = (re.match(r"[0-9:.]+ (?:\[[^]]*\] )?error: (.*)", line)
+                 for line in self.err.splitlines())
+        return [match[1] for match in found if match]
 
     def __str__(self):
         return f"exit code {self.code}\n{self.out}{self.err}"
