@@ -5,16 +5,16 @@
 #include <torch/csrc/autograd/generated/variable_factories.h>
 #include <torch/optim/sgd.h>
 
-#include <mutex>
 #include <tuple>
 
 #include "thinwire/common/error.h"
-#include "thinwire/tests/support/rank_threads.h"
+#include "thinwire/tests/support/rank_errors.h"
 
 namespace thinwire {
 namespace {
 
 using ::testing::AllOf;
+using testing::errors_of;
 using ::testing::HasSubstr;
 using testing::RankContext;
 using testing::run_ranks;
@@ -192,23 +192,6 @@ TEST(DistributedDataParallel, WarmupStepsAreUncompressedAndCountedApart) {
 }
 
 // ---- what goes wrong ---------------------------------------------------------------------------
-
-template <typename ErrorType>
-std::vector<std::string> errors_of(int world, const std::function<void(RankContext&)>& body) {
-  std::mutex mutex;
-  std::vector<std::string> errors;
-  run_ranks(world, [&](RankContext& ctx) {
-    std::string text = "no error";
-    try {
-      body(ctx);
-    } catch (const ErrorType& error) {
-      text = error.what();
-    }
-    const std::lock_guard lock(mutex);
-    errors.push_back(text);
-  });
-  return errors;
-}
 
 TEST(DistributedDataParallel, ADifferentModelIsNamedOnEveryRank) {
   const auto errors = errors_of<InvalidArgument>(3, [](RankContext& ctx) {

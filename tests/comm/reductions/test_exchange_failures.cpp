@@ -4,18 +4,18 @@
 
 #include <atomic>
 #include <functional>
-#include <mutex>
 
 #include "averager_fixture.h"
 #include "thinwire/comm/reductions/bucket_averager.h"
 #include "thinwire/common/error.h"
-#include "thinwire/tests/support/rank_threads.h"
+#include "thinwire/tests/support/rank_errors.h"
 
 namespace thinwire::comm {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::Each;
+using testing::errors_of;
 using ::testing::HasSubstr;
 using testing::LayerShapes;
 using testing::random_bucket;
@@ -24,28 +24,6 @@ using testing::run_ranks;
 using testing::uniform_plan;
 
 const LayerShapes kShapes = {{"w", {100, 60}}, {"v", {3000}}};
-
-// The error that each rank leaves with.
-template <typename ErrorType>
-std::vector<std::string> errors_of(int world, const std::function<void(RankContext&)>& body,
-                                   testing::RankOptions options = {}) {
-  std::mutex mutex;
-  std::vector<std::string> errors;
-  run_ranks(
-      world,
-      [&](RankContext& ctx) {
-        std::string text = "no error";
-        try {
-          body(ctx);
-        } catch (const ErrorType& error) {
-          text = error.what();
-        }
-        const std::lock_guard lock(mutex);
-        errors.push_back(text);
-      },
-      options);
-  return errors;
-}
 
 TEST(ExchangeFailures, DifferentSpecsAreNamedOnEveryRank) {
   const auto errors = errors_of<InvalidArgument>(3, [](RankContext& ctx) {
