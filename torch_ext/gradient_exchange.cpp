@@ -2,10 +2,10 @@
 
 #include <utility>
 
-#include "thinwire/comm/agreement.h"
 #include "thinwire/comm/process_group.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
+#include "thinwire/torch_ext/agreed_plan.h"
 
 namespace thinwire {
 namespace {
@@ -18,38 +18,6 @@ comm::AveragerOptions averager_options(const CompressionOptions& options, Timeli
   return {.seed = options.seed,
           .check_replicas_every = Env::get().check_replicas_every,
           .timeline = timeline};
-}
-
-// A name for this group's next duplicate. Ranks make their exchanges in the same order, as every
-// collective, so counting them in the group's store gives all ranks the same number.
-std::string next_name(c10d::ProcessGroup& group) {
-  const auto store = group.getStore();
-  check(store != nullptr,
-        "the process group has no store, so thinwire cannot duplicate it; make it "
-        "with launch::init() or comm::make_process_group()");
-  const std::int64_t calls = store->add("thinwire/gradient_exchanges", 1);
-  return thinwire::concat("gradients", (calls - 1) / group.getSize());
-}
-
-// The plan, once all ranks are known to have the same model and the same settings. A rank whose
-// settings are wrong says so to the others before it throws, or they would wait for it.
-comm::Plan agreed_plan(c10d::ProcessGroup& group, const std::string& name, const std::string& model,
-                       const std::vector<LayerInfo>& layers, const CompressionOptions& options) {
-  comm::Plan plan;
-  std::string settings;
-  std::exception_ptr mistake;
-  try {
-    plan = make_plan(layers, options);
-    settings =
-        concat("seed ", options.seed, "\nwarm-up steps ", options.warmup_steps, "\n", plan.text());
-  } catch (const InvalidArgument& error) {
-    mistake = std::current_exception();
-    settings = concat("invalid: ", error.what());
-  }
-  comm::agree_on_text(group, name + "/model", "the model", model);
-  comm::agree_on_text(group, name + "/settings", "the compression of the gradients", settings);
-  if (mistake) std::rethrow_exception(mistake);
-  return plan;
 }
 
 }  // namespace
@@ -71,14 +39,16 @@ double CommunicationSummary::ratio() const {
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                    const std::string& model, const std::vector<LayerInfo>& layers,
                                    CompressionOptions options, Timeline* timeline)
-    : GradientExchange(group, next_name(*group), model, layers, std::move(options), timeline) {}
+    : GradientExchange(group, detail::next_name(*group, "gradients"), model, layers,
+                       std::move(options), timeline) {}
 
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                    const std::string& name, const std::string& model,
                                    const std::vector<LayerInfo>& layers, CompressionOptions options,
                                    Timeline* timeline)
     : options_(std::move(options)),
-      plan_(agreed_plan(*group, name, model, layers, options_)),
+      plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
+                                options_)),
       timeline_(timeline),
       averager_(comm::duplicate(group, name), averager_options(options_, timeline)),
       thread_(std::make_unique<comm::CommunicationThread>()) {}
