@@ -33,7 +33,7 @@ constexpr std::array kTable = {
                "signs and the mean of either sign; Seide et al., Interspeech 2014", make_onebit},
     CodecEntry{"terngrad", 6, "bucket=1024 (a multiple of 64), clip=0",
                "stochastic -s, 0 or s; TernGrad, Wen et al., NeurIPS 2017", make_terngrad},
-    CodecEntry{"ternary", 7, "density=0.01",
+    CodecEntry{"ternary", 7, "density=0.01, scale=mean|std, alpha=1 (scale=std)",
                "signs of the largest magnitudes and their mean; ComPEFT, arXiv 2311.13171",
                make_ternary},
     CodecEntry{"powersgd", 8, "rank=4 (1..1024), iterations=1 (1..16)",

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "thinwire/compressors/codec_checks.h"
 #include "thinwire/compressors/float_view.h"
@@ -24,12 +25,24 @@ Scratch& scratch() {
   return instance;
 }
 
+// Unbiased, of all elements; sums in order of the elements.
+double standard_deviation(std::span<const float> values) {
+  if (values.size() < 2) return 0;
+  double sum = 0;
+  for (const float value : values) sum += value;
+  const double mean = sum / static_cast<double>(values.size());
+  double squares = 0;
+  for (const float value : values) squares += (value - mean) * (value - mean);
+  return std::sqrt(squares / static_cast<double>(values.size() - 1));
+}
+
 class Ternary final : public Codec {
  public:
-  explicit Ternary(double density) : density_(density) {}
+  Ternary(double density, std::optional<double> alpha) : density_(density), alpha_(alpha) {}
 
   std::string spec() const override {
-    return concat("ternary(density=", number_text(density_), ")");
+    return concat("ternary(density=", number_text(density_),
+                  alpha_ ? concat(", scale=std, alpha=", number_text(*alpha_)) : "", ")");
   }
   CodecTraits traits() const override { return {.needs_error_feedback = true}; }
   std::int64_t block_size() const override { return 0; }
@@ -55,7 +68,8 @@ class Ternary final : public Codec {
 
     double sum = 0;
     for (const float value : values) sum += std::abs(static_cast<double>(value));
-    const auto scale = static_cast<float>(sum / static_cast<double>(values.size()));
+    const auto scale = static_cast<float>(alpha_ ? *alpha_ * standard_deviation(x)
+                                                 : sum / static_cast<double>(values.size()));
     std::memcpy(output.data(), &scale, sizeof scale);
     std::size_t size = sizeof scale;
     size += encode_indices(s.selection.indices, x.size(), output.subspan(size));
@@ -104,6 +118,7 @@ class Ternary final : public Codec {
   }
 
   double density_;
+  std::optional<double> alpha_;  // nullopt: the mean magnitude of the kept
 };
 
 }  // namespace
@@ -111,8 +126,12 @@ class Ternary final : public Codec {
 CodecPtr make_ternary(const Spec& spec) {
   SpecReader read(spec);
   const double density = read.number("density", 0.01, 0, 1, true);
+  const bool by_deviation = read.choice("scale", {"mean", "std"}, 0) == 1;
+  const double alpha = read.number("alpha", 1, 0, 1e6, true);
+  check(by_deviation || !read.has("alpha"), "'", spec.str(),
+        "': alpha counts standard deviations, so it needs scale=std");
   read.finish();
-  return std::make_shared<Ternary>(density);
+  return std::make_shared<Ternary>(density, by_deviation ? std::optional(alpha) : std::nullopt);
 }
 
 }  // namespace thinwire

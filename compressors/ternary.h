@@ -1,11 +1,13 @@
 // Keeps the signs of the entries of largest magnitude, and one scale: the mean magnitude of those
-// kept. Payload, for n = numel and k = kept_count(density, n):
+// kept, or alpha standard deviations of all entries. Payload, for n = numel and k =
+// kept_count(density, n):
 //
 //   f32 scale · indices (index_coder.h) · ⌈k/8⌉ bytes of signs (1: negative)
 //
 // The mean is the scale of least squared error, so the codec always contracts:
-// ‖x − C(x)‖² = ‖x‖² − k·scale². A tensor with a NaN or an infinity has a scale that is not finite
-// and decodes to NaN.
+// ‖x − C(x)‖² = ‖x‖² − k·scale². The other scale is ComPEFT's for one-shot files; under error
+// feedback it diverges where alpha is large, see peft/select.h. A tensor with a NaN or an infinity
+// has a scale that is not finite and decodes to NaN.
 //
 // Sattler et al., "Sparse binary compression", IJCNN 2019 (with both signs); ComPEFT,
 // arXiv 2311.13171.
@@ -16,7 +18,7 @@
 
 namespace thinwire {
 
-// `ternary(density=0.01)`
+// `ternary(density=0.01, scale=mean|std, alpha=1)`; alpha needs scale=std.
 CodecPtr make_ternary(const Spec& spec);
 
 }  // namespace thinwire

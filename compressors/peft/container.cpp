@@ -49,7 +49,13 @@ PackedPart part_of(const Json& json, const std::string& where) {
 
 }  // namespace
 
-PackedFile::PackedFile(const std::filesystem::path& path, Check check) : file_(path) {
+PackedFile::PackedFile(const std::filesystem::path& path, Check check)
+    : PackedFile(SafetensorsFile(path), check) {}
+
+PackedFile::PackedFile(std::vector<std::byte> content, std::string name, Check check)
+    : PackedFile(SafetensorsFile(std::move(content), std::move(name)), check) {}
+
+PackedFile::PackedFile(SafetensorsFile file, Check check) : file_(std::move(file)) {
   const auto& metadata = file_.metadata();
   const auto value = [&](const char* key) {
     const auto found = metadata.find(key);

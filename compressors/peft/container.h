@@ -85,6 +85,8 @@ class PackedFile {
   };
   // Throws FileError that names the file and what is wrong with it.
   explicit PackedFile(const std::filesystem::path& path, Check check = Check::kAll);
+  // The content of a file that is in memory already; `name` stands for its path in messages.
+  PackedFile(std::vector<std::byte> content, std::string name, Check check = Check::kAll);
 
   const std::filesystem::path& path() const { return file_.path(); }
   const Manifest& manifest() const { return manifest_; }
@@ -106,6 +108,7 @@ class PackedFile {
   std::span<const std::byte> dense_bytes(std::size_t tensor) const;
 
  private:
+  PackedFile(SafetensorsFile file, Check check);
   [[noreturn]] void fail(const std::string& what) const;
   void read_manifest();
   std::int64_t blocks_in_directory() const;

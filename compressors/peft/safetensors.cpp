@@ -75,13 +75,27 @@ struct SafetensorsFile::Mapping {
   ipc::mapped_region region;
 };
 
+namespace {
+
+void check_size(std::uintmax_t size, const std::string& where) {
+  if (size < 10)
+    throw FileError(concat(where, ": ", size, " bytes are too few for a safetensors file"));
+}
+
+}  // namespace
+
+SafetensorsFile::SafetensorsFile(std::vector<std::byte> content, std::string name)
+    : path_(std::move(name)), content_(std::move(content)) {
+  check_size(content_.size(), path_.string());
+  parse(content_);
+}
+
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error))
     throw FileError(concat(path.string(), " is not a file"));
   const auto size = std::filesystem::file_size(path, error);
-  if (error || size < 10)
-    throw FileError(concat(path.string(), ": ", size, " bytes are too few for a safetensors file"));
+  check_size(error ? 0 : size, path.string());
   try {
     mapping_ = std::make_unique<Mapping>(path);
   } catch (const ipc::interprocess_exception& failure) {
@@ -95,6 +109,7 @@ SafetensorsFile::SafetensorsFile(SafetensorsFile&&) noexcept = default;
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = default;
 
 std::span<const std::byte> SafetensorsFile::file_bytes() const {
+  if (!mapping_) return content_;
   return {static_cast<const std::byte*>(mapping_->region.get_address()),
           mapping_->region.get_size()};
 }
@@ -224,13 +239,18 @@ void SafetensorsWriter::commit() {
 }
 
 std::string fingerprint(const SafetensorsFile& file) {
+  return fingerprint(file.tensors(), [&](std::size_t i) { return file.bytes(i); });
+}
+
+std::string fingerprint(std::span<const TensorInfo> tensors,
+                        const std::function<std::span<const std::byte>(std::size_t)>& bytes) {
   ContentHash hash;
-  for (std::size_t i = 0; i < file.tensors().size(); ++i) {
-    const TensorInfo& info = file.tensors()[i];
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const TensorInfo& info = tensors[i];
     std::string label = concat(info.name, '\0', info.dtype, '\0');
     for (const std::int64_t extent : info.shape) label += concat(extent, ',');
     hash.update(label + '\0');
-    hash.update(file.bytes(i));
+    hash.update(bytes(i));
   }
   return hash.hex();
 }

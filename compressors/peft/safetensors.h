@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -39,14 +40,16 @@ struct TensorInfo {
   std::size_t bytes() const;
 };
 
-// A mapped file; tensors are spans into the mapping, aligned to nothing. Immutable, safe to read
-// from several threads.
+// A mapped file, or one in memory; tensors are spans into it, aligned to nothing. Immutable, safe
+// to read from several threads.
 class SafetensorsFile {
  public:
   using Metadata = std::map<std::string, std::string>;
 
   // Throws FileError that names the file and the rule it breaks.
   explicit SafetensorsFile(const std::filesystem::path& path);
+  // The content of a file that is in memory already; `name` stands for its path in messages.
+  SafetensorsFile(std::vector<std::byte> content, std::string name);
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&&) noexcept;
   SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
@@ -68,7 +71,8 @@ class SafetensorsFile {
   void parse(std::span<const std::byte> file);
 
   std::filesystem::path path_;
-  std::unique_ptr<Mapping> mapping_;
+  std::unique_ptr<Mapping> mapping_;  // null where the file is in memory
+  std::vector<std::byte> content_;
   Metadata metadata_;
   std::vector<TensorInfo> tensors_;
   std::vector<std::span<const std::byte>> data_;
@@ -99,5 +103,9 @@ std::string safetensors_header(const std::vector<TensorInfo>& tensors,
 // XXH3-128 of names, dtypes, shapes and bytes of all tensors in order of the names, in hex: two
 // files with equal tensors have equal fingerprints, whatever their layout and metadata.
 std::string fingerprint(const SafetensorsFile& file);
+// The same for tensors elsewhere, given in order of the names; `bytes(i)` are those of tensor i,
+// valid until the next call.
+std::string fingerprint(std::span<const TensorInfo> tensors,
+                        const std::function<std::span<const std::byte>(std::size_t)>& bytes);
 
 }  // namespace thinwire::peft

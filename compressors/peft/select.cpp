@@ -5,6 +5,7 @@
 #include <bit>
 #include <charconv>
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 #include "thinwire/common/error.h"
@@ -230,15 +231,30 @@ double ScaleRule::scale(const DeltaStatistics& statistics) const {
 
 std::string ScaleRule::repeat_warning(const DeltaStatistics& statistics) const {
   if (!alpha || statistics.kept == 0 || statistics.standard_deviation == 0) return "";
-  const double m = statistics.mean_kept / statistics.standard_deviation;
-  if (*alpha >= 2 * m)
+  return peft::repeat_warning(*alpha, statistics.mean_kept / statistics.standard_deviation);
+}
+
+double gaussian_mean_kept(double density) {
+  check(density > 0 && density <= 1, "density must be in (0, 1], got ", density);
+  // P(|x| > z) = erfc(z / sqrt(2)) falls with z; 60 halvings of [0, 40] settle every bit.
+  double low = 0, high = 40;
+  for (int i = 0; i < 60; ++i) {
+    const double z = (low + high) / 2;
+    (std::erfc(z / std::numbers::sqrt2) > density ? low : high) = z;
+  }
+  const double pdf = std::exp(-low * low / 2) / std::sqrt(2 * std::numbers::pi);
+  return 2 * pdf / density;
+}
+
+std::string repeat_warning(double alpha, double m) {
+  if (alpha >= 2 * m)
     return concat(
-        "alpha = ", *alpha, " is at least twice mean|kept|/std = ", m,
+        "alpha = ", alpha, " is at least twice mean|kept|/std = ", m,
         ": each compression makes the error larger than the delta, so a repeated exchange "
         "diverges; use the scale 'mean' there");
   constexpr double kUnstable = 4;
-  if (*alpha >= kUnstable)
-    return concat("alpha = ", *alpha, " is at least ", kUnstable,
+  if (alpha >= kUnstable)
+    return concat("alpha = ", alpha, " is at least ", kUnstable,
                   ": one compression contracts, but under error feedback the residual never "
                   "settles and a repeated exchange diverges; use the scale 'mean' there");
   return "";

@@ -51,6 +51,16 @@ DeltaStatistics select_largest(std::span<const DeltaPiece> pieces, std::int64_t 
                                TernaryPlanes& planes,
                                const std::function<void(std::int64_t)>& progress = {});
 
+// mean |kept| over the standard deviation for Gaussian entries of mean 0: 2 phi(z) / k, z the
+// (1 - k/2) quantile; 2.338 at k = 5 %. Throws InvalidArgument for a density outside (0, 1].
+double gaussian_mean_kept(double density);
+
+// Why a scale of alpha standard deviations would diverge if deltas were compressed again and again
+// with error feedback, or "" where it would not; m = mean |kept| / std. An alpha of at least 2 m
+// does not even contract once (relative error^2 = 1 - 2 k alpha m + k alpha^2 >= 1), and from 4 on
+// the residual never settles.
+std::string repeat_warning(double alpha, double m);
+
 // The magnitude that stands for every kept entry.
 struct ScaleRule {
   // nullopt: mean |kept|, which contracts at any density; a number: alpha times the standard
@@ -61,9 +71,7 @@ struct ScaleRule {
   static ScaleRule parse(const std::string& text);
   std::string str() const;
   double scale(const DeltaStatistics& statistics) const;
-  // Why this scale would diverge if the delta were compressed again and again with error feedback,
-  // or "" where it would not: an alpha of at least 2 m, m = mean |kept| / std, does not even
-  // contract once, and from 4 on the residual never settles.
+  // repeat_warning() of this scale for a delta; "" for the mean.
   std::string repeat_warning(const DeltaStatistics& statistics) const;
 };
 

@@ -69,6 +69,30 @@ TEST(Ternary, BytesAreScaleIndicesAndASignEach) {
   EXPECT_EQ(payload.size(), 4 + index_bytes + 13);
 }
 
+TEST(Ternary, ScaleMayBeStandardDeviationsOfAllEntries) {
+  const auto x = testing::normal_values(5000, 3);
+  double sum = 0, squares = 0;
+  for (const float value : x) sum += value;
+  for (const float value : x) squares += std::pow(value - sum / 5000, 2);
+  const auto expected = static_cast<float>(1.5 * std::sqrt(squares / 4999));
+  const auto codec = make_codec("ternary(density=0.05, scale=std, alpha=1.5)");
+  EXPECT_EQ(codec->spec(), "ternary(density=0.05, scale=std, alpha=1.5)");
+  const auto mean = testing::round_trip(*make_codec("ternary(density=0.05)"), x);
+  const auto y = testing::round_trip(*codec, x);
+  int kept = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    ASSERT_EQ(y[i] == 0, mean[i] == 0) << i;
+    if (y[i] == 0) continue;
+    ASSERT_EQ(y[i], std::copysign(expected, x[i])) << i;
+    ++kept;
+  }
+  EXPECT_EQ(kept, 250);
+  // A number that would mean nothing is a mistake.
+  EXPECT_THROW(make_codec("ternary(density=0.05, alpha=2)"), InvalidArgument);
+  EXPECT_THROW(make_codec("ternary(density=0.05, scale=std, alpha=0)"), InvalidArgument);
+  EXPECT_EQ(testing::round_trip(*codec, std::vector<float>{3.0f}), (std::vector<float>{0.0f}));
+}
+
 TEST(Ternary, RefusesSignsBeyondTheLastAndWrongLengths) {
   const auto codec = make_codec("ternary(density=0.4)");
   const std::vector<float> x = {0.5f, -3, 1, 2, -0.1f};

@@ -66,6 +66,29 @@ TEST(Container, RestoresWhatWasWritten) {
   }
 }
 
+TEST(Container, IsReadFromMemoryAsFromAFile) {
+  const test::TemporaryDir dir;
+  const auto planes = test::random_planes(5000, 0.1, 32);
+  write(dir / "f", planes, manifest_of(planes));
+  const PackedFile file(dir / "f");
+  const SafetensorsFile raw(dir / "f");
+  const auto bytes = raw.file_bytes();
+  PackedFile first(std::vector(bytes.begin(), bytes.end()), "expert");
+  const PackedFile moved = std::move(first);  // spans must follow the bytes
+  EXPECT_EQ(moved.manifest().id, file.manifest().id);
+  EXPECT_TRUE(std::ranges::equal(moved.planes().mask(), planes.mask()));
+  EXPECT_TRUE(std::ranges::equal(moved.planes().sign(), planes.sign()));
+  auto damaged = std::vector(bytes.begin(), bytes.end());
+  damaged.back() ^= std::byte{1};
+  try {
+    const PackedFile refused(std::move(damaged), "expert");
+    FAIL();
+  } catch (const FileError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("expert: the checksum"));
+  }
+  EXPECT_THROW(PackedFile({std::byte{7}}, "expert"), FileError);
+}
+
 TEST(Container, IsSmallerThanFloat16ByNearlyTheBound) {
   const test::TemporaryDir dir;
   const std::int64_t numel = 1 << 22;

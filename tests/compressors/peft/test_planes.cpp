@@ -114,6 +114,17 @@ TEST(Selection, MeanScaleStaysBoundedUnderErrorFeedbackAndALargeAlphaExplodes) {
   EXPECT_GT(residual_growth(ScaleRule{5.0}), 1e6);
 }
 
+TEST(Selection, GaussianMeansOfTheKeptAreThePublishedOnes) {
+  EXPECT_NEAR(gaussian_mean_kept(0.01), 2.892, 5e-4);
+  EXPECT_NEAR(gaussian_mean_kept(0.05), 2.338, 5e-4);
+  EXPECT_NEAR(gaussian_mean_kept(0.20), 1.755, 5e-4);
+  EXPECT_NEAR(gaussian_mean_kept(0.50), 1.271, 5e-4);
+  EXPECT_NEAR(gaussian_mean_kept(1.0), std::sqrt(2 / std::numbers::pi), 1e-6);
+  EXPECT_THROW(gaussian_mean_kept(0), InvalidArgument);
+  EXPECT_EQ(repeat_warning(3.9, gaussian_mean_kept(0.05)), "");
+  EXPECT_NE(repeat_warning(4.0, gaussian_mean_kept(0.05)), "");
+}
+
 TEST(Selection, WarnsWhereARepeatedExchangeDiverges) {
   const auto values = test::normal_values(100000, 3);
   TernaryPlanes planes;
