@@ -11,24 +11,6 @@
 namespace thinwire::peft {
 namespace {
 
-std::string part_name(Granularity granularity, const std::string& tensor) {
-  switch (granularity) {
-    case Granularity::kTensor:
-      return tensor;
-    case Granularity::kGroup:
-      if (tensor.find("lora_A") != std::string::npos ||
-          tensor.find("lora_embedding_A") != std::string::npos)
-        return "A";
-      if (tensor.find("lora_B") != std::string::npos ||
-          tensor.find("lora_embedding_B") != std::string::npos)
-        return "B";
-      return "other";
-    case Granularity::kGlobal:
-      break;
-  }
-  return "all";
-}
-
 // The density in (low, high] nearest to `low` that is known to fit, to a millionth of the vector;
 // `high` fits, `low` does not.
 template <typename Fits>
@@ -115,6 +97,24 @@ double search_density(const DeltaSource& source, PackOptions options,
 }
 
 }  // namespace
+
+std::string part_name(Granularity granularity, const std::string& tensor) {
+  switch (granularity) {
+    case Granularity::kTensor:
+      return tensor;
+    case Granularity::kGroup:
+      if (tensor.find("lora_A") != std::string::npos ||
+          tensor.find("lora_embedding_A") != std::string::npos)
+        return "A";
+      if (tensor.find("lora_B") != std::string::npos ||
+          tensor.find("lora_embedding_B") != std::string::npos)
+        return "B";
+      return "other";
+    case Granularity::kGlobal:
+      break;
+  }
+  return "all";
+}
 
 const char* name_of(Granularity granularity) {
   switch (granularity) {

@@ -15,6 +15,8 @@ namespace thinwire::peft {
 enum class Granularity { kGlobal, kGroup, kTensor };
 const char* name_of(Granularity granularity);
 Granularity parse_granularity(const std::string& text);  // InvalidArgument for other words
+// Name of the part that a tensor belongs to: "all"; "A", "B" or "other"; its own name.
+std::string part_name(Granularity granularity, const std::string& tensor);
 
 struct PackOptions {
   double density = 0.05;
