@@ -109,6 +109,9 @@ Env::Env(Reader read)
                                "address of the host's name")),
       data_dir(read.text("THINWIRE_DATA", "",
                          "folder of data sets; empty: where Debian's packages put them")),
+      link_model(read.text("THINWIRE_LINK_MODEL", "",
+                           "file that `thinwire link` wrote, where the program gives none; empty: "
+                           "the network was not measured")),
       simd(read.text("THINWIRE_SIMD", "",
                      "the only SIMD target to use, by Highway's name (AVX3, AVX2, SSE4, ...); "
                      "empty: the best that the processor has")),

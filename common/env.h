@@ -35,6 +35,8 @@ class Env {
   const std::string gloo_interface;
   // THINWIRE_DATA: folder of data sets; empty: where Debian's dataset packages put them.
   const std::string data_dir;
+  // THINWIRE_LINK_MODEL: file that `thinwire link` wrote; empty: the network was not measured.
+  const std::string link_model;
   // THINWIRE_SIMD: the only SIMD target to use, by Highway's name (AVX3, AVX2, SSE4, ...); empty:
   // the best that the processor has.
   const std::string simd;

@@ -71,12 +71,18 @@ std::vector<double> values_around(const Spec& reference, std::span<const std::in
 }
 
 double bytes_of(const Spec& spec, std::span<const std::int64_t> shape, const CurveCosts& costs) {
-  if (costs.bytes) return costs.bytes(spec, shape);
-  if (spec.name == "powersgd") {
-    return parameter_value(spec) * static_cast<double>(rows_of(shape) + cols_of(shape)) * 4;
-  }
-  return static_cast<double>(
-      make_codec(spec)->max_compressed_bytes(numel_of(shape), DType::kFloat32));
+  return costs.bytes ? costs.bytes(spec, shape) : payload_bytes(spec, shape);
+}
+
+// Bytes of k indices below n, spread at random, with Golomb-Rice coding: at least a bit an index.
+double index_bytes(double k, double n) {
+  const double density = k / n;
+  const double entropy =
+      density >= 1
+          ? 0
+          : -(density * std::log2(density) + (1 - density) * std::log2(1 - density)) / density;
+  constexpr double kCodersLoss = 0.03, kForm = 1;
+  return kForm + std::ceil(k * std::max(1.0, entropy + kCodersLoss) / 8);
 }
 
 // top-k's errors follow from the magnitudes alone if it keeps exactly the largest ones in float32.
@@ -129,6 +135,19 @@ std::vector<double> squared_errors(const std::vector<Spec>& specs, std::span<con
 
 }  // namespace
 
+double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape) {
+  if (spec.name == "powersgd") {
+    return parameter_value(spec) * static_cast<double>(rows_of(shape) + cols_of(shape)) * 4;
+  }
+  const std::int64_t numel = numel_of(shape);
+  const CodecPtr codec = make_codec(spec);
+  const auto most = static_cast<double>(codec->max_compressed_bytes(numel, DType::kFloat32));
+  if (!is_plain_topk(spec) || numel == 0) return most;
+  const auto kept = static_cast<double>(kept_count(parameter_value(spec), numel));
+  constexpr double kHead = sizeof(std::uint32_t), kValue = sizeof(float);
+  return std::min(most, kHead + index_bytes(kept, static_cast<double>(numel)) + kValue * kept);
+}
+
 CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> shape) {
   CandidateSet set;
   set.specs.push_back(Spec::parse("identity"));
@@ -144,36 +163,47 @@ CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> s
   return set;
 }
 
-Layer rate_distortion_curve(const std::string& name, std::span<const float> gradient,
-                            std::span<const std::int64_t> shape, const Policy& policy,
-                            const CurveCosts& costs) {
+CurveMeasurement measure_curve(const std::string& name, std::span<const float> gradient,
+                               std::span<const std::int64_t> shape, const Policy& policy) {
   check(numel_of(shape) == static_cast<std::int64_t>(gradient.size()), "layer '", name, "' has ",
         numel_of(shape), " elements by its shape, but its gradient has ", gradient.size());
   double squared_norm = 0;
   for (float x : gradient) squared_norm += static_cast<double>(x) * x;
   check(std::isfinite(squared_norm), "the gradient of layer '", name, "' holds NaN or infinity");
+  return {squared_norm, squared_errors(candidate_set(policy, shape).specs, gradient, shape)};
+}
 
+Layer curve_of(const std::string& name, std::span<const std::int64_t> shape, const Policy& policy,
+               const CurveMeasurement& measurement, const CurveCosts& costs) {
   const CandidateSet set = candidate_set(policy, shape);
-  const std::vector<double> errors = squared_errors(set.specs, gradient, shape);
+  check(measurement.squared_errors.size() == set.specs.size(), "layer '", name, "' has ",
+        set.specs.size(), " candidates, but ", measurement.squared_errors.size(), " were measured");
   const auto measured = [&](double squared) {
     return policy.measure == ErrorMeasure::kL2 ? std::sqrt(squared) : squared;
   };
-  Layer layer{name, numel_of(shape), 0, {}, measured(squared_norm)};
+  Layer layer{name, numel_of(shape), 0, {}, measured(measurement.squared_norm)};
+  const bool silent = measurement.squared_norm == 0;
   for (std::size_t i = 0; i < set.specs.size(); ++i) {
+    if (silent && i != set.reference) continue;
     const Candidate candidate{set.specs[i].str(), bytes_of(set.specs[i], shape, costs),
-                              measured(errors[i]),
+                              measured(measurement.squared_errors[i]),
                               costs.seconds ? costs.seconds(set.specs[i], shape) : 0};
     if (i == set.reference) {
       layer.reference = layer.candidates.size();
     } else if (i > 0) {
-      // A zero gradient loses nothing with any of them.
-      const bool useless = squared_norm > 0 && candidate.error >= layer.norm;
+      const bool useless = candidate.error >= layer.norm;
       const bool larger = candidate.bytes >= layer.candidates.front().bytes;
       if (useless || larger) continue;
     }
     layer.candidates.push_back(candidate);
   }
   return layer;
+}
+
+Layer rate_distortion_curve(const std::string& name, std::span<const float> gradient,
+                            std::span<const std::int64_t> shape, const Policy& policy,
+                            const CurveCosts& costs) {
+  return curve_of(name, shape, policy, measure_curve(name, gradient, shape, policy), costs);
 }
 
 Layer uncompressed_layer(const std::string& name, std::span<const std::int64_t> shape,

@@ -29,21 +29,40 @@ struct CandidateSet {
 };
 CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> shape);
 
+// Bytes of a layer's payload: powersgd's two float32 factors, for topk what entries spread at
+// random take (index_coder.h), else the codec's max_compressed_bytes(), which most codecs write
+// exactly. Whole. Thread-safe.
+double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape);
+
 // Numbers that depend on how a codec is used; both must be thread-safe if curves are.
 struct CurveCosts {
-  // Bytes that one rank sends for the layer. Empty: powersgd's two float32 factors, or the codec's
-  // max_compressed_bytes().
+  // Bytes that one rank sends for the layer. Empty: payload_bytes().
   std::function<double(const Spec& spec, std::span<const std::int64_t> shape)> bytes;
   // Seconds to encode, send and decode. Empty: 0.
   std::function<double(const Spec& spec, std::span<const std::int64_t> shape)> seconds;
 };
 
-// Errors of all candidates on a gradient (float32, row-major, of the given shape), from one pass
-// for each codec. Candidates that lose as much as sending nothing, or that send as much as
-// identity, are left out, the reference excepted. Errors are exact for quantize (and any codec that
-// decodes locally) and topk; for powersgd they are those of the best approximation, which its
-// iteration approaches, see low_rank_energy.h. Throws InvalidArgument for a shape that does not fit
-// or a gradient with NaN or infinity. Thread-safe.
+// What a gradient loses with each candidate: all that a curve needs of the gradient itself.
+struct CurveMeasurement {
+  double squared_norm = 0;
+  std::vector<double> squared_errors;  // in the order of candidate_set().specs
+};
+
+// Measures a gradient (float32, row-major, of the given shape), from one pass for each codec.
+// Errors are exact for quantize (and any codec that decodes locally) and topk; for powersgd they
+// are those of the best approximation, which its iteration approaches, see low_rank_energy.h.
+// Throws InvalidArgument for a shape that does not fit or a gradient with NaN or infinity; `name`
+// is for the message. Thread-safe.
+CurveMeasurement measure_curve(const std::string& name, std::span<const float> gradient,
+                               std::span<const std::int64_t> shape, const Policy& policy);
+
+// The layer as the allocator wants it. Candidates that lose as much as sending nothing, or that
+// send as much as identity, are left out, the reference excepted. A gradient of zeros tells
+// nothing about the layer: its only candidate is the reference. Thread-safe.
+Layer curve_of(const std::string& name, std::span<const std::int64_t> shape, const Policy& policy,
+               const CurveMeasurement& measurement, const CurveCosts& costs = {});
+
+// curve_of() of measure_curve().
 Layer rate_distortion_curve(const std::string& name, std::span<const float> gradient,
                             std::span<const std::int64_t> shape, const Policy& policy,
                             const CurveCosts& costs = {});

@@ -41,6 +41,7 @@ TEST(Env, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(env.check_replicas_every, 0);
   EXPECT_EQ(env.gloo_interface, "");
   EXPECT_EQ(env.data_dir, "");
+  EXPECT_EQ(env.link_model, "");
   EXPECT_EQ(env.simd, "");
   EXPECT_FALSE(env.disable_cuda);
 }
@@ -53,6 +54,7 @@ TEST(Env, ReadsEveryVariable) {
                           {"THINWIRE_CHECK_REPLICAS", "10"},
                           {"THINWIRE_GLOO_INTERFACE", "eth0"},
                           {"THINWIRE_DATA", "/data"},
+                          {"THINWIRE_LINK_MODEL", "/link.json"},
                           {"THINWIRE_SIMD", "AVX2"},
                           {"THINWIRE_DISABLE_CUDA", "1"}});
   EXPECT_EQ(env.log_level, "debug");
@@ -62,6 +64,7 @@ TEST(Env, ReadsEveryVariable) {
   EXPECT_EQ(env.check_replicas_every, 10);
   EXPECT_EQ(env.gloo_interface, "eth0");
   EXPECT_EQ(env.data_dir, "/data");
+  EXPECT_EQ(env.link_model, "/link.json");
   EXPECT_EQ(env.simd, "AVX2");
   EXPECT_TRUE(env.disable_cuda);
   for (const auto& variable : env.variables()) EXPECT_TRUE(variable.is_set) << variable.name;
@@ -97,7 +100,7 @@ TEST(Env, EveryVariableIsDescribedOnce) {
     EXPECT_FALSE(variable.description.empty()) << variable.name;
     EXPECT_EQ(++seen[variable.name], 1) << variable.name;
   }
-  EXPECT_EQ(seen.size(), 9u);
+  EXPECT_EQ(seen.size(), 10u);
 }
 
 TEST(Env, FindsVariablesThatNobodyReads) {

@@ -187,6 +187,30 @@ TEST(Curves, CandidatesAndReference) {
   EXPECT_NEAR(squared.candidates[2].error, std::pow(plain.candidates[2].error, 2), 1e-9);
 }
 
+TEST(Curves, BytesOfTopkAreWhatItWrites) {
+  for (const std::int64_t numel : {1000, 30000, 300000}) {
+    const auto gradient = gaussian(static_cast<std::size_t>(numel), 7);
+    for (const char* density : {"0.0005", "0.01", "0.1", "0.5", "1"}) {
+      const Spec spec = Spec::parse(std::string("topk(density=") + density + ")");
+      const CodecPtr codec = make_codec(spec);
+      std::vector<std::byte> bytes(codec->max_compressed_bytes(numel, DType::kFloat32));
+      const auto written =
+          static_cast<double>(codec->compress(view_of(std::span(gradient)), {}, bytes));
+      EXPECT_NEAR(payload_bytes(spec, {{numel}}) / written, 1, numel < 10000 ? 0.1 : 0.015)
+          << numel << " at " << density;
+    }
+  }
+}
+
+TEST(Curves, AGradientOfZerosKeepsTheReference) {
+  const std::int64_t shape[] = {64, 64};
+  const std::vector<float> zeros(64 * 64, 0.0f);
+  const Layer layer =
+      rate_distortion_curve("w", zeros, shape, parse_policy(Spec::parse("lgreco(family=topk)")));
+  ASSERT_EQ(layer.candidates.size(), 1u);
+  EXPECT_EQ(layer.candidates[layer.reference].spec, "topk(density=0.01)");
+}
+
 TEST(Curves, RefusesWhatIsNotFinite) {
   auto gradient = gaussian(100, 6);
   gradient[50] = std::numeric_limits<float>::quiet_NaN();
