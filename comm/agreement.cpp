@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 #include <vector>
 
 #include "thinwire/comm/failure.h"
@@ -39,6 +41,42 @@ std::string first_difference(std::string_view zero, std::string_view other, int 
   return "they differ in trailing newlines";
 }
 
+std::chrono::milliseconds timeout_of(const c10d::ProcessGroup& group, const c10d::Store& store) {
+  try {
+    return group.getDefaultBackend()->getBackendOptions()->timeout;
+  } catch (const c10::Error&) {
+    return store.getTimeout();  // the backend has no options
+  }
+}
+
+// What every rank posted under `key`. Polls, since a rank that waited for a key could not learn
+// that another one has failed.
+std::vector<std::string> everyones_text(const c10d::ProcessGroup& group, c10d::Store& store,
+                                        std::string_view key, const std::string& operation) {
+  std::vector<std::string> texts(static_cast<std::size_t>(group.getSize()));
+  std::vector<int> absent;
+  for (int rank = 0; rank < group.getSize(); ++rank) absent.push_back(rank);
+  const auto timeout = timeout_of(group, store);
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  auto pause = std::chrono::milliseconds(1);
+  while (true) {
+    std::erase_if(absent, [&](int rank) {
+      if (!store.check({store_key(key, rank)})) return false;
+      texts[static_cast<std::size_t>(rank)] = store.get_to_str(store_key(key, rank));
+      return true;
+    });
+    if (absent.empty()) return texts;
+    if (another_rank_has_failed(group))
+      throw CommError(-1, operation, 0, "another rank has failed");
+    if (std::chrono::steady_clock::now() >= deadline)
+      throw CommError(absent.front(), operation, 0,
+                      concat("it did not say what it has within ",
+                             static_cast<double>(timeout.count()) / 1000, " s"));
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2, std::chrono::milliseconds(50));
+  }
+}
+
 }  // namespace
 
 void agree_on_text(const c10d::ProcessGroup& group, std::string_view key, std::string_view what,
@@ -46,16 +84,13 @@ void agree_on_text(const c10d::ProcessGroup& group, std::string_view key, std::s
   if (group.getSize() == 1) return;
   const auto store = group.getStore();
   THINWIRE_ASSERT(store);
-  store->set(store_key(key, group.getRank()), bytes_of(text));
-  std::vector<std::string> texts(static_cast<std::size_t>(group.getSize()));
-  for (int rank = 0; rank < group.getSize(); ++rank) {
-    try {
-      const auto bytes = store->get(store_key(key, rank));
-      texts[static_cast<std::size_t>(rank)].assign(bytes.begin(), bytes.end());
-    } catch (const std::exception& error) {
-      throw CommError(rank, concat("comparing ", what), 0,
-                      concat("it did not say what it has: ", error.what()));
-    }
+  const std::string operation = concat("comparing ", what);
+  std::vector<std::string> texts;
+  try {
+    store->set(store_key(key, group.getRank()), bytes_of(text));
+    texts = everyones_text(group, *store, key, operation);
+  } catch (...) {
+    raise_collective_failure(group, operation, 0, std::current_exception());
   }
   for (int rank = 1; rank < group.getSize(); ++rank) {
     const auto& other = texts[static_cast<std::size_t>(rank)];

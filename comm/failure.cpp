@@ -7,6 +7,7 @@
 
 #include <ATen/core/ivalue_inl.h>
 
+#include "thinwire/comm/failure_board.h"
 #include "thinwire/comm/roll_call.h"
 #include "thinwire/common/log.h"
 
@@ -97,13 +98,14 @@ bool finished_before_any_failure(const c10d::ProcessGroup& group,
     signal->finished = true;
     signal->changed.notify_all();
   });
-  bool can_ask = group.getStore() != nullptr;
+  const auto board = DuplicateStore::board_of(group.getStore());
+  bool can_ask = board != nullptr;
   std::unique_lock lock(signal->mutex);
   while (!signal->changed.wait_for(lock, kAskEvery, [&] { return signal->finished; })) {
     if (!can_ask) continue;
     lock.unlock();
     try {
-      if (failure_is_posted(group.getStore(), group.getRank())) return false;
+      if (failure_is_posted(board, group.getRank())) return false;
     } catch (const std::exception& error) {
       // The collective itself tells more, within its timeout.
       log::debug("the store does not answer: ", error.what());
@@ -119,12 +121,18 @@ bool finished_before_any_failure(const c10d::ProcessGroup& group,
 void raise_collective_failure(const c10d::ProcessGroup& group, const std::string& operation,
                               std::uint64_t sequence, std::exception_ptr cause) {
   const FailureReport mine = describe(group.getRank(), cause);
-  if (group.getStore() == nullptr) {
+  const auto board = DuplicateStore::board_of(group.getStore());
+  if (board == nullptr) {
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
     throw CommError(-1, operation, sequence, mine.text);
   }
-  raise(call_roll(group.getStore(), mine, group.getSize(), kPatience), mine, group.getSize(),
-        operation, sequence);
+  raise(call_roll(board, mine, group.getSize(), kPatience), mine, group.getSize(), operation,
+        sequence);
+}
+
+bool another_rank_has_failed(const c10d::ProcessGroup& group) {
+  const auto board = DuplicateStore::board_of(group.getStore());
+  return board != nullptr && failure_is_posted(board, group.getRank());
 }
 
 void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,

@@ -12,7 +12,8 @@
 namespace thinwire::comm {
 
 // Call inside a catch block after a collective of `group` failed. Posts this rank's failure to the
-// group's store, waits up to two seconds for the other ranks to post theirs, and throws:
+// group's store (a duplicate's to that of the original, see DuplicateStore), waits up to two
+// seconds for the other ranks to post theirs, and throws:
 // - the first failure posted, where that was a named error of another rank (FrameError and
 //   InvalidArgument carry over as the same type and text, so all ranks raise one error);
 // - else CommError naming the ranks that posted nothing (dead or hung), or the store's rank when
@@ -22,7 +23,12 @@ namespace thinwire::comm {
                                            const std::string& operation, std::uint64_t sequence,
                                            std::exception_ptr cause);
 
-// Waits for `work`; on failure calls raise_collective_failure().
+// Whether another rank has posted a failure that this rank has not answered. Throws where the store
+// is unreachable. For whoever waits for the others by other means than a collective.
+bool another_rank_has_failed(const c10d::ProcessGroup& group);
+
+// Waits for `work`, and looks meanwhile whether another rank has failed; on failure calls
+// raise_collective_failure().
 void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
           const std::string& operation, std::uint64_t sequence);
 

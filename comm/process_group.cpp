@@ -4,6 +4,7 @@
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
+#include "thinwire/comm/failure_board.h"
 #include "thinwire/comm/gloo_backend.h"
 #include "thinwire/comm/mpi_backend.h"
 #include "thinwire/comm/nccl_backend.h"
@@ -106,8 +107,7 @@ c10::intrusive_ptr<ProcessGroup> duplicate(const c10::intrusive_ptr<ProcessGroup
         "a process group without a store cannot be duplicated: make it with make_process_group() "
         "or give its constructor the store");
   check(!name.empty(), "a duplicate of a process group needs a name");
-  const auto store =
-      c10::make_intrusive<PrefixStore>(concat("duplicate/", name), group->getStore());
+  const auto store = c10::make_intrusive<DuplicateStore>(name, group->getStore());
   auto copy = c10::make_intrusive<ProcessGroup>(store, group->getRank(), group->getSize());
   copy->setDefaultBackend(group->getBackendType());
   copy->setBoundDeviceId(group->getBoundDeviceId());

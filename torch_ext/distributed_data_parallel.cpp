@@ -10,6 +10,7 @@
 
 #include "thinwire/comm/agreement.h"
 #include "thinwire/comm/failure.h"
+#include "thinwire/comm/watched_group.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 #include "thinwire/torch_ext/comm_hook.h"
@@ -53,6 +54,8 @@ std::uint32_t checksum(const torch::nn::Module& module) {
 struct DataParallelEngine::State {
   std::shared_ptr<torch::nn::Module> module;
   c10::intrusive_ptr<c10d::ProcessGroup> group;
+  // The same group, for the collectives that c10d makes and waits for itself.
+  c10::intrusive_ptr<c10d::ProcessGroup> watched;
   DistributedDataParallelOptions options;
   std::vector<at::Tensor> buffers;
   std::vector<at::Tensor> parameters;  // those with requires_grad
@@ -78,7 +81,7 @@ struct DataParallelEngine::State {
   void broadcast(const std::vector<at::Tensor>& tensors) {
     if (tensors.empty()) return;
     guarded("broadcast of the model",
-            [&] { c10d::broadcast_coalesced(group, tensors, kBroadcastBytes, /*rank=*/0); });
+            [&] { c10d::broadcast_coalesced(watched, tensors, kBroadcastBytes, /*rank=*/0); });
   }
 };
 
@@ -92,6 +95,7 @@ DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module
   State& s = *state_;
   s.module = std::move(module);
   s.group = std::move(group);
+  s.watched = comm::watched(s.group);
   s.options = std::move(options);
 
   std::vector<LayerInfo> layers;
@@ -127,7 +131,7 @@ DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module
   // The assignment is in order of the parameters; gradients become ready in about the reverse.
   std::reverse(buckets.begin(), buckets.end());
   s.reducer = std::make_shared<c10d::Reducer>(
-      s.parameters, std::move(buckets), s.group,
+      s.parameters, std::move(buckets), s.watched,
       /*expect_sparse_gradients=*/std::vector<bool>(s.parameters.size(), false),
       static_cast<std::int64_t>(bucket_bytes), s.options.find_unused_parameters,
       s.options.gradient_as_bucket_view, std::move(names_by_index), kFirstBucketBytes,
