@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/log.h"
 #include "thinwire/launch/error_text.h"
 
 namespace thinwire::launch {
@@ -22,6 +23,8 @@ using Json = nlohmann::json;
 
 constexpr const char* kOperation = "joining the job";
 constexpr const char* kTrouble = "trouble";
+// What a rank that has come needs, on a busy machine, to read why the job failed.
+constexpr auto kReading = std::chrono::seconds(2);
 
 std::string key_of(int rank) {
   return concat("rank/", rank);
@@ -31,13 +34,43 @@ std::string key_of(int rank) {
 struct Trouble {
   bool is_mistake = false;  // InvalidArgument, else CommError
   int rank = -1;            // at fault, for a CommError
+  int audience = 0;         // how many ranks are to read it
   std::string text;
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Trouble, is_mistake, rank, text)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Trouble, is_mistake, rank, audience, text)
 
 [[noreturn]] void raise(const Trouble& trouble) {
   if (trouble.is_mistake) throw InvalidArgument(trouble.text);
   throw CommError(trouble.rank, kOperation, 0, trouble.text);
+}
+
+// Counts this rank as one that knows why the job failed, and waits for the others: until `deadline`
+// for the whole audience, from then on for those that have come, and for kReading at least.
+void leave(c10d::Store& store, Clock::time_point deadline, const std::string& reason) noexcept {
+  try {
+    auto left = store.add("left", 1);
+    const bool posted = store.check({kTrouble});
+    const int audience =
+        posted ? Json::parse(store.get_to_str(kTrouble)).get<Trouble>().audience : 0;
+    const auto begin = Clock::now();
+    const auto end = std::max(deadline, begin + kReading);
+    bool told = false;
+    for (auto now = begin; now < end; now = Clock::now()) {
+      const auto arrived = store.add("arrived", 0);
+      const auto readers = now < deadline ? std::max<std::int64_t>(audience, arrived) : arrived;
+      if (left >= readers) return;
+      if (!told && now >= begin + kReading) {
+        told = true;
+        log::warn(reason, "; ", readers - left, " of ", readers,
+                  " ranks have not come to read this, waiting for them up to ",
+                  std::chrono::duration_cast<std::chrono::seconds>(end - now).count(), " s more");
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      left = store.add("left", 0);
+    }
+  } catch (const std::exception&) {
+    // The store is gone, and with it whoever could be waiting.
+  }
 }
 
 std::string dump(const Json& json) {
@@ -72,7 +105,8 @@ class Enrolling {
       // Before anything else, for a rank with a problem may not know what it wants.
       if (!member.problem.empty()) fail(true, peer, concat("rank ", peer, ": ", member.problem));
       const auto size = static_cast<int>(members_.size());
-      if (member.size != size) fail(true, peer, size_mismatch(size, peer, member.size));
+      if (member.size != size)
+        fail(true, peer, size_mismatch(size, peer, member.size), std::min(size, member.size));
       if (member.backend != backend_) fail(true, peer, backend_mismatch(peer, member.backend));
       return true;
     });
@@ -101,9 +135,10 @@ class Enrolling {
                   "', rank ", peer, " for '", theirs, "'");
   }
 
-  [[noreturn]] void fail(bool is_mistake, int rank, const std::string& text) {
+  [[noreturn]] void fail(bool is_mistake, int rank, const std::string& text, int audience = 0) {
+    if (audience == 0) audience = static_cast<int>(members_.size());
     const std::string posted =
-        store_.compareSet(kTrouble, "", dump(Json(Trouble{is_mistake, rank, text})));
+        store_.compareSet(kTrouble, "", dump(Json(Trouble{is_mistake, rank, audience, text})));
     raise(Json::parse(posted).get<Trouble>());
   }
 
@@ -115,8 +150,8 @@ class Enrolling {
 };
 
 std::vector<Enrolment> enrol_or_throw(c10d::Store& store, int rank, const Enrolment& mine,
-                                      std::chrono::milliseconds timeout) {
-  const auto deadline = Clock::now() + timeout;
+                                      std::chrono::milliseconds timeout,
+                                      Clock::time_point deadline) {
   auto pause = std::chrono::milliseconds(1);
   Enrolling enrolling(store, rank, mine);
   while (!enrolling.look_for_peers()) {
@@ -131,10 +166,11 @@ std::vector<Enrolment> enrol_or_throw(c10d::Store& store, int rank, const Enrolm
 
 std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int rank,
                              const Enrolment& mine, std::chrono::milliseconds timeout) {
+  const auto deadline = Clock::now() + timeout;
   try {
-    return enrol_or_throw(*store, rank, mine, timeout);
-  } catch (const Error&) {
-    leave_failed_job(*store);
+    return enrol_or_throw(*store, rank, mine, timeout, deadline);
+  } catch (const Error& error) {
+    leave(*store, deadline, error.what());
     throw;
   } catch (const std::exception& error) {
     throw CommError(0, kOperation, 0, concat("the job's store is gone: ", error_text(error)));
@@ -142,15 +178,7 @@ std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int r
 }
 
 void leave_failed_job(c10d::Store& store) noexcept {
-  try {
-    store.add("left", 1);
-    const auto deadline = Clock::now() + std::chrono::seconds(2);
-    while (Clock::now() < deadline && store.add("left", 0) < store.add("arrived", 0)) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-  } catch (const std::exception&) {
-    // The store is gone, and with it whoever could be waiting.
-  }
+  leave(store, Clock::now(), "");
 }
 
 void complete_local_ranks(RankEnv& env, std::vector<Enrolment>& members) {

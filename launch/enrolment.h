@@ -28,14 +28,15 @@ struct Enrolment {
 //
 // Throws the same error on every rank: InvalidArgument when two processes claim one rank, the ranks
 // disagree on the size of the job or on the backend, or one of them has a problem; CommError when
-// ranks do not come within the timeout, naming them. Where it throws, it has left the failed job.
+// ranks do not come within the timeout, naming them. Before it throws it waits, within the same
+// timeout, for the ranks that have not read why: they need the store, which this rank may serve,
+// and a launcher that sees one rank fail kills the others before they can say it.
 std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int rank,
                              const Enrolment& mine, std::chrono::milliseconds timeout);
 
-// On the way out after a failure of a job whose ranks enrolled in `store`: counts this rank as
-// informed, and waits up to two seconds for the ranks that are not yet. They need the store, which
-// this rank may serve; and a launcher that sees one rank fail kills the others before they can say
-// why. Once a rank.
+// On the way out after a failure of a job whose ranks have all enrolled in `store`: counts this
+// rank as informed, and waits up to two seconds for those that are not yet, for the same reasons.
+// Once a rank.
 void leave_failed_job(c10d::Store& store) noexcept;
 
 // Fills in the local rank and size that the launcher did not tell, from the ranks with the same

@@ -61,8 +61,6 @@ class Failures(unittest.TestCase):
         job = jobs.start_by_hand([[*PROBE, "gloo"], [*PROBE, "mpi"]])
         self.check(job, "disagree on the backend", "'gloo'", "'mpi'")
 
-    @unittest.skip("open, see docs/roadmap.md: a rank that cannot read its own environment does not "
-                   "tell the others")
     def test_malformed_variable_of_one_rank(self):
         job = jobs.start_by_hand([PROBE] * 2, {0: {"THINWIRE_TIMEOUT": "soon"}})
         self.check(job, "THINWIRE_TIMEOUT='soon'", "rank 0")
@@ -77,8 +75,6 @@ class Failures(unittest.TestCase):
     def test_size_without_rank(self):
         self.check(jobs.start_alone(PROBE, WORLD_SIZE=2), "WORLD_SIZE=2", "without RANK")
 
-    @unittest.skip("open, see docs/roadmap.md: on a busy machine rank 0 takes the store away before "
-                   "the others have read why")
     def test_mpirun_ranks_all_say_why(self):
         if not jobs.HAS_MPI:
             self.skipTest("this build has no MPI")
