@@ -65,6 +65,8 @@ constexpr auto kSpin = std::chrono::microseconds(20);
 constexpr int kNapsPerWait = 16;
 constexpr auto kShortestNap = std::chrono::microseconds(20);
 constexpr auto kLongestNap = std::chrono::microseconds(200);
+// While nothing is pending; see Note [Finished is not sent].
+constexpr auto kLongestIdleNap = std::chrono::milliseconds(10);
 // An operation that waits for longer looks whether its peer is doing something else altogether.
 constexpr auto kSuspicion = std::chrono::milliseconds(250);
 
@@ -127,7 +129,8 @@ class Runtime {
 
   void loop();
   void stop();
-  void nap(std::unique_lock<std::mutex>& lock);
+  void nap(std::unique_lock<std::mutex>& lock, Clock::duration longest);
+  void serve_peers() const;
   bool test(Active& active);
   void post_stage(Active& active);
   void fail(Active& active, std::exception_ptr cause);
@@ -311,11 +314,19 @@ bool Runtime::test_duplicate(Duplicate& duplicate) {
   }
 }
 
-void Runtime::nap(std::unique_lock<std::mutex>& lock) {
+void Runtime::nap(std::unique_lock<std::mutex>& lock, Clock::duration longest) {
   const auto quiet = Clock::now() - last_event_;
   if (quiet < kSpin) return;
-  const auto length = std::clamp<Clock::duration>(quiet / kNapsPerWait, kShortestNap, kLongestNap);
+  const auto length = std::clamp<Clock::duration>(quiet / kNapsPerWait, kShortestNap, longest);
   wake_.wait_for(lock, length, [this] { return !tasks_.empty(); });
+}
+
+void Runtime::serve_peers() const {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  if (finalized != 0) return;
+  int found = 0;
+  MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_SELF, &found, MPI_STATUS_IGNORE);
 }
 
 void Runtime::loop() {
@@ -323,19 +334,15 @@ void Runtime::loop() {
     std::deque<std::function<void()>> tasks;
     {
       std::unique_lock lock(mutex_);
-      if (active_.empty() && duplicates_.empty()) {
-        // Parked messages have nobody waiting for them: look after them now and then only.
-        const auto has_task = [this] { return !tasks_.empty(); };
-        if (parked_.empty())
-          wake_.wait(lock, has_task);
-        else
-          wake_.wait_for(lock, std::chrono::milliseconds(100), has_task);
-      } else if (tasks_.empty()) {
-        nap(lock);
-      }
+      const bool idle = active_.empty() && duplicates_.empty();
+      if (!started_)
+        wake_.wait(lock, [this] { return !tasks_.empty(); });
+      else if (tasks_.empty())
+        nap(lock, idle ? kLongestIdleNap : kLongestNap);
       tasks.swap(tasks_);
     }
     for (auto& task : tasks) task();
+    if (started_ && active_.empty() && duplicates_.empty()) serve_peers();
     std::erase_if(duplicates_, [this](Duplicate& duplicate) { return test_duplicate(duplicate); });
     for (auto it = active_.begin(); it != active_.end();) {
       bool over = false;

@@ -5,11 +5,18 @@
 // MPI has no call that waits for any of several operations and gives up at a deadline, and makes
 // progress only inside its own calls. So one progress thread posts all messages, tests them, and
 // finishes the operations; programs never enter MPI themselves, and MPI need not lock anything.
-// The thread sleeps while nothing is pending. While something is, it tests, and between two tests
-// it spins for the first 20 us after the last event, then naps for a sixteenth of the time since
-// that event, 20 us at least and 200 us at most. Naps add little to a latency and leave the cores
-// to the ranks that compute. An event is a message that has finished, so messages are cut into
-// parts (see kPart): while a long one moves, the thread must not nap as if nothing did.
+// While something is pending it tests, and between two tests it spins for the first 20 us after the
+// last event, then naps for a sixteenth of the time since that event, 20 us at least and 200 us at
+// most. Naps add little to a latency and leave the cores to the ranks that compute. An event is a
+// message that has finished, so messages are cut into parts (see kPart): while a long one moves,
+// the thread must not nap as if nothing did.
+//
+// Note [Finished is not sent]
+//
+// When the last operation of a rank has finished, MPI may still owe its peers something: bytes of a
+// short send that it copied, or the word that a long message was read, which lets the sender go on.
+// Where such a notice found its queue full, MPI keeps it until a later call. So the thread keeps
+// calling MPI while nothing is pending, after naps that grow in the same way, up to 10 ms.
 #pragma once
 
 #include <chrono>
