@@ -41,8 +41,15 @@ thinwire_resolve(MPI "${MPI_CXX_FOUND}" "no MPI 3 library was found (Debian: lib
 
 if(NOT THINWIRE_WITH_CUDA STREQUAL "OFF")
   include(CheckLanguage)
-  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
-    set(ENV{CUDACXX} /usr/local/cuda/bin/nvcc)
+  # Without a word from the user: nvcc of the PATH, of an installed toolkit, or the one beside torch
+  # that requirements.txt asks for. What an earlier configuration did not find may be there by now.
+  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    unset(CMAKE_CUDA_COMPILER CACHE)
+    find_program(THINWIRE_NVCC nvcc HINTS /usr/local/cuda/bin
+      ${THINWIRE_TORCH_ROOT}/../nvidia/cu13/bin NO_CACHE)
+    if(THINWIRE_NVCC)
+      set(ENV{CUDACXX} ${THINWIRE_NVCC})
+    endif()
   endif()
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER AND THINWIRE_TORCH_HAS_CUDA)
@@ -50,6 +57,10 @@ if(NOT THINWIRE_WITH_CUDA STREQUAL "OFF")
       set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
     endif()
     enable_language(CUDA)
+    # CMake 3.25 does not know that nvcc speaks C++20.
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    endif()
     set(CMAKE_CUDA_STANDARD 20)
     find_package(CUDAToolkit)
   endif()

@@ -52,6 +52,10 @@ endif()
 set_target_properties(thinwire_core PROPERTIES EXPORT_NAME core)
 install(TARGETS thinwire_core EXPORT thinwireCoreTargets)
 install(TARGETS thinwire EXPORT thinwireTargets)
+if(TARGET thinwire_cuda)
+  # Where the library looks for it: beside itself.
+  install(TARGETS thinwire_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 install(EXPORT thinwireCoreTargets NAMESPACE thinwire:: DESTINATION ${package_folder})
 install(EXPORT thinwireTargets NAMESPACE thinwire:: DESTINATION ${package_folder})
 

@@ -1,6 +1,7 @@
 #include "thinwire/compressors/quantize.h"
 
 #include "thinwire/compressors/codec_checks.h"
+#include "thinwire/compressors/cuda_module.h"
 #include "thinwire/compressors/kernels/quantize.h"
 
 namespace thinwire {
@@ -50,19 +51,40 @@ class Quantize final : public Codec {
   void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
                   WriteMode mode) const override {
     check_view("quantize", output);
-    check_on_cpu("quantize", output);
     const std::size_t expected = kernels::quantized_bytes(config_, output.numel);
     check_payload_size("quantize", input, expected, output.numel);
+    if (output.device == Device::kCuda) {
+      CudaModule::get().dequantize({.shape = shape_of(output.dtype, output.numel),
+                                    .accumulate = mode == WriteMode::kAccumulate,
+                                    .payload = input.data(),
+                                    .output = output.data},
+                                   output.stream);
+      return;
+    }
     kernels::dequantize(config_, input.data(), output.dtype, output.data, output.numel, mode);
   }
 
  private:
+  kernels::QuantizeShape shape_of(DType dtype, std::int64_t numel) const {
+    return {config_.bits, config_.norm, dtype, config_.bucket, numel};
+  }
+
   std::size_t encode(ConstTensorView input, const RandomKey& key, std::span<std::byte> output,
                      void* reconstruction) const {
     check_view("quantize", input);
-    check_on_cpu("quantize", input);
     const std::size_t bytes = kernels::quantized_bytes(config_, input.numel);
     check_output("quantize", output, bytes);
+    if (input.device == Device::kCuda) {
+      CudaModule::get().quantize({.shape = shape_of(input.dtype, input.numel),
+                                  .stochastic = config_.stochastic,
+                                  .first_element = key.first_element,
+                                  .random = PhiloxStream::of(key),
+                                  .input = input.data,
+                                  .payload = output.data(),
+                                  .reconstruction = reconstruction},
+                                 input.stream);
+      return bytes;
+    }
     kernels::quantize(config_, input.dtype, input.data, input.numel, PhiloxStream::of(key),
                       key.first_element, output.data(), reconstruction);
     return bytes;

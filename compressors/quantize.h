@@ -23,6 +23,8 @@ namespace thinwire {
 // A bucket of one repeated value decodes to exactly that value with every norm. A bucket with NaN
 // or infinity decodes to NaN.
 // float32, float16, bfloat16; float64 is rounded to float32 first.
+// Also tensors in GPU memory (docs/gpu.md; never run on a GPU so far), aligned to their elements;
+// InvalidArgument says what is missing where the CUDA module or the driver is.
 CodecPtr make_quantize(const Spec& spec);
 
 }  // namespace thinwire

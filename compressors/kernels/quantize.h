@@ -1,6 +1,7 @@
 // Bucketed uniform quantisation on the CPU: statistics, rounding and bit packing in one pass over
-// each bucket. docs/algorithms.md has the method, quantize_math.h its arithmetic, quantize_ref.h
-// the payload's layout and the scalar reference that every SIMD target equals bit for bit.
+// each bucket. docs/algorithms.md has the method, quantize_math.h its arithmetic, quantize_layout.h
+// the payload's layout, quantize_ref.h the scalar reference that every SIMD target equals bit for
+// bit.
 #pragma once
 
 #include <cstddef>

@@ -142,7 +142,7 @@ class BucketDecoder {
       : config_(config), mode_(mode), levels_(levels_of(config.norm, config.bits)) {}
 
   void Decode(const std::byte* input, DType dtype, std::byte* output, std::size_t count) const {
-    const Bounds bounds = ref::read_header(config_.norm, input);
+    const Bounds bounds = read_header(config_.norm, input);
     if (!is_finite(bounds.hi)) return Poison(dtype, output, count);
     input += header_bytes(config_.norm);
     const DecodeGrid values = decode_grid(levels_, bounds);
@@ -177,7 +177,7 @@ class BucketDecoder {
       const std::size_t elements = std::min(kGroupElements, count - i);
       UnpackFloats<false>(grid, input, block, elements);
       for (std::size_t j = 0; j < elements; ++j) {
-        block[j] = ref::limited_to(dtype, block[j] * post);
+        block[j] = limited_to(dtype, block[j] * post);
       }
       store_floats(dtype, output, i, elements, block, mode_);
       input += GroupBytes();

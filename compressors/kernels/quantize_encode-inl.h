@@ -2,7 +2,7 @@
 //
 // Note [Packing by lanes]
 // A group of 512 elements is packed as sixteen streams, element 16k + lane into stream `lane`
-// (quantize_ref.h). A vector of N lanes handles N streams at a time: it rounds 32 vectors of
+// (quantize_layout.h). A vector of N lanes handles N streams at a time: it rounds 32 vectors of
 // elements that lie 16 apart, and builds the words of its streams with shifts alone. No code moves
 // from one lane to another, every width from 1 to 8 bits costs the same, and the bytes do not
 // depend on N.
@@ -63,7 +63,7 @@ struct Extremes {
 // Adds `count` elements to the statistics, of which those before were a multiple of 16.
 // `squares` is needed for the norm l2 alone.
 HWY_INLINE void AddStatistics(const float* x, std::size_t count, bool squares,
-                              ref::BucketStatistics& statistics) {
+                              BucketStatistics& statistics) {
   const LanesF df;
   const std::size_t lanes = hn::Lanes(df);
   // Four accumulators hide the latency of a minimum.
@@ -100,7 +100,7 @@ HWY_INLINE void AddStatistics(const float* x, std::size_t count, bool squares,
   const std::size_t wide = hn::Lanes(dd);
   squared = count / kGroupLanes * kGroupLanes;
   for (std::size_t lane = 0; lane < kGroupLanes; lane += 2 * wide) {
-    double* sums = statistics.squares.data() + lane;
+    double* sums = statistics.squares + lane;
     auto sum0 = hn::LoadU(dd, sums);
     auto sum1 = hn::LoadU(dd, sums + wide);
     for (std::size_t j = lane; j < squared; j += kGroupLanes) {
@@ -267,14 +267,14 @@ class BucketEncoder {
   };
 
   Plan Analyse(DType dtype, const std::byte* input, std::size_t count) const {
-    const Bounds bounds = ref::bounds_of(config_.norm, Statistics(dtype, input, count));
+    const Bounds bounds = bounds_of(config_.norm, Statistics(dtype, input, count));
     return {bounds, encode_grid(levels_, bounds)};
   }
 
   // `plan` is what Analyse() returned for the bucket.
   void Encode(const Plan& plan, DType dtype, const std::byte* input, std::size_t count,
               std::uint64_t first_word, std::byte* output) const {
-    ref::write_header(config_.norm, plan.bounds, output);
+    write_header(config_.norm, plan.bounds, output);
     output += header_bytes(config_.norm);
     if (is_finite(plan.bounds.hi)) {
       Pack(plan.grid, dtype, input, count, first_word, output);
@@ -284,8 +284,8 @@ class BucketEncoder {
   }
 
  private:
-  ref::BucketStatistics Statistics(DType dtype, const std::byte* input, std::size_t count) const {
-    ref::BucketStatistics statistics;
+  BucketStatistics Statistics(DType dtype, const std::byte* input, std::size_t count) const {
+    BucketStatistics statistics;
     const bool squares = config_.norm == Norm::kL2;
     if (dtype == DType::kFloat32) {
       AddStatistics(reinterpret_cast<const float*>(input), count, squares, statistics);

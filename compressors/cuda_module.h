@@ -1,0 +1,57 @@
+// The CUDA kernels, which lie in a library of their own, libthinwire_cuda.so, so that programs
+// start on machines without a GPU driver. It is loaded when the first tensor in GPU memory arrives.
+//
+// The kernels have been compiled and their bodies tested on host threads, but they have never run
+// on a GPU: docs/gpu.md.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "thinwire/compressors/kernels/quantize_task.h"
+
+namespace thinwire {
+
+// Thread-safe. The work is queued on `stream` (a cudaStream_t; null: the default stream) of the
+// calling thread's current device, to which all memory must belong, and is not waited for.
+class CudaModule {
+ public:
+  struct Places {
+    // THINWIRE_DISABLE_CUDA.
+    bool disabled = false;
+    // NVIDIA's driver, as dlopen() takes it.
+    std::string driver = "libcuda.so.1";
+    // Where the module may be, as dlopen() takes it; the first that can be loaded is.
+    std::vector<std::string> modules;
+    // This process's: the module beside the library, else where the system looks for libraries.
+    static Places of_process();
+  };
+
+  // The process's module, loaded at the first call. Throws InvalidArgument as the constructor does;
+  // a later call tries again.
+  static const CudaModule& get();
+
+  // Loads the module for the rest of the process. Throws InvalidArgument where CUDA is switched
+  // off, the driver or the module is missing, or the module belongs to another version of the
+  // library; the message says which, and what to do.
+  explicit CudaModule(const Places& places);
+
+  // The tensors' memory must be aligned to its elements (InvalidArgument). Throws Error with CUDA's
+  // own words where the launch fails.
+  void quantize(const kernels::QuantizeTask& task, void* stream) const;
+  void dequantize(const kernels::DequantizeTask& task, void* stream) const;
+
+  // The file that was loaded.
+  const std::string& path() const { return path_; }
+
+ private:
+  void check_launch(const char* what, std::int32_t error) const;
+
+  std::string path_;
+  const char* (*error_)(std::int32_t) = nullptr;
+  std::int32_t (*quantize_)(const kernels::QuantizeTask*, void*) = nullptr;
+  std::int32_t (*dequantize_)(const kernels::DequantizeTask*, void*) = nullptr;
+};
+
+}  // namespace thinwire

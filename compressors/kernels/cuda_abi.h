@@ -1,0 +1,24 @@
+// The C interface of libthinwire_cuda.so, through which the library reaches its CUDA kernels. The
+// library looks the functions up by name after dlopen() and uses none before the version agreed.
+#pragma once
+
+#include <cstdint>
+
+#include "thinwire/compressors/kernels/quantize_task.h"
+
+namespace thinwire::kernels {
+
+// Raise it whenever a function or a struct of this file or of quantize_task.h changes.
+inline constexpr std::int32_t kCudaAbi = 1;
+
+}  // namespace thinwire::kernels
+
+// Both kernels are queued on `stream` (a cudaStream_t, null: the default stream) of the calling
+// thread's current device, to which all memory must belong; the functions do not wait for it. They
+// return a cudaError_t, 0 for success, whose text thinwire_cuda_error() gives.
+extern "C" {
+std::int32_t thinwire_cuda_abi();
+const char* thinwire_cuda_error(std::int32_t error);
+std::int32_t thinwire_cuda_quantize(const thinwire::kernels::QuantizeTask* task, void* stream);
+std::int32_t thinwire_cuda_dequantize(const thinwire::kernels::DequantizeTask* task, void* stream);
+}
