@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/lsh/row_kernels.h"
 
 namespace thinwire::lsh {
 namespace {
@@ -24,30 +25,6 @@ struct RowView {
   std::size_t count() const { return token_of_row.size(); }
 };
 
-// Sum of term(i)² over i < n in eight interleaved sums, which the compiler can keep in vector
-// registers.
-template <typename Term>
-double sum_of_squares(std::size_t n, const Term& term) {
-  double sums[8] = {};
-  std::size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    for (std::size_t j = 0; j < 8; ++j) sums[j] += term(i + j) * term(i + j);
-  }
-  for (std::size_t j = 0; i < n; ++i, ++j) sums[j] += term(i) * term(i);
-  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-}
-
-template <typename A, typename B>
-double squared_distance(const A* a, const B* b, std::size_t n) {
-  return sum_of_squares(
-      n, [&](std::size_t i) { return static_cast<double>(a[i]) - static_cast<double>(b[i]); });
-}
-
-template <typename A>
-double squared_norm(const A* a, std::size_t n) {
-  return sum_of_squares(n, [&](std::size_t i) { return static_cast<double>(a[i]); });
-}
-
 // Means of the rows of every cluster in double, and the number of rows.
 struct Means {
   std::vector<double> values;  // [clusters, dim]
@@ -62,8 +39,7 @@ Means means_of(const RowView<T>& rows, const Labels& labels) {
   for (std::size_t r = 0; r < rows.count(); ++r) {
     const std::size_t c = at(labels.of_row[r]);
     double* sum = means.values.data() + c * rows.dim;
-    const T* x = rows[r];
-    for (std::size_t j = 0; j < rows.dim; ++j) sum[j] += static_cast<double>(x[j]);
+    add_row(rows[r], sum, rows.dim);
     ++means.size[c];
   }
   for (std::size_t c = 0; c < means.size.size(); ++c) {
@@ -111,53 +87,80 @@ std::vector<std::int32_t> split_off(std::span<const std::int32_t> rows, Labels& 
   return home;
 }
 
+// The mean of the given rows, rounded once. `sums` is scratch.
+template <typename T>
+void mean_of(const RowView<T>& rows, std::span<const std::int32_t> members,
+             std::vector<double>& sums, T* mean) {
+  std::fill(sums.begin(), sums.end(), 0.0);
+  for (const std::int32_t r : members) add_row(rows[at(r)], sums.data(), rows.dim);
+  const auto count = static_cast<double>(members.size());
+  for (std::size_t j = 0; j < rows.dim; ++j) mean[j] = static_cast<T>(sums[j] / count);
+}
+
+// What refine() leaves: rows in the final clusters, and of those with several rows the means.
+template <typename T>
+struct Refined {
+  Labels labels;
+  std::vector<double> error;       // [rows] |x - mean|², 0 for rows that are alone
+  std::vector<std::int32_t> mean;  // [clusters] position in `means`, -1 for one row
+  std::vector<T> means;
+};
+
 // Splits off rows outside the radius until none is left. A cluster that still has such rows after
 // kRounds recentrings is dissolved, which bounds the work and always ends.
 template <typename T>
-void enforce_radius(const RowView<T>& rows, double radius, Labels& labels) {
+Refined<T> refine(const RowView<T>& rows, std::span<const double> norms, double radius,
+                  Labels labels) {
   constexpr int kRounds = 8;
-  if (std::isinf(radius)) return;
-  std::vector<double> norms(rows.count());
-  for (std::size_t r = 0; r < rows.count(); ++r) norms[r] = squared_norm(rows[r], rows.dim);
-
-  // Rows of every cluster in ascending order: only clusters that lost rows are looked at again.
-  std::vector<std::vector<std::int32_t>> members(at(labels.count));
-  for (std::size_t r = 0; r < rows.count(); ++r) {
-    members[at(labels.of_row[r])].push_back(static_cast<std::int32_t>(r));
-  }
-  std::vector<double> mean(rows.dim);
-  std::vector<T> centroid(rows.dim);
+  Refined<T> result;
+  result.error.assign(rows.count(), 0.0);
   const std::int32_t clusters = labels.count;
-  for (std::int32_t c = 0; c < clusters; ++c) {
-    auto& rows_of_c = members[at(c)];
-    for (int round = 0; rows_of_c.size() > 1; ++round) {
-      std::fill(mean.begin(), mean.end(), 0.0);
-      for (const std::int32_t r : rows_of_c) {
-        const T* x = rows[at(r)];
-        for (std::size_t j = 0; j < rows.dim; ++j) mean[j] += static_cast<double>(x[j]);
-      }
-      for (std::size_t j = 0; j < rows.dim; ++j) {
-        centroid[j] = static_cast<T>(mean[j] / static_cast<double>(rows_of_c.size()));
-      }
-      std::vector<std::int32_t> inside;
-      for (const std::int32_t r : rows_of_c) {
-        const double error = squared_distance(rows[at(r)], centroid.data(), rows.dim);
-        if (round < kRounds && relative(error, norms[at(r)]) <= radius) {
-          inside.push_back(r);
-        } else if (round < kRounds) {
-          labels.of_row[at(r)] = labels.count++;
-        }
-      }
+  // Rows of every cluster in ascending order, side by side.
+  std::vector<std::size_t> begin(at(clusters) + 1, 0);
+  for (const std::int32_t label : labels.of_row) ++begin[at(label) + 1];
+  for (std::size_t c = 0; c < at(clusters); ++c) begin[c + 1] += begin[c];
+  std::vector<std::int32_t> members(rows.count());
+  std::vector<std::size_t> next(begin.begin(), begin.end() - 1);
+  for (std::size_t r = 0; r < rows.count(); ++r) {
+    members[next[at(labels.of_row[r])]++] = static_cast<std::int32_t>(r);
+  }
+
+  result.mean.assign(at(clusters), -1);
+  std::vector<double> sums(rows.dim);
+  std::vector<T> mean(rows.dim);
+  for (std::size_t c = 0; c < at(clusters); ++c) {
+    std::span<std::int32_t> left(members.data() + begin[c], begin[c + 1] - begin[c]);
+    for (int round = 0; left.size() > 1; ++round) {
       if (round == kRounds) {  // dissolve: the first row keeps the number
-        for (std::size_t i = 1; i < rows_of_c.size(); ++i) {
-          labels.of_row[at(rows_of_c[i])] = labels.count++;
-        }
+        for (const std::int32_t r : left.subspan(1)) labels.of_row[at(r)] = labels.count++;
+        result.error[at(left[0])] = 0;
+        left = left.first(1);
         break;
       }
-      if (inside.size() == rows_of_c.size()) break;
-      rows_of_c = std::move(inside);
+      mean_of(rows, left, sums, mean.data());
+      std::size_t inside = 0;
+      for (const std::int32_t r : left) {
+        const double error = squared_distance(rows[at(r)], mean.data(), rows.dim);
+        if (std::isinf(radius) || relative(error, norms[at(r)]) <= radius) {
+          left[inside++] = r;
+          result.error[at(r)] = error;
+        } else {
+          labels.of_row[at(r)] = labels.count++;
+          result.error[at(r)] = 0;
+        }
+      }
+      if (inside == left.size()) {
+        result.mean[c] = static_cast<std::int32_t>(result.means.size() / rows.dim);
+        result.means.insert(result.means.end(), mean.begin(), mean.end());
+        break;
+      }
+      left = left.first(inside);
     }
+    if (left.size() == 1) result.error[at(left[0])] = 0;
   }
+  result.mean.resize(at(labels.count), -1);
+  result.labels = std::move(labels);
+  return result;
 }
 
 template <typename T>
@@ -267,44 +270,47 @@ Clustering cluster_rows(std::span<const T> tokens, std::int64_t dim, const Group
   check(options.choice.target >= 0, "the target must not be negative, got ", options.choice.target);
 
   const RowView<T> view{tokens, at(dim), rows.token};
+  std::vector<double> norms(view.count());
+  for (std::size_t r = 0; r < view.count(); ++r) norms[r] = squared_norm(view[r], view.dim);
   Clustering result;
+  Refined<T> refined;
   if (options.choice.rule == PrefixChoice::Rule::kFewestRows) {
     for (std::size_t p = 0; p < prefixes.size(); ++p) {
       Labels labels = prefixes[p];
       auto home = split_off(options.singletons, labels);
-      enforce_radius(view, options.radius, labels);
-      if (p == 0 || labels.count < result.labels.count) {
+      auto candidate = refine(view, norms, options.radius, std::move(labels));
+      if (p == 0 || candidate.labels.count < refined.labels.count) {
         result.home = std::move(home);
-        result.labels = std::move(labels);
+        refined = std::move(candidate);
         result.prefix = static_cast<int>(p);
       }
     }
   } else {
     result.prefix = chosen_prefix<T>(tokens, dim, rows, prefixes, options.choice);
-    result.labels = prefixes[at(result.prefix)];
-    result.home = split_off(options.singletons, result.labels);
-    enforce_radius(view, options.radius, result.labels);
+    Labels labels = prefixes[at(result.prefix)];
+    result.home = split_off(options.singletons, labels);
+    refined = refine(view, norms, options.radius, std::move(labels));
   }
+  const std::vector<std::int32_t> refined_label = refined.labels.of_row;
+  result.labels = std::move(refined.labels);
   finish_labels(result, rows);
 
-  const Means means = means_of(view, result.labels);
-  centroids.resize(means.values.size());
-  for (std::size_t i = 0; i < centroids.size(); ++i) centroids[i] = static_cast<T>(means.values[i]);
-
+  centroids.resize(at(result.labels.count) * view.dim);
+  std::int32_t written = 0;  // clusters are numbered by their first row
   double error_sum = 0;
   double norm_sum = 0;
   double radius_sum = 0;
   std::int64_t finite_rows = 0;
   for (std::size_t r = 0; r < view.count(); ++r) {
-    const double norm = squared_norm(view[r], view.dim);
-    if (!std::isfinite(norm)) continue;
-    const std::size_t c = at(result.labels.of_row[r]);
-    const double error = result.size[c] == 1
-                             ? 0
-                             : squared_distance(view[r], centroids.data() + c * view.dim, view.dim);
-    const double radius = relative(error, norm);
-    error_sum += error;
-    norm_sum += norm;
+    if (result.labels.of_row[r] == written) {
+      const std::int32_t mean = refined.mean[at(refined_label[r])];
+      const T* source = mean < 0 ? view[r] : refined.means.data() + at(mean) * view.dim;
+      std::copy_n(source, view.dim, centroids.data() + at(written++) * view.dim);
+    }
+    if (!std::isfinite(norms[r])) continue;
+    const double radius = relative(refined.error[r], norms[r]);
+    error_sum += refined.error[r];
+    norm_sum += norms[r];
     radius_sum += radius;
     result.worst_radius = std::max(result.worst_radius, radius);
     ++finite_rows;

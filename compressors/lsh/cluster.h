@@ -43,6 +43,10 @@ struct Labels {
 std::vector<Labels> prefix_labels(std::span<const HashCode> codes, int hashes,
                                   const GroupedRows& rows);
 
+// The same for one prefix alone, in one pass over the rows.
+Labels labels_of_prefix(std::span<const HashCode> codes, int hashes, int prefix,
+                        const GroupedRows& rows);
+
 // Which prefix cluster_rows() takes.
 struct PrefixChoice {
   enum class Rule {

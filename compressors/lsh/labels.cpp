@@ -98,6 +98,50 @@ std::vector<Labels> prefix_labels(std::span<const HashCode> codes, int hashes,
   return prefixes;
 }
 
+Labels labels_of_prefix(std::span<const HashCode> codes, int hashes, int prefix,
+                        const GroupedRows& rows) {
+  check(hashes >= 1 && codes.size() % static_cast<std::size_t>(hashes) == 0,
+        "codes of a whole number of tokens with ", hashes, " hashes each expected, got ",
+        codes.size());
+  check(prefix >= 0 && prefix <= hashes, "a prefix must lie in [0, ", hashes, "], got ", prefix);
+  const auto width = static_cast<std::size_t>(hashes);
+  check_rows(rows, static_cast<std::int64_t>(codes.size() / width));
+
+  // Open addressing over a hash of the whole key; the key itself decides.
+  struct Slot {
+    std::uint64_t hash;
+    const HashCode* codes;
+    std::int32_t group, number;
+  };
+  const std::size_t size = std::bit_ceil(2 * rows.token.size() + 2);
+  std::vector<Slot> slots(size, Slot{0, nullptr, 0, -1});
+  const std::size_t key_bytes = static_cast<std::size_t>(prefix) * sizeof(HashCode);
+  Labels labels;
+  labels.of_row.resize(rows.token.size());
+  for (std::int64_t g = 0; g < rows.groups(); ++g) {
+    const auto group = static_cast<std::int32_t>(g);
+    for (auto r = static_cast<std::size_t>(rows.group_begin[static_cast<std::size_t>(g)]);
+         r < static_cast<std::size_t>(rows.group_begin[static_cast<std::size_t>(g) + 1]); ++r) {
+      const HashCode* key = codes.data() + static_cast<std::size_t>(rows.token[r]) * width;
+      if (key[0] == kUnhashable) {
+        labels.of_row[r] = labels.count++;
+        continue;
+      }
+      std::uint64_t hash = static_cast<std::uint64_t>(g) + 1;
+      for (int p = 0; p < prefix; ++p) hash = (hash ^ key[p]) * 0x9E3779B97F4A7C15u;
+      hash ^= hash >> 32;  // products move entropy up only
+      std::size_t at = hash & (size - 1);
+      while (slots[at].number >= 0 && (slots[at].hash != hash || slots[at].group != group ||
+                                       std::memcmp(slots[at].codes, key, key_bytes) != 0)) {
+        at = (at + 1) & (size - 1);
+      }
+      if (slots[at].number < 0) slots[at] = {hash, key, group, labels.count++};
+      labels.of_row[r] = slots[at].number;
+    }
+  }
+  return labels;
+}
+
 Labels duplicate_labels(std::span<const std::byte> tokens, std::int64_t token_bytes,
                         const GroupedRows& rows) {
   check(token_bytes >= 1 && tokens.size() % static_cast<std::size_t>(token_bytes) == 0,

@@ -10,6 +10,8 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/lsh/cluster.h"
+#include "thinwire/compressors/lsh/row_kernels.h"
+#include "thinwire/compressors/lsh/row_kernels_ref.h"
 
 namespace thinwire::lsh {
 namespace {
@@ -122,6 +124,46 @@ TEST(PrefixLabels, MatchAMapOverTheWholeKey) {
           << "prefix " << p << ", row " << r;
     }
     EXPECT_EQ(prefixes[p].count, static_cast<std::int32_t>(numbers.size()));
+    const Labels alone = labels_of_prefix(codes, 6, static_cast<int>(p), example.rows());
+    EXPECT_EQ(alone.of_row, prefixes[p].of_row);
+    EXPECT_EQ(alone.count, prefixes[p].count);
+  }
+  codes[3 * 6] = kUnhashable;
+  const auto spoiled = prefix_labels(codes, 6, example.rows());
+  for (int p = 0; p <= 6; ++p) {
+    EXPECT_EQ(labels_of_prefix(codes, 6, p, example.rows()).of_row,
+              spoiled[static_cast<std::size_t>(p)].of_row);
+  }
+  EXPECT_THROW(labels_of_prefix(codes, 6, 7, example.rows()), InvalidArgument);
+}
+
+TEST(RowKernels, EqualTheScalarSumsOnEveryTarget) {
+  std::mt19937 engine(4);
+  std::normal_distribution<double> normal;
+  for (const std::size_t n : {0, 1, 7, 8, 9, 15, 16, 31, 64, 97}) {
+    std::vector<double> x(n + 1), y(n + 1);
+    for (double& value : x) value = normal(engine);
+    for (double& value : y) value = normal(engine);
+    const std::vector<float> x_narrow(x.begin(), x.end()), y_narrow(y.begin(), y.end());
+    detail::for_each_hash_target([&](std::string_view target) {
+      // From the second element on: no alignment is promised.
+      const auto expect = [&](const auto& a, const auto& b) {
+        EXPECT_EQ(squared_norm(a.data() + 1, n), squared_norm_ref(a.data() + 1, n))
+            << target << " " << n;
+        EXPECT_EQ(squared_distance(a.data() + 1, b.data() + 1, n),
+                  squared_distance_ref(a.data() + 1, b.data() + 1, n))
+            << target << " " << n;
+        std::vector<double> sums(n, 0.5);
+        add_row(a.data() + 1, sums.data(), n);
+        for (std::size_t i = 0; i < n; ++i) {
+          EXPECT_EQ(sums[i], 0.5 + static_cast<double>(a[i + 1])) << target << " " << i;
+        }
+      };
+      expect(x, y);
+      expect(x_narrow, y_narrow);
+      EXPECT_EQ(squared_distance(x_narrow.data(), y.data(), n),
+                squared_distance_ref(x_narrow.data(), y.data(), n));
+    });
   }
 }
 
