@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <numeric>
 
 #include "thinwire/common/env.h"
@@ -31,15 +33,72 @@ bool matches_pattern(std::string_view pattern, std::string_view name) {
   return p == pattern.size();
 }
 
+namespace {
+
+constexpr std::string_view kLayerKeys[] = {"error_feedback", "residual_decay", "residual_reset"};
+
+bool is_layer_key(const Spec::Argument& argument) {
+  return std::find(std::begin(kLayerKeys), std::end(kLayerKeys), argument.key) !=
+         std::end(kLayerKeys);
+}
+
+std::string usual_spec(const CompressionOptions& options) {
+  const std::string spec = options.spec.empty() ? Env::get().compression : options.spec;
+  return spec.empty() ? "none" : spec;
+}
+
+// The policy without layers, where the spec is one.
+std::optional<AdaptiveCompression> parse_adaptive(const std::string& text) {
+  Spec spec = Spec::parse(text);
+  if (spec.name != "lgreco") return std::nullopt;
+  AdaptiveCompression adaptive;
+  std::copy_if(spec.arguments.begin(), spec.arguments.end(),
+               std::back_inserter(adaptive.layer_arguments), is_layer_key);
+  std::erase_if(spec.arguments, is_layer_key);
+  adaptive.policy = lgreco::parse_policy(spec);
+  return adaptive;
+}
+
+comm::LayerSetting parse_override(const std::string& pattern, const std::string& text) {
+  check(Spec::parse(text).name != "lgreco", "the override '", pattern,
+        "' must name a codec; lgreco(...) is for the model as a whole, got '", text, "'");
+  return comm::parse_layer_setting(text);
+}
+
+const std::pair<std::string, std::string>* override_of(const LayerInfo& layer,
+                                                       const CompressionOptions& options) {
+  for (const auto& entry : options.overrides) {
+    if (matches_pattern(entry.first, layer.name)) return &entry;
+  }
+  return nullptr;
+}
+
+// Whether the rules for small and flat layers rule the layer out.
+bool stays_uncompressed(const LayerInfo& layer, const CompressionOptions& options) {
+  const auto numel =
+      std::accumulate(layer.shape.begin(), layer.shape.end(), std::int64_t{1}, std::multiplies<>());
+  return numel < options.min_numel || (layer.shape.size() < 2 && !options.compress_1d);
+}
+
+}  // namespace
+
+comm::LayerSetting AdaptiveCompression::setting(const std::string& candidate) const {
+  Spec spec = Spec::parse(candidate);
+  spec.arguments.insert(spec.arguments.end(), layer_arguments.begin(), layer_arguments.end());
+  return comm::parse_layer_setting(spec.str());
+}
+
 comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options) {
   check(options.warmup_steps >= 0, "warmup_steps must not be negative, got ", options.warmup_steps);
   check(options.min_numel >= 0, "min_numel must not be negative, got ", options.min_numel);
-  std::string spec = options.spec.empty() ? Env::get().compression : options.spec;
-  const comm::LayerSetting usual = comm::parse_layer_setting(spec.empty() ? "none" : spec);
+  const std::string spec = usual_spec(options);
+  const auto adaptive = parse_adaptive(spec);
+  const comm::LayerSetting usual = adaptive ? adaptive->setting(adaptive->policy.reference.str())
+                                            : comm::parse_layer_setting(spec);
 
-  std::vector<comm::LayerSetting> overrides;
+  std::map<std::string, comm::LayerSetting> overrides;
   for (const auto& [pattern, text] : options.overrides) {
-    overrides.push_back(comm::parse_layer_setting(text));
+    overrides.emplace(pattern, parse_override(pattern, text));
     check(std::any_of(layers.begin(), layers.end(),
                       [&, &pattern = pattern](const LayerInfo& layer) {
                         return matches_pattern(pattern, layer.name);
@@ -49,21 +108,25 @@ comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOpti
 
   comm::Plan plan;
   for (const LayerInfo& layer : layers) {
-    const auto overridden =
-        std::find_if(options.overrides.begin(), options.overrides.end(),
-                     [&](const auto& entry) { return matches_pattern(entry.first, layer.name); });
-    if (overridden != options.overrides.end()) {
-      plan.set(layer.name,
-               overrides[static_cast<std::size_t>(overridden - options.overrides.begin())]);
-      continue;
+    if (const auto* exception = override_of(layer, options)) {
+      plan.set(layer.name, overrides.at(exception->first));
+    } else {
+      plan.set(layer.name, stays_uncompressed(layer, options) ? comm::LayerSetting{} : usual);
     }
-    const auto numel = std::accumulate(layer.shape.begin(), layer.shape.end(), std::int64_t{1},
-                                       std::multiplies<>());
-    const bool small = numel < options.min_numel;
-    const bool flat = layer.shape.size() < 2 && !options.compress_1d;
-    plan.set(layer.name, small || flat ? comm::LayerSetting{} : usual);
   }
   return plan;
+}
+
+std::optional<AdaptiveCompression> adaptive_compression(const std::vector<LayerInfo>& layers,
+                                                        const CompressionOptions& options) {
+  auto adaptive = parse_adaptive(usual_spec(options));
+  if (!adaptive) return std::nullopt;
+  for (const LayerInfo& layer : layers) {
+    if (!override_of(layer, options) && !stays_uncompressed(layer, options)) {
+      adaptive->layers.push_back(layer);
+    }
+  }
+  return adaptive;
 }
 
 }  // namespace thinwire

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "thinwire/comm/reductions/plan.h"
+#include "thinwire/compressors/lgreco/policy.h"
 
 namespace thinwire {
 
@@ -16,8 +18,10 @@ struct CompressionOptions {
   CompressionOptions(std::string text) : spec(std::move(text)) {}
   CompressionOptions(const char* text) : spec(text) {}
 
-  // Spec of a codec, `quantize(bits=4)`, with error_feedback=auto|on|off where wanted; "none" sends
-  // everything uncompressed. Empty: THINWIRE_COMPRESSION, else none.
+  // Spec of a codec, `quantize(bits=4)`, or of the policy that gives every layer its own,
+  // `lgreco(family=powersgd, reference=4)`, see docs/lgreco.md; either with
+  // error_feedback=auto|on|off where wanted. "none" sends everything uncompressed. Empty:
+  // THINWIRE_COMPRESSION, else none.
   std::string spec;
   // The first so many steps are sent uncompressed, while gradients are large and turn quickly.
   std::int64_t warmup_steps = 0;
@@ -30,6 +34,9 @@ struct CompressionOptions {
   std::vector<std::pair<std::string, std::string>> overrides;
   // Source of all randomness of the codecs.
   std::uint64_t seed = 0;
+  // File that `thinwire link` wrote, the same on all ranks; lgreco(objective=time) reckons with it.
+  // Empty: THINWIRE_LINK_MODEL, else none.
+  std::string link_model = {};
 };
 
 // A parameter as far as a plan needs it.
@@ -38,9 +45,26 @@ struct LayerInfo {
   std::vector<std::int64_t> shape;
 };
 
-// The settings of all layers after warm-up. Throws InvalidArgument for a bad spec, or for an
-// override that matches no layer.
+// The settings of all layers after warm-up; for lgreco(...) its uniform reference, which training
+// starts from. Throws InvalidArgument for a bad spec, or for an override that matches no layer.
 comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options);
+
+// What lgreco(...) is to do with a model.
+struct AdaptiveCompression {
+  lgreco::Policy policy;
+  // The layers that it allocates: those to which neither an override nor the rules for small and
+  // flat layers apply, in the order given.
+  std::vector<LayerInfo> layers;
+  // Arguments of the spec that are not the policy's but every layer's: error_feedback and the like.
+  std::vector<Spec::Argument> layer_arguments;
+
+  // The setting of a layer for which `candidate` was chosen.
+  comm::LayerSetting setting(const std::string& candidate) const;
+};
+
+// Nothing where the spec names a codec. Throws as make_plan().
+std::optional<AdaptiveCompression> adaptive_compression(const std::vector<LayerInfo>& layers,
+                                                        const CompressionOptions& options);
 
 // Whether `pattern` matches the whole of `name`; '*' matches any text, '?' one character.
 bool matches_pattern(std::string_view pattern, std::string_view name);

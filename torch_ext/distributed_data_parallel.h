@@ -149,7 +149,10 @@ class DistributedDataParallel {
 
   // Bytes sent so far by this rank.
   CommunicationSummary summary() const { return engine_.exchange().summary(); }
-  const comm::Plan& plan() const { return engine_.exchange().plan(); }
+  // The setting of every layer; lgreco(...) changes it now and then.
+  comm::Plan plan() const { return engine_.exchange().plan(); }
+  // What lgreco(...) solved last, with the bytes and errors of every layer; null before that.
+  std::shared_ptr<const lgreco::Plan> allocation() const { return engine_.exchange().allocation(); }
 
   // CRC-32C of all parameters, in the order of named_parameters().
   std::uint32_t parameters_crc32c() const { return engine_.parameters_crc32c(); }

@@ -1,7 +1,10 @@
 #include "thinwire/torch_ext/gradient_exchange.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "thinwire/comm/agreement.h"
+#include "thinwire/comm/link_model.h"
 #include "thinwire/comm/process_group.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
@@ -20,6 +23,60 @@ comm::AveragerOptions averager_options(const CompressionOptions& options, Timeli
           .timeline = timeline};
 }
 
+// The link model, once all ranks are known to have the same. A rank that cannot read it says so to
+// the others before it throws.
+comm::LinkModel agreed_link_model(const c10d::ProcessGroup& group, const std::string& name,
+                                  const CompressionOptions& options) {
+  const std::string path = options.link_model.empty() ? Env::get().link_model : options.link_model;
+  comm::LinkModel model;
+  std::string text;
+  std::exception_ptr mistake;
+  try {
+    check(!path.empty(),
+          "lgreco(objective=time) needs to know the network: name a file that `thinwire link` "
+          "wrote in the option link_model or in THINWIRE_LINK_MODEL");
+    model = comm::read_link_model(path);
+    check(model.world == group.getSize(), path, " was measured with ", model.world,
+          " ranks, this job has ", group.getSize());
+    model.backend(comm::backend_name(group));
+    text = comm::to_json(model);
+  } catch (const Error& error) {
+    mistake = std::current_exception();
+    text = concat("unusable: ", error.what());
+  }
+  comm::agree_on_text(group, name + "/link_model", "the link model", text);
+  if (mistake) std::rethrow_exception(mistake);
+  return model;
+}
+
+std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                                            const std::string& name,
+                                            const std::vector<LayerInfo>& layers,
+                                            const CompressionOptions& options,
+                                            const comm::Plan& reference) {
+  auto adaptive = adaptive_compression(layers, options);
+  if (!adaptive) return nullptr;
+  comm::agree_on_text(*group, name + "/policy", "the policy", adaptive->policy.str());
+  std::optional<comm::LinkModel> link;
+  if (adaptive->policy.objective == lgreco::Objective::kTime) {
+    link = agreed_link_model(*group, name, options);
+  }
+  return std::make_unique<AdaptivePlan>(group, std::move(*adaptive), reference,
+                                        options.warmup_steps, link);
+}
+
+// Bytes of a dense all-reduce of the layers that are never compressed.
+std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan& plan, int world) {
+  double bytes = 0;
+  for (const LayerInfo& layer : layers) {
+    if (plan.of(layer.name).codec) continue;
+    double numel = sizeof(float);
+    for (const std::int64_t extent : layer.shape) numel *= static_cast<double>(extent);
+    bytes += comm::sent_bytes(comm::Collective::kAllReduce, numel, world);
+  }
+  return static_cast<std::uint64_t>(bytes);
+}
+
 }  // namespace
 
 double CommunicationSummary::wire_bytes_per_step() const {
@@ -34,6 +91,22 @@ double CommunicationSummary::dense_bytes_per_step() const {
 
 double CommunicationSummary::ratio() const {
   return wire_bytes_per_step() == 0 ? 1.0 : dense_bytes_per_step() / wire_bytes_per_step();
+}
+
+double CommunicationSummary::compressed_wire_bytes_per_step() const {
+  const bool warm = steps > warmup_steps;
+  const std::int64_t counted = warm ? steps - warmup_steps : steps;
+  return std::max(0.0, wire_bytes_per_step() - static_cast<double>(fixed_bytes_per_step) -
+                           per_step(adaptation.sent_bytes, counted));
+}
+
+double CommunicationSummary::compressed_dense_bytes_per_step() const {
+  return std::max(0.0, dense_bytes_per_step() - static_cast<double>(fixed_bytes_per_step));
+}
+
+double CommunicationSummary::compressed_ratio() const {
+  const double sent = compressed_wire_bytes_per_step();
+  return sent == 0 ? 1.0 : compressed_dense_bytes_per_step() / sent;
 }
 
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
@@ -51,37 +124,80 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
                                 options_)),
       timeline_(timeline),
       averager_(comm::duplicate(group, name), averager_options(options_, timeline)),
-      thread_(std::make_unique<comm::CommunicationThread>()) {}
+      adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_)),
+      warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
+      current_plan_(std::make_shared<const comm::Plan>(plan_)),
+      thread_(std::make_unique<comm::CommunicationThread>()) {
+  summary_.fixed_bytes_per_step = fixed_bytes(layers, plan_, group->getSize());
+}
 
 void GradientExchange::submit(comm::Bucket bucket, bool last,
                               comm::CommunicationThread::Done done) {
   const auto queued = Timeline::Clock::now();
+  const std::int64_t step = submitted_steps_;
   thread_->submit(
-      [this, bucket = std::move(bucket), last, queued, step = submitted_steps_]() mutable {
+      [this, bucket = std::move(bucket), last, queued, step]() mutable {
+        const auto begun = Timeline::Clock::now();
+        if (!began_) began_ = begun;
         if (timeline_) {
-          timeline_->record(concat("bucket ", bucket.index), "QUEUE", queued,
-                            Timeline::Clock::now());
+          timeline_->record(concat("bucket ", bucket.index), "QUEUE", queued, begun);
         }
-        const bool warmup = step < options_.warmup_steps;
-        averager_.average(bucket, warmup ? uncompressed_ : plan_, step);
-        if (last) finish_step();
+        average(bucket, step);
+        if (last) finish_step(step);
       },
       std::move(done));
-  if (last) ++submitted_steps_;
+  if (!last) return;
+  ++submitted_steps_;
+  if (adaptive_ && adaptive_->schedule().closes_window(step)) {
+    // A job of its own: the backward pass need not wait for it.
+    thread_->submit([this] { adaptive_->close_window(); }, [](const std::exception_ptr&) {});
+  }
 }
 
-void GradientExchange::finish_step() {
-  const comm::WireUse now = averager_.wire_use();
+void GradientExchange::average(comm::Bucket& bucket, std::int64_t step) {
+  const comm::Plan* plan = &plan_;
+  if (adaptive_) {
+    if (adaptive_->begin_step(step)) {
+      std::lock_guard lock(mutex_);
+      current_plan_ = std::make_shared<const comm::Plan>(adaptive_->plan());
+      allocation_ = adaptive_->allocation();
+    }
+    adaptive_->before_average(bucket, step, averager_.feedback());
+    plan = &adaptive_->plan();
+  }
+  averager_.average(bucket, step < warmup_steps_ ? uncompressed_ : *plan, step);
+  if (adaptive_) adaptive_->after_average(bucket, averager_.feedback());
+}
+
+void GradientExchange::finish_step(std::int64_t step) {
+  if (adaptive_) adaptive_->finish_step(step);
+  comm::WireUse now = averager_.wire_use();
   std::lock_guard lock(mutex_);
+  if (adaptive_) {
+    summary_.adaptation = adaptive_->summary();
+    now.sent_bytes += summary_.adaptation.sent_bytes;
+  }
+  summary_.adaptation.training_seconds =
+      std::chrono::duration<double>(Timeline::Clock::now() - *began_).count();
   ++summary_.steps;
   summary_.total = now;
-  if (summary_.steps <= options_.warmup_steps) {
+  if (summary_.steps <= warmup_steps_) {
     ++summary_.warmup_steps;
   } else {
     summary_.after_warmup.sent_bytes += now.sent_bytes - at_last_step_.sent_bytes;
     summary_.after_warmup.dense_bytes += now.dense_bytes - at_last_step_.dense_bytes;
   }
   at_last_step_ = now;
+}
+
+comm::Plan GradientExchange::plan() const {
+  std::lock_guard lock(mutex_);
+  return *current_plan_;
+}
+
+std::shared_ptr<const lgreco::Plan> GradientExchange::allocation() const {
+  std::lock_guard lock(mutex_);
+  return allocation_;
 }
 
 CommunicationSummary GradientExchange::summary() const {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 
 #include "thinwire/comm/communication_thread.h"
 #include "thinwire/comm/reductions/bucket_averager.h"
+#include "thinwire/torch_ext/adaptive_plan.h"
 #include "thinwire/torch_ext/compression.h"
 
 namespace thinwire {
@@ -23,16 +25,25 @@ struct CommunicationSummary {
   std::int64_t warmup_steps = 0;  // of these, sent uncompressed
   comm::WireUse total;            // all steps
   comm::WireUse after_warmup;     // without the warm-up steps
+  // Of dense_bytes in one step: layers that are never compressed (biases, small ones, overrides).
+  std::uint64_t fixed_bytes_per_step = 0;
+  // What lgreco(...) has done; its bytes are part of `total` and `after_warmup`.
+  AdaptationSummary adaptation;
 
   double wire_bytes_per_step() const;  // mean over the steps after warm-up, else over all
   double dense_bytes_per_step() const;
   // Uncompressed bytes over sent bytes, over the same steps.
   double ratio() const;
+
+  // The same of the layers that may be compressed alone, without the exchange of statistics.
+  double compressed_wire_bytes_per_step() const;
+  double compressed_dense_bytes_per_step() const;
+  double compressed_ratio() const;
 };
 
 // Averages buckets on a communication thread of its own, over a duplicate of the program's group,
 // so that its messages cannot interleave with the program's. Buckets must be submitted in the same
-// order on every rank. submit() and summary() are thread-safe.
+// order on every rank. submit(), summary(), plan() and allocation() are thread-safe.
 class GradientExchange {
  public:
   // `layers` are the model's parameters in order, `model` describes the whole model, a line a
@@ -50,23 +61,33 @@ class GradientExchange {
   void drain() { thread_->drain(); }
 
   CommunicationSummary summary() const;
-  const comm::Plan& plan() const { return plan_; }
+  // The plan in use after warm-up; lgreco(...) changes it now and then.
+  comm::Plan plan() const;
+  // What that plan was solved from; null without lgreco(...) and before its first plan.
+  std::shared_ptr<const lgreco::Plan> allocation() const;
 
  private:
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
                    const std::string& model, const std::vector<LayerInfo>& layers,
                    CompressionOptions options, Timeline* timeline);
-  void finish_step();
+  void average(comm::Bucket& bucket, std::int64_t step);
+  void finish_step(std::int64_t step);
 
   const CompressionOptions options_;
   const comm::Plan uncompressed_;
-  comm::Plan plan_;
+  const comm::Plan plan_;  // at the start
   Timeline* timeline_;
   comm::BucketAverager averager_;
+  const std::unique_ptr<AdaptivePlan> adaptive_;  // null: the plan stays
+  const std::int64_t warmup_steps_;
   std::int64_t submitted_steps_ = 0;
+  std::optional<Timeline::Clock::time_point> began_;
   comm::WireUse at_last_step_;
   mutable std::mutex mutex_;
   CommunicationSummary summary_;
+  // What others than the communication thread see of adaptive_.
+  std::shared_ptr<const comm::Plan> current_plan_;
+  std::shared_ptr<const lgreco::Plan> allocation_;
   // Last, so that it is destroyed first: its jobs use everything above.
   std::unique_ptr<comm::CommunicationThread> thread_;
 };

@@ -41,7 +41,7 @@ std::string read_spec(const JsonPlace& place) {
   }
 }
 
-Layer read_layer(const JsonPlace& place, bool& all_have_seconds) {
+Layer read_layer(const JsonPlace& place, CurveFile& file) {
   place.expect_fields({"name", "numel", "reference", "norm", "candidates"});
   Layer layer;
   layer.name = place.at("name").text();
@@ -50,11 +50,16 @@ Layer read_layer(const JsonPlace& place, bool& all_have_seconds) {
   if (place.has("norm")) layer.norm = place.at("norm").number();
   const JsonPlace candidates = place.at("candidates");
   if (candidates.size() == 0) candidates.fail("a layer needs at least one candidate");
+  std::vector<bool>& timed_candidates = file.timed.emplace_back();
   for (std::size_t c = 0; c < candidates.size(); ++c) {
     const JsonPlace candidate = candidates.at(c);
     candidate.expect_fields({"spec", "bytes", "error", "seconds"});
     const bool timed = candidate.has("seconds");
-    all_have_seconds &= timed;
+    timed_candidates.push_back(timed);
+    if (!timed && file.has_seconds()) {
+      file.first_without_seconds =
+          concat("layers[", file.timed.size() - 1, "].candidates[", c, "].seconds");
+    }
     layer.candidates.push_back({read_spec(candidate.at("spec")), candidate.at("bytes").number(),
                                 candidate.at("error").number(),
                                 timed ? candidate.at("seconds").number() : 0});
@@ -93,10 +98,9 @@ CurveFile parse_curves(std::string_view text, const std::string& source) {
   root.expect_fields({"layers"});
   const JsonPlace layers = root.at("layers");
   CurveFile file;
-  file.has_seconds = true;
   std::unordered_map<std::string, std::size_t> names;
   for (std::size_t l = 0; l < layers.size(); ++l) {
-    file.layers.push_back(read_layer(layers.at(l), file.has_seconds));
+    file.layers.push_back(read_layer(layers.at(l), file));
     expect_new_name(layers.at(l), file.layers.back().name, names, l);
   }
   return file;

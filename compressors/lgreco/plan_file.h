@@ -22,7 +22,11 @@ namespace thinwire::lgreco {
 
 struct CurveFile {
   std::vector<Layer> layers;
-  bool has_seconds = false;  // every candidate has them
+  // The first place without seconds, `layers[0].candidates[2].seconds`; empty: all have them.
+  std::string first_without_seconds;
+  bool has_seconds() const { return first_without_seconds.empty(); }
+  // By layer and candidate.
+  std::vector<std::vector<bool>> timed;
 };
 
 // Throws FileError naming `source` and the place, `layers[3].candidates[1].bytes`, for text that is

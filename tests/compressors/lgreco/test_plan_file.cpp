@@ -31,10 +31,14 @@ std::string curves_with(const std::string& from, const std::string& to) {
 TEST(CurveFile, ReadsLayers) {
   const CurveFile file = parse_curves(kCurves, "curves.json");
   ASSERT_EQ(file.layers.size(), 2u);
-  EXPECT_TRUE(file.has_seconds);
+  EXPECT_TRUE(file.has_seconds());
   EXPECT_EQ(file.layers[1].candidates[1].spec, "topk(density=0.05)");
   EXPECT_EQ(file.layers[0].reference, 1u);
-  EXPECT_FALSE(parse_curves(curves_with(", \"seconds\": 0.5", ""), "c").has_seconds);
+  const CurveFile untimed =
+      parse_curves(curves_with("\"error\": 3, \"seconds\": 1", "\"error\": 3"), "c");
+  EXPECT_EQ(untimed.first_without_seconds, "layers[1].candidates[1].seconds");
+  EXPECT_TRUE(untimed.timed[1][0]);
+  EXPECT_FALSE(untimed.timed[1][1]);
 }
 
 TEST(CurveFile, RefusesBadCurvesWithThePlace) {

@@ -1,0 +1,309 @@
+#include "thinwire/torch_ext/adaptive_plan.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "thinwire/comm/agreement.h"
+#include "thinwire/comm/failure.h"
+#include "thinwire/comm/process_group.h"
+#include "thinwire/common/error.h"
+#include "thinwire/common/log.h"
+#include "thinwire/compressors/codec_table.h"
+#include "thinwire/compressors/lgreco/plan_table.h"
+#include "thinwire/torch_ext/candidate_costs.h"
+
+namespace thinwire {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Adds the time of its life to a counter.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  Clock::time_point begin_ = Clock::now();
+};
+
+// The specs of all candidates of all layers, each once, in order.
+std::vector<Spec> all_candidates(const AdaptiveCompression& adaptive) {
+  std::map<std::string, Spec> specs;
+  for (const LayerInfo& layer : adaptive.layers) {
+    for (const Spec& spec : lgreco::candidate_set(adaptive.policy, layer.shape).specs) {
+      specs.emplace(spec.str(), spec);
+    }
+  }
+  std::vector<Spec> list;
+  for (auto& [text, spec] : specs) list.push_back(std::move(spec));
+  return list;
+}
+
+// The cost of every candidate: the link model's, where it has measured the codec, else rank 0's
+// measurement, so that all ranks reckon with the same numbers.
+std::map<std::string, comm::CodecCost> agreed_codec_costs(c10d::ProcessGroup& group,
+                                                          const std::vector<Spec>& specs,
+                                                          const comm::LinkModel& link) {
+  std::vector<comm::CodecCost> costs(specs.size());
+  if (group.getRank() == 0) {
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      const comm::CodecCost* known = link.codec(make_codec(specs[i])->spec());
+      costs[i] = known ? *known : measured_codec_cost(specs[i]);
+    }
+  }
+  static_assert(sizeof(comm::CodecCost) == 3 * sizeof(double));
+  std::vector<at::Tensor> tensors = {at::from_blob(
+      costs.data(), {static_cast<std::int64_t>(3 * costs.size())}, at::TensorOptions(at::kDouble))};
+  if (group.getSize() > 1 && !costs.empty()) {
+    comm::wait(group, group.broadcast(tensors), "broadcast of the codecs' speeds", 0);
+  }
+  std::map<std::string, comm::CodecCost> result;
+  for (std::size_t i = 0; i < specs.size(); ++i) result.emplace(specs[i].str(), costs[i]);
+  return result;
+}
+
+lgreco::CurveCosts costs_of(c10d::ProcessGroup& group, const AdaptiveCompression& adaptive,
+                            const std::optional<comm::LinkModel>& link) {
+  const int world = group.getSize();
+  lgreco::CurveCosts costs;
+  costs.bytes = [world](const Spec& spec, std::span<const std::int64_t> shape) {
+    return candidate_bytes(spec, shape, world);
+  };
+  if (adaptive.policy.objective == lgreco::Objective::kTime) {
+    THINWIRE_ASSERT(link.has_value());
+    costs.seconds = [world, bytes = costs.bytes, backend = link->backend(comm::backend_name(group)),
+                     codecs = agreed_codec_costs(group, all_candidates(adaptive), *link)](
+                        const Spec& spec, std::span<const std::int64_t> shape) {
+      std::int64_t numel = 1;
+      for (const std::int64_t extent : shape) numel *= extent;
+      return wire_seconds(spec, bytes(spec, shape), backend) +
+             coding_seconds(spec, numel, codecs.at(spec.str()), world);
+    };
+  }
+  return costs;
+}
+
+at::Tensor part_of(const comm::Bucket& bucket, const comm::BucketLayer& layer) {
+  return bucket.buffer.narrow(0, layer.offset, layer.numel());
+}
+
+}  // namespace
+
+AdaptivePlan::AdaptivePlan(c10::intrusive_ptr<c10d::ProcessGroup> group,
+                           AdaptiveCompression adaptive, comm::Plan reference,
+                           std::int64_t least_warmup, const std::optional<comm::LinkModel>& link)
+    : group_(std::move(group)),
+      adaptive_(std::move(adaptive)),
+      schedule_(adaptive_.policy, least_warmup),
+      costs_(costs_of(*group_, adaptive_, link)),
+      statistics_(adaptive_.layers, group_->getRank(), group_->getSize()),
+      reference_(std::move(reference)),
+      plan_(reference_) {
+  table_begin_.push_back(0);
+  for (const LayerInfo& layer : adaptive_.layers) {
+    const auto set = lgreco::candidate_set(adaptive_.policy, layer.shape);
+    table_begin_.push_back(table_begin_.back() + 1 + set.specs.size());
+  }
+}
+
+AdaptivePlan::~AdaptivePlan() = default;
+
+bool AdaptivePlan::begin_step(std::int64_t step) {
+  if (step == begun_step_ || adaptive_.layers.empty()) return false;
+  begun_step_ = step;
+  if (schedule_.gathers_before(step)) gather_curves();
+  const bool changed = schedule_.switches_before(step) && switch_plan(step);
+  if (schedule_.opens_window(step)) statistics_.reset();
+  return changed;
+}
+
+void AdaptivePlan::before_average(comm::Bucket& bucket, std::int64_t step,
+                                  ErrorFeedback& feedback) {
+  if (schedule_.observes(step)) {
+    Stopwatch watch(summary_.statistics_seconds);
+    statistics_.add(bucket);
+  }
+  if (released_.empty()) return;
+  for (const comm::BucketLayer& layer : bucket.layers) {
+    if (!released_.contains(layer.name)) continue;
+    const auto residual = feedback.residual(layer.name);
+    if (residual.empty()) continue;
+    part_of(bucket, layer)
+        .add_(at::from_blob(const_cast<float*>(residual.data()),
+                            {static_cast<std::int64_t>(residual.size())},
+                            at::TensorOptions(at::kFloat)));
+  }
+}
+
+void AdaptivePlan::after_average(const comm::Bucket& bucket, ErrorFeedback& feedback) {
+  if (released_.empty()) return;
+  for (const comm::BucketLayer& layer : bucket.layers) {
+    const auto found = released_.find(layer.name);
+    if (found == released_.end()) continue;
+    // The mean is the same on all ranks, so all send again, or none, what a bad step has spoilt.
+    if (!std::isfinite(part_of(bucket, layer).sum(at::kDouble).item<double>())) continue;
+    if (!feedback.residual(layer.name).empty()) {
+      feedback.commit(layer.name, std::vector<float>(feedback.residual(layer.name).size()));
+    }
+    released_.erase(found);
+  }
+}
+
+void AdaptivePlan::finish_step(std::int64_t step) {
+  if (schedule_.observes(step)) statistics_.finish_step();
+}
+
+void AdaptivePlan::close_window() {
+  if (adaptive_.layers.empty()) return;
+  ++round_;
+  {
+    Stopwatch watch(summary_.exchange_seconds);
+    summary_.sent_bytes += statistics_.exchange(*group_, round_);
+  }
+  if (statistics_.left_out() > 0) {
+    log::warn("lgreco: ", statistics_.left_out(), " gradients with NaN or infinity were left out ",
+              "of the statistics for plan ", round_);
+  }
+  measuring_ = std::async(std::launch::async, [this] { return measure_own_layers(); });
+}
+
+template <typename Result>
+Result AdaptivePlan::result_of(std::future<Result>& future, const char* what) {
+  Stopwatch watch(summary_.wait_seconds);
+  try {
+    return future.get();
+  } catch (...) {
+    // Tells the others, which would wait for this rank.
+    comm::raise_collective_failure(*group_, what, round_, std::current_exception());
+  }
+}
+
+AdaptivePlan::CurveTable AdaptivePlan::measure_own_layers() const {
+  CurveTable table(table_begin_.back(), 0.0);
+  const auto begin = Clock::now();
+  for (std::size_t i = 0; i < adaptive_.layers.size(); ++i) {
+    if (statistics_.owner(i) != group_->getRank()) continue;
+    const LayerInfo& layer = adaptive_.layers[i];
+    const auto values = statistics_.values(i);
+    const bool finite =
+        std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+    double* row = table.data() + table_begin_[i];
+    if (!finite) {
+      // Sums that overflowed: everyone sees it in the shared table.
+      *row = std::numeric_limits<double>::quiet_NaN();
+      continue;
+    }
+    const auto measured = lgreco::measure_curve(layer.name, values, layer.shape, adaptive_.policy);
+    *row = measured.squared_norm;
+    std::copy(measured.squared_errors.begin(), measured.squared_errors.end(), row + 1);
+  }
+  // This rank's own time, which it keeps to itself.
+  table.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+  return table;
+}
+
+std::span<const double> AdaptivePlan::curve_in(const CurveTable& table, std::size_t layer) const {
+  return std::span(table).subspan(table_begin_[layer],
+                                  table_begin_[layer + 1] - table_begin_[layer]);
+}
+
+void AdaptivePlan::gather_curves() {
+  CurveTable table = result_of(measuring_, "measuring the gradients' curves");
+  summary_.curve_seconds += table.back();
+  table.pop_back();
+  if (group_->getSize() > 1) {
+    Stopwatch watch(summary_.exchange_seconds);
+    // Each number comes from one rank, all others add zero: the sum is that number, bit for bit.
+    std::vector<at::Tensor> tensors = {at::from_blob(
+        table.data(), {static_cast<std::int64_t>(table.size())}, at::TensorOptions(at::kDouble))};
+    comm::wait(*group_, group_->allreduce(tensors), "exchange of the gradients' curves", round_);
+    summary_.sent_bytes += static_cast<std::uint64_t>(comm::sent_bytes(
+        comm::Collective::kAllReduce, static_cast<double>(tensors[0].nbytes()), group_->getSize()));
+  }
+  const bool finite =
+      std::all_of(table.begin(), table.end(), [](double x) { return std::isfinite(x); });
+  if (!finite) {
+    if (group_->getRank() == 0) {
+      log::warn("lgreco: the summed gradients overflow float32; the plan stays as it is");
+    }
+    return;
+  }
+  solving_ =
+      std::async(std::launch::async, [this, table = std::move(table)] { return solve(table); });
+}
+
+AdaptivePlan::Solution AdaptivePlan::solve(const CurveTable& table) const {
+  const auto begin = Clock::now();
+  std::vector<lgreco::Layer> layers;
+  for (std::size_t i = 0; i < adaptive_.layers.size(); ++i) {
+    const auto row = curve_in(table, i);
+    layers.push_back(lgreco::curve_of(adaptive_.layers[i].name, adaptive_.layers[i].shape,
+                                      adaptive_.policy, {row[0], {row.begin() + 1, row.end()}},
+                                      costs_));
+  }
+  const lgreco::AllocationOptions options = adaptive_.policy.allocation();
+  Solution solution{lgreco::make_plan(layers, options, lgreco::allocate(layers, options)), 0};
+  solution.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  return solution;
+}
+
+bool AdaptivePlan::switch_plan(std::int64_t step) {
+  if (!solving_.valid()) return false;
+  Solution solution = result_of(solving_, "solving for a plan");
+  summary_.solve_seconds += solution.seconds;
+  comm::HashAgreement agreement(*group_, round_, lgreco::plan_hash(solution.plan));
+  if (!agreement.wait()) {
+    throw InternalError(concat("step ", step, ": the ranks solved plan ", round_,
+                               " differently; this rank's has hash ",
+                               lgreco::plan_hash(solution.plan)));
+  }
+  const comm::Plan before = plan_;
+  apply(solution.plan);
+  std::size_t changed = 0;
+  for (const LayerInfo& layer : adaptive_.layers) {
+    const comm::LayerSetting& old_setting = before.of(layer.name);
+    const comm::LayerSetting& new_setting = plan_.of(layer.name);
+    changed += old_setting.text() != new_setting.text();
+    if (new_setting.uses_feedback()) {
+      released_.erase(layer.name);
+    } else if (old_setting.uses_feedback()) {
+      released_.insert(layer.name);
+    }
+  }
+  ++summary_.plans;
+  allocation_ = std::make_shared<const lgreco::Plan>(std::move(solution.plan));
+  if (group_->getRank() == 0) report(*allocation_, changed, step);
+  return true;
+}
+
+void AdaptivePlan::apply(const lgreco::Plan& allocation) {
+  for (const lgreco::PlannedLayer& layer : allocation.layers) {
+    const auto known = settings_.find(layer.chosen.spec);
+    plan_.set(layer.name,
+              known != settings_.end()
+                  ? known->second
+                  : settings_.emplace(layer.chosen.spec, adaptive_.setting(layer.chosen.spec))
+                        .first->second);
+  }
+}
+
+void AdaptivePlan::report(const lgreco::Plan& allocation, std::size_t changed, std::int64_t step) {
+  log::info("lgreco: plan ", summary_.plans, " from step ", step, ": ",
+            lgreco::plan_summary(allocation), "; ", changed, " of ", allocation.layers.size(),
+            " layers changed; ", static_cast<int>(1e3 * summary_.seconds()),
+            " ms of statistics and solving so far");
+  log::debug("lgreco: plan ", summary_.plans, "\n", lgreco::plan_table(allocation));
+  for (const std::string& warning : allocation.warnings) {
+    if (warned_.insert(warning).second) log::warn("lgreco: ", warning);
+  }
+}
+
+}  // namespace thinwire
