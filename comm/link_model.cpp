@@ -1,5 +1,7 @@
 #include "thinwire/comm/link_model.h"
 
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -73,6 +75,12 @@ std::string read_spec(const JsonPlace& place) {
   }
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 }  // namespace
 
 std::string_view name_of(Collective collective) {
@@ -112,6 +120,37 @@ const CodecCost* LinkModel::codec(const std::string& spec) const {
 
 int LinkModel::host_count() const {
   return static_cast<int>(std::set<std::string>(hosts.begin(), hosts.end()).size());
+}
+
+AlphaBeta fit_alpha_beta(std::span<const TimedCall> calls) {
+  check(!calls.empty(), "a fit needs at least one timed call");
+  std::map<double, std::vector<double>> by_size;
+  for (const TimedCall& call : calls) {
+    check(call.bytes >= 0 && std::isfinite(call.bytes) && call.seconds > 0 &&
+              std::isfinite(call.seconds),
+          "a timed call needs bytes of at least 0 and a time above 0, got ", call.bytes,
+          " bytes in ", call.seconds, " s");
+    by_size[call.bytes].push_back(call.seconds);
+  }
+  // Sums over the sizes of w, w b, w b², w t, w b t with w = 1 / t².
+  double w = 0, wb = 0, wbb = 0, wt = 0, wbt = 0;
+  for (const auto& [bytes, seconds] : by_size) {
+    const double t = median(seconds);
+    const double weight = 1 / (t * t);
+    w += weight;
+    wb += weight * bytes;
+    wbb += weight * bytes * bytes;
+    wt += weight * t;
+    wbt += weight * bytes * t;
+  }
+  const AlphaBeta latency_alone = {wt / w, 0};
+  const AlphaBeta bandwidth_alone = {0, wbb > 0 ? wbt / wbb : 0};
+  if (by_size.size() == 1) return wbb > 0 ? bandwidth_alone : latency_alone;
+  const double determinant = w * wbb - wb * wb;
+  const AlphaBeta both = {(wt * wbb - wbt * wb) / determinant, (w * wbt - wb * wt) / determinant};
+  if (both.beta < 0) return latency_alone;
+  if (both.alpha < 0) return bandwidth_alone;
+  return both;
 }
 
 std::string to_json(const LinkModel& model) {

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,6 +80,20 @@ struct LinkModel {
 
   bool operator==(const LinkModel&) const = default;
 };
+
+// One timed call.
+struct TimedCall {
+  double bytes = 0;    // sent by one rank, see sent_bytes()
+  double seconds = 0;  // above 0
+};
+
+// Least squares of the relative error of alpha + beta · bytes, over the median time of each size,
+// so that neither a few calls that were disturbed nor the long calls alone decide. Neither number
+// is negative: where the best line has such an alpha or beta, it is 0 and the other one fits alone.
+// One size alone cannot tell them apart: then all of its time is beta's, or alpha's if it is of 0
+// bytes. Throws InvalidArgument for no calls, for negative bytes
+// and for times that are not above 0.
+AlphaBeta fit_alpha_beta(std::span<const TimedCall> calls);
 
 // Numbers are written so that reading gives the same bits.
 std::string to_json(const LinkModel& model);

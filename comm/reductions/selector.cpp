@@ -143,7 +143,11 @@ CodecFacts facts_of(const Codec& codec, std::int64_t numel, DType dtype,
   facts.traits = codec.traits();
   facts.block_size = codec.block_size();
   facts.payload_bytes = static_cast<std::int64_t>(codec.max_compressed_bytes(numel, dtype));
-  if (parsed.name == "topk" || parsed.name == "ternary") facts.form = CodecFacts::Form::kSparse;
+  if (parsed.name == "topk" || parsed.name == "ternary") {
+    facts.form = CodecFacts::Form::kSparse;
+    const auto floats = static_cast<double>(std::max<std::int64_t>(numel, 1)) * sizeof(float);
+    facts.cost.accumulate *= std::min(1.0, static_cast<double>(facts.payload_bytes) / floats);
+  }
   if (parsed.name == "powersgd") {
     facts.form = CodecFacts::Form::kLowRank;
     const LowRankShape low_rank = low_rank_shape(shape, dtype, powersgd_options(parsed).rank);

@@ -71,7 +71,8 @@ struct CodecFacts {
   CodecCost cost = kAssumedCost;
 
   // Used for a codec that was not measured: 1 GB/s each way, slower than any codec of the table on
-  // a processor of this decade, so that an unmeasured codec is not chosen on a fast network.
+  // a processor of this decade, so that an unmeasured codec is not chosen on a fast network. Sparse
+  // payloads are added entry by entry: their accumulate counts for the payload's bytes alone.
   static constexpr CodecCost kAssumedCost = {1e-9, 1e-9, 1e-9};
 };
 
