@@ -58,7 +58,7 @@ struct BackendLink {
 // Seconds per byte of float32 that a codec reads or writes, on one rank while the others of its
 // host do the same. Where a codec encodes S bytes the payload's size does not matter.
 struct CodecCost {
-  double compress = 0;    // compress_and_reconstruct() where it needs feedback, else compress()
+  double compress = 0;    // with error feedback, where the codec needs it
   double decompress = 0;  // assign
   double accumulate = 0;  // add to what is there
   bool operator==(const CodecCost&) const = default;

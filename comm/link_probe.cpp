@@ -203,11 +203,19 @@ CodecCost probe_codec(c10d::ProcessGroup& group, const Codec& codec, std::int64_
     }
     return median(std::move(seconds)) / static_cast<double>(side * side * 4);
   };
+  // With error feedback, what comes before and after the encoding belongs to it.
+  std::vector<float> residual(codec.traits().needs_error_feedback ? values.size() : 0);
   std::array<double, 3> costs = {
       per_byte([&] {
-        size = codec.traits().needs_error_feedback
-                   ? codec.compress_and_reconstruct(input, key, payload, output)
-                   : codec.compress(input, key, payload);
+        if (residual.empty()) {
+          size = codec.compress(input, key, payload);
+          return;
+        }
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] += residual[i];
+        size = codec.compress_and_reconstruct(input, key, payload, output);
+        for (std::size_t i = 0; i < values.size(); ++i) residual[i] = values[i] - decoded[i];
+        // Values must not grow from one repetition to the next.
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] -= residual[i];
       }),
       per_byte([&] {
         codec.decompress(std::span(payload).first(size), key, output, WriteMode::kAssign);
