@@ -71,6 +71,11 @@ std::span<const float> ErrorFeedback::residual(std::string_view name) const {
   return found == residuals_.end() ? std::span<const float>{} : found->second;
 }
 
+void ErrorFeedback::drop(std::string_view name) {
+  const auto found = residuals_.find(name);
+  if (found != residuals_.end()) residuals_.erase(found);
+}
+
 void ErrorFeedback::reset() {
   for (auto& [name, residual] : residuals_) residual.assign(residual.size(), 0.0f);
 }

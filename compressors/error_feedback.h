@@ -28,6 +28,10 @@ struct ErrorFeedbackOptions {
   double decay = 1.0;
   // Residuals are dropped every so many steps; 0: never. The owner counts steps and calls reset().
   std::int64_t reset_every = 0;
+  // Whether a rank that encodes a mean once more keeps what that loses for the next mean, see
+  // comm/reductions/second_residual.h. kAuto: where the layer has a residual. Decay and reset hold
+  // for both.
+  Mode second_residual = Mode::kAuto;
 };
 
 // The residuals of one rank, float32, in memory of the host. Not thread-safe: the communication
@@ -60,6 +64,9 @@ class ErrorFeedback {
 
   // The stored residual, empty if the layer has none yet.
   std::span<const float> residual(std::string_view name) const;
+
+  // Forgets the residual of one layer.
+  void drop(std::string_view name);
 
   // Drops all residuals (fp32 zeros afterwards).
   void reset();

@@ -42,11 +42,23 @@ class MomentumCorrection {
   // values (the gradient) becomes the corrected gradient v. Throws InvalidArgument if `values` has
   // another size than before.
   void correct(std::string_view name, std::span<float> values);
+  // The same with options of the layer's own, in place of those of the constructor.
+  void correct(std::string_view name, std::span<float> values,
+               const MomentumCorrectionOptions& options);
 
   // Takes what correct() gave and what the codec made of it. Throws InvalidArgument without a
   // correct() of this layer since the last commit().
   void commit(std::string_view name, std::span<const float> corrected,
               std::span<const float> reconstruction);
+
+  // The same for a difference that was taken already, residual = corrected − reconstruction, where
+  // the corrected gradient is gone. Nothing was sent where it is the corrected gradient itself.
+  void commit(std::string_view name, std::span<const float> residual);
+
+  // The stored residual, empty if the layer has none.
+  std::span<const float> residual(std::string_view name) const;
+  // Forgets the velocity and residual of one layer.
+  void drop(std::string_view name);
 
   struct Layer {
     std::vector<float> velocity, residual;
@@ -60,10 +72,15 @@ class MomentumCorrection {
   void reset();
 
  private:
+  // Velocity and corrected gradient of a layer between correct() and commit().
+  struct Pending {
+    std::vector<float> velocity, corrected;
+  };
+  Pending& pending_of(std::string_view name);
+
   MomentumCorrectionOptions options_;
   State layers_;
-  // The velocity that commit() will store.
-  std::map<std::string, std::vector<float>, std::less<>> pending_;
+  std::map<std::string, Pending, std::less<>> pending_;
 };
 
 // The density of a warm-up that begins at 1/4 and falls by the same factor each epoch until it is

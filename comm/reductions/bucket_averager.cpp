@@ -1,6 +1,7 @@
 #include "thinwire/comm/reductions/bucket_averager.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/isfinite.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -9,29 +10,17 @@
 
 #include "thinwire/comm/agreement.h"
 #include "thinwire/comm/failure.h"
-#include "thinwire/comm/reductions/exchange.h"
-#include "thinwire/comm/reductions/gather_reduce.h"
-#include "thinwire/comm/reductions/scatter_reduce.h"
+#include "thinwire/comm/reductions/bucket_layout.h"
+#include "thinwire/comm/reductions/exact_mean.h"
+#include "thinwire/comm/reductions/hierarchical.h"
 #include "thinwire/comm/tensor_bridge.h"
 #include "thinwire/common/crc32c.h"
-#include "thinwire/compressors/codec_table.h"
 
 namespace thinwire::comm {
 namespace {
 
-std::uint32_t id_of(std::string_view name) {
-  return crc32c(std::as_bytes(std::span(name.data(), name.size())));
-}
-
-std::string describe(const Bucket& bucket, const Plan& plan) {
-  std::string text =
-      concat("bucket ", bucket.index, " of ", toString(bucket.buffer.scalar_type()), "\n");
-  for (const BucketLayer& layer : bucket.layers) {
-    text += concat(layer.name, " [", at::IntArrayRef(layer.shape), "] at ", layer.offset, ": ",
-                   plan.of(layer.name).text(), "\n");
-  }
-  return text;
-}
+// Layouts kept of one bucket: that of the plan, and of the one before it or of warm-up.
+constexpr std::size_t kLayoutsKept = 2;
 
 // By bits and without branches, so that it runs at the speed of memory.
 bool all_finite(std::span<const float> values) {
@@ -42,15 +31,43 @@ bool all_finite(std::span<const float> values) {
   return largest < 0x7F800000u;
 }
 
-// Uncompressed layers that share a bucket with compressed ones travel in their scatter_reduce.
-const Codec& codec_of(const LayerSetting& setting) {
-  static const CodecPtr kIdentity = make_codec("identity");
-  return setting.codec ? *setting.codec : *kIdentity;
+at::Tensor as_tensor(std::span<float> values) {
+  return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kFloat);
+}
+
+at::Tensor part_of(const Bucket& bucket, std::size_t i) {
+  return bucket.buffer.narrow(0, bucket.layers[i].offset, bucket.layers[i].numel());
 }
 
 // A ring all-reduce: every rank sends all but its own part, twice.
 std::uint64_t ring_bytes(std::int64_t bytes, int world) {
   return static_cast<std::uint64_t>(2 * bytes * (world - 1) / world);
+}
+
+std::uint64_t mix(std::uint64_t hash, std::uint64_t number) {
+  return XXH3_64bits_withSeed(&number, sizeof number, hash);
+}
+
+std::uint64_t hash_of(const Bucket& bucket) {
+  std::uint64_t hash = mix(bucket.index, static_cast<std::uint64_t>(bucket.buffer.scalar_type()));
+  for (const BucketLayer& layer : bucket.layers) {
+    hash = XXH3_64bits_withSeed(layer.name.data(), layer.name.size(), hash);
+    hash = mix(hash, static_cast<std::uint64_t>(layer.offset));
+    for (const std::int64_t extent : layer.shape)
+      hash = mix(hash, static_cast<std::uint64_t>(extent));
+  }
+  return hash;
+}
+
+// Of the plan and where its ramps are.
+std::uint64_t hash_of(const Bucket& bucket, const Plan& plan, std::int64_t step) {
+  std::uint64_t hash = mix(plan.id(), 0);
+  for (const BucketLayer& layer : bucket.layers) {
+    int stage = 0;
+    plan.of(layer.name).codec_at(step, &stage);
+    hash = mix(hash, static_cast<std::uint64_t>(stage));
+  }
+  return hash;
 }
 
 }  // namespace
@@ -59,77 +76,36 @@ std::int64_t BucketLayer::numel() const {
   return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
 }
 
-// What is derived once from the layers and settings of a bucket.
-struct BucketAverager::Layout {
-  std::string text;
-  std::uint64_t hash = 0;
-  std::vector<std::size_t> dense, scatter, gather;  // indices of layers, by reduction
-  std::int64_t dense_numel = 0;
-  at::Tensor dense_buffer;  // defined where the dense layers are not the whole bucket
-
-  std::vector<std::vector<float>> converted;  // by layer: float32 copy, where the buffer is not
-  std::vector<std::vector<float>> residuals;  // by layer: the new residual, until it is committed
-  std::unique_ptr<ScatterReduce> scatter_reduce;
-  std::unique_ptr<GatherReduce> gather_reduce;
-};
-
 BucketAverager::BucketAverager(c10::intrusive_ptr<c10d::ProcessGroup> group,
                                AveragerOptions options)
-    : group_(std::move(group)), options_(options) {}
+    : group_(std::move(group)), peers_(*group_), options_(std::move(options)) {
+  const std::size_t hosts = options_.host_of_rank.size();
+  check(hosts == 0 || hosts == static_cast<std::size_t>(group_->getSize()),
+        "host_of_rank must name the host of each of ", group_->getSize(), " ranks, got ", hosts);
+  if (hosts > 0 && options_.strategy == Strategy::kHierarchical) {
+    check_hosts(options_.host_of_rank, group_->getSize());
+  }
+}
 BucketAverager::~BucketAverager() = default;
 
-BucketAverager::Layout& BucketAverager::layout_of(const Bucket& bucket, const Plan& plan) {
-  std::string text = describe(bucket, plan);
-  auto& slot = layouts_[text];
-  if (slot) return *slot;
-
-  slot = std::make_unique<Layout>();
-  Layout& layout = *slot;
-  layout.text = std::move(text);
-  layout.hash = XXH3_64bits(layout.text.data(), layout.text.size());
-  layout.converted.resize(bucket.layers.size());
-  layout.residuals.resize(bucket.layers.size());
-  const bool is_float = bucket.buffer.scalar_type() == at::kFloat;
-  std::vector<PartitionLayer> scattered;
-  std::vector<LayerValues> gathered;
-  for (std::size_t i = 0; i < bucket.layers.size(); ++i) {
-    const BucketLayer& layer = bucket.layers[i];
-    const LayerSetting& setting = plan.of(layer.name);
-    const auto numel = static_cast<std::size_t>(layer.numel());
-    if (!setting.codec && !(is_float && plan.compresses())) {
-      layout.dense.push_back(i);
-      layout.dense_numel += layer.numel();
-      continue;
-    }
-    const Codec& codec = codec_of(setting);
-    if (!is_float) layout.converted[i].resize(numel);
-    if (setting.uses_feedback()) layout.residuals[i].resize(numel);
-    if (codec.traits().fixed_size && codec.block_size() > 0) {
-      layout.scatter.push_back(i);
-      scattered.push_back({layer.numel(), &codec});
-    } else {
-      layout.gather.push_back(i);
-      LayerValues values;
-      values.codec = &codec;
-      values.values = std::span<float>(static_cast<float*>(nullptr), numel);
-      gathered.push_back(values);
-    }
+BucketLayout& BucketAverager::layout_of(const Bucket& bucket, const Plan& plan, std::int64_t step) {
+  auto& known = layouts_[hash_of(bucket)];
+  const std::uint64_t key = hash_of(bucket, plan, step);
+  const auto found =
+      std::ranges::find_if(known, [&](const auto& layout) { return layout->key == key; });
+  if (found != known.end()) {
+    std::rotate(known.begin(), found, found + 1);  // the last one used comes first
+    return *known.front();
   }
-  if (layout.dense_numel > 0 && layout.dense.size() < bucket.layers.size()) {
-    layout.dense_buffer = at::empty({layout.dense_numel}, bucket.buffer.options());
-  }
-  const int rank = group_->getRank();
-  const int world = group_->getSize();
-  if (!scattered.empty()) {
-    layout.scatter_reduce =
-        std::make_unique<ScatterReduce>(scattered, rank, world, options_.chunk_bytes);
-  }
-  if (!gathered.empty())
-    layout.gather_reduce = std::make_unique<GatherReduce>(gathered, rank, world);
-  return layout;
+  // The buffers of a layout that goes out of use are as large as the bucket.
+  if (known.size() >= kLayoutsKept) known.pop_back();
+  known.insert(known.begin(),
+               make_layout(bucket, plan, step, options_, *group_, peers_, residuals_.warm_starts));
+  known.front()->key = key;
+  return *known.front();
 }
 
-void BucketAverager::check_same_everywhere(const Bucket& bucket, const Layout& layout) {
+void BucketAverager::check_same_everywhere(const Bucket& bucket, const BucketLayout& layout) {
   HashAgreement agreement(*group_, sequence_, layout.hash);
   if (agreement.wait()) return;
   agree_on_text(*group_, concat("bucket/", sequence_),
@@ -150,25 +126,31 @@ void BucketAverager::average(Bucket& bucket, const Plan& plan, std::int64_t step
           " elements, the bucket has ", bucket.buffer.numel());
   }
   ++sequence_;
-  Layout& layout = layout_of(bucket, plan);
+  BucketLayout& layout = layout_of(bucket, plan, step);
   check_same_everywhere(bucket, layout);
   wire_use_.dense_bytes +=
       ring_bytes(static_cast<std::int64_t>(bucket.buffer.nbytes()), group_->getSize());
-  if (!layout.dense.empty()) average_dense(bucket, layout);
-  if (layout.scatter_reduce || layout.gather_reduce) average_compressed(bucket, plan, layout, step);
-  if (options_.check_replicas_every > 0 && step % options_.check_replicas_every == 0) {
-    check_replicas(bucket, step);
-  }
+  if (!layout.dense.empty()) average_dense(bucket, plan, layout, step);
+  average_groups(bucket, plan, layout, step);
 }
 
-void BucketAverager::average_dense(const Bucket& bucket, const Layout& layout) {
-  const auto part_of = [&](std::size_t i) {
-    return bucket.buffer.narrow(0, bucket.layers[i].offset, bucket.layers[i].numel());
-  };
+void BucketAverager::average_dense(const Bucket& bucket, const Plan& plan,
+                                   const BucketLayout& layout, std::int64_t step) {
+  // What layers are still owed from steps in which they were compressed.
+  std::vector<std::size_t> paid;
+  for (const std::size_t i : layout.dense) {
+    const BucketLayer& layer = bucket.layers[i];
+    if (!residuals_.owes(layer.name)) continue;
+    std::vector<float> debt(static_cast<std::size_t>(layer.numel()));
+    residuals_.correct(layer.name, debt, plan.of(layer.name), /*compressed=*/false, {},
+                       group_->getSize(), step);
+    part_of(bucket, i).add_(as_tensor(debt).to(bucket.buffer.scalar_type()));
+    paid.push_back(i);
+  }
   const auto for_each_packed = [&](auto&& action) {
     std::int64_t at = 0;
     for (const std::size_t i : layout.dense) {
-      at::Tensor part = part_of(i);
+      at::Tensor part = part_of(bucket, i);
       at::Tensor packed = layout.dense_buffer.narrow(0, at, part.numel());
       action(part, packed);
       at += part.numel();
@@ -187,78 +169,104 @@ void BucketAverager::average_dense(const Bucket& bucket, const Layout& layout) {
   if (packed) for_each_packed([](auto& part, auto& from) { part.copy_(from); });
   wire_use_.sent_bytes +=
       ring_bytes(static_cast<std::int64_t>(tensors[0].nbytes()), group_->getSize());
+  for (const std::size_t i : paid) {
+    if (!at::isfinite(part_of(bucket, i)).all().item<bool>()) continue;
+    residuals_.commit(bucket.layers[i].name, plan.of(bucket.layers[i].name), /*compressed=*/false,
+                      {}, {});
+  }
 }
 
-void BucketAverager::average_compressed(const Bucket& bucket, const Plan& plan, Layout& layout,
-                                        std::int64_t step) {
-  const bool is_float = bucket.buffer.scalar_type() == at::kFloat;
-  const auto part_of = [&](std::size_t i) {
-    return bucket.buffer.narrow(0, bucket.layers[i].offset, bucket.layers[i].numel());
-  };
-  const auto as_tensor = [](std::vector<float>& values) {
-    return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kFloat);
-  };
-  const auto values_of = [&](const std::vector<std::size_t>& indices) {
-    std::vector<LayerValues> layers;
-    for (const std::size_t i : indices) {
-      const BucketLayer& layer = bucket.layers[i];
-      at::Tensor part = part_of(i);
-      std::span<float> values(layout.converted[i]);
-      if (is_float) {
-        values = {part.mutable_data_ptr<float>(), static_cast<std::size_t>(part.numel())};
-      } else {
-        as_tensor(layout.converted[i]).copy_(part);
-      }
-      const LayerSetting& setting = plan.of(layer.name);
-      if (setting.uses_feedback()) feedback_.correct(layer.name, values, setting.feedback, step);
-      layers.push_back({.id = id_of(layer.name),
-                        .codec = &codec_of(setting),
-                        .shape = layer.shape,
-                        .values = values,
-                        .residual = layout.residuals[i]});
+// Fills group.values with the corrected gradients.
+void BucketAverager::correct(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
+                             LayerGroup& group, std::int64_t step) {
+  group.values.clear();
+  for (const std::size_t i : group.layers) {
+    const BucketLayer& layer = bucket.layers[i];
+    const LayerSetting& setting = plan.of(layer.name);
+    BucketLayout::Layer& own = layout.layers[i];
+    at::Tensor part = part_of(bucket, i);
+    std::span<float> values(own.converted);
+    if (bucket.buffer.scalar_type() == at::kFloat) {
+      values = {part.mutable_data_ptr<float>(), static_cast<std::size_t>(part.numel())};
+    } else {
+      as_tensor(values).copy_(part);
     }
-    return layers;
-  };
-  const Exchange exchange{.group = *group_,
-                          .sequence = sequence_,
-                          .step = static_cast<std::uint64_t>(step),
-                          .seed = options_.seed,
-                          .layout = layout.hash,
-                          .timeline = options_.timeline,
-                          .track = concat("bucket ", bucket.index)};
+    const bool compressed = own.codec != nullptr;
+    residuals_.correct(layer.name, values, setting, compressed, own.owned, group_->getSize(), step);
+    const bool keeps = compressed && (setting.uses_feedback() || setting.momentum);
+    if (keeps) own.residual.resize(values.size());
+    group.values.push_back({.id = own.id,
+                            .name = layer.name,
+                            .codec = compressed ? own.codec.get() : &identity_codec(),
+                            .shape = layer.shape,
+                            .values = values,
+                            .residual = own.residual,
+                            .second = own.owned.empty() ? nullptr : &residuals_.second,
+                            .second_decay = Residuals::second_decay(setting, step)});
+  }
+}
+
+void BucketAverager::average_groups(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
+                                    std::int64_t step) {
+  Refusal refusal;
+  Exchange exchange{.peers = &peers_,
+                    .refusal = &refusal,
+                    .divisor = group_->getSize(),
+                    .sequence = sequence_,
+                    .step = static_cast<std::uint64_t>(step),
+                    .seed = options_.seed,
+                    .layout = layout.hash,
+                    .timeline = options_.timeline,
+                    .track = concat("bucket ", bucket.index)};
   bool finite = true;
-  if (layout.scatter_reduce) {
-    const auto layers = values_of(layout.scatter);
-    layout.scatter_reduce->run(exchange, layers);
-    wire_use_.sent_bytes += layout.scatter_reduce->wire_bytes();
-    for (const LayerValues& layer : layers) finite = finite && all_finite(layer.values);
-  }
-  if (layout.gather_reduce) {
-    const auto layers = values_of(layout.gather);
-    wire_use_.sent_bytes += layout.gather_reduce->run(exchange, layers);
-    for (const LayerValues& layer : layers) finite = finite && all_finite(layer.values);
-  }
-  for (std::size_t i = 0; i < bucket.layers.size(); ++i) {
-    if (!is_float && !layout.converted[i].empty()) {
-      part_of(i).copy_(as_tensor(layout.converted[i]));
+  for (std::size_t g = 0; g < layout.groups.size(); ++g) {
+    LayerGroup& group = layout.groups[g];
+    correct(bucket, plan, layout, group, step);
+    wire_use_.sent_bytes += group.reduction->run(exchange.stage(1000 + g), group.values);
+    for (const LayerValues& layer : group.values) finite = finite && all_finite(layer.values);
+    for (std::size_t n = 0; n < group.layers.size(); ++n) {
+      const std::size_t i = group.layers[n];
+      if (!layout.layers[i].converted.empty()) {
+        part_of(bucket, i).copy_(as_tensor(layout.layers[i].converted));
+      }
     }
-    // The mean is the same on all ranks, so all ranks keep or drop their residuals together.
-    if (finite && !layout.residuals[i].empty()) {
-      feedback_.commit(bucket.layers[i].name, layout.residuals[i]);
+  }
+  const bool check_replicas =
+      options_.check_replicas_every > 0 && step % options_.check_replicas_every == 0;
+  if (layout.groups.empty() && !check_replicas) return;
+  std::uint32_t checksum = 0;
+  if (check_replicas) {
+    checksum = crc32c(std::as_bytes(std::span(
+        static_cast<const char*>(bucket.buffer.const_data_ptr()), bucket.buffer.nbytes())));
+  }
+  refusal.agree(*group_, sequence_, checksum, concat("step ", step, ", bucket ", bucket.index));
+  // The means are the same on all ranks, so all ranks keep or drop this step together.
+  if (finite) commit(bucket, plan, layout);
+}
+
+void BucketAverager::commit(const Bucket& bucket, const Plan& plan, BucketLayout& layout) {
+  for (LayerGroup& group : layout.groups) {
+    group.reduction->commit(group.values);
+    for (const std::size_t i : group.layers) {
+      const BucketLayout::Layer& own = layout.layers[i];
+      const std::string& name = bucket.layers[i].name;
+      residuals_.commit(name, plan.of(name), own.codec != nullptr, own.owned, own.residual);
     }
   }
 }
 
-void BucketAverager::check_replicas(const Bucket& bucket, std::int64_t step) {
-  const auto bytes = std::as_bytes(
-      std::span(static_cast<const char*>(bucket.buffer.const_data_ptr()), bucket.buffer.nbytes()));
-  const std::uint32_t checksum = crc32c(bytes);
-  HashAgreement agreement(*group_, sequence_, checksum);
-  if (agreement.wait()) return;
-  throw InternalError(concat("step ", step, ", bucket ", bucket.index,
-                             ": the averaged gradients are not bit-equal on all ranks; this rank's "
-                             "CRC-32C is ",
-                             checksum));
+AveragerState BucketAverager::state() const {
+  return {.residuals = residuals_.feedback.state(),
+          .momentum = residuals_.momentum.state(),
+          .second = residuals_.second.state(),
+          .warm_starts = residuals_.warm_starts};
+}
+
+void BucketAverager::load_state(AveragerState state) {
+  residuals_.momentum.load_state(std::move(state.momentum));
+  residuals_.feedback.load_state(std::move(state.residuals));
+  residuals_.second.load_state(std::move(state.second));
+  residuals_.warm_starts = std::move(state.warm_starts);
 }
 
 }  // namespace thinwire::comm

@@ -2,14 +2,20 @@
 
 namespace thinwire::comm {
 
-RandomKey random_key(const Exchange& exchange, std::uint32_t layer_id, int rank,
-                     std::uint32_t stage, std::int64_t first_element) {
+Exchange Exchange::stage(std::uint64_t number) const {
+  Exchange copy = *this;
+  copy.layout ^= (number + 1) * 0x9E3779B97F4A7C15u;
+  return copy;
+}
+
+RandomKey random_key(const Exchange& exchange, const LayerValues& layer, int peer,
+                     std::uint32_t stage, std::int64_t begin) {
   return {.seed = exchange.seed,
           .step = exchange.step,
-          .layer = layer_id,
-          .rank = static_cast<std::uint32_t>(rank),
+          .layer = layer.id,
+          .rank = static_cast<std::uint32_t>(exchange.peers->group_rank(peer)),
           .stage = stage,
-          .first_element = static_cast<std::uint64_t>(first_element)};
+          .first_element = static_cast<std::uint64_t>(layer.first_element + begin)};
 }
 
 std::size_t encode_piece(const Exchange& exchange, const LayerValues& layer, std::int64_t begin,
@@ -17,8 +23,7 @@ std::size_t encode_piece(const Exchange& exchange, const LayerValues& layer, std
   const auto first = static_cast<std::size_t>(begin);
   const auto count = static_cast<std::size_t>(numel);
   const std::span<const float> values = layer.values.subspan(first, count);
-  const RandomKey key =
-      random_key(exchange, layer.id, exchange.group.getRank(), /*stage=*/0, begin);
+  const RandomKey key = random_key(exchange, layer, exchange.peers->rank(), /*stage=*/0, begin);
   ConstTensorView input = view_of(values);
   if (numel == static_cast<std::int64_t>(layer.values.size())) input.shape = layer.shape;
   if (layer.residual.empty()) return layer.codec->compress(input, key, out);

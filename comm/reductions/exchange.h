@@ -7,34 +7,48 @@
 #include <string>
 #include <string_view>
 
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-
+#include "thinwire/comm/reductions/peers.h"
+#include "thinwire/comm/reductions/refusal.h"
+#include "thinwire/comm/reductions/second_residual.h"
 #include "thinwire/common/philox.h"
 #include "thinwire/common/timeline.h"
 #include "thinwire/compressors/codec.h"
 
 namespace thinwire::comm {
 
-// One exchange: equal on all ranks but for `group`'s rank and the timeline.
+// One exchange: equal on all ranks but for the peers and the timeline.
 struct Exchange {
-  c10d::ProcessGroup& group;
+  const Peers* peers = nullptr;
+  Refusal* refusal = nullptr;  // receives the frames that did not fit
+  // The sum over the peers is divided by this: the ranks whose gradients are in it.
+  int divisor = 1;
   std::uint64_t sequence = 0;  // number of the exchange on this group
   std::uint64_t step = 0;      // training step, for the random numbers of the codecs
   std::uint64_t seed = 0;
   std::uint64_t layout = 0;  // hash of what is exchanged, see Frame
   Timeline* timeline = nullptr;
-  std::string track;  // the timeline's track, "bucket 0"
+  std::string track = {};  // the timeline's track, "bucket 0"
+
+  // The same exchange in another of its stages, whose frames must not be taken for each other.
+  Exchange stage(std::uint64_t number) const;
 };
 
-// One layer in an exchange. `values` holds this rank's (corrected) gradient and receives the mean.
+// One layer in an exchange, or a run of its elements. `values` holds this rank's (corrected)
+// gradient and receives the mean.
 struct LayerValues {
   std::uint32_t id = 0;  // equal on all ranks, derived from the parameter's name
+  std::string_view name = {};
   const Codec* codec = nullptr;
-  std::span<const std::int64_t> shape;
-  std::span<float> values;
+  std::span<const std::int64_t> shape = {};  // of the whole layer; empty where `values` is a part
+  std::span<float> values = {};
   // Empty, or of the size of `values`: receives what the local encoding lost, values −
   // D(C(values)).
-  std::span<float> residual;
+  std::span<float> residual = {};
+  std::int64_t first_element = 0;  // index within the layer of values[0]
+  // Where an owner that encodes a mean keeps what that loses; null: nowhere. The factor is that of
+  // the kept residual when it is added to the next mean.
+  SecondResidual* second = nullptr;
+  float second_decay = 1;
 };
 
 // Encodes `numel` elements from `begin` on and, where the layer keeps a residual, writes what was
@@ -42,8 +56,9 @@ struct LayerValues {
 std::size_t encode_piece(const Exchange& exchange, const LayerValues& layer, std::int64_t begin,
                          std::int64_t numel, std::span<std::byte> out);
 
-// The key of the random numbers of a layer's encoding; stage as in RandomKey.
-RandomKey random_key(const Exchange& exchange, std::uint32_t layer_id, int rank,
-                     std::uint32_t stage, std::int64_t first_element);
+// The key of the random numbers of the encoding that `peer` makes of a layer's elements from
+// values[begin] on; stage as in RandomKey.
+RandomKey random_key(const Exchange& exchange, const LayerValues& layer, int peer,
+                     std::uint32_t stage, std::int64_t begin);
 
 }  // namespace thinwire::comm

@@ -2,39 +2,37 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
-#include "thinwire/comm/reductions/exchange.h"
+#include "thinwire/comm/reductions/frames.h"
+#include "thinwire/comm/reductions/reduction.h"
 
 namespace thinwire::comm {
 
-// One instance serves one list of layers and keeps its buffers. Not thread-safe.
-//
 //   1. every rank encodes its layers, one after another, into one frame;
 //   2. the ranks tell each other the sizes of their frames, then send them to all (all_to_all);
 //   3. everyone decodes the W frames in rank order, adds them in float32 and divides by W.
 //
-// The result is bit-identical on all ranks and exactly the mean of the decoded inputs. Bytes sent
-// by a rank: (W − 1) times its payload, so this pays while a payload is smaller than about 2 / W of
-// the tensor. A frame that does not fit is decoded by nobody; its receivers throw FrameError.
-class GatherReduce {
+// The result is exactly the mean of the decoded inputs. Bytes sent by a rank: (W − 1) times its
+// payload, so this pays while a payload is smaller than about 2 / W of the tensor.
+class GatherReduce final : public Reduction {
  public:
-  GatherReduce(std::span<const LayerValues> layers, int rank, int world);
+  explicit GatherReduce(std::span<const PartitionLayer> layers);
 
-  // Replaces the values of all layers by their mean over the ranks; returns the bytes that this
-  // rank handed to the network, headers included. Collective. Throws FrameError or CommError (a
-  // peer failed).
-  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers);
+  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
 
  private:
+  void encode(const Exchange& exchange, std::span<const LayerValues> layers);
   void decode_mean(const Exchange& exchange, std::span<const LayerValues> layers,
-                   const std::vector<std::span<const std::byte>>& payloads);
+                   const ReceivedFrames& received);
+  void decode_payload(const Exchange& exchange, std::span<const LayerValues> layers, int peer,
+                      std::span<const std::byte> payload);
 
-  const int rank_;
-  const int world_;
-  std::vector<std::byte> own_;
-  std::vector<std::size_t> layer_bytes_;
+  std::size_t most_ = 0;  // bytes of a payload
+  std::int64_t numel_ = 0;
+  FrameBuffer own_;
 };
 
 }  // namespace thinwire::comm

@@ -21,24 +21,39 @@ std::size_t payload_bytes(const PartitionLayer& layer) {
   return layer.codec->max_compressed_bytes(layer.numel, DType::kFloat32);
 }
 
+std::int64_t total_numel(std::span<const PartitionLayer> layers) {
+  std::int64_t numel = 0;
+  for (const auto& layer : layers) numel += layer.numel;
+  return numel;
+}
+
 }  // namespace
 
 std::size_t Slice::frame_bytes() const {
   return numel == 0 ? 0 : kFrameHeaderBytes + payload_bytes;
 }
 
+int Partition::chunks_for(std::int64_t numel, std::size_t chunk_bytes) {
+  THINWIRE_ASSERT(chunk_bytes >= 1);
+  return static_cast<int>(std::clamp<std::size_t>(
+      static_cast<std::size_t>(numel) * sizeof(float) / chunk_bytes, 1, kMaxChunks));
+}
+
 Partition::Partition(std::span<const PartitionLayer> layers, int world, std::size_t chunk_bytes)
-    : world_(world) {
-  THINWIRE_ASSERT(world >= 1 && chunk_bytes >= 1);
+    : Partition(layers, world, Chunks{chunks_for(total_numel(layers), chunk_bytes)}) {}
+
+Partition Partition::in_chunks(std::span<const PartitionLayer> layers, int world, int chunks) {
+  return Partition(layers, world, Chunks{chunks});
+}
+
+Partition::Partition(std::span<const PartitionLayer> layers, int world, Chunks chunks)
+    : world_(world), chunks_(chunks.count) {
+  THINWIRE_ASSERT(world >= 1 && chunks_ >= 1);
   std::size_t total_bytes = 0;
-  std::size_t total_numel = 0;
   for (const auto& layer : layers) {
     THINWIRE_ASSERT(layer.codec->traits().fixed_size && layer.codec->block_size() >= 1);
     total_bytes += thinwire::comm::payload_bytes(layer);
-    total_numel += static_cast<std::size_t>(layer.numel);
   }
-  chunks_ = static_cast<int>(
-      std::clamp<std::size_t>(total_numel * sizeof(float) / chunk_bytes, 1, kMaxChunks));
   const int parts = chunks_ * world_;
 
   // The k-th cut is where k / parts of the payload bytes lie before it, moved to the nearest block.

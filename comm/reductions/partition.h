@@ -42,6 +42,11 @@ class Partition {
   // codec must have fixed_size payloads and a block_size() of at least 1. A pure function: equal
   // arguments give equal partitions on all ranks.
   Partition(std::span<const PartitionLayer> layers, int world, std::size_t chunk_bytes);
+  // The same with a given number of chunks, at least 1.
+  static Partition in_chunks(std::span<const PartitionLayer> layers, int world, int chunks);
+
+  // How many chunks the constructor makes of so many elements.
+  static int chunks_for(std::int64_t numel, std::size_t chunk_bytes);
 
   int chunks() const { return chunks_; }
   int world() const { return world_; }
@@ -50,6 +55,11 @@ class Partition {
   }
 
  private:
+  struct Chunks {
+    int count;
+  };
+  Partition(std::span<const PartitionLayer> layers, int world, Chunks chunks);
+
   int world_;
   int chunks_;
   std::vector<Slice> slices_;

@@ -2,17 +2,18 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "thinwire/comm/reductions/exchange.h"
 #include "thinwire/comm/reductions/partition.h"
+#include "thinwire/comm/reductions/reduction.h"
 
 namespace thinwire::comm {
 
-// One instance serves one list of layers, in the order given to the constructor, and keeps the
-// buffers of its messages: run() allocates nothing but what the backend does. Not thread-safe.
+// One instance serves one list of layers, in the order given to the constructor: run() allocates
+// nothing but what the backend does.
 //
 // Terms: W ranks; a *slice* is what one rank owns, the layers are cut into *chunks*,
 // each into W slices.
@@ -24,26 +25,29 @@ namespace thinwire::comm {
 //
 // Chunks are independent, so that chunk c is encoded while chunk c − 1 is on the wire.
 // The result is bit-identical on all ranks and differs from the mean of the decoded inputs by the
-// codec's error on that mean (step 2), which is not part of any rank's residual.
+// codec's error on that mean (step 2), which is in no rank's residual: layers with
+// LayerValues::second have the owner keep it for the next mean.
 // Bytes sent by a rank: about 2 (W − 1) / W of the encoded layers.
 //
-// A frame that does not fit is decoded by nobody: its receiver says so in the frames that it owes
-// the others, and all ranks throw FrameError.
-class ScatterReduce {
+// An owner that refuses a frame says so in the frames that it owes the others.
+class ScatterReduce final : public Reduction {
  public:
   static constexpr std::size_t kDefaultChunkBytes = std::size_t{8} << 20;
 
+  // What an owner may do with the sums of its pieces, one piece after another in `sums`, in place
+  // of dividing them.
+  using Between = std::function<void(const Exchange& exchange, int chunk, std::span<float> sums)>;
+
   // The layers' codecs must have fixed_size and not be null.
-  ScatterReduce(std::span<const PartitionLayer> layers, int rank, int world,
-                std::size_t chunk_bytes = kDefaultChunkBytes);
-  ~ScatterReduce();
+  ScatterReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks);
+  ~ScatterReduce() override;
 
-  // Replaces the values of all layers by their mean over the ranks. Collective.
-  // Throws FrameError (see above) or CommError (a peer failed).
-  void run(const Exchange& exchange, std::span<const LayerValues> layers);
+  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+  void commit(std::span<const LayerValues> layers) override;
+  std::vector<Piece> owned() const override;
 
-  // Bytes that this rank hands to the network in one run, headers included.
-  std::size_t wire_bytes() const;
+  void set_between(Between between) { between_ = std::move(between); }
+  const Partition& partition() const { return partition_; }
 
  private:
   struct Chunk;
@@ -52,11 +56,17 @@ class ScatterReduce {
   void reduce_own_slice(const Exchange& exchange, std::span<const LayerValues> layers, int chunk);
   void receive_means(const Exchange& exchange, std::span<const LayerValues> layers, int chunk);
 
+  bool accepts_own_slice(const Exchange& exchange, int chunk);
+  bool add_up(const Exchange& exchange, std::span<const LayerValues> layers, int chunk);
+  void encode_mean(const Exchange& exchange, std::span<const LayerValues> layers, int chunk);
+  void send_mean(const Exchange& exchange, int chunk, bool refused);
+
   const int rank_;
   const int world_;
   const Partition partition_;
   std::vector<std::unique_ptr<Chunk>> chunks_;
   std::vector<float> sums_;
+  Between between_;
 };
 
 }  // namespace thinwire::comm

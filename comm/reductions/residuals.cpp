@@ -1,0 +1,115 @@
+#include "thinwire/comm/reductions/residuals.h"
+
+#include <algorithm>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+namespace {
+
+void add(std::span<float> values, std::span<const float> more, float factor) {
+  for (std::size_t i = 0; i < more.size(); ++i) values[i] += factor * more[i];
+}
+
+// sum[i] += factor · more[i] in double precision, of what may still be empty.
+void add(std::vector<double>& sum, std::span<const float> more, std::size_t begin, double factor) {
+  sum.resize(std::max(sum.size(), begin + more.size()));
+  for (std::size_t i = 0; i < more.size(); ++i) sum[begin + i] += factor * double{more[i]};
+}
+
+std::vector<float> narrowed(const std::vector<double>& values) {
+  return {values.begin(), values.end()};
+}
+
+}  // namespace
+
+void Residuals::correct(std::string_view name, std::span<float> values, const LayerSetting& setting,
+                        bool compressed, Extents owned, int world, std::int64_t step) {
+  const bool uses_momentum = compressed && setting.momentum.has_value();
+  const bool uses_feedback = compressed && setting.uses_feedback();
+  // Momentum comes first: what is owed must not enter the velocity.
+  if (uses_momentum) momentum.correct(name, values, *setting.momentum);
+  if (uses_feedback) {
+    feedback.correct(name, values, setting.feedback, step);
+  } else if (!compressed || uses_momentum) {
+    add(values, feedback.residual(name), 1);
+  }
+  if (!uses_momentum) add(values, momentum.residual(name), 1);
+  for (const SecondResidual::Range* range : second.orphans(name, owned)) {
+    add(values.subspan(static_cast<std::size_t>(range->begin)), range->values,
+        static_cast<float>(world));
+  }
+}
+
+bool Residuals::owes(std::string_view name) const {
+  return !feedback.residual(name).empty() || !momentum.residual(name).empty() ||
+         !second.orphans(name, {}).empty();
+}
+
+void Residuals::commit(std::string_view name, const LayerSetting& setting, bool compressed,
+                       Extents owned, std::span<const float> residual) {
+  const bool uses_momentum = compressed && setting.momentum.has_value();
+  if (uses_momentum) {
+    momentum.commit(name, residual);
+  } else {
+    momentum.drop(name);
+  }
+  if (compressed && setting.uses_feedback()) {
+    feedback.commit(name, residual);
+  } else if (!compressed || uses_momentum) {
+    feedback.drop(name);
+  }
+  second.drop_orphans(name, owned);
+}
+
+float Residuals::second_decay(const LayerSetting& setting, std::int64_t step) {
+  const auto every = setting.feedback.reset_every;
+  return every > 0 && step % every == 0 ? 0.0f : static_cast<float>(setting.feedback.decay);
+}
+
+AveragerState merge_states(std::span<const AveragerState> of_all_ranks) {
+  check(!of_all_ranks.empty(), "there are no states to merge");
+  struct Sums {
+    std::vector<double> residual, velocity, momentum_residual;
+  };
+  const double share = 1.0 / static_cast<double>(of_all_ranks.size());
+  std::map<std::string, Sums, std::less<>> sums;
+  for (const AveragerState& state : of_all_ranks) {
+    check(state.warm_starts == of_all_ranks[0].warm_starts,
+          "the states are of different steps or jobs: their warm starts differ");
+    for (const auto& [name, values] : state.residuals) add(sums[name].residual, values, 0, share);
+    for (const auto& [name, layer] : state.momentum) {
+      add(sums[name].velocity, layer.velocity, 0, share);
+      add(sums[name].momentum_residual, layer.residual, 0, share);
+    }
+    // The owner holds what the mean lost, not its share of it.
+    for (const auto& [name, ranges] : state.second) {
+      for (const auto& range : ranges) {
+        add(sums[name].residual, range.values, static_cast<std::size_t>(range.begin), 1.0);
+      }
+    }
+  }
+  // A layer has one size on all ranks, and its second residual lies within it.
+  for (const AveragerState& state : of_all_ranks) {
+    for (const auto& [name, values] : state.residuals) {
+      check(values.size() == sums[name].residual.size(), "layer '", name, "' has ", values.size(),
+            " elements on one rank and ", sums[name].residual.size(), " on another");
+    }
+    for (const auto& [name, layer] : state.momentum) {
+      check(layer.velocity.size() == sums[name].velocity.size(), "layer '", name, "' has ",
+            layer.velocity.size(), " elements on one rank and ", sums[name].velocity.size(),
+            " on another");
+    }
+  }
+  AveragerState merged;
+  merged.warm_starts = of_all_ranks[0].warm_starts;
+  for (const auto& [name, sum] : sums) {
+    if (!sum.residual.empty()) merged.residuals[name] = narrowed(sum.residual);
+    if (!sum.velocity.empty()) {
+      merged.momentum[name] = {narrowed(sum.velocity), narrowed(sum.momentum_residual)};
+    }
+  }
+  return merged;
+}
+
+}  // namespace thinwire::comm

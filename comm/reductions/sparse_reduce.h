@@ -1,0 +1,66 @@
+// Averaging sparse gradients where the entries of many ranks meet: owners of index ranges.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "thinwire/comm/reductions/frames.h"
+#include "thinwire/comm/reductions/reduction.h"
+#include "thinwire/comm/reductions/sparse_entries.h"
+
+namespace thinwire::comm {
+
+// Terms: W ranks, n elements of all layers in a row, k entries a rank; rank w owns the elements
+// from ⌊n w / W⌋ to ⌊n (w + 1) / W⌋.
+//
+//   1. every rank picks its entries with the layers' codecs and sends each owner those of its range
+//      (all_to_all);
+//   2. the owner adds them in rank order, in float32, and divides by W;
+//   3. the owner sends the entries that are then not zero to all, or all elements of its range
+//      where that is smaller.
+//
+// The result is that of GatherReduce, bit for bit but for the sign of zeros: means travel as
+// float32 and are not encoded again. Bytes sent by a rank: (W − 1) / W of its entries, and as much
+// of the union of all ranks' entries, which is never more than n floats.
+//
+// The codecs are those whose decoded tensors are mostly zero; see sparse_entries.h for what an
+// entry costs. At most 2^32 − 1 elements.
+class SparseReduce final : public Reduction {
+ public:
+  SparseReduce(std::span<const PartitionLayer> layers, const Peers& peers);
+
+  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+
+ private:
+  std::int64_t begin_of(int owner) const;
+  std::uint64_t numel_of(int owner) const;
+
+  void pick(const Exchange& exchange, std::span<const LayerValues> layers);
+  int add_up(const Exchange& exchange, const ReceivedFrames& received);
+  void spread(const Exchange& exchange, std::span<const LayerValues> layers,
+              const ReceivedFrames& received);
+  void write_range(std::span<const LayerValues> layers, int owner, const SparseEntries& entries);
+
+  const int world_;
+  const int rank_;
+  std::int64_t numel_ = 0;
+  std::size_t most_ = 0;  // bytes of a frame
+  std::vector<std::byte> encoded_;
+  std::vector<float> decoded_;          // one layer, as its codec decodes it
+  std::vector<SparseEntries> entries_;  // this rank's, by owner
+  std::vector<FrameBuffer> to_owners_;
+  std::vector<float> sums_;  // of the own range
+  FrameBuffer mean_;
+  SparseEntries union_, scratch_;
+};
+
+// Whether SparseReduce sends less than GatherReduce, of which each rank's payload is
+// `payload_bytes`, for `entries` of `numel` elements a rank, if these lie at random: then
+// numel · (1 − (1 − entries / numel)^world) elements meet; fewer where gradients agree on what is
+// large. A pure function.
+bool owners_send_less(std::int64_t numel, std::int64_t entries, std::size_t payload_bytes,
+                      int world);
+
+}  // namespace thinwire::comm

@@ -1,0 +1,97 @@
+#include "thinwire/comm/reductions/state_tensors.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <charconv>
+#include <string_view>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+namespace {
+
+at::Tensor to_tensor(std::span<const float> values) {
+  at::Tensor tensor = at::empty({static_cast<std::int64_t>(values.size())}, at::kFloat);
+  std::ranges::copy(values, tensor.mutable_data_ptr<float>());
+  return tensor;
+}
+
+std::vector<float> to_vector(const std::string& name, const at::Tensor& tensor, std::int64_t dims) {
+  check(tensor.defined() && tensor.scalar_type() == at::kFloat && tensor.is_cpu() &&
+            tensor.dim() == dims,
+        "'", name, "' of a saved state must be a float32 CPU tensor of ", dims, " dimension(s), ",
+        tensor.defined() ? concat("got ", toString(tensor.scalar_type()), " ", tensor.sizes())
+                         : std::string("it is undefined"));
+  const at::Tensor flat = tensor.contiguous();
+  const auto* data = flat.const_data_ptr<float>();
+  return {data, data + flat.numel()};
+}
+
+// What follows `prefix` in `name`; empty where it does not begin so.
+std::string_view after(std::string_view name, std::string_view prefix) {
+  return name.starts_with(prefix) ? name.substr(prefix.size()) : std::string_view{};
+}
+
+void add_second(const std::string& name, std::string_view rest, const at::Tensor& tensor,
+                SecondResidual::State& second) {
+  SecondResidual::Range range;
+  const char* const end = rest.data() + rest.size();
+  const auto [stop, error] = std::from_chars(rest.data(), end, range.begin);
+  check(error == std::errc{} && range.begin >= 0 && stop != end && *stop == '/' && stop + 1 != end,
+        "'", name, "' of a saved state should be second_residual/BEGIN/PARAMETER");
+  range.values = to_vector(name, tensor, 1);
+  second[std::string(stop + 1, end)].push_back(std::move(range));
+}
+
+}  // namespace
+
+std::map<std::string, at::Tensor> to_tensors(const AveragerState& state) {
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [name, values] : state.residuals) {
+    tensors["residual/" + name] = to_tensor(values);
+  }
+  for (const auto& [name, layer] : state.momentum) {
+    tensors["velocity/" + name] = to_tensor(layer.velocity);
+    tensors["momentum_residual/" + name] = to_tensor(layer.residual);
+  }
+  for (const auto& [name, ranges] : state.second) {
+    for (const auto& range : ranges) {
+      tensors[concat("second_residual/", range.begin, "/", name)] = to_tensor(range.values);
+    }
+  }
+  for (const auto& [name, start] : state.warm_starts) {
+    tensors["warm_start/" + name] = to_tensor(start.q).view({-1, start.cols});
+  }
+  return tensors;
+}
+
+AveragerState state_from_tensors(const std::map<std::string, at::Tensor>& tensors) {
+  AveragerState state;
+  for (const auto& [name, tensor] : tensors) {
+    if (const auto layer = after(name, "residual/"); !layer.empty()) {
+      state.residuals.emplace(layer, to_vector(name, tensor, 1));
+    } else if (const auto layer = after(name, "velocity/"); !layer.empty()) {
+      state.momentum[std::string(layer)].velocity = to_vector(name, tensor, 1);
+    } else if (const auto layer = after(name, "momentum_residual/"); !layer.empty()) {
+      state.momentum[std::string(layer)].residual = to_vector(name, tensor, 1);
+    } else if (const auto rest = after(name, "second_residual/"); !rest.empty()) {
+      add_second(name, rest, tensor, state.second);
+    } else if (const auto layer = after(name, "warm_start/"); !layer.empty()) {
+      WarmStart start{.q = to_vector(name, tensor, 2)};
+      start.cols = tensor.size(1);
+      state.warm_starts.emplace(layer, std::move(start));
+    } else {
+      throw InvalidArgument(concat("a saved state has no tensor '", name,
+                                   "'; names begin with residual/, velocity/, momentum_residual/, "
+                                   "second_residual/ or warm_start/"));
+    }
+  }
+  for (const auto& [name, layer] : state.momentum) {
+    check(layer.velocity.size() == layer.residual.size(), "the saved velocity of '", name, "' has ",
+          layer.velocity.size(), " elements and its residual ", layer.residual.size());
+  }
+  return state;
+}
+
+}  // namespace thinwire::comm
