@@ -1,6 +1,7 @@
 // Inputs that the tests of compressors/peft share.
 #pragma once
 
+#include <ftw.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -55,8 +56,12 @@ class TemporaryDir {
     path_ = name;
   }
   ~TemporaryDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
+    // Not std::filesystem::remove_all(): in programs with torch the linker takes a copy of it out
+    // of libtorch.so, and that one crashes.
+    const auto remove = [](const char* path, const struct stat*, int, FTW*) {
+      return std::remove(path);
+    };
+    ::nftw(path_.c_str(), remove, /*open folders=*/16, FTW_DEPTH | FTW_PHYS);
   }
   TemporaryDir(const TemporaryDir&) = delete;
   TemporaryDir& operator=(const TemporaryDir&) = delete;

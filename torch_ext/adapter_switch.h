@@ -1,0 +1,79 @@
+// Putting experts on a model in memory, one at a time: staged, switched at once, taken off again
+// bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "thinwire/compressors/peft/container.h"
+
+namespace thinwire {
+
+// target += scale * trits [begin, begin + numel), in one pass over the planes; float32, float16
+// (one rounding) or bfloat16, contiguous, on the CPU, else InvalidArgument. Entries whose trit is
+// zero are not touched.
+void add_ternary(const at::Tensor& target, float scale, peft::PlanesView planes,
+                 std::int64_t begin = 0);
+
+// The weights that experts are put on. Packed files of both kinds are taken: adapters (base 0 or
+// 1), whose tensors replace the weights, and deltas against a base file, which are added to the
+// weights and need them to be that base. To undo a ternary delta only the entries that it changed
+// are kept (their bits, and the planes), for others a copy of the weights.
+//
+// Not thread-safe. The weights must not be changed by others while an expert is on.
+class AdapterSwitch {
+ public:
+  // `weights` by their names in the packed files; contiguous CPU tensors, no expert on them yet.
+  explicit AdapterSwitch(std::map<std::string, at::Tensor> weights);
+  ~AdapterSwitch();
+  AdapterSwitch(AdapterSwitch&&) noexcept;
+
+  // An expert that is decoded, found to fit, and has all the memory that it needs.
+  class Staged;
+
+  // Changes nothing. Throws FileError for a damaged file; InvalidArgument for tensors that the file
+  // or the weights lack, other dtypes or shapes, another base, or a file that continues another.
+  Staged stage(const peft::PackedFile& file) const;
+  // Takes off what is on and puts the staged expert on; does not fail.
+  void commit(Staged staged);
+  // stage() and commit().
+  void swap(const peft::PackedFile& file);
+  // Back to the very bits that the constructor found.
+  void remove();
+
+  // id of the expert that is on, empty for none.
+  const std::string& current() const { return current_; }
+
+ private:
+  struct Change;
+  // Writes what `target` was before the change.
+  static void undo(const Change& change, peft::PlanesView planes, const at::Tensor& target);
+
+  std::map<std::string, at::Tensor> weights_;
+  mutable std::string base_fingerprint_;  // of the bare weights, computed where it is needed
+  std::string current_;
+  std::unique_ptr<Staged> on_;
+};
+
+class AdapterSwitch::Staged {
+ public:
+  Staged(Staged&&) noexcept;
+  Staged& operator=(Staged&&) noexcept;
+  ~Staged();
+  const std::string& id() const { return id_; }
+
+ private:
+  friend class AdapterSwitch;
+  Staged();
+  std::string id_;
+  peft::TernaryPlanes planes_;
+  std::vector<Change> changes_;
+};
+
+}  // namespace thinwire
