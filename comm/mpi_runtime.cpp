@@ -167,6 +167,8 @@ World Runtime::start_mpi() {
   int initialized = 0;
   MPI_Initialized(&initialized);
   if (initialized == 0) {
+    // See Note [No single copy]. Whoever sets the variable keeps the setting.
+    setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", /*overwrite=*/0);
     // More than this thread needs: the program may want to use MPI itself.
     int provided = 0;
     check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");

@@ -17,6 +17,15 @@
 // short send that it copied, or the word that a long message was read, which lets the sender go on.
 // Where such a notice found its queue full, MPI keeps it until a later call. So the thread keeps
 // calling MPI while nothing is pending, after naps that grow in the same way, up to 10 ms.
+//
+// Note [No single copy]
+//
+// Between processes of one host Open MPI 4.1 lets the receiver read a long message straight from
+// the sender's memory. It then reads as much as was sent, even where the receive is shorter, and
+// overwrites what lies behind. Ranks that disagree on a size must get an error instead, so this is
+// switched off where this runtime starts MPI: messages are copied twice, which still keeps up with
+// Gloo. OMPI_MCA_btl_vader_single_copy_mechanism=cma in the environment switches it on, for
+// programs whose sizes are known to agree (thinwire's own reductions compare them first).
 #pragma once
 
 #include <chrono>

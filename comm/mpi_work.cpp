@@ -53,13 +53,14 @@ void MpiWork::succeed(int source) {
     const std::lock_guard lock(mutex_);
     source_ = source;
   }
-  finish();
+  // The future first, so that it is complete for whoever returns from wait().
   future_->markCompleted(c10::IValue(outputs_));
+  finish();
 }
 
 void MpiWork::fail(std::exception_ptr cause) {
-  finish(cause);
-  future_->setError(std::move(cause));
+  future_->setError(cause);
+  finish(std::move(cause));
 }
 
 Block Staging::hold(const at::Tensor& tensor) {
