@@ -7,7 +7,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "thinwire/comm/nccl_backend.h"
 #include "thinwire/common/error.h"
+#include "thinwire/tests/support/error_of.h"
 #include "thinwire/tests/support/rank_threads.h"
 
 namespace thinwire::comm {
@@ -15,6 +17,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using thinwire::testing::error_of;
 using thinwire::testing::RankContext;
 using thinwire::testing::RankOptions;
 using thinwire::testing::run_ranks;
@@ -23,16 +26,6 @@ at::Tensor all_sum(c10d::ProcessGroup& group, const at::Tensor& mine) {
   std::vector<at::Tensor> tensors = {mine.clone()};
   group.allreduce(tensors)->wait();
   return tensors[0];
-}
-
-template <typename Error>
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(no error of the expected type)";
 }
 
 class Gloo : public ::testing::TestWithParam<int> {};
@@ -91,14 +84,14 @@ TEST(Duplicate, KeepsTimeoutAndNeverMixesWithTheOriginal) {
 
 TEST(Duplicate, OfAGroupWithoutStoreSaysSo) {
   const auto bare = c10::make_intrusive<c10d::ProcessGroup>(0, 1);
-  EXPECT_THAT(message_of<InvalidArgument>([&] { duplicate(bare, "x"); }),
+  EXPECT_THAT(error_of<InvalidArgument>([&] { duplicate(bare, "x"); }),
               HasSubstr("without a store cannot be duplicated"));
 }
 
 TEST(Duplicate, UsedTwiceUnderOneNameIsRefused) {
   run_ranks(1, [](RankContext& ctx) {
     duplicate(ctx.group, "x");
-    EXPECT_THAT(message_of<InvalidArgument>([&] { duplicate(ctx.group, "x"); }),
+    EXPECT_THAT(error_of<InvalidArgument>([&] { duplicate(ctx.group, "x"); }),
                 HasSubstr("is that of another process group"));
   });
 }
@@ -113,7 +106,7 @@ class BadArguments : public ::testing::TestWithParam<BadArgument> {};
 TEST_P(BadArguments, AreNamed) {
   const BadArgument& bad = GetParam();
   const auto store = c10::make_intrusive<c10d::HashStore>();
-  EXPECT_THAT(message_of<InvalidArgument>(
+  EXPECT_THAT(error_of<InvalidArgument>(
                   [&] { make_process_group(bad.backend, store, bad.rank, bad.size); }),
               HasSubstr(bad.message));
 }
@@ -128,10 +121,10 @@ INSTANTIATE_TEST_SUITE_P(
                       BadArgument{"gloo", 0, 0, "at least one rank, got size 0"}));
 
 TEST(Group, NeedsAStoreAndAPositiveTimeout) {
-  EXPECT_THAT(message_of<InvalidArgument>([] { make_process_group("gloo", nullptr, 0, 1); }),
+  EXPECT_THAT(error_of<InvalidArgument>([] { make_process_group("gloo", nullptr, 0, 1); }),
               HasSubstr("needs a store"));
   const auto store = c10::make_intrusive<c10d::HashStore>();
-  EXPECT_THAT(message_of<InvalidArgument>([&] {
+  EXPECT_THAT(error_of<InvalidArgument>([&] {
                 make_process_group("gloo", store, 0, 1, {.timeout = std::chrono::seconds(0)});
               }),
               HasSubstr("timeout must be positive, got 0 ms"));
@@ -139,14 +132,14 @@ TEST(Group, NeedsAStoreAndAPositiveTimeout) {
 
 TEST(Group, UnknownInterfaceIsNamed) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
-  EXPECT_THAT(message_of<InvalidArgument>(
+  EXPECT_THAT(error_of<InvalidArgument>(
                   [&] { make_process_group("gloo", store, 0, 1, {.interface = "nosuchif0"}); }),
               HasSubstr("interface 'nosuchif0'"));
 }
 
 TEST(Group, AnAbsentRankIsNamedWithinTheTimeout) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
-  EXPECT_THAT(message_of<CommError>([&] {
+  EXPECT_THAT(error_of<CommError>([&] {
                 make_process_group("gloo", store, 1, 3,
                                    {.timeout = std::chrono::milliseconds(100)});
               }),
@@ -158,7 +151,7 @@ TEST(Group, DifferentSizesAreAnErrorOnEveryRank) {
   run_ranks(2,
             [&](RankContext& ctx) {
               const int claimed = ctx.rank == 0 ? 3 : 2;
-              const std::string message = message_of<InvalidArgument>(
+              const std::string message = error_of<InvalidArgument>(
                   [&] { make_process_group("gloo", ctx.store, ctx.rank, claimed); });
               EXPECT_THAT(message, AllOf(HasSubstr("2 rank(s)"), HasSubstr("3 rank(s)")));
               ++told;
@@ -170,7 +163,7 @@ TEST(Group, DifferentSizesAreAnErrorOnEveryRank) {
 TEST(Group, TwoProcessesWithOneRankAreRefused) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
   make_process_group("gloo", store, 0, 1, {.hostname = "127.0.0.1"});
-  EXPECT_THAT(message_of<InvalidArgument>([&] { make_process_group("gloo", store, 0, 1); }),
+  EXPECT_THAT(error_of<InvalidArgument>([&] { make_process_group("gloo", store, 0, 1); }),
               HasSubstr("two processes claim rank 0 of 1"));
 }
 
@@ -179,7 +172,7 @@ TEST(Group, ARankThatCannotTellsTheOthers) {
             [&](RankContext& ctx) {
               // Not under mpirun, so "mpi" refuses rank 1 of 2; rank 0 learns of it while it waits.
               const std::string backend = ctx.rank == 0 ? "gloo" : "mpi";
-              const std::string message = message_of<InvalidArgument>(
+              const std::string message = error_of<InvalidArgument>(
                   [&] { make_process_group(backend, ctx.store, ctx.rank, 2); });
               EXPECT_THAT(message, HasSubstr("MPI"));
               if (ctx.rank == 0) {
@@ -187,6 +180,15 @@ TEST(Group, ARankThatCannotTellsTheOthers) {
               }
             },
             {.make_group = false});
+}
+
+TEST(Nccl, WithoutADriverSaysSo) {
+  if (nccl_backend_usable()) GTEST_SKIP() << "this host has a GPU";
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  EXPECT_THAT(error_of<InvalidArgument>([&] { make_process_group("nccl", store, 0, 1); }),
+              AllOf(::testing::AnyOf(HasSubstr("nccl needs a GPU and this host has none"),
+                                     HasSubstr("this build of thinwire has no NCCL")),
+                    HasSubstr("gloo")));
 }
 
 TEST(AvailableBackends, EndWithGloo) {

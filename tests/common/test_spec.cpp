@@ -5,22 +5,14 @@
 
 #include <string>
 
-#include "thinwire/common/error.h"
+#include "thinwire/tests/support/error_of.h"
 
 namespace thinwire {
 namespace {
 
 using ::testing::AllOf;
+using testing::error_of;
 using ::testing::HasSubstr;
-
-std::string error_of(const auto& action) {
-  try {
-    action();
-  } catch (const InvalidArgument& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Spec, ParsesNamesAndArguments) {
   const Spec spec = Spec::parse(" quantize( bits=4 ,rounding = stochastic ) ");

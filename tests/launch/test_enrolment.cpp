@@ -3,11 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
 #include "thinwire/common/error.h"
+#include "thinwire/tests/support/error_of.h"
 
 namespace thinwire::launch {
 namespace {
@@ -16,6 +18,7 @@ using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
+using thinwire::testing::error_of;
 
 // One process of a job: the rank that it claims, and what it tells.
 struct Process {
@@ -113,6 +116,24 @@ TEST(Enrolment, problem_of_one_rank_ends_all) {
   const auto texts =
       mistakes_of({{0, member_of(4)}, {1, member_of(4)}, {2, ailing}, {3, member_of(4)}});
   EXPECT_THAT(texts, Each("rank 2: its cable is out"));
+}
+
+TEST(Enrolment, a_rank_that_comes_late_still_learns_why) {
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  std::atomic<bool> late = false;
+  std::thread early([&] {
+    auto ailing = member_of(2);
+    ailing.problem = "its cable is out";
+    EXPECT_THROW(enrol(store, 0, ailing, milliseconds(60000)), InvalidArgument);
+    EXPECT_TRUE(late) << "rank 0 left before rank 1 came";
+  });
+  // Rank 0 has said why and could go.
+  while (store->add("left", 0) == 0) std::this_thread::sleep_for(milliseconds(1));
+  std::this_thread::sleep_for(milliseconds(100));
+  late = true;
+  EXPECT_THAT(error_of([&] { enrol(store, 1, member_of(2), milliseconds(60000)); }),
+              HasSubstr("rank 0: its cable is out"));
+  early.join();
 }
 
 TEST(Enrolment, ranks_that_do_not_come_are_named) {

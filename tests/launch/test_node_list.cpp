@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "thinwire/common/error.h"
+#include "thinwire/tests/support/error_of.h"
 
 namespace thinwire::launch {
 namespace {
@@ -11,15 +12,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-std::string error_of(const auto& action) {
-  try {
-    action();
-  } catch (const InvalidArgument& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using thinwire::testing::error_of;
 
 TEST(NodeList, ExpandsWhatSlurmWrites) {
   EXPECT_THAT(expand_node_list("node7"), ElementsAre("node7"));
