@@ -59,12 +59,14 @@ class Training(training.TrainingTest):
             self.check(mpi, world_size=2, backend="mpi")
             self.assert_same(gloo, mpi)
 
-    def test_four_ranks_over_mpi(self):
+    def test_four_ranks_over_mpi_and_gloo(self):
         if not jobs.HAS_MPI:
             self.skipTest("this build has no MPI")
         first = self.train(mpirun(4))
         self.check(first, world_size=4, backend="mpi")
         self.assert_same(first, self.train(mpirun(4)))
+        # Compressed gradients are summed in rank order on every backend.
+        self.assert_same(first, self.train(by_hand(4)))
 
     def test_torchrun(self):
         if not jobs.TORCHRUN:

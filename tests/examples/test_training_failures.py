@@ -69,8 +69,6 @@ class Failures(training.TrainingTest):
         self.assertEqual(job.ranks[victim].code, -signal.SIGKILL, str(job))
         self.check(job, f"rank {victim}", ranks={0, 1, 2} - {victim})
 
-    @unittest.skip("open, see docs/roadmap.md: a rank that dies while c10d's Reducer agrees on its "
-                   "buckets is named by some survivors only")
     def test_killed_rank_is_named(self):
         self.kill_in_training(2)
 
