@@ -8,6 +8,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "thinwire/compressors/kernels/fp8_cpu.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -21,6 +22,25 @@ using DU = hn::RebindToUnsigned<DF>;
 using D8 = hn::Rebind<std::uint8_t, DF>;
 constexpr std::size_t kLanes = hn::MaxLanes(DF());
 static_assert(kFp8Block % kLanes == 0, "a block must be whole registers");
+
+// Bits of the largest magnitude, with those of infinity and NaN, of a whole block. Asks for the
+// lines one page ahead, where the hardware's prefetcher stops (quantize_encode-inl.h, Note [Reading
+// ahead]).
+std::uint32_t LargestOfBlock(const float* x) {
+  constexpr std::uintptr_t kPage = 4096;
+  constexpr std::size_t kLine = 64 / sizeof(float);
+  const DF df;
+  const DU du;
+  auto largest = hn::Zero(du);
+  for (std::size_t i = 0; i < kFp8Block; i += kLine) {
+    hwy::Prefetch(reinterpret_cast<const float*>(reinterpret_cast<std::uintptr_t>(x + i) + kPage));
+    for (std::size_t j = 0; j < kLine; j += kLanes) {
+      const auto bits = hn::BitCast(du, hn::LoadU(df, x + i + j));
+      largest = hn::Max(largest, hn::And(bits, hn::Set(du, 0x7FFFFFFFu)));
+    }
+  }
+  return hn::GetLane(hn::MaxOfLanes(du, largest));
+}
 
 // Bits of the largest finite magnitude.
 std::uint32_t LargestFinite(const float* x, std::size_t count) {
@@ -66,6 +86,33 @@ HWY_INLINE void EncodeStep(const float* x, hn::Vec<DF> inverse, std::uint8_t* ou
   hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di, hn::Or(code, sign))), d8, out);
 }
 
+// EncodeStep() of elements that are all finite, of a block whose scale keeps them within the
+// format.
+//
+// Adding 2^(e + places) to a number with exponent e rounds it to the format's significand, to
+// nearest even, and leaves that as an integer in the low bits of the sum. With the exponent of the
+// smallest normal number in place of lower ones that holds for denormals too. Above that exponent
+// each power of two is as many codes as the significand has values.
+template <Fp8 kFormat>
+HWY_INLINE void EncodeFiniteStep(const float* x, hn::Vec<DF> inverse, std::uint8_t* out) {
+  constexpr Fp8Layout kLayout = kFp8Layout<kFormat>;
+  constexpr std::uint32_t kPlaces = static_cast<std::uint32_t>(kLayout.shift) << 23;
+  const DF df;
+  const DU du;
+  const D8 d8;
+  const auto bits = hn::BitCast(du, hn::Mul(hn::LoadU(df, x), inverse));
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFFFFFu));
+  const auto exponent =
+      hn::And(hn::Max(magnitude, hn::Set(du, kLayout.smallest)), hn::Set(du, kFloatInfinityBits));
+  const auto power = hn::Add(exponent, hn::Set(du, kPlaces));
+  const auto sum = hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), hn::BitCast(df, power)));
+  const auto codes_below =
+      hn::ShiftRight<kLayout.shift>(hn::Sub(exponent, hn::Set(du, kLayout.smallest)));
+  const auto code = hn::Add(hn::Sub(sum, power), codes_below);
+  const auto sign = hn::ShiftRight<24>(hn::And(bits, hn::Set(du, 0x80000000u)));
+  hn::StoreU(hn::TruncateTo(d8, hn::Or(code, sign)), d8, out);
+}
+
 template <Fp8 kFormat>
 HWY_INLINE void DecodeStep(const std::uint8_t* in, hn::Vec<DF> multiplier, float* out) {
   constexpr Fp8Layout kLayout = kFp8Layout<kFormat>;
@@ -90,19 +137,37 @@ HWY_INLINE void DecodeStep(const std::uint8_t* in, hn::Vec<DF> multiplier, float
   hn::StoreU(hn::BitCast(df, hn::Or(value, sign)), df, out);
 }
 
+// Encodes at most a block, to fp8_bytes(count).
+template <Fp8 kFormat>
+HWY_INLINE void EncodeBlock(const float* x, std::size_t count, std::uint8_t* out) {
+  const DF df;
+  if (count == kFp8Block) {
+    const std::uint32_t largest = LargestOfBlock(x);
+    if (largest < kFloatInfinityBits) {
+      const std::uint32_t scale = fp8_scale<kFormat>(largest);
+      *out++ = static_cast<std::uint8_t>(scale);
+      const auto inverse = hn::Set(df, fp8_inverse(scale));
+      for (std::size_t i = 0; i < kFp8Block; i += kLanes) {
+        EncodeFiniteStep<kFormat>(x + i, inverse, out + i);
+      }
+      return;
+    }
+  }
+  const std::uint32_t scale = fp8_scale<kFormat>(LargestFinite(x, count));
+  *out++ = static_cast<std::uint8_t>(scale);
+  const auto inverse = hn::Set(df, fp8_inverse(scale));
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) EncodeStep<kFormat>(x + i, inverse, out + i);
+  for (; i < count; ++i) out[i] = fp8_from_float<kFormat>(x[i] * fp8_inverse(scale));
+}
+
 template <Fp8 kFormat>
 void EncodeAs(const float* x, std::size_t count, std::uint8_t* out) {
-  const DF df;
   while (count > 0) {
     const std::size_t block = std::min(count, kFp8Block);
-    const std::uint32_t scale = fp8_scale<kFormat>(LargestFinite(x, block));
-    *out++ = static_cast<std::uint8_t>(scale);
-    const auto inverse = hn::Set(df, fp8_inverse(scale));
-    std::size_t i = 0;
-    for (; i + kLanes <= block; i += kLanes) EncodeStep<kFormat>(x + i, inverse, out + i);
-    for (; i < block; ++i) out[i] = fp8_from_float<kFormat>(x[i] * fp8_inverse(scale));
+    EncodeBlock<kFormat>(x, block, out);
     x += block;
-    out += block;
+    out += fp8_bytes(block);
     count -= block;
   }
 }
