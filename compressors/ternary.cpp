@@ -14,17 +14,6 @@
 namespace thinwire {
 namespace {
 
-struct Scratch {
-  std::vector<float> input;
-  kernels::TopkSelection selection;
-  std::vector<std::uint32_t> indices;
-  std::vector<float> values;
-};
-Scratch& scratch() {
-  thread_local Scratch instance;
-  return instance;
-}
-
 // Unbiased, of all elements; sums in order of the elements.
 double standard_deviation(std::span<const float> values) {
   if (values.size() < 2) return 0;
@@ -60,7 +49,7 @@ class Ternary final : public Codec {
     check_view("ternary", input);
     check_on_cpu("ternary", input);
     check_output("ternary", output, max_compressed_bytes(input.numel, input.dtype));
-    Scratch& s = scratch();
+    SparseScratch& s = sparse_scratch();
     const auto x = as_floats(input, s.input);
     if (x.empty()) return 0;
     kernels::select_topk(x, kept(input.numel), s.selection);
@@ -94,7 +83,7 @@ class Ternary final : public Codec {
     }
     std::memcpy(&scale, input.data(), sizeof scale);
     input = input.subspan(sizeof scale);
-    Scratch& s = scratch();
+    SparseScratch& s = sparse_scratch();
     s.indices.resize(k);
     s.values.resize(k);
     const std::size_t index_bytes =

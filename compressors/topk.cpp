@@ -12,17 +12,6 @@
 namespace thinwire {
 namespace {
 
-struct Scratch {
-  std::vector<float> input;
-  kernels::TopkSelection selection;
-  std::vector<std::uint32_t> indices;
-  std::vector<float> values;
-};
-Scratch& scratch() {
-  thread_local Scratch instance;
-  return instance;
-}
-
 // Fewest and most entries that a payload may hold.
 struct CountRange {
   std::int64_t least, most;
@@ -64,7 +53,7 @@ class Topk final : public Codec {
     check_view("topk", input);
     check_on_cpu("topk", input);
     check_output("topk", output, max_compressed_bytes(input.numel, input.dtype));
-    Scratch& s = scratch();
+    SparseScratch& s = sparse_scratch();
     const auto x = as_floats(input, s.input);
     if (x.empty()) return 0;
     const auto k = static_cast<std::size_t>(kept_count(options_.density, input.numel));
@@ -100,7 +89,7 @@ class Topk final : public Codec {
     const std::size_t value_bytes = count * size_of(options_.values);
     if (input.size() < value_bytes + min_index_bytes(count))
       throw FrameError("topk payload is truncated");
-    Scratch& s = scratch();
+    SparseScratch& s = sparse_scratch();
     s.indices.resize(count);
     s.values.resize(count);
     const std::size_t index_bytes =
