@@ -41,12 +41,11 @@ thinwire_resolve(MPI "${MPI_CXX_FOUND}" "no MPI 3 library was found (Debian: lib
 
 if(NOT THINWIRE_WITH_CUDA STREQUAL "OFF")
   include(CheckLanguage)
-  # Without a word from the user: nvcc of the PATH, of an installed toolkit, or the one beside torch
-  # that requirements.txt asks for. What an earlier configuration did not find may be there by now.
+  # Without a word from the user: nvcc of the PATH, then of the usual folder. What an earlier
+  # configuration did not find may be there by now.
   if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     unset(CMAKE_CUDA_COMPILER CACHE)
-    find_program(THINWIRE_NVCC nvcc HINTS /usr/local/cuda/bin
-      ${THINWIRE_TORCH_ROOT}/../nvidia/cu13/bin NO_CACHE)
+    find_program(THINWIRE_NVCC nvcc PATHS /usr/local/cuda/bin NO_CACHE)
     if(THINWIRE_NVCC)
       set(ENV{CUDACXX} ${THINWIRE_NVCC})
     endif()
