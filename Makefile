@@ -64,7 +64,7 @@ bench: setup ## Measure the codecs on one core: make bench ARGS="quantize(bits=4
 
 .PHONY: bench-cluster
 bench-cluster: setup ## Measure compressed collectives on four emulated hosts
-	@scripts/build.sh $(PRESET) $(JOBS)
+	@scripts/build.sh $(PRESET) $(JOBS) thinwire_program
 	@scripts/bench_cluster.sh $(BUILD) $(ARGS)
 
 .PHONY: clean

@@ -9,8 +9,10 @@ class App;
 
 namespace thinwire::launch {
 
+void add_bench_command(CLI::App& app);
 void add_codecs_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
+void add_link_command(CLI::App& app);
 void add_peft_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
 

@@ -45,6 +45,8 @@ int run(int argc, char** argv) {
       "Exit code: 0 success, 1 an error, 2 a wrong command line.");
   add_doctor_command(app);
   add_codecs_command(app);
+  add_link_command(app);
+  add_bench_command(app);
   add_peft_command(app);
   add_plan_command(app);
 
