@@ -67,6 +67,11 @@ bench-cluster: setup ## Measure compressed collectives on four emulated hosts
 	@scripts/build.sh $(PRESET) $(JOBS) thinwire_program
 	@scripts/bench_cluster.sh $(BUILD) $(ARGS)
 
+.PHONY: experiment-lora
+experiment-lora: setup ## Outer steps of LoRA on four emulated hosts: make experiment-lora ARGS=--quick
+	@scripts/build.sh $(PRESET) $(JOBS) train_lora
+	@python3 scripts/experiments/compeft.py --build $(BUILD) $(ARGS)
+
 .PHONY: clean
 clean: ## Remove all build output (keeps .venv and results)
 	rm -rf build

@@ -53,6 +53,23 @@ at::Tensor pick(const at::Tensor& values, const std::vector<std::int32_t>& index
   return values.index_select(0, where.to(values.device()));
 }
 
+// A cluster of one is its token, also for other experts; a larger one is unlike all others.
+std::vector<std::int64_t> keys_of(const TokenLayout& layout,
+                                  const std::vector<std::int32_t>& cluster,
+                                  const std::vector<std::int32_t>& size) {
+  std::vector<std::int64_t> keys(size.size(), -1);
+  const std::int64_t kinds = layout.experts() + 1;
+  for (std::int64_t e = 0; e < layout.experts(); ++e) {
+    const auto expert = static_cast<std::size_t>(e);
+    for (auto r = layout.expert_begin[expert]; r < layout.expert_begin[expert + 1]; ++r) {
+      const auto row = static_cast<std::size_t>(r);
+      const auto c = static_cast<std::size_t>(cluster[row]);
+      if (keys[c] < 0) keys[c] = layout.token[row] * kinds + (size[c] > 1 ? 1 + e : 0);
+    }
+  }
+  return keys;
+}
+
 std::vector<std::int32_t> compose(const std::vector<std::int32_t>& of,
                                   const std::vector<std::int32_t>& rows) {
   std::vector<std::int32_t> result(rows.size());
@@ -71,12 +88,15 @@ Dedup::Dedup(const DedupOptions& options, std::int64_t dim, std::uint32_t layer,
         "the guard needs a bandwidth of at least 0 and a hash rate above 0, got ",
         options.bandwidth, " and ", options.hash_rate);
   if (options_.hash_dim > dim) options_.hash_dim = dim;
-  generation_ = static_cast<std::uint64_t>(-1);
-  refresh();
+  draw_rotations();
 }
 
 void Dedup::refresh() {
   ++generation_;
+  draw_rotations();
+}
+
+void Dedup::draw_rotations() {
   if (options_.method != DedupOptions::Method::kLsh) return;
   hash_ =
       std::make_unique<lsh::CrossPolytopeHash>(dim_, lsh::HashOptions{.hashes = options_.hashes,
@@ -96,8 +116,28 @@ MergedRows Dedup::unmerged(const at::Tensor& tokens, const TokenLayout& layout) 
   merged.cluster.resize(layout.token.size());
   std::iota(merged.cluster.begin(), merged.cluster.end(), 0);
   merged.size.assign(layout.token.size(), 1);
+  merged.keys = keys_of(layout, merged.cluster, merged.size);
   merged.counters.rows = merged.counters.rows_sent = layout.rows();
   return merged;
+}
+
+at::Tensor Dedup::state() const {
+  return at::tensor({static_cast<double>(steps_), static_cast<double>(generation_), global_sums_[0],
+                     global_sums_[1], expected_saving_, static_cast<double>(refused_)},
+                    at::kDouble);
+}
+
+void Dedup::load_state(const at::Tensor& state) {
+  check(state.numel() == 6, "the state of merging rows has 6 numbers, got shape ", state.sizes());
+  const at::Tensor values = state.to(at::kCPU, at::kDouble).contiguous();
+  const double* data = values.const_data_ptr<double>();
+  steps_ = static_cast<std::int64_t>(data[0]);
+  generation_ = static_cast<std::uint64_t>(data[1]);
+  global_sums_ = {data[2], data[3]};
+  expected_saving_ = data[4];
+  refused_ = static_cast<std::int64_t>(data[5]);
+  local_sums_ = {};
+  draw_rotations();
 }
 
 bool Dedup::guard_refuses(std::int64_t tokens, std::int64_t rows, std::int64_t bytes_per_row) {
@@ -153,8 +193,16 @@ MergedRows Dedup::merge(const at::Tensor& tokens, const TokenLayout& layout, boo
     }
     centroids = pick(host, first);
   } else {
-    const auto prefixes =
-        lsh::prefix_labels(hash_tokens(*hash_, host.to(at::kFloat)), options_.hashes, rows);
+    const auto codes = hash_tokens(*hash_, host.to(at::kFloat));
+    const lsh::PrefixChoice& choice = options_.clusters.choice;
+    const bool fixed = choice.rule == lsh::PrefixChoice::Rule::kFixed;
+    std::vector<lsh::Labels> prefixes;
+    if (fixed) {
+      prefixes.push_back(lsh::labels_of_prefix(codes, options_.hashes,
+                                               std::min(choice.prefix, options_.hashes), rows));
+    } else {
+      prefixes = lsh::prefix_labels(codes, options_.hashes, rows);
+    }
     lsh::ClusterOptions clusters = options_.clusters;
     if (options_.calibrate && is_training && layout.rows() > 0) {
       // Evenly spread, at other rows every step.
@@ -167,6 +215,7 @@ MergedRows Dedup::merge(const at::Tensor& tokens, const TokenLayout& layout, boo
     result = host.scalar_type() == at::kDouble
                  ? cluster<double>(host, rows, prefixes, clusters, centroids)
                  : cluster<float>(host.to(at::kFloat), rows, prefixes, clusters, centroids);
+    if (fixed) result.prefix = std::min(choice.prefix, options_.hashes);
   }
 
   if (layout.rows() > 0 && options_.method == Method::kLsh) {
@@ -184,6 +233,7 @@ MergedRows Dedup::merge(const at::Tensor& tokens, const TokenLayout& layout, boo
   merged.cluster = result.labels.of_row;
   merged.size = result.size;
   merged.expert_rows = result.group_clusters;
+  merged.keys = keys_of(layout, merged.cluster, merged.size);
   for (std::size_t i = 0; i < result.home.size(); ++i) {
     if (result.home[i] < 0) continue;
     merged.probe.push_back(probes[i]);

@@ -85,6 +85,9 @@ struct MergedRows {
   std::vector<std::int64_t> expert_rows;  // [experts]
   std::vector<std::int32_t> cluster;      // [rows of the layout]
   std::vector<std::int32_t> size;         // [clusters]
+  // [clusters] equal for clusters of different experts that are one and the same token; ascending
+  // within an expert.
+  std::vector<std::int64_t> keys;
   // Rows sent exactly although they belong to the cluster of the same position in probe_home.
   std::vector<std::int32_t> probe, probe_home;
   DedupCounters counters;
@@ -116,8 +119,14 @@ class Dedup {
   // Draws new rotations from the next step on; all ranks must do it at the same step.
   void refresh();
 
+  // Everything that the next merges depend on but for the options: steps, rotations, calibration,
+  // the guard's expectation. [6] float64. Throws InvalidArgument for another shape.
+  at::Tensor state() const;
+  void load_state(const at::Tensor& state);
+
  private:
   bool guard_refuses(std::int64_t tokens, std::int64_t rows, std::int64_t bytes_per_row);
+  void draw_rotations();
   MergedRows unmerged(const at::Tensor& tokens, const TokenLayout& layout) const;
   void measure_probes(const at::Tensor& tokens, const TokenLayout& layout, const MergedRows& merged,
                       const at::Tensor& sent, const at::Tensor& returned);

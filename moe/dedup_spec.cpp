@@ -1,5 +1,6 @@
 // The text form of DedupOptions.
 
+#include <charconv>
 #include <limits>
 
 #include "thinwire/common/error.h"
@@ -10,6 +11,13 @@ namespace thinwire::moe {
 namespace {
 
 using Rule = lsh::PrefixChoice::Rule;
+
+// The shortest text that reads back as the same number.
+std::string shortest(double value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof(text), value).ptr;
+  return {text, end};
+}
 
 DedupOptions read_lsh(const Spec& spec) {
   DedupOptions options;
@@ -75,10 +83,10 @@ std::string spec_of(const DedupOptions& options) {
       rule = concat("prefix=", choice.prefix);
       break;
     case Rule::kError:
-      rule = concat("error=", choice.target);
+      rule = concat("error=", shortest(choice.target));
       break;
     case Rule::kRows:
-      rule = concat("rows=", choice.target);
+      rule = concat("rows=", shortest(choice.target));
       break;
     case Rule::kFewestRows:
       rule = "fewest=on";
@@ -86,10 +94,10 @@ std::string spec_of(const DedupOptions& options) {
   }
   return concat("lsh(hashes=", options.hashes, ", hash_dim=", options.hash_dim, ", rotation=",
                 options.rotation == lsh::RotationKind::kHadamard ? "hadamard" : "gaussian", ", ",
-                rule, ", radius=", options.clusters.radius, ", compensation=",
-                options.calibrate ? std::string("calibrated") : concat(options.compensation),
+                rule, ", radius=", shortest(options.clusters.radius), ", compensation=",
+                options.calibrate ? std::string("calibrated") : shortest(options.compensation),
                 ", probes=", options.probes, ", start_after=", options.start_after,
-                ", evaluation=", evaluation, ", bandwidth=", options.bandwidth, ")");
+                ", evaluation=", evaluation, ", bandwidth=", shortest(options.bandwidth), ")");
 }
 
 }  // namespace thinwire::moe

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cstring>
+#include <span>
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -10,6 +12,7 @@
 #include "thinwire/comm/agreement.h"
 #include "thinwire/comm/failure.h"
 #include "thinwire/moe/exchange.h"
+#include "thinwire/moe/exchange_chunks.h"
 
 namespace thinwire::moe {
 namespace {
@@ -17,18 +20,24 @@ namespace {
 // Note [Plan record]
 // Every rank gathers one record of kSlots 64-bit integers from every other. Its size is fixed, so
 // that ranks that disagree on the number of experts, or of which one has already failed, still
-// meet in the same collective and all learn what is wrong. The row counts follow inline; more
-// experts than fit need a second all_gather, once the number of experts is agreed.
+// meet in the same collective and all learn what is wrong. The row counts follow inline: of every
+// expert, and where rows are shared, of the rows for every rank after sharing. More of them than
+// fit need a second all_gather, once the number of experts is agreed.
 constexpr std::int64_t kSlots = 64;
 constexpr std::int64_t kInline = 16;  // first slot of the counts, or of a failure's text
 constexpr std::int64_t kInlineCounts = kSlots - kInline;
+
+// Smaller chunks cost more in latency than overlap wins; more than four win little more.
+constexpr std::int64_t kChunkBytes = 1 << 19;
+constexpr std::int64_t kMostChunks = 4;
 enum Slot : std::int64_t { kFailed, kSequence, kHash, kDType, kTraining, kNeedsGradient, kSums };
 
 using Record = std::vector<std::int64_t>;
 
-Record make_record(const PlanRequest& request, std::uint64_t sequence, std::uint64_t hash) {
+Record make_record(const PlanRequest& request, const Record& counts, const std::string& failure,
+                   std::uint64_t sequence, std::uint64_t hash) {
   Record record(kSlots, 0);
-  record[kFailed] = request.failure.empty() ? 0 : 1;
+  record[kFailed] = failure.empty() ? 0 : 1;
   record[kSequence] = static_cast<std::int64_t>(sequence);
   record[kHash] = static_cast<std::int64_t>(hash);
   record[kDType] = static_cast<std::int64_t>(request.dtype);
@@ -36,11 +45,11 @@ Record make_record(const PlanRequest& request, std::uint64_t sequence, std::uint
   record[kNeedsGradient] = request.needs_input_gradient ? 1 : 0;
   record[kSums] = std::bit_cast<std::int64_t>(request.sums[0]);
   record[kSums + 1] = std::bit_cast<std::int64_t>(request.sums[1]);
-  if (!request.failure.empty()) {
+  if (!failure.empty()) {
     const std::size_t room = kInlineCounts * sizeof(std::int64_t) - 1;
-    std::memcpy(&record[kInline], request.failure.data(), std::min(room, request.failure.size()));
-  } else if (static_cast<std::int64_t>(request.expert_rows.size()) <= kInlineCounts) {
-    std::copy(request.expert_rows.begin(), request.expert_rows.end(), record.begin() + kInline);
+    std::memcpy(&record[kInline], failure.data(), std::min(room, failure.size()));
+  } else if (static_cast<std::int64_t>(counts.size()) <= kInlineCounts) {
+    std::copy(counts.begin(), counts.end(), record.begin() + kInline);
   }
   return record;
 }
@@ -105,85 +114,112 @@ void check_records(c10d::ProcessGroup& group, const std::vector<Record>& records
 
 }  // namespace
 
+bool Exchange::shares_rows() const {
+  // Only a rank with several experts can want a row twice.
+  return options_.share_rows && ranks() > 1 && placement_.count(0) > 1;
+}
+
 ExchangePlanPtr Exchange::plan(const PlanRequest& request) {
+  const auto start = std::chrono::steady_clock::now();
   const std::int64_t experts = placement_.experts;
-  THINWIRE_ASSERT(!request.failure.empty() ||
-                  static_cast<std::int64_t>(request.expert_rows.size()) == experts);
+  const bool shares = shares_rows();
+  std::string failure = request.failure;
   const std::uint64_t sequence = sequence_++;
-  const Record mine = make_record(request, sequence, agreement_hash_);
-  std::vector<Record> records = {mine};
-  std::vector<Record> counts = {request.expert_rows};
+
+  std::vector<SentRows> sent;  // to every rank
+  Record mine = request.expert_rows;
+  if (failure.empty()) {
+    try {
+      sent = rows_to_send(placement_, request.expert_rows,
+                          shares ? request.row_keys : std::vector<std::int64_t>{});
+    } catch (const InvalidArgument& error) {
+      failure = error.what();
+    }
+  }
+  if (ranks() == 1 && !failure.empty()) throw InvalidArgument(failure);
+  mine.resize(static_cast<std::size_t>(experts));
+  if (shares) {
+    sent.resize(static_cast<std::size_t>(ranks()));
+    for (const SentRows& rows : sent) mine.push_back(rows.count);
+  }
+  const Record record = make_record(request, mine, failure, sequence, agreement_hash_);
+  std::vector<Record> records = {record};
+  std::vector<Record> counts = {mine};
   if (ranks() > 1) {
-    records = all_gather(*group_, mine, request.device, sequence);
-    count_bytes_ += (ranks() - 1) * kSlots * static_cast<std::int64_t>(sizeof(std::int64_t));
+    constexpr auto kWord = static_cast<std::int64_t>(sizeof(std::int64_t));
+    records = all_gather(*group_, record, request.device, sequence);
+    add_wire(&WireBytes::counts, (ranks() - 1) * kSlots * kWord);
     check_records(*group_, records, options_.agreement);
-    if (experts > kInlineCounts) {
-      counts = all_gather(*group_, request.expert_rows, request.device, sequence);
-      count_bytes_ += (ranks() - 1) * experts * static_cast<std::int64_t>(sizeof(std::int64_t));
+    const std::int64_t numbers = experts + (shares ? ranks() : 0);
+    if (numbers > kInlineCounts) {
+      counts = all_gather(*group_, mine, request.device, sequence);
+      add_wire(&WireBytes::counts, (ranks() - 1) * numbers * kWord);
     } else {
       counts.clear();
-      for (const Record& record : records) {
-        counts.emplace_back(record.begin() + kInline, record.begin() + kInline + experts);
+      for (const Record& other : records) {
+        counts.emplace_back(other.begin() + kInline, other.begin() + kInline + numbers);
       }
     }
-  } else if (!request.failure.empty()) {
-    throw InvalidArgument(request.failure);
   }
 
   auto plan = c10::make_intrusive<ExchangePlan>();
   plan->exchange = shared_from_this();
   plan->sequence = sequence;
-  for (const Record& record : records) {
-    plan->needs_input_gradient = plan->needs_input_gradient || record[kNeedsGradient] != 0;
+  plan->training = request.training;
+  for (const Record& other : records) {
+    plan->needs_input_gradient = plan->needs_input_gradient || other[kNeedsGradient] != 0;
     for (std::size_t i = 0; i < plan->sums.size(); ++i) {
-      plan->sums[i] += std::bit_cast<double>(record[kSums + i]);
+      plan->sums[i] += std::bit_cast<double>(other[kSums + i]);
     }
   }
-  const auto rows_of = [&](int source, std::int64_t expert) {
-    return counts[static_cast<std::size_t>(source)][static_cast<std::size_t>(expert)];
-  };
   plan->global_expert_rows.assign(static_cast<std::size_t>(experts), 0);
-  for (int source = 0; source < ranks(); ++source) {
-    for (std::int64_t expert = 0; expert < experts; ++expert) {
-      plan->global_expert_rows[static_cast<std::size_t>(expert)] += rows_of(source, expert);
+  for (const Record& of_rank : counts) {
+    for (std::size_t e = 0; e < plan->global_expert_rows.size(); ++e) {
+      plan->global_expert_rows[e] += of_rank[e];
     }
   }
-  const std::int64_t first = placement_.first(rank());
-  const std::int64_t local = placement_.count(rank());
-  std::int64_t total = 0;
-  // begin[source, expert]: where the rows of one source for one local expert arrive.
-  std::vector<std::int64_t> begin;
-  for (int peer = 0; peer < ranks(); ++peer) {
-    std::int64_t sent = 0;
-    for (std::int64_t e = placement_.first(peer); e < placement_.first(peer + 1); ++e) {
-      sent += rows_of(rank(), e);
+  if (request.training) {
+    agree_on_bases(request.device, sequence);
+    ++training_plans_;
+  }
+  plan->codecs = codecs_;
+
+  // The rows that each rank sends to the experts of this one.
+  std::vector<SentRows> received;
+  if (shares) {
+    std::vector<std::int64_t> counts_here;
+    for (const Record& of_rank : counts) {
+      counts_here.push_back(of_rank[static_cast<std::size_t>(experts + rank())]);
     }
-    plan->sent.push_back(sent);
-    const std::int64_t before = total;
-    for (std::int64_t e = first; e < first + local; ++e) {
-      begin.push_back(total);
-      total += rows_of(peer, e);
+    received = exchange_masks(*group_, placement_, sent, counts_here, request.device, sequence);
+    for (int peer = 0; peer < ranks(); ++peer) {
+      if (peer == rank()) continue;
+      add_wire(&WireBytes::counts,
+               sent[static_cast<std::size_t>(peer)].count * mask_bytes(placement_));
     }
-    plan->received.push_back(total - before);
+  } else {
+    for (const Record& of_rank : counts) {
+      received.push_back(rows_of_counts(
+          std::span(of_rank).subspan(static_cast<std::size_t>(placement_.first(rank())),
+                                     static_cast<std::size_t>(placement_.count(rank())))));
+    }
   }
 
-  std::vector<std::int32_t> arrival;  // of every row in expert order
-  for (std::int64_t e = 0; e < local; ++e) {
-    const std::size_t rows_before = arrival.size();
-    for (int source = 0; source < ranks(); ++source) {
-      const std::int64_t at = begin[static_cast<std::size_t>(source * local + e)];
-      for (std::int64_t i = 0; i < rows_of(source, first + e); ++i) {
-        arrival.push_back(static_cast<std::int32_t>(at + i));
-      }
-    }
-    plan->expert_rows.push_back(static_cast<std::int64_t>(arrival.size() - rows_before));
+  std::int64_t chunks = options_.chunks;
+  if (ranks() == 1) {
+    chunks = 1;  // nothing to wait for
+  } else if (chunks == 0) {
+    // Of numbers that all ranks know.
+    std::int64_t rows = 0;
+    for (const std::int64_t of_expert : plan->global_expert_rows) rows += of_expert;
+    const std::int64_t bytes =
+        rows / ranks() * codec(Leg::kDispatch).row_bytes(options_.dim, request.dtype);
+    chunks = std::clamp<std::int64_t>(bytes / kChunkBytes, 1, kMostChunks);
   }
-  std::vector<std::int32_t> departure(arrival.size());
-  for (std::size_t i = 0; i < arrival.size(); ++i) {
-    departure[static_cast<std::size_t>(arrival[i])] = static_cast<std::int32_t>(i);
-  }
-  plan->by_expert = gather_map(std::move(arrival), total);
-  plan->by_source = gather_map(std::move(departure), total);
+  fill_chunks(*plan, placement_, rank(), chunks, sent, received);
+  const std::lock_guard lock(mutex_);
+  use_.wait_seconds +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return plan;
 }
 

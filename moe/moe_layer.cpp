@@ -12,13 +12,10 @@
 namespace thinwire::moe {
 namespace {
 
-// Everything that must be equal on all ranks and that the exchange does not know of itself.
-std::string agreement_of(const MoEOptions& options) {
-  return concat("gate ", name_of(options.router.gate), "\ntop_k ", options.router.top_k,
-                "\nhidden ", options.hidden, "\ncapacity ", options.capacity_factor,
-                "\nexpert gradient ",
-                options.expert_gradient == ExpertGradient::kMean ? "mean" : "sum", "\ndedup ",
-                spec_of(options.dedup));
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
 std::shared_ptr<ExpertGroup> make_experts(const MoEOptions& options,
@@ -33,8 +30,17 @@ std::shared_ptr<ExpertGroup> make_experts(const MoEOptions& options,
 
 }  // namespace
 
+std::string agreement_of(const MoEOptions& options) {
+  return concat("gate ", name_of(options.router.gate), "\ntop_k ", options.router.top_k,
+                "\nhidden ", options.hidden, "\ncapacity ", options.capacity_factor,
+                "\nexpert gradient ",
+                options.expert_gradient == ExpertGradient::kMean ? "mean" : "sum", "\ndedup ",
+                spec_of(options.dedup));
+}
+
 // What a rank knows before it talks to the others.
 struct MoELayer::Prepared {
+  double gate_seconds = 0;
   at::Tensor tokens;  // [T, d]
   Routing routing;
   TokenLayout layout;
@@ -51,6 +57,8 @@ MoELayer::MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGr
   exchange_ = Exchange::make(std::move(group), {.dim = options.router.dim,
                                                 .experts = options.router.experts,
                                                 .rows = options.rows,
+                                                .chunks = options.chunks,
+                                                .share_rows = options.share_rows,
                                                 .layer = options.layer,
                                                 .seed = options.seed,
                                                 .agreement = agreement_of(options_)});
@@ -74,6 +82,7 @@ MoELayer::Prepared MoELayer::prepare(const at::Tensor& tokens, const at::Tensor&
   check(at::isFloatingType(tokens.scalar_type()), "tokens of a floating type expected, got ",
         toString(tokens.scalar_type()));
   Prepared prepared;
+  const auto gate_start = Clock::now();
   prepared.tokens = tokens.reshape({-1, dim});
   prepared.routing =
       router_->forward(prepared.tokens, padding.defined() ? padding.reshape({-1}) : padding);
@@ -84,6 +93,7 @@ MoELayer::Prepared MoELayer::prepare(const at::Tensor& tokens, const at::Tensor&
       prepared.routing.pairs, prepared.routing.weight, count, options_.router.experts,
       expert_capacity(count, options_.router.top_k, options_.router.experts, factor),
       options_.drop);
+  prepared.gate_seconds = seconds_since(gate_start);
   std::int64_t bytes_per_row = 0;
   for (int leg = 0; leg < kLegs; ++leg) {
     if (leg >= 2 && !at::GradMode::is_enabled()) break;  // no backward pass
@@ -97,7 +107,8 @@ MoELayer::Prepared MoELayer::prepare(const at::Tensor& tokens, const at::Tensor&
   return prepared;
 }
 
-at::Tensor MoELayer::run_experts(const ExchangePlanPtr& plan, const at::Tensor& rows) {
+at::Tensor MoELayer::run_experts(const ExchangePlan& plan, const at::Tensor& rows,
+                                 const std::vector<std::int64_t>& counts) {
   // Note [Expert gradient scale]
   // Scaling the gradient by s behind the experts and by 1/s in front of them scales the gradients
   // of their parameters by s and leaves those of the tokens alone, whatever the experts are.
@@ -105,11 +116,11 @@ at::Tensor MoELayer::run_experts(const ExchangePlanPtr& plan, const at::Tensor& 
       options_.expert_gradient == ExpertGradient::kMean ? 1.0 / exchange_->ranks() : 1.0;
   at::Tensor result;
   try {
-    result = experts_->forward(scale_gradient(rows, 1.0 / scale), plan->expert_rows);
+    result = experts_->forward(scale_gradient(rows, 1.0 / scale), counts);
   } catch (...) {
     // The others wait in combine for this rank; they shall learn why it does not come.
     if (exchange_->ranks() == 1) throw;
-    comm::raise_collective_failure(*exchange_->group(), "the experts", plan->sequence,
+    comm::raise_collective_failure(*exchange_->group(), "the experts", plan.sequence,
                                    std::current_exception());
   }
   return scale_gradient(result, scale);
@@ -121,6 +132,7 @@ MoEOutput MoELayer::forward(const at::Tensor& tokens, const at::Tensor& padding)
   try {
     prepared = prepare(tokens, padding);
     request.expert_rows = prepared.merged.expert_rows;
+    if (exchange_->shares_rows()) request.row_keys = prepared.merged.keys;
     request.dtype = tokens.scalar_type();
     request.device = tokens.device();
     request.training = at::GradMode::is_enabled();
@@ -131,26 +143,28 @@ MoEOutput MoELayer::forward(const at::Tensor& tokens, const at::Tensor& padding)
   } catch (const std::exception& error) {
     request.failure = error.what();
   }
-  const WireBytes wire_before = exchange_->wire_bytes();
-  const auto clock = [] { return std::chrono::steady_clock::now(); };
-  const auto start = clock();
+  const ExchangeUse before = exchange_->use();
+  const auto start = Clock::now();
   const ExchangePlanPtr plan = exchange_->plan(request);
   dedup_.add_global_sums(plan->sums);
 
-  const at::Tensor& rows = prepared.merged.rows;
-  const at::Tensor arrived = exchange_->dispatch(plan, rows);
-  const auto experts_start = clock();
-  const at::Tensor computed = run_experts(plan, arrived);
-  const auto experts_end = clock();
-  const at::Tensor returned = exchange_->combine(plan, computed);
-  const auto end = clock();
-
   MoEOutput result;
-  at::Tensor sent = rows;
-  if (prepared.merged.counters.merged && exchange_->codec(Leg::kDispatch).active()) {
-    // What the codec lost is part of the residual; its gradient goes straight through.
-    sent = rows + (exchange_->as_received(plan, rows.detach()) - rows.detach());
-  }
+  const at::Tensor& rows = prepared.merged.rows;
+  // What the codec loses of merged rows is part of their residual.
+  const bool lossy = prepared.merged.counters.merged && exchange_->codec(Leg::kDispatch).active();
+  plan->keep_dispatched = lossy;
+  const at::Tensor returned = exchange_->through_experts(
+      plan, rows, [&](const at::Tensor& arrived, const std::vector<std::int64_t>& counts) {
+        const auto experts_start = Clock::now();
+        at::Tensor computed = run_experts(*plan, arrived, counts);
+        result.counters.expert_seconds += seconds_since(experts_start);
+        return computed;
+      });
+  result.counters.exchange_seconds = seconds_since(start) - result.counters.expert_seconds;
+
+  // The gradient of what was lost goes straight through.
+  const at::Tensor sent =
+      lossy ? rows + (exchange_->as_received(plan, rows.detach()) - rows.detach()) : rows;
   result.output = dedup_.expand(prepared.tokens, prepared.layout, prepared.merged, sent, returned,
                                 prepared.weight);
   if (shared_ != nullptr) {
@@ -163,17 +177,15 @@ MoEOutput MoELayer::forward(const at::Tensor& tokens, const at::Tensor& padding)
   result.counters.pairs = static_cast<std::int64_t>(prepared.routing.pairs.size());
   result.counters.dropped = prepared.layout.dropped;
   result.counters.rows = prepared.layout.rows();
+  result.counters.rows_sent = plan->sent_rows;
   result.counters.global_expert_rows = plan->global_expert_rows;
   result.counters.dedup = prepared.merged.counters;
-  result.counters.wire = exchange_->wire_bytes() - wire_before;
-  const auto seconds = [](auto from, auto to) {
-    return std::chrono::duration<double>(to - from).count();
-  };
-  result.counters.expert_seconds = seconds(experts_start, experts_end);
-  result.counters.exchange_seconds = seconds(start, experts_start) + seconds(experts_end, end);
+  result.counters.gate_seconds = prepared.gate_seconds;
+  result.counters.wire = exchange_->use().wire - before.wire;
   if (is_training()) {
     for (std::size_t e = 0; e < load_.size(); ++e) load_[e] += plan->global_expert_rows[e];
   }
+  count(before, request, *plan, prepared.layout, result.counters);
   return result;
 }
 
@@ -210,6 +222,14 @@ std::vector<at::Tensor> MoELayer::replicated_parameters() const {
     for (const auto& parameter : shared_->parameters()) parameters.push_back(parameter);
   }
   return parameters;
+}
+
+std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>>
+MoELayer::replicated_modules() const {
+  std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>> modules = {
+      {"router", router_}};
+  if (shared_ != nullptr) modules.emplace_back("shared", shared_);
+  return modules;
 }
 
 }  // namespace thinwire::moe

@@ -23,6 +23,7 @@
 #include "thinwire/moe/exchange.h"
 #include "thinwire/moe/experts.h"
 #include "thinwire/moe/router.h"
+#include "thinwire/moe/telemetry.h"
 
 namespace thinwire::moe {
 
@@ -52,6 +53,11 @@ struct MoEOptions {
   // Row codecs of the four legs, and merging of similar rows before them.
   LegSpecs rows;
   DedupOptions dedup;
+  // Parts in which rows travel while the experts compute; 0: chosen by size.
+  int chunks = 0;
+  // Whether a token that several experts of one rank want is sent to it once. Lossless; sums of
+  // gradients may round differently.
+  bool share_rows = true;
   ExpertGradient expert_gradient = ExpertGradient::kMean;
 
   // Factors of the auxiliary losses in MoEOutput::loss; 0: not computed.
@@ -64,17 +70,22 @@ struct MoEOptions {
   std::uint64_t seed = 0;   // of initial weights and of random rounding
 };
 
+// Everything that must be equal on all ranks and that the exchange does not know of itself.
+std::string agreement_of(const MoEOptions& options);
+
 // What one forward pass did on this rank.
 struct MoECounters {
   std::int64_t tokens = 0;
   std::int64_t pairs = 0;                        // (token, expert) pairs that the router chose
   std::int64_t dropped = 0;                      // of them, over capacity
   std::int64_t rows = 0;                         // pairs that went to an expert
+  std::int64_t rows_sent = 0;                    // after merging and sharing
   std::vector<std::int64_t> global_expert_rows;  // [experts] rows that the experts of all ranks saw
   DedupCounters dedup;
   WireBytes wire;               // of this forward pass; backward legs are 0
+  double gate_seconds = 0;      // router and order of the rows
   double expert_seconds = 0;    // this rank's experts, forward
-  double exchange_seconds = 0;  // plan, dispatch and combine, forward, waiting included
+  double exchange_seconds = 0;  // plan, dispatch and combine, forward, codecs and waiting included
 };
 
 struct MoEOutput {
@@ -112,26 +123,40 @@ class MoELayer : public torch::nn::Module {
   // Parameters of this rank's experts; the others are replicated.
   std::vector<at::Tensor> expert_parameters() const;
   std::vector<at::Tensor> replicated_parameters() const;
+  // The same as modules with their names ("router", "shared"), for a model whose parameters are
+  // averaged over the ranks: such a model must not hold the layer itself, which holds experts.
+  std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>> replicated_modules()
+      const;
 
   // Copies of everything that this rank holds.
   MoEState local_state() const;
   // The same for all ranks together; equal on all. Collective.
   MoEState full_state() const;
   // Takes this rank's part of a full state, whatever the number of ranks that made it. Throws
-  // InvalidArgument for missing tensors or shapes that do not fit, before anything is changed.
-  void load_state(const MoEState& state);
+  // InvalidArgument for missing tensors or shapes that do not fit, before a parameter is changed.
+  //
+  // A state also holds how rows were merged. kFromState makes this layer merge as the saved one
+  // did, its options included: a model that was trained with compensation may need the merging in
+  // evaluation, too (evaluation=on). kKeepOptions keeps this layer's own options.
+  enum class Merging { kFromState, kKeepOptions };
+  void load_state(const MoEState& state, Merging merging = Merging::kFromState);
 
   const MoEOptions& options() const { return options_; }
   Router& router() { return *router_; }
   ExpertGroup& experts() { return *experts_; }
   const Dedup& dedup() const { return dedup_; }
-  // All that this rank has sent so far, backward passes included.
-  WireBytes wire_bytes() const { return exchange_->wire_bytes(); }
+  // All that this rank has sent so far, backward passes and evaluation included.
+  WireBytes wire_bytes() const { return exchange_->use().wire; }
+  // The training passes so far (those with gradients), backward passes included.
+  MoESummary summary() const;
 
  private:
   struct Prepared;
   Prepared prepare(const at::Tensor& tokens, const at::Tensor& padding);
-  at::Tensor run_experts(const ExchangePlanPtr& plan, const at::Tensor& rows);
+  at::Tensor run_experts(const ExchangePlan& plan, const at::Tensor& rows,
+                         const std::vector<std::int64_t>& counts);
+  void count(const ExchangeUse& before, const PlanRequest& request, const ExchangePlan& plan,
+             const TokenLayout& layout, const MoECounters& counters);
   void add_losses(const Routing& routing, MoEOutput& result) const;
 
   MoEOptions options_;
@@ -141,6 +166,8 @@ class MoELayer : public torch::nn::Module {
   std::shared_ptr<GroupedFfn> shared_;
   Dedup dedup_;
   std::vector<std::int64_t> load_;  // rows of every expert since update_expert_bias()
+  MoESummary summary_;              // without what the exchange itself counts
+  ExchangeUse evaluation_use_;      // of passes without gradients
 };
 
 }  // namespace thinwire::moe

@@ -11,7 +11,8 @@
 namespace thinwire::moe {
 namespace {
 
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+constexpr const char* kMergingOptions = "dedup.options";
+constexpr const char* kMergingState = "dedup.state";
 
 void append(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) {
@@ -58,6 +59,12 @@ MoEState MoELayer::local_state() const {
   for (const auto& [name, tensor] : experts_->expert_state()) {
     tensors.emplace_back("experts." + name, tensor);
   }
+  for (const auto& item : exchange_->state()) tensors.push_back(item);
+  const std::string merging = spec_of(dedup_.options());
+  tensors.emplace_back(kMergingOptions,
+                       at::empty({static_cast<std::int64_t>(merging.size())}, at::kByte));
+  std::copy(merging.begin(), merging.end(), tensors.back().second.data_ptr<std::uint8_t>());
+  tensors.emplace_back(kMergingState, dedup_.state());
   MoEState state;
   for (const auto& [name, tensor] : tensors) state.emplace(name, tensor.clone());
   return state;
@@ -73,7 +80,7 @@ MoEState MoELayer::full_state() const {
   return all;
 }
 
-void MoELayer::load_state(const MoEState& state) {
+void MoELayer::load_state(const MoEState& state, Merging merging) {
   NamedTensors targets;
   append(targets, "router.", *router_);
   if (shared_ != nullptr) append(targets, "shared.", *shared_);
@@ -86,6 +93,18 @@ void MoELayer::load_state(const MoEState& state) {
     check(found->second.sizes() == tensor.sizes(), "'", name, "' has shape ", found->second.sizes(),
           " in the state, ", tensor.sizes(), " in the layer");
   }
+  // States of models that never sent a row may lack the rest.
+  const auto options = state.find(kMergingOptions);
+  if (merging == Merging::kFromState && options != state.end()) {
+    const at::Tensor text = options->second.to(at::kCPU, at::kByte).contiguous();
+    const auto* bytes = text.const_data_ptr<std::uint8_t>();
+    options_.dedup = parse_dedup(std::string(bytes, bytes + text.numel()));
+    dedup_ = Dedup(options_.dedup, options_.router.dim, options_.layer, options_.seed);
+    exchange_->set_agreement(agreement_of(options_));
+  }
+  const auto counters = state.find(kMergingState);
+  if (counters != state.end()) dedup_.load_state(counters->second);
+  exchange_->load_state({state.begin(), state.end()});
   const at::NoGradGuard no_grad;
   for (auto& [name, tensor] : targets) tensor.copy_(state.at(name));
 }

@@ -3,38 +3,61 @@
 // scale (or more, with a bucket below the width) per row.
 #pragma once
 
+#include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "thinwire/compressors/codec.h"
+#include "thinwire/moe/spectral_rows.h"
 
 namespace thinwire::moe {
+
+// Consecutive rows that share a stream of random numbers: row i of them continues where row i - 1
+// ends.
+struct RowSegment {
+  std::int64_t rows = 0;
+  RandomKey key;
+};
 
 // Immutable, thread-safe.
 class RowCodec {
  public:
-  // "" and "none": rows travel as they are. Throws InvalidArgument for an unknown spec and for
-  // codecs whose payload has no fixed size.
+  RowCodec() = default;
+  // "" and "none": rows travel as they are. "spectral(...)": see spectral_rows.h; coded with its
+  // `start` codec until it has a basis. Else a codec of the table. Throws InvalidArgument for an
+  // unknown spec and for codecs whose payload has no fixed size.
   explicit RowCodec(const std::string& spec);
 
   bool active() const { return codec_ != nullptr; }
   // Canonical text, "none" where inactive.
   std::string spec() const;
+  // Null unless the codec is spectral.
+  const SpectralOptions* spectral() const { return spectral_ ? &*spectral_ : nullptr; }
+  const std::shared_ptr<const SpectralBasis>& basis() const { return basis_; }
+  // A spectral codec that uses `basis`.
+  RowCodec with_basis(std::shared_ptr<const SpectralBasis> basis) const;
 
   // Bytes of one row on the wire.
   std::int64_t row_bytes(std::int64_t dim, at::ScalarType dtype) const;
 
-  // [n, d] rows of the host -> [n, row_bytes] uint8. `key` selects the random numbers of row 0; row
-  // i continues where row i - 1 ends. An inactive codec gives a view of the rows' memory.
+  // [n, d] rows of the host -> [n, row_bytes] uint8; the segments cover all n rows. An inactive
+  // codec gives a view of the rows' memory.
+  at::Tensor encode(const at::Tensor& rows, const std::vector<RowSegment>& segments) const;
   at::Tensor encode(const at::Tensor& rows, const RandomKey& key) const;
   // The inverse, to rows of `dim` elements of `dtype`. Throws FrameError for bytes that cannot be
   // such rows.
+  at::Tensor decode(const at::Tensor& bytes, std::int64_t dim, at::ScalarType dtype,
+                    const std::vector<RowSegment>& segments) const;
   at::Tensor decode(const at::Tensor& bytes, std::int64_t dim, at::ScalarType dtype,
                     const RandomKey& key) const;
 
  private:
   CodecPtr codec_;
+  std::optional<SpectralOptions> spectral_;
+  std::shared_ptr<const SpectralBasis> basis_;
 };
 
 }  // namespace thinwire::moe

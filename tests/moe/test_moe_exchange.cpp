@@ -63,9 +63,10 @@ class CountingBackend : public c10d::Backend {
 };
 
 TEST(Wire, TelemetryIsWhatTheBackendSends) {
-  for (const char* codec : {"", "cast(bf16)", "quantize(bits=8)", "quantize(bits=4)"}) {
+  for (const char* codec : {"", "cast(bf16)", "quantize(bits=4)", "spectral(bits=4)"}) {
     for (const char* dedup : {"off", "lsh(hashes=2, radius=1)"}) {
       MoEOptions options = small_options();
+      options.share_rows = std::string(dedup) != "off";
       options.rows = {codec, codec, codec, codec};
       options.dedup = parse_dedup(dedup);
       run_ranks(3, [&](RankContext& context) {
@@ -75,16 +76,27 @@ TEST(Wire, TelemetryIsWhatTheBackendSends) {
                           c10::make_intrusive<CountingBackend>(context.group, &bytes));
         group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
         MoELayer layer(options, group);
-        const MoEOutput result =
-            layer.forward(tokens_of(context.rank, 10 + context.rank).requires_grad_());
-        EXPECT_EQ(result.counters.wire.total(), bytes);
-        result.output.sum().backward();
-        EXPECT_EQ(layer.wire_bytes().total(), bytes);
+        for (int step = 0; step < 4; ++step) {  // with a new basis before the third
+          const std::int64_t before = bytes;
+          const MoEOutput result =
+              layer.forward(tokens_of(context.rank, 10 + context.rank).requires_grad_());
+          EXPECT_EQ(result.counters.wire.total(), bytes - before);
+          result.output.sum().backward();
+          EXPECT_EQ(layer.wire_bytes().total(), bytes);
+        }
         const WireBytes wire = layer.wire_bytes();
-        // One codec on all legs: what is sent for a row on the way out comes back for its gradient.
-        EXPECT_EQ(wire.rows[static_cast<int>(Leg::kDispatch)],
-                  wire.rows[static_cast<int>(Leg::kCombineBackward)]);
+        EXPECT_EQ(layer.summary().wire.total(), bytes);
         EXPECT_GT(wire.rows[static_cast<int>(Leg::kDispatch)], 0);
+        // One codec on all legs: what is sent for a row on the way out comes back for its gradient.
+        // Shared rows go out once, but come back for every expert.
+        if (options.share_rows) {
+          EXPECT_LE(wire.rows[static_cast<int>(Leg::kDispatch)],
+                    wire.rows[static_cast<int>(Leg::kCombineBackward)]);
+        } else {
+          EXPECT_EQ(wire.rows[static_cast<int>(Leg::kDispatch)],
+                    wire.rows[static_cast<int>(Leg::kCombineBackward)]);
+        }
+        EXPECT_EQ(wire.bases > 0, options.rows.dispatch.starts_with("spectral"));
       });
     }
   }
@@ -93,18 +105,19 @@ TEST(Wire, TelemetryIsWhatTheBackendSends) {
 TEST(RowCodec, RowsAreCodedOneByOne) {
   const RowCodec codec("quantize(bits=8)");
   const at::Tensor rows = tokens_of(0, 7);
-  const at::Tensor bytes = codec.encode(rows, {});
+  const at::Tensor bytes = codec.encode(rows, RandomKey{});
   EXPECT_EQ(bytes.sizes(), at::IntArrayRef({7, codec.row_bytes(kDim, at::kFloat)}));
-  const at::Tensor decoded = codec.decode(bytes, kDim, at::kFloat, {});
+  const at::Tensor decoded = codec.decode(bytes, kDim, at::kFloat, RandomKey{});
   for (std::int64_t i = 0; i < 7; ++i) {
-    const at::Tensor one =
-        codec.decode(codec.encode(rows.narrow(0, i, 1), {}), kDim, at::kFloat, {});
+    const at::Tensor one = codec.decode(codec.encode(rows.narrow(0, i, 1), RandomKey{}), kDim,
+                                        at::kFloat, RandomKey{});
     EXPECT_TRUE(at::equal(one[0], decoded[i]));
     const double step = (rows[i].max() - rows[i].min()).item<double>() / 255;
     EXPECT_LE((rows[i] - decoded[i]).abs().max().item<double>(), 0.51 * step);
   }
   const at::Tensor constant = at::full({2, kDim}, 3.25f);
-  EXPECT_TRUE(at::equal(codec.decode(codec.encode(constant, {}), kDim, at::kFloat, {}), constant));
+  EXPECT_TRUE(at::equal(
+      codec.decode(codec.encode(constant, RandomKey{}), kDim, at::kFloat, RandomKey{}), constant));
   EXPECT_THROW(RowCodec("quantise(bits=8)"), InvalidArgument);
 }
 
@@ -268,7 +281,8 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
   original.forward(tokens);
   original.update_expert_bias();
   const MoEState state = original.full_state();
-  EXPECT_EQ(state.size(), 2u + 4u + 5u * 4u);
+  // Router, shared expert, experts, counters of the exchange, options and state of merging.
+  EXPECT_EQ(state.size(), 2u + 4u + 5u * 4u + 3u);
   original.eval();
   const at::Tensor expected = original.forward(tokens).output;
   options.seed = 1;
@@ -277,8 +291,8 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
       MoELayer layer(options, context.group);
       layer.eval();
       layer.load_state(state);
-      EXPECT_TRUE(at::allclose(layer.forward(tokens).output, expected, 1e-6, 1e-6));
       const MoEState again = layer.full_state();
+      EXPECT_TRUE(at::allclose(layer.forward(tokens).output, expected, 1e-6, 1e-6));
       ASSERT_EQ(again.size(), state.size());
       for (const auto& [name, tensor] : state) EXPECT_TRUE(at::equal(again.at(name), tensor));
     });
@@ -292,6 +306,37 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
   EXPECT_THROW(target.load_state(broken), InvalidArgument);
   EXPECT_TRUE(at::equal(target.local_state().at("experts.4.w2"),
                         MoELayer(options, {}).local_state().at("experts.4.w2")));
+}
+
+TEST(Checkpoint, ALayerMergesAsTheSavedOneDid) {
+  MoEOptions options = small_options();
+  options.dedup = parse_dedup(
+      "lsh(hashes=2, radius=1, compensation=calibrated, probes=4, start_after=1, evaluation=on)");
+  const at::Tensor tokens = tokens_of(0, 60) * 0.02 + 1.0;
+  MoELayer trained(options, {});
+  trained.forward(tokens_of(1, 60));
+  trained.refresh_rotations();
+  for (int step = 0; step < 3; ++step) trained.forward(tokens + 0.01 * step);
+  ASSERT_NE(trained.dedup().compensation(), 1.0);
+  const MoEState state = trained.full_state();
+  trained.eval();
+  const MoEOutput expected = trained.forward(tokens);
+  ASSERT_TRUE(expected.counters.dedup.merged);
+
+  options.dedup = {};
+  MoELayer loaded(options, {});
+  loaded.eval();
+  loaded.load_state(state);
+  EXPECT_EQ(spec_of(loaded.options().dedup), spec_of(trained.options().dedup));
+  const MoEOutput actual = loaded.forward(tokens);
+  EXPECT_TRUE(actual.counters.dedup.merged);
+  EXPECT_EQ(actual.counters.dedup.compensation, trained.dedup().compensation());
+  EXPECT_TRUE(at::equal(actual.output, expected.output));
+
+  MoELayer exact(options, {});
+  exact.eval();
+  exact.load_state(state, MoELayer::Merging::kKeepOptions);
+  EXPECT_FALSE(exact.forward(tokens).counters.dedup.merged);
 }
 
 }  // namespace

@@ -1,0 +1,55 @@
+// A causal transformer over bytes whose feed-forward layers are mixtures of experts.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "thinwire/moe/moe_layer.h"
+
+namespace thinwire::examples {
+
+struct LanguageModelOptions {
+  std::int64_t layers = 2;
+  std::int64_t dim = 128;
+  std::int64_t heads = 4;
+  std::int64_t context = 128;
+  // Of every mixture; its width, number of the layer and seed are filled in.
+  moe::MoEOptions moe;
+  std::uint64_t seed = 1;
+};
+
+class TransformerBlock;
+
+// parameters() are the replicated ones, whose gradients data-parallel training averages; the
+// experts of this rank, which it must leave alone, are expert_parameters().
+class MoELanguageModel : public torch::nn::Module {
+ public:
+  // `group`: over which the experts are spread. Not collective.
+  MoELanguageModel(const LanguageModelOptions& options,
+                   const c10::intrusive_ptr<c10d::ProcessGroup>& group);
+
+  // bytes: [B, T] int64, T at most the context -> logits [B, T, 256] and the weighted sum of the
+  // mixtures' losses, a scalar. Collective, and so is the backward pass.
+  std::pair<torch::Tensor, torch::Tensor> forward(const torch::Tensor& bytes);
+
+  std::vector<torch::Tensor> expert_parameters() const;
+  const std::vector<std::shared_ptr<moe::MoELayer>>& mixtures() const { return mixtures_; }
+  // As train() and eval(), which do not reach the mixtures.
+  void set_training(bool training);
+  // What all mixtures did on this rank.
+  moe::MoESummary summary() const;
+
+ private:
+  LanguageModelOptions options_;
+  torch::nn::Embedding token_{nullptr}, position_{nullptr};
+  std::vector<std::shared_ptr<TransformerBlock>> blocks_;
+  std::vector<std::shared_ptr<moe::MoELayer>> mixtures_;
+  torch::nn::LayerNorm norm_{nullptr};
+  torch::nn::Linear head_{nullptr};
+};
+
+}  // namespace thinwire::examples

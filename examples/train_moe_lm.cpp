@@ -1,0 +1,38 @@
+// Trains a mixture-of-experts language model on the bytes of a text, experts spread over the ranks:
+//
+//   mpirun -np 4 train_moe_lm --rows "spectral(bits=2.5)"
+//   torchrun --no-python --nproc-per-node 4 train_moe_lm --dedup "lsh(hashes=6, hash_dim=16)"
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <iostream>
+
+#include "thinwire/common/log.h"
+#include "thinwire/examples/support/language_trainer.h"
+#include "thinwire/launch/world.h"
+
+namespace {
+
+int train(const thinwire::examples::LanguageTrainingOptions& options) {
+  using namespace thinwire;
+  const std::chrono::milliseconds timeout(static_cast<std::int64_t>(1e3 * options.timeout_seconds));
+  const launch::World world = launch::init({.backend = options.backend, .timeout = timeout});
+  const auto text = examples::load_text(options.data);
+  const auto result = examples::train_language_model(world, text, options);
+  if (world.rank() == 0) examples::print_summary(result);
+  return result.replicas_equal ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Trains a mixture-of-experts language model with few bytes between the ranks.");
+  thinwire::examples::LanguageTrainingOptions options;
+  thinwire::examples::add_language_options(app, options);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    return train(options);
+  } catch (const std::exception& error) {
+    thinwire::log::error(error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,95 @@
+#include "thinwire/moe/basis_agreement.h"
+
+#include <ATen/ATen.h>
+
+#include <bit>
+#include <numeric>
+
+#include "thinwire/comm/failure.h"
+
+namespace thinwire::moe {
+namespace {
+
+// Weight of the rows before the last basis.
+constexpr double kDecay = 0.5;
+
+// [sum of send] -> [sum of receive], by rank.
+at::Tensor exchange(c10d::ProcessGroup* group, const at::Tensor& outgoing,
+                    std::vector<std::int64_t> send, std::vector<std::int64_t> receive,
+                    at::Device device, std::uint64_t sequence) {
+  if (group == nullptr) return outgoing;
+  at::Tensor input = outgoing.to(device);
+  at::Tensor output = at::empty({std::accumulate(receive.begin(), receive.end(), std::int64_t{0})},
+                                input.options());
+  comm::wait(*group, group->alltoall_base(output, input, receive, send),
+             "agreeing on the bases of expert rows", sequence);
+  return output.cpu();
+}
+
+}  // namespace
+
+bool BasisLeg::is_due(std::int64_t step) const {
+  if (step < 2) return false;
+  return step % options.refresh == 0 ||
+         (step < options.refresh && std::has_single_bit(static_cast<std::uint64_t>(step)));
+}
+
+std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLeg*>& legs,
+                            std::int64_t dim, at::Device device, std::uint64_t sequence) {
+  const int ranks = group == nullptr ? 1 : group->getSize();
+  const int me = group == nullptr ? 0 : group->getRank();
+  const std::int64_t moments = RowMoments::packed_size(dim);
+  const std::int64_t message = basis_message_bytes(dim);
+  std::vector<std::int64_t> owned(static_cast<std::size_t>(ranks), 0);
+  for (const BasisLeg* leg : legs) ++owned[static_cast<std::size_t>(leg->owner)];
+  const std::int64_t mine = owned[static_cast<std::size_t>(me)];
+  const auto times = [](std::vector<std::int64_t> counts, std::int64_t size) {
+    for (auto& count : counts) count *= size;
+    return counts;
+  };
+  const std::vector<std::int64_t> mine_of_all(static_cast<std::size_t>(ranks), mine);
+
+  std::vector<at::Tensor> parts = {at::empty({0}, at::kFloat)};
+  for (int owner = 0; owner < ranks; ++owner) {
+    for (BasisLeg* leg : legs) {
+      if (leg->owner == owner) parts.push_back(leg->fresh.packed());
+    }
+  }
+  const at::Tensor sums = exchange(group, at::cat(parts), times(owned, moments),
+                                   times(mine_of_all, moments), device, sequence);
+
+  std::vector<at::Tensor> made = {at::empty({0}, at::kByte)};
+  std::int64_t number = 0;
+  for (BasisLeg* leg : legs) {
+    leg->fresh.clear();
+    if (leg->owner != me) continue;
+    RowMoments all(dim);
+    for (int rank = 0; rank < ranks; ++rank) {
+      all.decay_and_add(1.0, RowMoments::unpacked(
+                                 sums.narrow(0, (rank * mine + number) * moments, moments), dim));
+    }
+    ++number;
+    leg->running.decay_and_add(kDecay, all);
+    made.push_back(leg->running.count() > 0 ? leg->running.basis_message(leg->options)
+                                            : at::zeros({message}, at::kByte));
+  }
+  const at::Tensor own = at::cat(made);
+  const at::Tensor bases = exchange(group, own.repeat({ranks}), times(mine_of_all, message),
+                                    times(owned, message), device, sequence);
+
+  std::int64_t begin = 0;
+  for (int owner = 0; owner < ranks; ++owner) {
+    for (BasisLeg* leg : legs) {
+      if (leg->owner != owner) continue;
+      const at::Tensor next = bases.narrow(0, begin, message).clone();
+      if (basis_of(next, leg->options, dim) != nullptr) leg->message = next;
+      begin += message;
+    }
+  }
+  const std::int64_t others = ranks - 1;
+  return (static_cast<std::int64_t>(legs.size()) - mine) * moments *
+             static_cast<std::int64_t>(sizeof(float)) +
+         others * mine * message;
+}
+
+}  // namespace thinwire::moe

@@ -1,0 +1,53 @@
+// First and second moments of normalised rows, of which a spectral basis is made.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "thinwire/moe/spectral_rows.h"
+
+namespace thinwire::moe {
+
+// Sums over rows x / |x|: their number, themselves and their outer products, in float64. Copies
+// share memory. Not thread-safe.
+class RowMoments {
+ public:
+  explicit RowMoments(std::int64_t dim);
+
+  // Adds some of the rows [n, d], evenly spread; rows of zeros and rows with NaN or infinities are
+  // left out.
+  void add(const at::Tensor& rows);
+  // this = decay · this + other.
+  void decay_and_add(double decay, const RowMoments& other);
+  void clear() { sums_.zero_(); }
+  double count() const;
+
+  // [1 + d + d (d + 1) / 2] float32: number, sum, upper triangle of the outer products.
+  at::Tensor packed() const;
+  static RowMoments unpacked(const at::Tensor& packed, std::int64_t dim);
+  static std::int64_t packed_size(std::int64_t dim) { return 1 + dim + dim * (dim + 1) / 2; }
+
+  // All sums, [1 + d + d²] float64.
+  at::Tensor& sums() { return sums_; }
+  const at::Tensor& sums() const { return sums_; }
+
+  // The basis for rows like these, as bytes that all ranks turn into the same SpectralBasis; see
+  // basis_of(). Needs count() > 0.
+  at::Tensor basis_message(const SpectralOptions& options) const;
+
+ private:
+  std::int64_t dim_;
+  at::Tensor sums_;
+};
+
+// Bytes of a message: the number of rows that it stands for (0: no basis), mean, deviations, bits
+// and the basis in bfloat16, whose rounding costs less than its bytes.
+std::int64_t basis_message_bytes(std::int64_t dim);
+// Null for a message without a basis. Throws FrameError for bytes that are no message.
+std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
+                                              const SpectralOptions& options, std::int64_t dim);
+
+}  // namespace thinwire::moe

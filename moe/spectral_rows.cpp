@@ -1,0 +1,250 @@
+#include "thinwire/moe/spectral_rows.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <queue>
+
+#include "thinwire/common/error.h"
+#include "thinwire/moe/spectral_levels.h"
+
+namespace thinwire::moe {
+namespace {
+
+constexpr std::int64_t kScaleBytes = 2;
+constexpr std::int64_t kGrain = 32;  // rows of one task
+
+// Upper half of a float32, rounded to nearest even; what is finite stays finite.
+std::uint16_t narrow_scale(double scale) {
+  if (std::isnan(scale)) return 0x7FC0;
+  constexpr double kLargest = 3.3895313892515355e38;  // of bfloat16
+  const auto value = static_cast<float>(std::clamp(scale, -kLargest, kLargest));
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+float widen_scale(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+// Appends and takes fields of a few bits, lowest bit first.
+class BitWriter {
+ public:
+  explicit BitWriter(std::byte* out) : out_(out) {}
+  void put(std::uint32_t value, int bits) {
+    word_ |= static_cast<std::uint64_t>(value) << used_;
+    used_ += bits;
+    while (used_ >= 8) {
+      *out_++ = static_cast<std::byte>(word_ & 0xFF);
+      word_ >>= 8;
+      used_ -= 8;
+    }
+  }
+  // The last, unfinished byte; returns the end.
+  std::byte* finish() {
+    if (used_ > 0) *out_++ = static_cast<std::byte>(word_ & 0xFF);
+    return out_;
+  }
+
+ private:
+  std::byte* out_;
+  std::uint64_t word_ = 0;
+  int used_ = 0;
+};
+
+class BitReader {
+ public:
+  explicit BitReader(const std::byte* in) : in_(in) {}
+  std::uint32_t take(int bits) {
+    while (used_ < bits) {
+      word_ |= static_cast<std::uint64_t>(*in_++) << used_;
+      used_ += 8;
+    }
+    const auto value = static_cast<std::uint32_t>(word_ & ((1u << bits) - 1));
+    word_ >>= bits;
+    used_ -= bits;
+    return value;
+  }
+
+ private:
+  const std::byte* in_;
+  std::uint64_t word_ = 0;
+  int used_ = 0;
+};
+
+}  // namespace
+
+SpectralOptions parse_spectral(const Spec& spec) {
+  SpectralOptions options;
+  SpecReader read(spec);
+  options.bits = read.number("bits", options.bits, 0.1, kMostLevelBits);
+  options.refresh = read.integer("refresh", options.refresh, 1, 1 << 30);
+  options.start = read.text("start", options.start);
+  read.finish();
+  return options;
+}
+
+std::string spec_of(const SpectralOptions& options) {
+  return concat("spectral(bits=", options.bits, ", refresh=", options.refresh,
+                ", start=", options.start, ")");
+}
+
+std::int64_t spectral_row_bytes(double bits, std::int64_t dim) {
+  return std::max<std::int64_t>(kScaleBytes + 1,
+                                static_cast<std::int64_t>(static_cast<double>(dim) * bits / 8));
+}
+
+std::vector<std::uint8_t> allocate_bits(const std::vector<double>& variance, std::int64_t budget) {
+  std::vector<std::uint8_t> bits(variance.size(), 0);
+  const auto gain = [&](std::size_t j) {
+    const int b = bits[j];
+    return b == kMostLevelBits ? 0 : variance[j] * (kLevelDistortion[b] - kLevelDistortion[b + 1]);
+  };
+  const auto worse = [](const std::pair<double, std::size_t>& a,
+                        const std::pair<double, std::size_t>& b) {
+    return a.first != b.first ? a.first < b.first : a.second > b.second;
+  };
+  std::priority_queue<std::pair<double, std::size_t>, std::vector<std::pair<double, std::size_t>>,
+                      decltype(worse)>
+      queue(worse);
+  for (std::size_t j = 0; j < variance.size(); ++j) queue.emplace(gain(j), j);
+  for (; budget > 0 && !queue.empty(); --budget) {
+    const auto [best, j] = queue.top();
+    if (!(best > 0)) break;
+    queue.pop();
+    ++bits[j];
+    queue.emplace(gain(j), j);
+  }
+  return bits;
+}
+
+SpectralBasis::SpectralBasis(const at::Tensor& mean, const at::Tensor& deviation,
+                             std::vector<std::uint8_t> bits, const at::Tensor& basis,
+                             std::int64_t row_bytes)
+    : row_bytes_(row_bytes), bits_(std::move(bits)), mean_(mean.contiguous()) {
+  const std::int64_t dim = mean.numel();
+  check(mean.dim() == 1 && deviation.sizes() == mean.sizes() &&
+            static_cast<std::int64_t>(bits_.size()) == dim &&
+            basis.sizes() == at::IntArrayRef({dim, dim}),
+        "a spectral basis of ", dim, " dimensions got deviations ", deviation.sizes(), ", ",
+        bits_.size(), " numbers of bits and a matrix ", basis.sizes());
+  const auto total = std::accumulate(bits_.begin(), bits_.end(), std::int64_t{0});
+  check(total <= 8 * (row_bytes - kScaleBytes) &&
+            std::all_of(bits_.begin(), bits_.end(), [](int b) { return b <= kMostLevelBits; }),
+        "a spectral basis of ", total, " bits does not fit rows of ", row_bytes, " bytes");
+  // Components with equal bits side by side.
+  std::vector<std::int64_t> used;
+  for (std::int64_t j = 0; j < dim; ++j) {
+    if (bits_[static_cast<std::size_t>(j)] > 0) used.push_back(j);
+  }
+  const auto bits_at = [&](std::int64_t j) { return bits_[static_cast<std::size_t>(j)]; };
+  std::stable_sort(used.begin(), used.end(),
+                   [&](auto a, auto b) { return bits_at(a) > bits_at(b); });
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    if (groups_.empty() || groups_.back().bits != bits_at(used[i])) {
+      groups_.push_back({bits_at(used[i]), i, i});
+    }
+    groups_.back().end = i + 1;
+    deviation_.push_back(deviation[used[i]].item<float>());
+  }
+  const at::Tensor index = at::tensor(used, at::kLong);
+  expand_ = basis.index_select(0, index).contiguous();
+  project_ = at::cat({expand_, mean_.unsqueeze(0)}).t().contiguous();
+  const at::Tensor offset = at::mv(expand_, mean_).contiguous();
+  offset_.assign(offset.const_data_ptr<float>(), offset.const_data_ptr<float>() + offset.numel());
+  mean_square_ = mean_.to(at::kDouble).square().sum().item<double>();
+}
+
+at::Tensor SpectralBasis::encode(const at::Tensor& input) const {
+  check(input.dim() == 2 && input.size(1) == dim(), "rows of width ", dim(), " expected, got ",
+        input.sizes());
+  const at::Tensor rows = input.to(at::kFloat).contiguous();
+  const std::int64_t count = rows.size(0);
+  const auto used = deviation_.size();
+  const auto width = static_cast<std::size_t>(dim());
+  const at::Tensor projected = at::mm(rows, project_);
+  at::Tensor result = at::zeros({count, row_bytes_}, at::kByte);
+  const float* row = rows.const_data_ptr<float>();
+  const float* coordinate = projected.const_data_ptr<float>();
+  auto* out = static_cast<std::byte*>(result.mutable_data_ptr());
+  at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> c(used);
+    std::vector<std::int32_t> code(used);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float* x = row + static_cast<std::size_t>(i) * width;
+      const float* p = coordinate + static_cast<std::size_t>(i) * (used + 1);
+      double square = 0;
+      for (std::size_t j = 0; j < width; ++j) square += static_cast<double>(x[j]) * x[j];
+      const double norm = std::sqrt(square);
+      const auto inverse = static_cast<float>(norm > 0 ? 1.0 / norm : 0.0);
+      for (std::size_t j = 0; j < used; ++j) {
+        c[j] = (p[j] * inverse - offset_[j]) / deviation_[j];
+        code[j] = 0;
+      }
+      BitWriter bits(out + i * row_bytes_ + kScaleBytes);
+      // <x, decoded> and |decoded|² at scale 1, in the basis.
+      double product = p[used];
+      double decoded_square = mean_square_;
+      for (const Group& group : groups_) {
+        for (const float threshold : thresholds_of(group.bits)) {
+          for (std::size_t j = group.begin; j < group.end; ++j) code[j] += c[j] > threshold;
+        }
+        const auto levels = levels_of(group.bits);
+        for (std::size_t j = group.begin; j < group.end; ++j) {
+          bits.put(static_cast<std::uint32_t>(code[j]), group.bits);
+          const double value =
+              static_cast<double>(levels[static_cast<std::size_t>(code[j])]) * deviation_[j];
+          product += value * static_cast<double>(p[j]);
+          decoded_square += value * (value + 2 * static_cast<double>(offset_[j]));
+        }
+      }
+      bits.finish();
+      double scale = decoded_square > 0 ? product / decoded_square : 0.0;
+      if (!std::isfinite(norm)) scale = std::numeric_limits<double>::quiet_NaN();
+      if (norm == 0) scale = 0;
+      const std::uint16_t narrow = narrow_scale(scale);
+      std::memcpy(out + i * row_bytes_, &narrow, sizeof(narrow));
+    }
+  });
+  return result;
+}
+
+at::Tensor SpectralBasis::decode(const at::Tensor& bytes, at::ScalarType dtype) const {
+  if (bytes.dim() != 2 || bytes.size(1) != row_bytes_) {
+    throw FrameError(concat("spectral rows of ", row_bytes_, " bytes expected, got shape ",
+                            concat(bytes.sizes())));
+  }
+  const at::Tensor input = bytes.contiguous();
+  const std::int64_t count = input.size(0);
+  const auto used = deviation_.size();
+  at::Tensor values = at::empty({count, static_cast<std::int64_t>(used)}, at::kFloat);
+  at::Tensor scales = at::empty({count, 1}, at::kFloat);
+  const auto* in = static_cast<const std::byte*>(input.const_data_ptr());
+  float* value = values.mutable_data_ptr<float>();
+  float* scale = scales.mutable_data_ptr<float>();
+  at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::byte* row = in + i * row_bytes_;
+      std::uint16_t narrow = 0;
+      std::memcpy(&narrow, row, sizeof(narrow));
+      scale[i] = widen_scale(narrow);
+      BitReader bits(row + kScaleBytes);
+      float* v = value + static_cast<std::size_t>(i) * used;
+      for (const Group& group : groups_) {
+        const auto levels = levels_of(group.bits);
+        for (std::size_t j = group.begin; j < group.end; ++j) {
+          v[j] = levels[bits.take(group.bits)] * deviation_[j];
+        }
+      }
+    }
+  });
+  return at::addmm(mean_, values, expand_).mul_(scales).to(dtype);
+}
+
+}  // namespace thinwire::moe
