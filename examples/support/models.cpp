@@ -65,20 +65,21 @@ class ResidualBlockImpl : public nn::Module {
 };
 TORCH_MODULE(ResidualBlock);
 
-// Three stages of three blocks; the stem halves the image, which quarters the work.
+// Three stages of three blocks of `width`, twice and four times as many channels; the stem halves
+// the image, which quarters the work.
 class ResNet20 : public Classifier {
  public:
-  ResNet20() {
+  explicit ResNet20(int width) {
     layers_ = register_module(
-        "layers", nn::Sequential(convolution(1, 16, 2), nn::BatchNorm2d(16), nn::ReLU()));
-    int in = 16;
-    for (const int out : {16, 32, 64}) {
+        "layers", nn::Sequential(convolution(1, width, 2), nn::BatchNorm2d(width), nn::ReLU()));
+    int in = width;
+    for (const int out : {width, 2 * width, 4 * width}) {
       for (int block = 0; block < 3; ++block) {
-        layers_->push_back(ResidualBlock(in, out, block == 0 && out != 16 ? 2 : 1));
+        layers_->push_back(ResidualBlock(in, out, block == 0 && out != width ? 2 : 1));
         in = out;
       }
     }
-    classifier_ = register_module("classifier", nn::Linear(64, kClasses));
+    classifier_ = register_module("classifier", nn::Linear(in, kClasses));
   }
   torch::Tensor forward(torch::Tensor images) override {
     return classifier_->forward(layers_->forward(images).mean({2, 3}));
@@ -92,15 +93,17 @@ class ResNet20 : public Classifier {
 }  // namespace
 
 std::vector<std::string> classifier_names() {
-  return {"cnn", "mlp", "resnet20"};
+  return {"cnn", "mlp", "resnet20", "resnet_wide"};
 }
 
 std::shared_ptr<Classifier> make_classifier(std::string_view name) {
   if (name == "cnn") return std::make_shared<Cnn>();
   if (name == "mlp") return std::make_shared<Mlp>();
-  if (name == "resnet20") return std::make_shared<ResNet20>();
+  if (name == "resnet20") return std::make_shared<ResNet20>(16);
+  if (name == "resnet_wide") return std::make_shared<ResNet20>(32);
   const std::string near = nearest_name(name, classifier_names());
-  throw InvalidArgument(concat("unknown model '", name, "'; the models are cnn, mlp, resnet20",
+  throw InvalidArgument(concat("unknown model '", name,
+                               "'; the models are cnn, mlp, resnet20, resnet_wide",
                                near.empty() ? "" : concat(" (did you mean ", near, "?)")));
 }
 

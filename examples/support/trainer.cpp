@@ -12,6 +12,7 @@
 #include "thinwire/common/metrics.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/common/timeline.h"
+#include "thinwire/compressors/lgreco/plan_file.h"
 #include "thinwire/examples/support/progress.h"
 #include "thinwire/torch_ext/distributed_data_parallel.h"
 
@@ -73,6 +74,20 @@ std::string compression_text(const TrainingOptions& options) {
   return text.empty() ? "none" : Spec::parse(text).str();
 }
 
+// Bytes of one rank and one step, and what adapting the plan cost.
+MetricFields traffic_fields(const CommunicationSummary& traffic) {
+  const AdaptationSummary& adaptation = traffic.adaptation;
+  return {{"wire_bytes_per_step", traffic.wire_bytes_per_step()},
+          {"dense_bytes_per_step", traffic.dense_bytes_per_step()},
+          {"compressed_wire_bytes_per_step", traffic.compressed_wire_bytes_per_step()},
+          {"compressed_dense_bytes_per_step", traffic.compressed_dense_bytes_per_step()},
+          {"plans", adaptation.plans},
+          {"adaptation_bytes", static_cast<std::int64_t>(adaptation.sent_bytes)},
+          {"adaptation_seconds", adaptation.seconds()},
+          {"adaptation_wait_seconds", adaptation.wait_seconds},
+          {"adaptation_share", adaptation.share()}};
+}
+
 void log_result(MetricsLog& log, const TrainingResult& result) {
   log.write("result", {{"backend", result.backend},
                        {"compression", result.compression},
@@ -108,6 +123,7 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
   CompressionOptions compression(options.compression);
   compression.seed = options.seed;
   compression.warmup_steps = options.warmup_steps;
+  compression.link_model = options.link_model;
   DistributedDataParallel ddp(model, world.group(),
                               {.compression = compression,
                                .bucket_cap_mb = options.bucket_cap_mb,
@@ -120,42 +136,81 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
                         .compression = compression_text(options),
                         .world_size = world.size(),
                         .model = options.model};
-  Progress progress(leader, options.epochs * steps_per_epoch);
-  for (int epoch = 1; epoch <= options.epochs; ++epoch) {
-    const auto order = shard(train.labels.size(0), world, options.batch_size,
-                             options.seed * 1'000'003 + static_cast<std::uint64_t>(epoch));
-    const auto begin = Clock::now();
-    double loss_sum = 0;
-    for (std::int64_t step = 0; step < steps_per_epoch; ++step) {
-      const auto step_begin = Clock::now();
-      const auto batch = order.narrow(0, step * options.batch_size, options.batch_size);
-      ddp.zero_grad();
-      const auto scores = ddp.forward(train.images.index_select(0, batch));
-      const auto loss = torch::cross_entropy_loss(scores, train.labels.index_select(0, batch));
-      loss.backward();
-      optimizer.step();
-      const double loss_value = loss.item<double>();
-      loss_sum += loss_value;
-      progress.step(loss_value, seconds_since(step_begin), ddp.summary());
-    }
-    result.train_seconds += seconds_since(begin);
-    result.epochs = epoch;
+  const std::int64_t last_step =
+      options.steps > 0 ? options.steps : options.epochs * steps_per_epoch;
+  Progress progress(leader, last_step);
+  std::int64_t done = 0;
+  torch::Tensor order;
+  double loss_sum = 0;
+  auto began = Clock::now();
+  // The clock stands still while the model is tested.
+  const auto test_model = [&](const char* event, std::int64_t steps_of_loss) {
+    result.train_seconds += seconds_since(began);
     result.test_accuracy = evaluate(*model, test, world);
-    progress.epoch(epoch, options.epochs, result.test_accuracy, result.train_seconds);
     if (log) {
-      log->write("epoch", {{"epoch", std::int64_t{epoch}},
-                           {"train_loss", loss_sum / static_cast<double>(steps_per_epoch)},
-                           {"test_accuracy", result.test_accuracy},
-                           {"train_seconds", result.train_seconds}});
+      MetricFields fields = {{"epoch", std::int64_t{result.epochs}},
+                             {"step", done},
+                             {"train_loss", loss_sum / static_cast<double>(steps_of_loss)},
+                             {"test_accuracy", result.test_accuracy},
+                             {"train_seconds", result.train_seconds}};
+      const MetricFields traffic = traffic_fields(ddp.summary());
+      fields.insert(fields.end(), traffic.begin(), traffic.end());
+      log->write(event, fields);
     }
-    if (options.target_accuracy && result.test_accuracy >= *options.target_accuracy) break;
+    began = Clock::now();
+    return options.target_accuracy && result.test_accuracy >= *options.target_accuracy;
+  };
+  for (bool reached = false; !reached && done < last_step;) {
+    const std::int64_t in_epoch = done % steps_per_epoch;
+    if (in_epoch == 0) {
+      order = shard(train.labels.size(0), world, options.batch_size,
+                    options.seed * 1'000'003 + static_cast<std::uint64_t>(result.epochs + 1));
+      loss_sum = 0;
+    }
+    const auto step_begin = Clock::now();
+    const auto batch = order.narrow(0, in_epoch * options.batch_size, options.batch_size);
+    ddp.zero_grad();
+    const auto scores = ddp.forward(train.images.index_select(0, batch));
+    const auto loss = torch::cross_entropy_loss(scores, train.labels.index_select(0, batch));
+    loss.backward();
+    optimizer.step();
+    const double loss_value = loss.item<double>();
+    loss_sum += loss_value;
+    ++done;
+    progress.step(loss_value, seconds_since(step_begin), ddp.summary());
+    if (in_epoch + 1 == steps_per_epoch) {
+      ++result.epochs;
+      reached = test_model("epoch", steps_per_epoch);
+      progress.epoch(result.epochs, options.epochs, result.test_accuracy, result.train_seconds);
+    } else if (done == last_step || (options.eval_every > 0 && done % options.eval_every == 0)) {
+      reached = test_model("test", in_epoch + 1);
+    }
   }
   result.traffic = ddp.summary();
+  const auto allocation = ddp.allocation();
+  if (leader && allocation && !options.plan.empty()) {
+    lgreco::write_text_file(options.plan, lgreco::plan_text(*allocation));
+  }
   result.parameters_crc32c = ddp.parameters_crc32c();
   result.replicas_equal = ddp.replicas_equal();
   if (log) log_result(*log, result);
   return result;
 }
+
+namespace {
+
+// A line on what lgreco(...) did; nothing without it.
+std::string adaptation_text(const CommunicationSummary& traffic) {
+  const AdaptationSummary& adaptation = traffic.adaptation;
+  if (adaptation.plans == 0) return "";
+  return concat("  plans             ", adaptation.plans, ", which took ", adaptation.seconds(),
+                " s (", 100 * adaptation.share(), " % of the time) and ",
+                static_cast<double>(adaptation.sent_bytes) / 1e6, " MB\n  compressed layers ",
+                traffic.compressed_wire_bytes_per_step() / 1e6, " MB a step, ",
+                traffic.compressed_ratio(), "x less\n");
+}
+
+}  // namespace
 
 void print_summary(const TrainingResult& result) {
   const auto megabytes = [](double bytes) { return bytes / 1e6; };

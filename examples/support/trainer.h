@@ -27,8 +27,10 @@ struct TrainingResult {
   bool replicas_equal = false;
 };
 
-// Trains on this rank's share of the images and evaluates after every epoch. Collective. Rank 0
-// prints progress and writes options.log, whose last line is the result:
+// Trains on this rank's share of the images and tests after every epoch. Collective. Rank 0 prints
+// progress and writes options.log: for every test a line that also has the bytes of the compressed
+// layers alone and the cost of lgreco(...), of event "epoch" at the end of an epoch, else "test";
+// and as its last line the result:
 //   {"event":"result","backend":…,"compression":…,"world_size":…,"model":…,"epochs":…,
 //    "test_accuracy":…,"train_seconds":…,"wire_bytes_per_step":…,"dense_bytes_per_step":…,
 //    "parameters_crc32c":…,"replicas_equal":…}

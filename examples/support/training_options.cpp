@@ -7,14 +7,21 @@ namespace thinwire::examples {
 void add_training_options(CLI::App& app, TrainingOptions& options) {
   app.add_option("--backend", options.backend, "Collectives: auto, mpi, gloo or nccl")
       ->capture_default_str();
-  app.add_option(
-      "--compression", options.compression,
-      "Spec of the codec for the gradients, for example 'quantize(bits=4)' or "
-      "'topk(density=0.01)'; none: uncompressed; default: THINWIRE_COMPRESSION, else none");
-  app.add_option("--model", options.model, "cnn, mlp or resnet20")->capture_default_str();
+  app.add_option("--compression", options.compression,
+                 "Spec of the codec for the gradients, for example 'quantize(bits=4)', "
+                 "'topk(density=0.01)' or 'lgreco(family=powersgd)'; none: uncompressed; default: "
+                 "THINWIRE_COMPRESSION, else none");
+  app.add_option("--model", options.model, "cnn, mlp, resnet20 or resnet_wide")
+      ->capture_default_str();
   app.add_option("--epochs", options.epochs, "Passes over the training set")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--steps", options.steps,
+                 "Stop after so many steps, whatever --epochs says; 0: whole epochs")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--eval-every", options.eval_every,
+                 "Test after every so many steps as well as after every epoch; 0: do not")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--batch-size", options.batch_size, "Images a step on one rank")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -47,8 +54,13 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
                  "Write a JSON line for every epoch, and the result, to FILE");
   app.add_option("--timeline", options.timeline,
                  "Write a Chrome trace of rank 0's exchanges to FILE");
+  app.add_option("--plan", options.plan,
+                 "Write the last plan of lgreco(...) to FILE, for `thinwire plan --show`");
+  app.add_option("--link-model", options.link_model,
+                 "File of `thinwire link`, for lgreco(objective=time); default: "
+                 "THINWIRE_LINK_MODEL");
   app.add_option("--target-accuracy", options.target_accuracy,
-                 "Stop after the epoch whose test accuracy (0 to 1) reaches this")
+                 "Stop when a test reaches this accuracy (0 to 1)")
       ->check(CLI::Range(0.0, 1.0));
 }
 

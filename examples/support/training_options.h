@@ -17,7 +17,9 @@ struct TrainingOptions {
   std::string compression;
   std::string model = "cnn";
   int epochs = 3;
-  int batch_size = 64;  // of one rank
+  std::int64_t steps = 0;       // 0: whole epochs
+  std::int64_t eval_every = 0;  // steps; 0: after every epoch alone
+  int batch_size = 64;          // of one rank
   double learning_rate = 0.05;
   double momentum = 0.9;
   std::uint64_t seed = 1;
@@ -30,7 +32,9 @@ struct TrainingOptions {
   std::filesystem::path data;
   std::filesystem::path log;
   std::filesystem::path timeline;
-  std::optional<double> target_accuracy;  // stop after the epoch that reaches it
+  std::filesystem::path plan;             // where lgreco(...)'s last plan is written
+  std::string link_model;                 // empty: THINWIRE_LINK_MODEL
+  std::optional<double> target_accuracy;  // stop when a test reaches it
 };
 
 // Adds the options to a program's command line; values land in `options`.
