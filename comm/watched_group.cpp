@@ -76,7 +76,9 @@ class WatchedBackend final : public Backend {
 c10::intrusive_ptr<ProcessGroup> watched(const c10::intrusive_ptr<ProcessGroup>& group) {
   auto result =
       c10::make_intrusive<ProcessGroup>(group->getStore(), group->getRank(), group->getSize());
-  result->setDefaultBackend(group->getBackendType());
+  // Of no type that c10d knows: its Logger takes what calls itself Gloo for a ProcessGroupGloo and
+  // reads that object's options.
+  result->setDefaultBackend(ProcessGroup::BackendType::CUSTOM);
   result->setBoundDeviceId(group->getBoundDeviceId());
   // One backend may serve several device types.
   std::map<const Backend*, c10::intrusive_ptr<Backend>> made;
@@ -84,7 +86,9 @@ c10::intrusive_ptr<ProcessGroup> watched(const c10::intrusive_ptr<ProcessGroup>&
     const auto backend = group->getBackend(device.type());
     auto& watching = made[backend.get()];
     if (watching == nullptr) watching = c10::make_intrusive<WatchedBackend>(group, backend);
-    result->setBackend(device.type(), ProcessGroup::strToBackendType(backend->getBackendName()),
+    const auto type = ProcessGroup::strToBackendType(backend->getBackendName());
+    result->setBackend(device.type(),
+                       type == group->getBackendType() ? ProcessGroup::BackendType::CUSTOM : type,
                        watching);
   }
   return result;
