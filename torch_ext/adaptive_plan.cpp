@@ -91,10 +91,6 @@ lgreco::CurveCosts costs_of(c10d::ProcessGroup& group, const AdaptiveCompression
   return costs;
 }
 
-at::Tensor part_of(const comm::Bucket& bucket, const comm::BucketLayer& layer) {
-  return bucket.buffer.narrow(0, layer.offset, layer.numel());
-}
-
 }  // namespace
 
 AdaptivePlan::AdaptivePlan(c10::intrusive_ptr<c10d::ProcessGroup> group,
@@ -125,36 +121,10 @@ bool AdaptivePlan::begin_step(std::int64_t step) {
   return changed;
 }
 
-void AdaptivePlan::before_average(comm::Bucket& bucket, std::int64_t step,
-                                  ErrorFeedback& feedback) {
-  if (schedule_.observes(step)) {
-    Stopwatch watch(summary_.statistics_seconds);
-    statistics_.add(bucket);
-  }
-  if (released_.empty()) return;
-  for (const comm::BucketLayer& layer : bucket.layers) {
-    if (!released_.contains(layer.name)) continue;
-    const auto residual = feedback.residual(layer.name);
-    if (residual.empty()) continue;
-    part_of(bucket, layer)
-        .add_(at::from_blob(const_cast<float*>(residual.data()),
-                            {static_cast<std::int64_t>(residual.size())},
-                            at::TensorOptions(at::kFloat)));
-  }
-}
-
-void AdaptivePlan::after_average(const comm::Bucket& bucket, ErrorFeedback& feedback) {
-  if (released_.empty()) return;
-  for (const comm::BucketLayer& layer : bucket.layers) {
-    const auto found = released_.find(layer.name);
-    if (found == released_.end()) continue;
-    // The mean is the same on all ranks, so all send again, or none, what a bad step has spoilt.
-    if (!std::isfinite(part_of(bucket, layer).sum(at::kDouble).item<double>())) continue;
-    if (!feedback.residual(layer.name).empty()) {
-      feedback.commit(layer.name, std::vector<float>(feedback.residual(layer.name).size()));
-    }
-    released_.erase(found);
-  }
+void AdaptivePlan::observe(const comm::Bucket& bucket, std::int64_t step) {
+  if (!schedule_.observes(step)) return;
+  Stopwatch watch(summary_.statistics_seconds);
+  statistics_.add(bucket);
 }
 
 void AdaptivePlan::finish_step(std::int64_t step) {
@@ -269,14 +239,7 @@ bool AdaptivePlan::switch_plan(std::int64_t step) {
   apply(solution.plan);
   std::size_t changed = 0;
   for (const LayerInfo& layer : adaptive_.layers) {
-    const comm::LayerSetting& old_setting = before.of(layer.name);
-    const comm::LayerSetting& new_setting = plan_.of(layer.name);
-    changed += old_setting.text() != new_setting.text();
-    if (new_setting.uses_feedback()) {
-      released_.erase(layer.name);
-    } else if (old_setting.uses_feedback()) {
-      released_.insert(layer.name);
-    }
+    changed += before.of(layer.name).text() != plan_.of(layer.name).text();
   }
   ++summary_.plans;
   allocation_ = std::make_shared<const lgreco::Plan>(std::move(solution.plan));

@@ -14,7 +14,6 @@
 
 #include "thinwire/comm/link_model.h"
 #include "thinwire/comm/reductions/bucket_averager.h"
-#include "thinwire/compressors/error_feedback.h"
 #include "thinwire/compressors/lgreco/curves.h"
 #include "thinwire/compressors/lgreco/plan_file.h"
 #include "thinwire/compressors/lgreco/schedule.h"
@@ -61,10 +60,8 @@ class AdaptivePlan {
   // Before the first bucket of a step; calling it again for the same step does nothing. True if the
   // plan changed. Throws InternalError on every rank if the ranks solved differently.
   bool begin_step(std::int64_t step);
-  // Around the averaging of every bucket. A layer that has given up error feedback sends its
-  // residual along once, so that nothing of it is lost.
-  void before_average(comm::Bucket& bucket, std::int64_t step, ErrorFeedback& feedback);
-  void after_average(const comm::Bucket& bucket, ErrorFeedback& feedback);
+  // Every bucket, before it is averaged.
+  void observe(const comm::Bucket& bucket, std::int64_t step);
   // After the last bucket of a step.
   void finish_step(std::int64_t step);
   // After the last step of a window: averages the statistics and begins to measure the curves.
@@ -106,7 +103,6 @@ class AdaptivePlan {
   comm::Plan plan_;
   std::map<std::string, comm::LayerSetting> settings_;  // by candidate
   std::shared_ptr<const lgreco::Plan> allocation_;
-  std::set<std::string> released_;  // layers whose residual is yet to be sent
   std::set<std::string> warned_;
   std::int64_t begun_step_ = -1;
   std::uint64_t round_ = 0;

@@ -162,11 +162,10 @@ void GradientExchange::average(comm::Bucket& bucket, std::int64_t step) {
       current_plan_ = std::make_shared<const comm::Plan>(adaptive_->plan());
       allocation_ = adaptive_->allocation();
     }
-    adaptive_->before_average(bucket, step, averager_.feedback());
+    adaptive_->observe(bucket, step);
     plan = &adaptive_->plan();
   }
   averager_.average(bucket, step < warmup_steps_ ? uncompressed_ : *plan, step);
-  if (adaptive_) adaptive_->after_average(bucket, averager_.feedback());
 }
 
 void GradientExchange::finish_step(std::int64_t step) {

@@ -58,10 +58,9 @@ struct Trainer {
   comm::Bucket step(int rank, std::int64_t step) {
     comm::Bucket bucket = gradients(rank, step);
     if (adaptive.begin_step(step)) switches.push_back(step);
-    adaptive.before_average(bucket, step, averager.feedback());
+    adaptive.observe(bucket, step);
     averager.average(bucket, step < adaptive.schedule().warmup() ? comm::Plan{} : adaptive.plan(),
                      step);
-    adaptive.after_average(bucket, averager.feedback());
     adaptive.finish_step(step);
     if (adaptive.schedule().closes_window(step)) adaptive.close_window();
     return bucket;
@@ -155,7 +154,7 @@ TEST(AdaptivePlan, NothingIsLostWhenThePlanChanges) {
       }
     }
     EXPECT_GE(trainer.switches.size(), 2u);
-    // The loud layer gets all it wants, so its residual has to be sent along.
+    // The loud layer gets all it wants, so what it was owed had to be sent along.
     EXPECT_EQ(trainer.adaptive.plan().of("loud").text(), "none");
     EXPECT_NE(trainer.adaptive.plan().of("quiet").text(), "none");
     for (std::size_t i = 0; i < kLayers.size(); ++i) {
@@ -211,9 +210,8 @@ TEST(AdaptivePlan, AModelWithoutLayersToCompressIsLeftAlone) {
     AdaptivePlan plan(ctx.group, *adaptive, make_plan(kLayers, options), 0, std::nullopt);
     for (int step = 0; step < 6; ++step) {
       EXPECT_FALSE(plan.begin_step(step));
-      comm::Bucket bucket = gradients(ctx.rank, step);
-      ErrorFeedback feedback;
-      plan.before_average(bucket, step, feedback);
+      const comm::Bucket bucket = gradients(ctx.rank, step);
+      plan.observe(bucket, step);
       plan.finish_step(step);
       if (plan.schedule().closes_window(step)) plan.close_window();
     }
