@@ -222,8 +222,8 @@ void print_summary(const TrainingResult& result) {
       megabytes(static_cast<double>(traffic.total.sent_bytes)), " MB in all, ",
       megabytes(traffic.wire_bytes_per_step()), " MB a step\n  uncompressed      ",
       megabytes(traffic.dense_bytes_per_step()), " MB a step, so ", traffic.ratio(),
-      "x less was sent\n  test accuracy     ", 100 * result.test_accuracy, " % after ",
-      result.epochs, " epochs, ", result.train_seconds,
+      "x less was sent\n", adaptation_text(traffic), "  test accuracy     ",
+      100 * result.test_accuracy, " % after ", result.epochs, " epochs, ", result.train_seconds,
       " s of training\n  parameters        CRC-32C ", result.parameters_crc32c, ", ",
       result.replicas_equal ? "bit-equal on all ranks" : "DIFFERENT between ranks", "\n");
 }
