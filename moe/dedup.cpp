@@ -309,6 +309,10 @@ void Dedup::measure_probes(const at::Tensor& tokens, const TokenLayout& layout,
   local_sums_[1] += square;
 }
 
+void Dedup::add_pending_sums(const std::array<double, 2>& sums) {
+  for (std::size_t i = 0; i < sums.size(); ++i) local_sums_[i] += sums[i];
+}
+
 std::array<double, 2> Dedup::take_sums() {
   return std::exchange(local_sums_, {});
 }

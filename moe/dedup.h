@@ -123,6 +123,9 @@ class Dedup {
   // the guard's expectation. [6] float64. Throws InvalidArgument for another shape.
   at::Tensor state() const;
   void load_state(const at::Tensor& state);
+  // This rank's sums that no step has used yet.
+  const std::array<double, 2>& pending_sums() const { return local_sums_; }
+  void add_pending_sums(const std::array<double, 2>& sums);
 
  private:
   bool guard_refuses(std::int64_t tokens, std::int64_t rows, std::int64_t bytes_per_row);

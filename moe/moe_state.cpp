@@ -2,6 +2,10 @@
 // of ranks.
 
 #include <ATen/ATen.h>
+
+#include <cstdlib>
+#include <cstring>
+
 #include <torch/csrc/jit/serialization/pickle.h>
 
 #include "thinwire/comm/failure.h"
@@ -13,6 +17,7 @@ namespace {
 
 constexpr const char* kMergingOptions = "dedup.options";
 constexpr const char* kMergingState = "dedup.state";
+constexpr const char* kProbes = "dedup.probes.";  // and the rank that they are of
 
 void append(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) {
@@ -65,6 +70,11 @@ MoEState MoELayer::local_state() const {
                        at::empty({static_cast<std::int64_t>(merging.size())}, at::kByte));
   std::copy(merging.begin(), merging.end(), tensors.back().second.data_ptr<std::uint8_t>());
   tensors.emplace_back(kMergingState, dedup_.state());
+  const auto& probes = dedup_.pending_sums();
+  if (probes[1] != 0) {
+    tensors.emplace_back(concat(kProbes, exchange_->rank()),
+                         at::tensor({probes[0], probes[1]}, at::kDouble));
+  }
   MoEState state;
   for (const auto& [name, tensor] : tensors) state.emplace(name, tensor.clone());
   return state;
@@ -104,6 +114,13 @@ void MoELayer::load_state(const MoEState& state, Merging merging) {
   }
   const auto counters = state.find(kMergingState);
   if (counters != state.end()) dedup_.load_state(counters->second);
+  for (const auto& [name, sums] : state) {
+    if (!name.starts_with(kProbes) || sums.numel() != 2) continue;
+    // With another number of ranks their sum stays what it was.
+    const int source = std::atoi(name.c_str() + std::strlen(kProbes));
+    if (source % exchange_->ranks() != exchange_->rank()) continue;
+    dedup_.add_pending_sums({sums[0].item<double>(), sums[1].item<double>()});
+  }
   exchange_->load_state({state.begin(), state.end()});
   const at::NoGradGuard no_grad;
   for (auto& [name, tensor] : targets) tensor.copy_(state.at(name));
