@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "thinwire/comm/agreement.h"
+#include "thinwire/comm/reductions/selector.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::detail {
@@ -25,7 +26,8 @@ comm::Plan agreed_plan(c10d::ProcessGroup& group, const std::string& name, std::
   try {
     plan = make_plan(layers, options);
     settings = concat("seed ", options.seed, "\nwarm-up steps ", options.warmup_steps, "\n",
-                      plan.text(), more);
+                      "strategy ", options.strategy, "\n", plan.text(), more);
+    if (options.strategy != "auto") comm::parse_strategy(options.strategy);
   } catch (const InvalidArgument& error) {
     mistake = std::current_exception();
     settings = concat("invalid: ", error.what());

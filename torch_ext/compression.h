@@ -34,9 +34,13 @@ struct CompressionOptions {
   std::vector<std::pair<std::string, std::string>> overrides;
   // Source of all randomness of the codecs.
   std::uint64_t seed = 0;
-  // File that `thinwire link` wrote, the same on all ranks; lgreco(objective=time) reckons with it.
-  // Empty: THINWIRE_LINK_MODEL, else none.
+  // File that `thinwire link` wrote, the same on all ranks; lgreco(objective=time) reckons with it,
+  // and so does the choice of the strategy. Empty: THINWIRE_LINK_MODEL, else none.
   std::string link_model = {};
+  // How compressed layers are averaged, see docs/algorithms.md: "auto", which with a link model may
+  // also be not to compress, or dense, scatter_reduce, gather_reduce, sparse, low_rank or
+  // hierarchical for all of them. One that a layer's codec cannot take is an error.
+  std::string strategy = "auto";
 };
 
 // A parameter as far as a plan needs it.

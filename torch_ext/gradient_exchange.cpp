@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "thinwire/comm/agreement.h"
+#include "thinwire/comm/host_layout.h"
 #include "thinwire/comm/link_model.h"
 #include "thinwire/comm/process_group.h"
 #include "thinwire/common/env.h"
@@ -17,17 +18,15 @@ double per_step(std::uint64_t bytes, std::int64_t steps) {
   return steps == 0 ? 0.0 : static_cast<double>(bytes) / static_cast<double>(steps);
 }
 
-comm::AveragerOptions averager_options(const CompressionOptions& options, Timeline* timeline) {
-  return {.seed = options.seed,
-          .check_replicas_every = Env::get().check_replicas_every,
-          .timeline = timeline};
+std::string link_model_path(const CompressionOptions& options) {
+  return options.link_model.empty() ? Env::get().link_model : options.link_model;
 }
 
 // The link model, once all ranks are known to have the same. A rank that cannot read it says so to
 // the others before it throws.
 comm::LinkModel agreed_link_model(const c10d::ProcessGroup& group, const std::string& name,
                                   const CompressionOptions& options) {
-  const std::string path = options.link_model.empty() ? Env::get().link_model : options.link_model;
+  const std::string path = link_model_path(options);
   comm::LinkModel model;
   std::string text;
   std::exception_ptr mistake;
@@ -47,6 +46,22 @@ comm::LinkModel agreed_link_model(const c10d::ProcessGroup& group, const std::st
   comm::agree_on_text(group, name + "/link_model", "the link model", text);
   if (mistake) std::rethrow_exception(mistake);
   return model;
+}
+
+// `link` outlives what is made with the options.
+comm::AveragerOptions averager_options(const c10d::ProcessGroup& group, const std::string& name,
+                                       const CompressionOptions& options,
+                                       const std::optional<comm::LinkModel>& link,
+                                       Timeline* timeline) {
+  comm::AveragerOptions made{.seed = options.seed,
+                             .check_replicas_every = Env::get().check_replicas_every,
+                             .timeline = timeline};
+  if (options.strategy != "auto") made.strategy = comm::parse_strategy(options.strategy);
+  if (link) made.link = &*link;
+  if (link || made.strategy == comm::Strategy::kHierarchical) {
+    made.host_of_rank = comm::hosts_of_ranks(group, name);
+  }
+  return made;
 }
 
 std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
@@ -123,7 +138,11 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
                                 options_)),
       timeline_(timeline),
-      averager_(comm::duplicate(group, name), averager_options(options_, timeline)),
+      link_(link_model_path(options_).empty()
+                ? std::nullopt
+                : std::optional(agreed_link_model(*group, name, options_))),
+      averager_(comm::duplicate(group, name),
+                averager_options(*group, name, options_, link_, timeline)),
       adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_)),
       warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
       current_plan_(std::make_shared<const comm::Plan>(plan_)),

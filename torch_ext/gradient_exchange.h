@@ -77,6 +77,7 @@ class GradientExchange {
   const comm::Plan uncompressed_;
   const comm::Plan plan_;  // at the start
   Timeline* timeline_;
+  const std::optional<comm::LinkModel> link_;
   comm::BucketAverager averager_;
   const std::unique_ptr<AdaptivePlan> adaptive_;  // null: the plan stays
   const std::int64_t warmup_steps_;
