@@ -58,7 +58,7 @@ class LanguageModel(unittest.TestCase):
         return sum(result[f"moe_bytes_{leg}"] for leg in (*LEGS, "counts", "bases"))
 
     def test_alone_learns_and_sends_nothing(self):
-        result = self.train(jobs.start_alone, steps=60)
+        result = self.train(jobs.start_alone, steps=60, lr=0.02)
         self.assertEqual(result["world_size"], 1)
         self.assertEqual(result["moe_passes"], 60)
         self.assertEqual(self.moe_bytes(result), 0)
