@@ -72,6 +72,12 @@ experiment-lora: setup ## Outer steps of LoRA on four emulated hosts: make exper
 	@scripts/build.sh $(PRESET) $(JOBS) train_lora
 	@python3 scripts/experiments/compeft.py --build $(BUILD) $(ARGS)
 
+.PHONY: experiment-moe
+experiment-moe: setup ## Measure ways of sending expert rows: make experiment-moe ARGS=--quick
+	@scripts/build.sh $(PRESET) $(JOBS) train_moe_lm
+	@.venv/bin/python -m pip install --quiet --requirement=requirements-experiments.txt
+	@.venv/bin/python scripts/experiments/moe.py --build $(BUILD) $(ARGS)
+
 .PHONY: clean
 clean: ## Remove all build output (keeps .venv and results)
 	rm -rf build
