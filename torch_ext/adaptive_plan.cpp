@@ -55,8 +55,8 @@ std::map<std::string, comm::CodecCost> agreed_codec_costs(c10d::ProcessGroup& gr
   std::vector<comm::CodecCost> costs(specs.size());
   if (group.getRank() == 0) {
     for (std::size_t i = 0; i < specs.size(); ++i) {
-      const comm::CodecCost* known = link.codec(make_codec(specs[i])->spec());
-      costs[i] = known ? *known : measured_codec_cost(specs[i]);
+      const bool known = link.codec(make_codec(specs[i])->spec()) != nullptr;
+      costs[i] = known ? codec_cost(specs[i], link) : measured_codec_cost(specs[i]);
     }
   }
   static_assert(sizeof(comm::CodecCost) == 3 * sizeof(double));

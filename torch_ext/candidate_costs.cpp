@@ -16,14 +16,11 @@ namespace {
 
 using comm::Collective;
 
-// Identity is a copy: 10 GB/s each way.
-constexpr comm::CodecCost kCopy = {1e-10, 1e-10, 1e-10};
-
 // How a codec's payloads are averaged, see comm/reductions.
-enum class Way { kOwners, kEveryone, kFactors };
+enum class Way { kOwners, kEveryone, kRing };
 
 Way way_of(const Spec& spec) {
-  if (spec.name == "powersgd") return Way::kFactors;
+  if (spec.name == "powersgd" || spec.name == "identity") return Way::kRing;
   return spec.name == "topk" ? Way::kEveryone : Way::kOwners;
 }
 
@@ -51,7 +48,7 @@ double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, in
 }
 
 double wire_seconds(const Spec& spec, double sent_bytes, const comm::BackendLink& link) {
-  const bool ring = way_of(spec) == Way::kFactors;
+  const bool ring = way_of(spec) == Way::kRing;
   return sent_bytes * link.of(ring ? Collective::kAllReduce : Collective::kAllToAll).beta;
 }
 
@@ -63,15 +60,15 @@ double coding_seconds(const Spec& spec, std::int64_t numel, const comm::CodecCos
       return floats * (cost.compress + cost.accumulate + cost.compress / world + cost.decompress);
     case Way::kEveryone:
       return floats * (cost.compress + world * cost.accumulate);
-    case Way::kFactors:
+    case Way::kRing:
       break;
   }
   return floats * (cost.compress + cost.decompress);
 }
 
 comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model) {
+  if (spec.name == "identity") return {};
   if (const auto* cost = model.codec(make_codec(spec)->spec())) return *cost;
-  if (spec.name == "identity") return kCopy;
   const auto size_of = [](const Spec& of) { return std::log(lgreco::parameter_value(of)); };
   const bool has_size = spec.name == "quantize" || spec.name == "topk" || spec.name == "powersgd";
   const comm::CodecCost* nearest = nullptr;
@@ -89,6 +86,7 @@ comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model) {
 }
 
 comm::CodecCost measured_codec_cost(const Spec& spec) {
+  if (spec.name == "identity") return {};
   constexpr std::int64_t kSide = 256;
   constexpr std::array<std::int64_t, 2> kShape = {kSide, kSide};
   const auto stream = PhiloxStream::of({.seed = 1});

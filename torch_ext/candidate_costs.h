@@ -27,8 +27,8 @@ double coding_seconds(const Spec& spec, std::int64_t numel, const comm::CodecCos
 
 // The codec's cost by its link model: that of the spec itself, else of the spec of the same codec
 // with the nearest bits, density or rank, else an assumption that is slow rather than fast
-// (comm::CodecFacts::kAssumedCost; for identity that of a copy). Throws InvalidArgument for a spec
-// that names no codec.
+// (comm::CodecFacts::kAssumedCost). Identity costs nothing, as an all-reduce needs no codec. Throws
+// InvalidArgument for a spec that names no codec.
 comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model);
 
 // The same from a clock: the codec on a small layer of random numbers, the fastest of a few runs,
