@@ -78,6 +78,22 @@ experiment-moe: setup ## Measure ways of sending expert rows: make experiment-mo
 	@.venv/bin/python -m pip install --quiet --requirement=requirements-experiments.txt
 	@.venv/bin/python scripts/experiments/moe.py --build $(BUILD) $(ARGS)
 
+.PHONY: experiment-lgreco
+experiment-lgreco: setup ## Compare L-GreCo with uniform settings: make experiment-lgreco ARGS=--quick
+	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist
+	@python3 scripts/experiments/lgreco.py --build $(BUILD) $(ARGS)
+
+.PHONY: experiment-lgreco-cluster
+experiment-lgreco-cluster: ## Measure time to accuracy on four emulated hosts, with a plot
+	@scripts/setup.sh test
+	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist
+	@.venv/bin/python scripts/experiments/lgreco_cluster.py --build $(BUILD) $(ARGS)
+
+.PHONY: experiment-lora
+experiment-lora: setup ## Outer steps of LoRA on four emulated hosts: make experiment-lora ARGS=--quick
+	@scripts/build.sh $(PRESET) $(JOBS) train_lora
+	@python3 scripts/experiments/compeft.py --build $(BUILD) $(ARGS)
+
 .PHONY: clean
 clean: ## Remove all build output (keeps .venv and results)
 	rm -rf build

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""L-GreCo against uniform settings, trained on Fashion-MNIST on four ranks of this machine.
+
+    lgreco.py [--part saving|equal-bytes|all] [--quick] [--seeds N] [--full]
+
+saving       dense, uniform, adaptive at the uniform setting's error, and uniform at the bytes of
+             the adaptive run: what is saved, and what the saving is worth.
+equal-bytes  uniform and adaptive at equal bytes, paired over seeds.
+
+Every run's log is kept in results/lgreco and is not repeated; the tables also go to
+results/lgreco/*.json. --quick: a few steps of everything, to see that it works.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+
+import runs
+
+FAMILIES = {
+    # name: (uniform spec, arguments of lgreco)
+    "quantize": ("quantize(bits=4)", "family=quantize, reference=4"),
+    "powersgd": ("powersgd(rank=4)", "family=powersgd, reference=4"),
+    "topk": ("topk(density=0.01)", "family=topk, reference=0.01"),
+    "mixed to quantize": ("quantize(bits=4)", "family=mixed, reference=quantize(bits=4)"),
+    "mixed to powersgd": ("powersgd(rank=4)", "family=mixed, reference=powersgd(rank=4)"),
+}
+# Enough for a first table; --full has every model with every family and three seeds.
+CORE = {"mlp": tuple(FAMILIES), "resnet20": ("quantize", "topk", "mixed to quantize"),
+        "resnet_wide": ("powersgd", "mixed to powersgd")}
+
+
+@dataclasses.dataclass
+class Setting:
+    build: pathlib.Path
+    folder: pathlib.Path
+    quick: bool
+
+    def train(self, model, compression, seed, steps, batch=16, period=100):
+        """A run's summary. `period` puts the plans at the same places for every length."""
+        if self.quick:
+            steps, period = 24, 8
+        schedule = f"period={period}, warmup=0, window={min(10, period // 2)}"
+        if compression.startswith("lgreco("):
+            compression = f"{compression[:-1]}, {schedule})"
+        options = {"model": model, "compression": compression, "seed": seed, "steps": steps,
+                   "batch_size": batch, "lr": 0.05}
+        if self.quick:
+            options |= {"train_samples": 2000, "test_samples": 500}
+        return runs.summary(*runs.train(self.build, self.folder, options))
+
+
+def uniform_of_size(spec, ratio):
+    """The uniform setting with about `ratio` times the bytes of `spec`; bits and ranks are whole."""
+    codec, value = spec[:-1].split("(")
+    key, number = value.split("=")
+    if key == "density":
+        return f"{codec}({key}={float(number) * ratio:.4g})"
+    least, most = (1, 8) if key == "bits" else (1, 1024)
+    return f"{codec}({key}={min(most, max(least, round(float(number) * ratio)))})"
+
+
+def kilobytes(count):
+    return f"{count / 1000:.1f}"
+
+
+def times(numerator, denominator):
+    return f"{numerator / denominator:.2f}x" if denominator else "-"
+
+
+def saving(setting, seeds, full):
+    steps = {"mlp": 400, "resnet20": 200, "resnet_wide": 120}
+    table = [["model and setting", "KB/step", "saved", "last plan", "with all layers",
+              "accuracy %", "+-", "to dense", "overhead %"]]
+    results = []
+    for model, families in CORE.items():
+        families = tuple(FAMILIES) if full else families
+
+        def train(compression):
+            return [setting.train(model, compression, seed, steps[model], period=steps[model] // 4)
+                    for seed in seeds]  # pylint: disable=cell-var-from-loop
+
+        def add(label, group, base):
+            accuracy, error = runs.mean_and_error([run["accuracy"] for run in group])
+            size = runs.mean_and_error([run["bytes"] for run in group])[0]
+            whole = runs.mean_and_error([run["all_bytes"] for run in group])[0]
+            plans = [run["plan_reference_bytes"] / run["plan_bytes"] for run in group
+                     if run["plan_bytes"]]
+            table.append([
+                f"{model} {label}", kilobytes(size), times(base["bytes"], size) if base else "",
+                f"{sum(plans) / len(plans):.2f}x" if plans else "",
+                times(group[0]["all_dense_bytes"], whole), f"{accuracy:.2f}",
+                "-" if error is None else f"{error:.2f}",
+                f"{accuracy - dense_accuracy:+.2f}",
+                f"{100 * max(run['overhead'] for run in group):.2f}" if plans else ""])
+            results.append({"model": model, "setting": label, "runs": group})
+            return size
+
+        dense = train("none")
+        dense_accuracy = runs.mean_and_error([run["accuracy"] for run in dense])[0]
+        add("dense", dense, None)
+        for family in families:
+            uniform, arguments = FAMILIES[family]
+            base = train(uniform)
+            adaptive = train(f"lgreco({arguments}, constraint=error)")
+            add(f"uniform {uniform}", base, base[0])
+            size = add(f"adaptive, {family}", adaptive, base[0])
+            ratio = size / runs.mean_and_error([run["bytes"] for run in base])[0]
+            same = uniform_of_size(uniform, ratio)
+            add(f"uniform at its bytes {same}", train(same), base[0])
+    runs.print_table(table)
+    print("KB/step: sent by one rank for the layers that may be compressed; saved: against the "
+          "uniform\nsetting above; last plan: bytes of the reference over bytes of the plan; with "
+          "all layers:\nuncompressed over sent bytes, biases and statistics included")
+    return results
+
+
+def equal_bytes(setting, seeds):
+    steps = 400
+    table = [["family and measure", "KB uniform", "KB adaptive", "uniform %", "adaptive %",
+              "difference", "+-", "better in", "loss difference", "+-"]]
+    results = []
+    for uniform, arguments in (("topk(density=0.0026)", "family=topk, reference=0.0026"),
+                               ("powersgd(rank=2)", "family=powersgd, reference=2")):
+        for measure in ("l2",):
+            spec = f"lgreco({arguments}, constraint=bytes, error={measure})"
+            pairs = [(setting.train("resnet20", uniform, seed, steps),
+                      setting.train("resnet20", spec, seed, steps)) for seed in seeds]
+            gains = [adaptive["accuracy"] - plain["accuracy"] for plain, adaptive in pairs]
+            losses = [adaptive["loss"] - plain["loss"] for plain, adaptive in pairs]
+            gain, gain_error = runs.mean_and_error(gains)
+            loss, loss_error = runs.mean_and_error(losses)
+
+            def mean(key, which):
+                return runs.mean_and_error([pair[which][key] for pair in pairs])[0]  # pylint: disable=cell-var-from-loop
+            table.append([
+                f"{uniform} {measure}", kilobytes(mean("bytes", 0)), kilobytes(mean("bytes", 1)),
+                f"{mean('accuracy', 0):.2f}", f"{mean('accuracy', 1):.2f}", f"{gain:+.2f}",
+                "-" if gain_error is None else f"{gain_error:.2f}",
+                f"{sum(value > 0 for value in gains)} of {len(gains)}", f"{loss:+.4f}",
+                "-" if loss_error is None else f"{loss_error:.4f}"])
+            results.append({"uniform": uniform, "adaptive": spec,
+                            "pairs": [{"uniform": plain, "adaptive": adaptive}
+                                      for plain, adaptive in pairs]})
+    runs.print_table(table)
+    print("KB: sent a step by one rank for the layers that may be compressed; +-: standard error "
+          "of the\npaired difference over the seeds")
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=pathlib.Path, default=runs.ROOT / "build" / "release")
+    parser.add_argument("--part", choices=("saving", "equal-bytes", "all"), default="all")
+    parser.add_argument("--seeds", type=int, help="seeds of each run (saving: 1, or 3 with --full; "
+                        "equal-bytes: 5)")
+    parser.add_argument("--full", action="store_true", help="every model with every family")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything")
+    options = parser.parse_args()
+    folder = runs.ROOT / "results" / ("lgreco-quick" if options.quick else "lgreco")
+    setting = Setting(options.build, folder, options.quick)
+
+    def seeds(default):
+        return range(1, 1 + (options.seeds or (1 if options.quick else default)))
+
+    try:
+        if options.part in ("equal-bytes", "all"):
+            print("== uniform and adaptive at equal bytes, ResNet-20, 400 steps", flush=True)
+            found = equal_bytes(setting, seeds(5))
+            (folder / "equal-bytes.json").write_text(json.dumps(found, indent=1) + "\n")
+        if options.part in ("saving", "all"):
+            print("== bytes at equal error", flush=True)
+            found = saving(setting, seeds(3 if options.full else 1), options.full)
+            (folder / "saving.json").write_text(json.dumps(found, indent=1) + "\n")
+    except runs.RunError as error:
+        print(f"lgreco: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
