@@ -1,7 +1,8 @@
 # The commands of the project. `make` alone lists them; CONTRIBUTING.md says more.
 #
 # Variables: PRESET (release, debug, asan, tsan), PYTHON (makes .venv), FILES (for lint), JOBS
-# (parallel compilations; default: all cores), ARGS (for bench and bench-cluster).
+# (parallel compilations; default: all cores), ARGS (for bench, bench-cluster and
+# experiment-moe).
 
 PRESET ?= release
 BUILD := build/$(PRESET)
@@ -66,11 +67,6 @@ bench: setup ## Measure the codecs on one core: make bench ARGS="quantize(bits=4
 bench-cluster: setup ## Measure compressed collectives on four emulated hosts
 	@scripts/build.sh $(PRESET) $(JOBS) thinwire_program
 	@scripts/bench_cluster.sh $(BUILD) $(ARGS)
-
-.PHONY: experiment-lora
-experiment-lora: setup ## Outer steps of LoRA on four emulated hosts: make experiment-lora ARGS=--quick
-	@scripts/build.sh $(PRESET) $(JOBS) train_lora
-	@python3 scripts/experiments/compeft.py --build $(BUILD) $(ARGS)
 
 .PHONY: experiment-moe
 experiment-moe: setup ## Measure ways of sending expert rows: make experiment-moe ARGS=--quick
