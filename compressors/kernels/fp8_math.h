@@ -22,7 +22,9 @@ struct Fp8Layout {
   float step;                  // of the denormals
   float round;                 // a number whose last place is `step`: adding it rounds
   std::uint32_t top_exponent;  // of the largest number
-  std::uint32_t top_fraction;  // float32 fraction bits above which that exponent is not enough
+  // Float32 fraction bits above which that exponent is not enough: the number would round beyond
+  // the largest. Half way is such a case in e5m2, whose largest significand is odd.
+  std::uint32_t top_fraction;
 };
 
 inline constexpr std::uint32_t kFp8Nan = 0x7F;
@@ -31,7 +33,7 @@ template <Fp8 kFormat>
 inline constexpr Fp8Layout kFp8Layout =
     kFormat == Fp8::kE4M3
         ? Fp8Layout{20, 120u << 23, 121u << 23, 0x7E, 0x7F, 0x1p-9f, 0x1p14f, 8, 0x680000}
-        : Fp8Layout{21, 112u << 23, 113u << 23, 0x7B, 0x7C, 0x1p-16f, 0x1p7f, 15, 0x700000};
+        : Fp8Layout{21, 112u << 23, 113u << 23, 0x7B, 0x7C, 0x1p-16f, 0x1p7f, 15, 0x6FFFFF};
 
 template <Fp8 kFormat>
 THINWIRE_HOST_DEVICE std::uint8_t fp8_from_float(float value) {
