@@ -9,8 +9,9 @@ include(CMakePackageConfigHelpers)
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/thinwire)
 
 # Every header but those of one implementation: files recompiled for each SIMD target, scalar
-# references of the kernels, JSON helpers (nlohmann's types are not of the interface), and
-# declarations that stand in for another project's.
+# references of the kernels, JSON helpers (nlohmann's types are not of the interface),
+# what the thinwire program keeps to itself, the CUDA module's binary interface, and declarations
+# that stand in for another project's.
 foreach(folder common compressors comm moe torch_ext launch)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}
     DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/thinwire
@@ -19,6 +20,9 @@ foreach(folder common compressors comm moe torch_ext launch)
     PATTERN "*_ref.h" EXCLUDE
     PATTERN "*-inl.h" EXCLUDE
     PATTERN "json_*.h" EXCLUDE
+    PATTERN "bench_*.h" EXCLUDE
+    PATTERN "link_measurement.h" EXCLUDE
+    PATTERN "*_abi.h" EXCLUDE
     PATTERN "gloo_headers" EXCLUDE
     PATTERN "python" EXCLUDE
     PATTERN "slurm" EXCLUDE)
