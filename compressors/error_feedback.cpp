@@ -1,19 +1,11 @@
 #include "thinwire/compressors/error_feedback.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/finite.h"
 
 namespace thinwire {
-namespace {
-
-// By its bits, so that -ffast-math of a caller's build cannot fold it away.
-bool is_finite(float value) {
-  return (std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFu) < 0x7F800000u;
-}
-
-}  // namespace
 
 ErrorFeedback::ErrorFeedback(ErrorFeedbackOptions options) : options_(options) {
   check(options.decay >= 0.0 && options.decay <= 1.0,
@@ -51,19 +43,16 @@ void ErrorFeedback::commit(std::string_view name, std::span<const float> correct
   check(corrected.size() == reconstruction.size(), "error feedback: layer '", name, "' has ",
         corrected.size(), " elements, but its reconstruction has ", reconstruction.size());
   std::vector<float>& residual = residual_of(name, corrected.size());
-  bool finite = true;
+  std::vector<float> difference(corrected.size());
   for (std::size_t i = 0; i < corrected.size(); ++i) {
-    finite &= is_finite(corrected[i] - reconstruction[i]);
+    difference[i] = corrected[i] - reconstruction[i];
   }
-  if (!finite) return;
-  for (std::size_t i = 0; i < corrected.size(); ++i) residual[i] = corrected[i] - reconstruction[i];
+  if (all_finite(difference)) residual.swap(difference);
 }
 
-void ErrorFeedback::commit(std::string_view name, std::span<const float> residual) {
+void ErrorFeedback::commit(std::string_view name, std::vector<float>& residual) {
   std::vector<float>& stored = residual_of(name, residual.size());
-  if (std::all_of(residual.begin(), residual.end(), is_finite)) {
-    std::copy(residual.begin(), residual.end(), stored.begin());
-  }
+  if (all_finite(residual)) stored.swap(residual);
 }
 
 std::span<const float> ErrorFeedback::residual(std::string_view name) const {

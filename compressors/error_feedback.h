@@ -59,8 +59,9 @@ class ErrorFeedback {
   void commit(std::string_view name, std::span<const float> corrected,
               std::span<const float> reconstruction);
 
-  // The same for a difference that was taken already.
-  void commit(std::string_view name, std::span<const float> residual);
+  // The same for a difference that was taken already. Takes the vector's memory and leaves that of
+  // the earlier residual in it, for a copy would cost as much as encoding.
+  void commit(std::string_view name, std::vector<float>& residual);
 
   // The stored residual, empty if the layer has none yet.
   std::span<const float> residual(std::string_view name) const;

@@ -5,7 +5,6 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
 
 #include "thinwire/comm/agreement.h"
@@ -15,21 +14,13 @@
 #include "thinwire/comm/reductions/hierarchical.h"
 #include "thinwire/comm/tensor_bridge.h"
 #include "thinwire/common/crc32c.h"
+#include "thinwire/compressors/finite.h"
 
 namespace thinwire::comm {
 namespace {
 
 // Layouts kept of one bucket: that of the plan, and of the one before it or of warm-up.
 constexpr std::size_t kLayoutsKept = 2;
-
-// By bits and without branches, so that it runs at the speed of memory.
-bool all_finite(std::span<const float> values) {
-  std::uint32_t largest = 0;
-  for (const float value : values) {
-    largest = std::max(largest, std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFu);
-  }
-  return largest < 0x7F800000u;
-}
 
 at::Tensor as_tensor(std::span<float> values) {
   return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kFloat);
@@ -171,8 +162,9 @@ void BucketAverager::average_dense(const Bucket& bucket, const Plan& plan,
       ring_bytes(static_cast<std::int64_t>(tensors[0].nbytes()), group_->getSize());
   for (const std::size_t i : paid) {
     if (!at::isfinite(part_of(bucket, i)).all().item<bool>()) continue;
+    std::vector<float> none;
     residuals_.commit(bucket.layers[i].name, plan.of(bucket.layers[i].name), /*compressed=*/false,
-                      {}, {});
+                      {}, none);
   }
 }
 
@@ -248,7 +240,7 @@ void BucketAverager::commit(const Bucket& bucket, const Plan& plan, BucketLayout
   for (LayerGroup& group : layout.groups) {
     group.reduction->commit(group.values);
     for (const std::size_t i : group.layers) {
-      const BucketLayout::Layer& own = layout.layers[i];
+      BucketLayout::Layer& own = layout.layers[i];
       const std::string& name = bucket.layers[i].name;
       residuals_.commit(name, plan.of(name), own.codec != nullptr, own.owned, own.residual);
     }

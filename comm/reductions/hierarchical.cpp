@@ -58,7 +58,8 @@ Hierarchical::Hierarchical(std::span<const PartitionLayer> layers, c10d::Process
   std::int64_t numel = 0;
   for (const PartitionLayer& layer : layers) numel += layer.numel;
   inside_ = std::make_unique<ScatterReduce>(uncompressed(layers), host_,
-                                            Partition::chunks_for(numel, chunk_bytes));
+                                            Partition::chunks_for(numel, chunk_bytes),
+                                            Partition::kWholePiece);  // the lane's codecs see them
   inside_->set_between([this](const Exchange& exchange, int chunk, std::span<float> sums) {
     average_between_hosts(exchange, chunk, sums);
   });

@@ -40,10 +40,12 @@ int Partition::chunks_for(std::int64_t numel, std::size_t chunk_bytes) {
 }
 
 Partition::Partition(std::span<const PartitionLayer> layers, int world, std::size_t chunk_bytes)
-    : Partition(layers, world, Chunks{chunks_for(total_numel(layers), chunk_bytes)}) {}
+    : Partition(layers, world, Chunks{chunks_for(total_numel(layers), chunk_bytes), kCachedPiece}) {
+}
 
-Partition Partition::in_chunks(std::span<const PartitionLayer> layers, int world, int chunks) {
-  return Partition(layers, world, Chunks{chunks});
+Partition Partition::in_chunks(std::span<const PartitionLayer> layers, int world, int chunks,
+                               std::int64_t piece) {
+  return Partition(layers, world, Chunks{chunks, piece});
 }
 
 Partition::Partition(std::span<const PartitionLayer> layers, int world, Chunks chunks)
@@ -92,12 +94,16 @@ Partition::Partition(std::span<const PartitionLayer> layers, int world, Chunks c
     for (Cut at = cuts[k]; at.layer < layers.size();) {
       const Cut& end = cuts[k + 1];
       const std::int64_t stop = at.layer == end.layer ? end.element : layers[at.layer].numel;
-      if (stop > at.element) {
-        const std::int64_t numel = stop - at.element;
-        const auto bytes = layers[at.layer].codec->max_compressed_bytes(numel, DType::kFloat32);
-        slice.pieces.push_back({at.layer, at.element, numel, bytes});
+      const Codec& codec = *layers[at.layer].codec;
+      const std::int64_t block = codec.block_size();
+      const std::int64_t most = std::max(block, chunks.piece / block * block);
+      for (std::int64_t begin = at.element; begin < stop;) {
+        const std::int64_t numel = std::min(most, stop - begin);
+        const auto bytes = codec.max_compressed_bytes(numel, DType::kFloat32);
+        slice.pieces.push_back({at.layer, begin, numel, bytes});
         slice.numel += numel;
         slice.payload_bytes += bytes;
+        begin += numel;
       }
       if (at.layer == end.layer) break;
       at = {at.layer + 1, 0};

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -11,7 +12,7 @@
 
 namespace thinwire::comm {
 
-// A run of elements of one layer.
+// A run of elements of one layer, coded by itself.
 struct Piece {
   std::size_t layer = 0;   // index in the list that was cut
   std::int64_t begin = 0;  // first element within the layer
@@ -38,12 +39,19 @@ struct PartitionLayer {
 // within one codec block of equal size in bytes; every element is in exactly one slice.
 class Partition {
  public:
+  // Elements of the largest piece. Three buffers of it fit a core's second-level cache, so that the
+  // passes over a piece but the first do not reach memory.
+  static constexpr std::int64_t kCachedPiece = 32 * 1024;
+  // For slices that are to be coded as a whole: one piece a layer.
+  static constexpr std::int64_t kWholePiece = std::numeric_limits<std::int64_t>::max();
+
   // Cuts `layers` for `world` ranks into chunks of about `chunk_bytes` bytes of float32. Every
   // codec must have fixed_size payloads and a block_size() of at least 1. A pure function: equal
   // arguments give equal partitions on all ranks.
   Partition(std::span<const PartitionLayer> layers, int world, std::size_t chunk_bytes);
-  // The same with a given number of chunks, at least 1.
-  static Partition in_chunks(std::span<const PartitionLayer> layers, int world, int chunks);
+  // The same with a given number of chunks, at least 1, and pieces of about `piece` elements.
+  static Partition in_chunks(std::span<const PartitionLayer> layers, int world, int chunks,
+                             std::int64_t piece = kCachedPiece);
 
   // How many chunks the constructor makes of so many elements.
   static int chunks_for(std::int64_t numel, std::size_t chunk_bytes);
@@ -57,6 +65,7 @@ class Partition {
  private:
   struct Chunks {
     int count;
+    std::int64_t piece;
   };
   Partition(std::span<const PartitionLayer> layers, int world, Chunks chunks);
 

@@ -47,7 +47,7 @@ bool Residuals::owes(std::string_view name) const {
 }
 
 void Residuals::commit(std::string_view name, const LayerSetting& setting, bool compressed,
-                       Extents owned, std::span<const float> residual) {
+                       Extents owned, std::vector<float>& residual) {
   const bool uses_momentum = compressed && setting.momentum.has_value();
   if (uses_momentum) {
     momentum.commit(name, residual);

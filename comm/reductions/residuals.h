@@ -50,9 +50,10 @@ class Residuals {
   // Whether correct() would change the gradient of a layer that goes uncompressed.
   bool owes(std::string_view name) const;
 
-  // `residual` is what the step lost; not looked at where the layer keeps none.
+  // `residual` is what the step lost; not looked at where the layer keeps none. Its contents are
+  // undefined afterwards.
   void commit(std::string_view name, const LayerSetting& setting, bool compressed, Extents owned,
-              std::span<const float> residual);
+              std::vector<float>& residual);
 
   // Factor of a layer's second residual in this step: its decay, 0 where it is reset.
   static float second_decay(const LayerSetting& setting, std::int64_t step);

@@ -63,10 +63,11 @@ struct ScatterReduce::Chunk {
   int refused_rank = -1;  // whose frame of the scatter leg did not fit
 };
 
-ScatterReduce::ScatterReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks)
+ScatterReduce::ScatterReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
+                             std::int64_t piece)
     : rank_(peers.rank()),
       world_(peers.size()),
-      partition_(Partition::in_chunks(layers, peers.size(), chunks)) {
+      partition_(Partition::in_chunks(layers, peers.size(), chunks, piece)) {
   std::int64_t largest_own_slice = 0;
   for (int c = 0; c < partition_.chunks(); ++c) {
     const Slice& own = partition_.slice(c, rank_);

@@ -39,7 +39,8 @@ class ScatterReduce final : public Reduction {
   using Between = std::function<void(const Exchange& exchange, int chunk, std::span<float> sums)>;
 
   // The layers' codecs must have fixed_size and not be null.
-  ScatterReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks);
+  ScatterReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
+                std::int64_t piece = Partition::kCachedPiece);
   ~ScatterReduce() override;
 
   std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;

@@ -71,6 +71,22 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PartitionOf,
                                            Case{{5, 5, 5, 5, 5, 5, 5}, 8, 1 << 10},
                                            Case{{1 << 20, 1, 1 << 18}, 5, 1 << 16}));
 
+// Pieces are what stays in cache, unless a block is larger or the slice is asked for whole.
+TEST(Partition, PiecesHaveTheSizeAskedFor) {
+  const auto largest = [](const char* spec, std::int64_t piece) {
+    const CodecPtr codec = make_codec(spec);
+    const std::vector<PartitionLayer> layers = {{1'000'003, codec.get()}};
+    std::int64_t numel = 0;
+    const Partition partition = Partition::in_chunks(layers, 2, 1, piece);
+    for (const Piece& part : partition.slice(0, 0).pieces) numel = std::max(numel, part.numel);
+    return numel;
+  };
+  EXPECT_EQ(largest("quantize(bits=4)", Partition::kCachedPiece), Partition::kCachedPiece);
+  EXPECT_EQ(largest("quantize(bits=4, bucket=1000)", Partition::kCachedPiece), 32000);
+  EXPECT_EQ(largest("quantize(bits=4, bucket=100000)", Partition::kCachedPiece), 100000);
+  EXPECT_EQ(largest("quantize(bits=4)", Partition::kWholePiece), 488 * 1024);
+}
+
 TEST(Partition, HasAsManyChunksAsTheSizeAsksFor) {
   const CodecPtr codec = make_codec("quantize(bits=4)");
   const std::vector<PartitionLayer> layers = {{1 << 20, codec.get()}};
