@@ -59,6 +59,8 @@ std::string settings_of(const OuterOptimizerOptions& options, std::exception_ptr
              "\ngranularity ", peft::name_of(options.granularity), "\n");
   try {
     check_numbers(options);
+    check(!adaptive_compression({}, options.compression), "outer steps take a codec, got '",
+          options.compression, "'; parts that need another get it by `overrides`");
   } catch (const InvalidArgument&) {
     mistake = std::current_exception();
   }

@@ -371,6 +371,8 @@ TEST(OuterOptimizer, RanksThatDisagreeAllSaySo) {
               Each(HasSubstr("learning rate must be positive, got -1")));
   EXPECT_THAT(errors([](int rank, auto& o) { o.compression = rank ? "ternery" : "ternary"; }),
               Each(HasSubstr("ternery")));
+  EXPECT_THAT(errors([](int, auto& o) { o.compression = "lgreco(family=quantize)"; }),
+              Each(HasSubstr("take a codec, got 'lgreco(family=quantize)'")));
 }
 
 TEST(OuterOptimizer, ReplicasThatDriftedApartAreNoticed) {
