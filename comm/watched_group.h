@@ -9,7 +9,7 @@ namespace thinwire::comm {
 // comm::wait() does, so a rank that waits for one that has failed elsewhere learns of it and
 // answers, rather than being taken for the dead one. The two groups are one: their collectives
 // share an order, and failures are posted in the one store. Not collective. wait() waits as long as
-// the backend does, whatever timeout it is given.
+// the backend does, whatever timeout it is given. Its backend's name is "custom".
 c10::intrusive_ptr<c10d::ProcessGroup> watched(const c10::intrusive_ptr<c10d::ProcessGroup>& group);
 
 }  // namespace thinwire::comm
