@@ -22,6 +22,7 @@ target_link_libraries(thinwire
   PRIVATE $<BUILD_INTERFACE:thinwire_settings> nlohmann_json::nlohmann_json Boost::headers
           PkgConfig::xxhash ${CMAKE_DL_LIBS})
 target_precompile_headers(thinwire PRIVATE ${PROJECT_SOURCE_DIR}/cmake/torch_pch.h)
+set_target_properties(thinwire PROPERTIES DEFINE_SYMBOL "")
 
 foreach(library thinwire_core thinwire)
   target_include_directories(${library} PUBLIC
@@ -31,10 +32,34 @@ foreach(library thinwire_core thinwire)
     VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 endforeach()
 
+# Most of what it takes to compile a file that sees torch are templates that torch's headers leave
+# open, whatever the file uses. Several files in one translation unit pay that once. Without it every
+# file shows that it includes what it uses: the debug preset.
+option(THINWIRE_UNITY_BUILD "Compile several files of the libraries at once" OFF)
+set_target_properties(thinwire thinwire_core PROPERTIES UNITY_BUILD ${THINWIRE_UNITY_BUILD}
+  UNITY_BUILD_BATCH_SIZE 6)
+
 # thinwire_sources(<library> <file>...): adds the files of the calling folder to a library.
 function(thinwire_sources library)
   list(TRANSFORM ARGN PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
   target_sources(${library} PRIVATE ${ARGN})
+  # Highway compiles a file once for each instruction set, by including it again.
+  foreach(file IN LISTS ARGN)
+    file(STRINGS ${file} highway REGEX "hwy/foreach_target\\.h" LIMIT_COUNT 1)
+    if(highway)
+      set_source_files_properties(${file} TARGET_DIRECTORY ${library}
+        PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+    endif()
+  endforeach()
+endfunction()
+
+# thinwire_share_precompiled_header(<target>): for a target that links thinwire and sees torch. The
+# compiler takes a precompiled header only with the macros and the code model that made it, hence
+# those of the library.
+function(thinwire_share_precompiled_header target)
+  target_link_libraries(${target} PRIVATE Boost::headers)
+  target_compile_options(${target} PRIVATE -fPIC)
+  target_precompile_headers(${target} REUSE_FROM thinwire)
 endfunction()
 
 # thinwire_definition(<name> <condition>): a private 0/1 macro on both libraries.

@@ -32,6 +32,12 @@ target_include_directories(thinwire_settings INTERFACE
 target_compile_options(thinwire_settings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
   -ffp-contract=off -fpch-preprocess>)
+# The same for tests, examples and the command line: what takes time runs in the libraries, so these
+# need not wait for -O3.
+add_library(thinwire_program_settings INTERFACE)
+target_link_libraries(thinwire_program_settings INTERFACE thinwire_settings)
+target_compile_options(thinwire_program_settings INTERFACE
+  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<NOT:$<CONFIG:Debug>>>:-O1>)
 if(THINWIRE_WERROR)
   target_compile_options(thinwire_settings INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/median.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/lgreco/json_reader.h"
 #include "thinwire/compressors/lgreco/plan_file.h"
@@ -73,12 +74,6 @@ std::string read_spec(const JsonPlace& place) {
   } catch (const InvalidArgument& error) {
     place.fail(error.what());
   }
-}
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 }  // namespace

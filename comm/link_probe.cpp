@@ -12,6 +12,7 @@
 #include "thinwire/comm/failure.h"
 #include "thinwire/comm/process_group.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/median.h"
 #include "thinwire/common/philox.h"
 #include "thinwire/compressors/powersgd.h"
 
@@ -22,13 +23,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-double median(std::vector<double> values) {
-  const std::size_t middle = values.size() / 2;
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(middle),
-                   values.end());
-  return values[middle];
 }
 
 void meet(c10d::ProcessGroup& group) {

@@ -10,6 +10,14 @@
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm::mpi {
+
+// What one request of a transfer sends or expects.
+struct Part {
+  Message::Direction direction;
+  int peer;
+  std::size_t bytes;
+};
+
 namespace {
 
 using Direction = Message::Direction;
@@ -20,12 +28,6 @@ std::string text_of(int code) {
   if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) return concat("MPI error ", code);
   return std::string(text, static_cast<std::size_t>(length));
 }
-
-struct Part {
-  Direction direction;
-  int peer;
-  std::size_t bytes;
-};
 
 CommError size_error(const Operation& operation, int peer, std::size_t expected,
                      const std::string& sent) {

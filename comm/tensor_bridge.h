@@ -30,6 +30,8 @@ inline DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
+using thinwire::view_of;  // of spans
+
 // The view lives as long as the tensor (its shape is the tensor's own). Throws InvalidArgument for
 // a tensor that is not contiguous.
 inline TensorView view_of(const at::Tensor& tensor) {

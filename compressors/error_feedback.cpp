@@ -42,12 +42,9 @@ void ErrorFeedback::commit(std::string_view name, std::span<const float> correct
                            std::span<const float> reconstruction) {
   check(corrected.size() == reconstruction.size(), "error feedback: layer '", name, "' has ",
         corrected.size(), " elements, but its reconstruction has ", reconstruction.size());
-  std::vector<float>& residual = residual_of(name, corrected.size());
-  std::vector<float> difference(corrected.size());
-  for (std::size_t i = 0; i < corrected.size(); ++i) {
-    difference[i] = corrected[i] - reconstruction[i];
-  }
-  if (all_finite(difference)) residual.swap(difference);
+  std::vector<float> residual(corrected.size());
+  for (std::size_t i = 0; i < corrected.size(); ++i) residual[i] = corrected[i] - reconstruction[i];
+  commit(name, residual);
 }
 
 void ErrorFeedback::commit(std::string_view name, std::vector<float>& residual) {

@@ -7,7 +7,7 @@
 namespace thinwire {
 namespace {
 
-constexpr std::int64_t kMaxBucket = std::int64_t{1} << 24;
+constexpr std::int64_t kLargestBucket = std::int64_t{1} << 24;
 
 class Quantize final : public Codec {
  public:
@@ -99,7 +99,7 @@ CodecPtr make_quantize(const Spec& spec) {
   SpecReader read(spec);
   kernels::QuantizeConfig config;
   config.bits = static_cast<int>(read.integer("bits", 4, 1, 8));
-  config.bucket = read.integer("bucket", 1024, 1, kMaxBucket);
+  config.bucket = read.integer("bucket", 1024, 1, kLargestBucket);
   config.norm = static_cast<kernels::Norm>(read.choice("norm", {"minmax", "linf", "l2"}, 0));
   config.stochastic = read.choice("rounding", {"nearest", "stochastic"}, 0) == 1;
   read.finish();

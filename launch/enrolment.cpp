@@ -21,7 +21,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::json;
 
-constexpr const char* kOperation = "joining the job";
 constexpr const char* kTrouble = "trouble";
 // What a rank that has come needs, on a busy machine, to read why the job failed.
 constexpr auto kReading = std::chrono::seconds(2);
@@ -41,7 +40,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Trouble, is_mistake, rank, audience, text)
 
 [[noreturn]] void raise(const Trouble& trouble) {
   if (trouble.is_mistake) throw InvalidArgument(trouble.text);
-  throw CommError(trouble.rank, kOperation, 0, trouble.text);
+  throw CommError(trouble.rank, kJoining, 0, trouble.text);
 }
 
 // Counts this rank as one that knows why the job failed, and waits for the others: until `deadline`
@@ -173,7 +172,7 @@ std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int r
     leave(*store, deadline, error.what());
     throw;
   } catch (const std::exception& error) {
-    throw CommError(0, kOperation, 0, concat("the job's store is gone: ", error_text(error)));
+    throw CommError(0, kJoining, 0, concat("the job's store is gone: ", error_text(error)));
   }
 }
 

@@ -1,4 +1,4 @@
-// One line of an exception that torch threw.
+// What the errors of a job that is starting say.
 #pragma once
 
 #include <exception>
@@ -7,6 +7,9 @@
 #include <c10/util/Exception.h>
 
 namespace thinwire::launch {
+
+// The operation that a CommError names.
+inline constexpr const char* kJoining = "joining the job";
 
 // The message without torch's stack trace.
 inline std::string error_text(const std::exception& error) {

@@ -24,8 +24,6 @@ namespace {
 using std::chrono::milliseconds;
 using StorePtr = c10::intrusive_ptr<c10d::TCPStore>;
 
-constexpr const char* kOperation = "joining the job";
-
 double seconds(milliseconds time) {
   return static_cast<double>(time.count()) / 1000;
 }
@@ -44,7 +42,7 @@ StorePtr serve(const std::string& host, int port, milliseconds timeout) {
     const bool taken = reason.find("EADDRINUSE") != std::string::npos ||
                        reason.find("in use") != std::string::npos;
     throw CommError(
-        -1, kOperation, 0,
+        -1, kJoining, 0,
         taken ? concat("port ", port, " is in use on this host, rank 0 of ", host,
                        " cannot serve the store there; set MASTER_PORT to a free port")
               : concat("rank 0 cannot serve the store at ", host, ":", port, ": ", reason));
@@ -68,7 +66,7 @@ StorePtr connect(const std::string& host, int port, milliseconds timeout) {
   } catch (const std::exception& error) {
     reason = error_text(error);
   }
-  throw CommError(-1, kOperation, 0,
+  throw CommError(-1, kJoining, 0,
                   concat("no store answers at ", host, ":", port, " within ", seconds(timeout),
                          " s: ", reason));
 }
@@ -93,7 +91,7 @@ StorePtr meet_by_mpi(const RankEnv& env, milliseconds timeout) {
   const auto mpi = comm::make_mpi_backend(env.rank, env.size, timeout);
   if (env.rank != 0) {
     const std::string text = broadcast_text(*mpi, "");
-    if (text[0] == '!') throw CommError(0, kOperation, 0, text.substr(1));
+    if (text[0] == '!') throw CommError(0, kJoining, 0, text.substr(1));
     const std::size_t blank = text.rfind(' ');
     return connect(text.substr(1, blank - 1), std::stoi(text.substr(blank + 1)), timeout);
   }

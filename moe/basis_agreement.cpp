@@ -11,7 +11,7 @@ namespace thinwire::moe {
 namespace {
 
 // Weight of the rows before the last basis.
-constexpr double kDecay = 0.5;
+constexpr double kBasisDecay = 0.5;
 
 // [sum of send] -> [sum of receive], by rank.
 at::Tensor exchange(c10d::ProcessGroup* group, const at::Tensor& outgoing,
@@ -69,7 +69,7 @@ std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLe
                                  sums.narrow(0, (rank * mine + number) * moments, moments), dim));
     }
     ++number;
-    leg->running.decay_and_add(kDecay, all);
+    leg->running.decay_and_add(kBasisDecay, all);
     made.push_back(leg->running.count() > 0 ? leg->running.basis_message(leg->options)
                                             : at::zeros({message}, at::kByte));
   }

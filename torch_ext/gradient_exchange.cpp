@@ -22,23 +22,23 @@ std::string link_model_path(const CompressionOptions& options) {
   return options.link_model.empty() ? Env::get().link_model : options.link_model;
 }
 
-// The link model, once all ranks are known to have the same. A rank that cannot read it says so to
-// the others before it throws.
-comm::LinkModel agreed_link_model(const c10d::ProcessGroup& group, const std::string& name,
-                                  const CompressionOptions& options) {
+// The link model, if one is named, once all ranks are known to have the same or none. A rank that
+// cannot read it says so to the others before it throws.
+std::optional<comm::LinkModel> agreed_link_model(const c10d::ProcessGroup& group,
+                                                 const std::string& name,
+                                                 const CompressionOptions& options) {
   const std::string path = link_model_path(options);
-  comm::LinkModel model;
-  std::string text;
+  std::optional<comm::LinkModel> model;
+  std::string text = "none";
   std::exception_ptr mistake;
   try {
-    check(!path.empty(),
-          "lgreco(objective=time) needs to know the network: name a file that `thinwire link` "
-          "wrote in the option link_model or in THINWIRE_LINK_MODEL");
-    model = comm::read_link_model(path);
-    check(model.world == group.getSize(), path, " was measured with ", model.world,
-          " ranks, this job has ", group.getSize());
-    model.backend(comm::backend_name(group));
-    text = comm::to_json(model);
+    if (!path.empty()) {
+      model = comm::read_link_model(path);
+      check(model->world == group.getSize(), path, " was measured with ", model->world,
+            " ranks, this job has ", group.getSize());
+      model->backend(comm::backend_name(group));
+      text = comm::to_json(*model);
+    }
   } catch (const Error& error) {
     mistake = std::current_exception();
     text = concat("unusable: ", error.what());
@@ -68,14 +68,14 @@ std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::Proce
                                             const std::string& name,
                                             const std::vector<LayerInfo>& layers,
                                             const CompressionOptions& options,
-                                            const comm::Plan& reference) {
+                                            const comm::Plan& reference,
+                                            const std::optional<comm::LinkModel>& link) {
   auto adaptive = adaptive_compression(layers, options);
   if (!adaptive) return nullptr;
   comm::agree_on_text(*group, name + "/policy", "the policy", adaptive->policy.str());
-  std::optional<comm::LinkModel> link;
-  if (adaptive->policy.objective == lgreco::Objective::kTime) {
-    link = agreed_link_model(*group, name, options);
-  }
+  check(adaptive->policy.objective != lgreco::Objective::kTime || link,
+        "lgreco(objective=time) needs to know the network: name a file that `thinwire link` "
+        "wrote in the option link_model or in THINWIRE_LINK_MODEL");
   return std::make_unique<AdaptivePlan>(group, std::move(*adaptive), reference,
                                         options.warmup_steps, link);
 }
@@ -138,12 +138,10 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
                                 options_)),
       timeline_(timeline),
-      link_(link_model_path(options_).empty()
-                ? std::nullopt
-                : std::optional(agreed_link_model(*group, name, options_))),
+      link_(agreed_link_model(*group, name, options_)),
       averager_(comm::duplicate(group, name),
                 averager_options(*group, name, options_, link_, timeline)),
-      adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_)),
+      adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_, link_)),
       warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
       current_plan_(std::make_shared<const comm::Plan>(plan_)),
       thread_(std::make_unique<comm::CommunicationThread>()) {

@@ -56,10 +56,10 @@ std::span<float> part_of(std::span<float> values, std::size_t begin, const Piece
 
 struct ScatterReduce::Chunk {
   Messages scatter_out, scatter_in, gather_out, gather_in;
-  std::vector<std::byte> own;       // payload of this rank's own slice
-  std::vector<FrameHeader> slices;  // by owner, see header_of()
-  std::vector<float> lost;          // by encoding the mean of the own slice; empty if nobody asks
-  c10::intrusive_ptr<c10d::Work> scatter, gather;
+  std::vector<std::byte> own = {};       // payload of this rank's own slice
+  std::vector<FrameHeader> slices = {};  // by owner, see header_of()
+  std::vector<float> lost = {};  // by encoding the mean of the own slice; empty if nobody asks
+  c10::intrusive_ptr<c10d::Work> scatter = {}, gather = {};
   int refused_rank = -1;  // whose frame of the scatter leg did not fit
 };
 

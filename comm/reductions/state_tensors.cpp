@@ -28,9 +28,10 @@ std::vector<float> to_vector(const std::string& name, const at::Tensor& tensor, 
   return {data, data + flat.numel()};
 }
 
-// What follows `prefix` in `name`; empty where it does not begin so.
-std::string_view after(std::string_view name, std::string_view prefix) {
-  return name.starts_with(prefix) ? name.substr(prefix.size()) : std::string_view{};
+[[noreturn]] void refuse(const std::string& name) {
+  throw InvalidArgument(concat("a saved state has no tensor '", name,
+                               "'; names begin with residual/, velocity/, momentum_residual/, "
+                               "second_residual/ or warm_start/"));
 }
 
 void add_second(const std::string& name, std::string_view rest, const at::Tensor& tensor,
@@ -69,22 +70,25 @@ std::map<std::string, at::Tensor> to_tensors(const AveragerState& state) {
 AveragerState state_from_tensors(const std::map<std::string, at::Tensor>& tensors) {
   AveragerState state;
   for (const auto& [name, tensor] : tensors) {
-    if (const auto layer = after(name, "residual/"); !layer.empty()) {
+    const std::size_t slash = std::min(name.find('/'), name.size());
+    const std::string kind = name.substr(0, slash);
+    const std::string layer = name.substr(std::min(slash + 1, name.size()));
+    if (layer.empty()) {
+      refuse(name);
+    } else if (kind == "residual") {
       state.residuals.emplace(layer, to_vector(name, tensor, 1));
-    } else if (const auto layer = after(name, "velocity/"); !layer.empty()) {
-      state.momentum[std::string(layer)].velocity = to_vector(name, tensor, 1);
-    } else if (const auto layer = after(name, "momentum_residual/"); !layer.empty()) {
-      state.momentum[std::string(layer)].residual = to_vector(name, tensor, 1);
-    } else if (const auto rest = after(name, "second_residual/"); !rest.empty()) {
-      add_second(name, rest, tensor, state.second);
-    } else if (const auto layer = after(name, "warm_start/"); !layer.empty()) {
+    } else if (kind == "velocity") {
+      state.momentum[layer].velocity = to_vector(name, tensor, 1);
+    } else if (kind == "momentum_residual") {
+      state.momentum[layer].residual = to_vector(name, tensor, 1);
+    } else if (kind == "second_residual") {
+      add_second(name, layer, tensor, state.second);
+    } else if (kind == "warm_start") {
       WarmStart start{.q = to_vector(name, tensor, 2)};
       start.cols = tensor.size(1);
       state.warm_starts.emplace(layer, std::move(start));
     } else {
-      throw InvalidArgument(concat("a saved state has no tensor '", name,
-                                   "'; names begin with residual/, velocity/, momentum_residual/, "
-                                   "second_residual/ or warm_start/"));
+      refuse(name);
     }
   }
   for (const auto& [name, layer] : state.momentum) {

@@ -28,16 +28,6 @@
 namespace thinwire::lgreco {
 namespace {
 
-struct Move {
-  double u, v, reduced;
-  std::size_t point;
-};
-
-struct CoreGroup {
-  std::size_t group;
-  std::vector<Move> moves;  // in order of their reduced cost
-};
-
 // Beyond this many steps a move's weight is no longer known to a small part of a step.
 constexpr double kLargestMove = 0x1p44;
 // Cells of weight. Fewer lose good states, more take time; the gap of random instances falls
@@ -116,6 +106,16 @@ class CoreSearch {
   }
 
  private:
+  struct Move {
+    double u, v, reduced;
+    std::size_t point;
+  };
+
+  struct CoreGroup {
+    std::size_t group;
+    std::vector<Move> moves;  // in order of their reduced cost
+  };
+
   using State = CoreFront::State;
 
   void add_group(std::size_t g, const ParetoGroup& points, std::size_t base, int cost_exponent) {

@@ -24,7 +24,7 @@ constexpr std::array kParameters = {Parameter{"quantize", "bits", 4, 1, 8, true}
                                     Parameter{"powersgd", "rank", 4, 1, 65536, true}};
 
 // Shortest text that reads back as the same number.
-std::string number(double value) {
+std::string shortest(double value) {
   char text[32];
   const auto end = std::to_chars(text, text + sizeof text, value).ptr;
   return {text, end};
@@ -53,7 +53,7 @@ Spec parse_reference(Family family, const std::string& text) {
           "lgreco: with family=mixed the reference must be a codec spec, such as "
           "quantize(bits=4), got '",
           text, "'");
-    const std::string value = text.empty() ? number(parameter.fallback) : text;
+    const std::string value = text.empty() ? shortest(parameter.fallback) : text;
     return Spec::parse(concat(parameter.codec, "(", parameter.key, "=", value, ")"));
   }
   return Spec::parse(text);
@@ -99,7 +99,7 @@ Spec with_parameter(const Spec& spec, double value) {
   Spec result = spec;
   Spec::Argument changed;
   changed.key = parameter.key;
-  changed.text = number(value);
+  changed.text = shortest(value);
   if (const auto* argument = parameter_argument(spec)) {
     result.arguments[static_cast<std::size_t>(argument - spec.arguments.data())] = changed;
   } else {
@@ -119,12 +119,12 @@ AllocationOptions Policy::allocation() const {
 
 std::string Policy::str() const {
   return concat("lgreco(family=", name_of(family), ", reference=", reference.str(),
-                ", budget=", number(budget),
+                ", budget=", shortest(budget),
                 ", constraint=", kConstraints[static_cast<std::size_t>(constraint)],
                 ", error=", kMeasures[static_cast<std::size_t>(measure)],
                 ", objective=", kObjectives[static_cast<std::size_t>(objective)],
                 ", period=", period, ", warmup=", warmup, ", window=", window,
-                ", cap=", number(cap), ")");
+                ", cap=", shortest(cap), ")");
 }
 
 Policy parse_policy(const Spec& spec) {

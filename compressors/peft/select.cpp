@@ -14,7 +14,7 @@
 namespace thinwire::peft {
 namespace {
 
-constexpr std::int64_t kChunk = 16384;
+constexpr std::int64_t kReadAtOnce = 16384;
 constexpr std::uint32_t kInfinityBits = 0x7F800000u;
 
 std::uint32_t magnitude_bits(float value) {
@@ -26,10 +26,10 @@ template <typename Visit>
 void for_each_chunk(std::span<const DeltaPiece> pieces,
                     const std::function<void(std::int64_t)>& progress, std::int64_t& done,
                     Visit visit) {
-  std::array<float, kChunk> buffer;
+  std::array<float, kReadAtOnce> buffer;
   for (const DeltaPiece& piece : pieces) {
-    for (std::int64_t begin = 0; begin < piece.tuned.numel; begin += kChunk) {
-      const auto n = static_cast<std::size_t>(std::min(kChunk, piece.tuned.numel - begin));
+    for (std::int64_t begin = 0; begin < piece.tuned.numel; begin += kReadAtOnce) {
+      const auto n = static_cast<std::size_t>(std::min(kReadAtOnce, piece.tuned.numel - begin));
       const std::span<float> values(buffer.data(), n);
       load_delta(piece, begin, values);
       visit(piece, begin, std::span<const float>(values));

@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kChunk = 16384;
+constexpr std::int64_t kUnpackedAtOnce = 16384;
 
 // Counts entries and tells the caller.
 class Meter {
@@ -44,10 +44,10 @@ void write_values(const PackedFile& file, std::size_t index, DeltaReader& reader
     return;
   }
   const DType dtype = float_dtype(tensor.info.dtype).value();
-  std::array<float, kChunk> delta;
-  std::array<std::byte, 8 * kChunk> bytes;
-  for (std::int64_t begin = 0; begin < tensor.info.numel(); begin += kChunk) {
-    const std::int64_t n = std::min(kChunk, tensor.info.numel() - begin);
+  std::array<float, kUnpackedAtOnce> delta;
+  std::array<std::byte, 8 * kUnpackedAtOnce> bytes;
+  for (std::int64_t begin = 0; begin < tensor.info.numel(); begin += kUnpackedAtOnce) {
+    const std::int64_t n = std::min(kUnpackedAtOnce, tensor.info.numel() - begin);
     reader.read(index, begin, std::span(delta).first(static_cast<std::size_t>(n)));
     for (std::int64_t i = 0; i < n; ++i)
       detail::store_float(bytes.data(), i, dtype,
@@ -120,8 +120,8 @@ void apply_packed(const fs::path& base_path, const std::vector<const PackedFile*
   std::vector<DeltaReader> readers;
   for (const PackedFile* file : chain) readers.emplace_back(*file);
   Meter meter(progress, entries_of(chain[0]->manifest().tensors));
-  std::array<float, kChunk> delta;
-  std::array<std::byte, 8 * kChunk> bytes;
+  std::array<float, kUnpackedAtOnce> delta;
+  std::array<std::byte, 8 * kUnpackedAtOnce> bytes;
   for (std::size_t index = 0; index < base.tensors().size(); ++index) {
     const TensorInfo& info = base.tensors()[index];
     const PackedFile* value = nullptr;
@@ -134,8 +134,8 @@ void apply_packed(const fs::path& base_path, const std::vector<const PackedFile*
     }
     const DType dtype = float_dtype(info.dtype).value();
     const std::size_t size = size_of(dtype);
-    for (std::int64_t begin = 0; begin < info.numel(); begin += kChunk) {
-      const std::int64_t n = std::min(kChunk, info.numel() - begin);
+    for (std::int64_t begin = 0; begin < info.numel(); begin += kUnpackedAtOnce) {
+      const std::int64_t n = std::min(kUnpackedAtOnce, info.numel() - begin);
       const std::span<std::byte> chunk(bytes.data(), static_cast<std::size_t>(n) * size);
       std::memcpy(chunk.data(), base.bytes(index).data() + static_cast<std::size_t>(begin) * size,
                   chunk.size());

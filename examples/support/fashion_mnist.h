@@ -3,7 +3,7 @@
 
 #include <filesystem>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 namespace thinwire::examples {
 

@@ -1,5 +1,7 @@
 #include "thinwire/examples/support/language_trainer.h"
 
+#include <torch/optim/adamw.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -12,6 +14,7 @@
 #include "thinwire/comm/failure.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/median.h"
 #include "thinwire/common/metrics.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/moe/telemetry.h"
@@ -24,13 +27,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 // Linear warm-up over a tenth of the steps (at most 100), then a cosine down to a tenth.

@@ -2,6 +2,10 @@
 
 #include <unistd.h>
 
+#include <torch/optim/adamw.h>
+#include <torch/optim/sgd.h>
+#include <torch/serialize.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

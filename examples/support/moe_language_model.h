@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include <torch/torch.h>
+#include <torch/nn.h>
 
 #include "thinwire/moe/moe_layer.h"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 namespace thinwire::examples {
 

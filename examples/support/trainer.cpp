@@ -1,5 +1,7 @@
 #include "thinwire/examples/support/trainer.h"
 
+#include <torch/optim/sgd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iostream>

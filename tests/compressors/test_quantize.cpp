@@ -169,8 +169,8 @@ TEST_P(Quantize, PayloadOfAnotherLengthIsRefused) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Quantize, ::testing::ValuesIn(all_cases()), [](const auto& info) {
-  return concat(info.param.norm, "_", info.param.rounding, "_", info.param.bits);
+INSTANTIATE_TEST_SUITE_P(All, Quantize, ::testing::ValuesIn(all_cases()), [](const auto& tested) {
+  return concat(tested.param.norm, "_", tested.param.rounding, "_", tested.param.bits);
 });
 
 TEST(QuantizeRounding, StochasticMeanIsUnbiased) {

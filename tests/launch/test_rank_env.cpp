@@ -248,7 +248,7 @@ INSTANTIATE_TEST_SUITE_P(
             "SlurmWithoutJob", with(kSlurm, {{"SLURM_JOB_ID", ""}}), {"SLURM_JOB_ID is not"}},
         Contradiction{
             "SlurmBadNodes", with(kSlurm, {{"SLURM_STEP_NODELIST", "n[1"}}), {"node list 'n[1'"}}),
-    [](const auto& info) { return info.param.what; });
+    [](const auto& tested) { return tested.param.what; });
 
 TEST(SlurmPort, StaysBelowTheEphemeralPortsAndTellsStepsApart) {
   EXPECT_EQ(slurm_port(0, 0), 15000);

@@ -16,9 +16,9 @@ function(thinwire_mpi_test name)
     return()
   endif()
   add_executable(${name} ${arg_SOURCES})
-  target_link_libraries(${name} PRIVATE thinwire_settings thinwire GTest::gtest GTest::gmock
+  target_link_libraries(${name} PRIVATE thinwire_program_settings thinwire GTest::gtest GTest::gmock
                         GTest::gtest_main ${arg_LIBRARIES})
-  target_precompile_headers(${name} REUSE_FROM thinwire_test_pch)
+  thinwire_share_precompiled_header(${name})
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin/tests)
   foreach(ranks IN LISTS arg_NP)

@@ -144,6 +144,12 @@ TEST(AdaptiveTrainingTime, ObjectiveTimeTakesTheLinkModel) {
   };
   EXPECT_THAT(specs_on(1e-15), Each("identity"));
   EXPECT_THAT(specs_on(1e-3), ::testing::Contains(HasSubstr("quantize")));
+  const auto differ = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+    CompressionOptions compression("quantize(bits=4)");
+    if (ctx.rank == 1) compression.link_model = path.string();
+    Ddp ddp(std::make_shared<Net>(), ctx.group, {.compression = compression});
+  });
+  EXPECT_THAT(differ, Each(AllOf(HasSubstr("the link model"), HasSubstr("none"))));
   std::filesystem::remove(path);
   const auto errors = errors_of<FileError>(2, [&](RankContext& ctx) {
     CompressionOptions compression("lgreco(objective=time)");

@@ -68,8 +68,8 @@ struct Ledger {
 
 // Trains for some steps with the plan of each step.
 template <typename PlanOf, typename Gradient>
-Ledger train(int world, const AveragerOptions& options, const LayerShapes& shapes, int steps,
-             const PlanOf& plan_of, const Gradient& gradient) {
+Ledger train(int world, const AveragerOptions& options, int steps, const PlanOf& plan_of,
+             const Gradient& gradient) {
   Ledger ledger(world);
   run_ranks(world, [&](RankContext& ctx) {
     BucketAverager averager(ctx.group, options);
@@ -98,7 +98,7 @@ TEST_P(EveryReduction, LosesNothing) {
   const ReductionCase& c = GetParam();
   const Plan plan = uniform_plan(kShapes, c.spec);
   const Ledger ledger = train(
-      c.world, c.options(), kShapes, 12, [&](int) { return plan; },
+      c.world, c.options(), 12, [&](int) { return plan; },
       [](int step, int rank) {
         return random_bucket(kShapes, static_cast<std::uint64_t>(step), rank);
       });
@@ -168,7 +168,7 @@ TEST(ReductionBalance, IsExactWhereSumsAre) {
         ReductionCase{"topk(density=0.1)", "hierarchical", 4, {0, 0, 1, 1}}}) {
     const Plan plan = uniform_plan(kShapes, c.spec);
     const Ledger ledger = train(
-        c.world, c.options(), kShapes, 40, [&](int) { return plan; },
+        c.world, c.options(), 40, [&](int) { return plan; },
         [](int step, int rank) {
           Bucket bucket = random_bucket(kShapes, static_cast<std::uint64_t>(step), rank);
           bucket.buffer = (bucket.buffer * 8).round();
@@ -194,7 +194,7 @@ TEST(ReductionBalance, HoldsWhileThePlanChanges) {
                          "topk(density=0.1)"};
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
     const Ledger ledger = train(
-        3, {.chunk_bytes = 2048}, kShapes, 33,
+        3, {.chunk_bytes = 2048}, 33,
         [&](int step) { return uniform_plan(kShapes, specs[step / 3]); },
         [&](int step, int rank) {
           return random_bucket(kShapes, static_cast<std::uint64_t>(step), rank, type);
@@ -207,7 +207,7 @@ TEST(ReductionBalance, HoldsWhileThePlanChanges) {
 // Different layers change at different times, and so do the cuts of what stays.
 TEST(ReductionBalance, HoldsWhileOwnersChange) {
   const Ledger ledger = train(
-      4, {.chunk_bytes = 1024}, kShapes, 30,
+      4, {.chunk_bytes = 1024}, 30,
       [&](int step) {
         Plan plan = uniform_plan(kShapes, "quantize(bits=3, bucket=32)");
         if (step / 5 % 2 == 1) plan.set("w", parse_layer_setting("quantize(bits=8, bucket=32)"));
@@ -224,7 +224,7 @@ TEST(ReductionBalance, HoldsWhileOwnersChange) {
 TEST(ReductionBalance, SurvivesAnotherWorld) {
   const Plan plan = uniform_plan(kShapes, "onebit(bucket=64)");
   Ledger ledger = train(
-      4, {}, kShapes, 10, [&](int) { return plan; },
+      4, {}, 10, [&](int) { return plan; },
       [](int step, int rank) {
         return random_bucket(kShapes, static_cast<std::uint64_t>(step), rank);
       });

@@ -69,7 +69,9 @@ TEST(Strategies, RanksThatNameDifferentOnesAreTold) {
 // A network so fast that coding costs more than it saves, and a slow one.
 TEST(Strategies, TheLinkModelMaySayNotToCompress) {
   run_ranks(2, [](RankContext& ctx) {
-    LinkModel fast{.world = 2, .hosts = {"a", "a"}};
+    LinkModel fast;
+    fast.world = 2;
+    fast.hosts = {"a", "a"};
     fast.backends["gloo"].collectives.fill({1e-6, 1e-12});
     LinkModel slow = fast;
     slow.backends["gloo"].collectives.fill({1e-6, 1e-6});
