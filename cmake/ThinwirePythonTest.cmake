@@ -1,13 +1,14 @@
 # thinwire_python_test(<name> FILE <test.py> [ENVIRONMENT <A=b>...] [LABELS <label>...] [TIMEOUT s]
-#                      [SERIAL])
+#                      [JOBS | SERIAL])
 #
 # A file of Python's unittest as one ctest entry whose cases are counted like those of a GoogleTest
 # program. The test finds the source and the build folder in THINWIRE_SOURCE_DIR and
-# THINWIRE_BINARY_DIR. SERIAL: it runs alone, because it takes all cores or a fixed port.
+# THINWIRE_BINARY_DIR. JOBS: it starts jobs of several ranks, so one such test runs at a time,
+# beside others. SERIAL: it runs alone.
 find_program(THINWIRE_TEST_PYTHON NAMES python3 HINTS /usr/bin DOC "Python that runs the tests")
 
 function(thinwire_python_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "SERIAL" "FILE;TIMEOUT" "ENVIRONMENT;LABELS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "JOBS;SERIAL" "FILE;TIMEOUT" "ENVIRONMENT;LABELS")
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
@@ -17,4 +18,7 @@ function(thinwire_python_test name)
   set_tests_properties(${name} PROPERTIES
     TIMEOUT ${arg_TIMEOUT} RUN_SERIAL "${arg_SERIAL}" LABELS "${arg_LABELS}"
     ENVIRONMENT "THINWIRE_SOURCE_DIR=${PROJECT_SOURCE_DIR};THINWIRE_BINARY_DIR=${PROJECT_BINARY_DIR};${arg_ENVIRONMENT}")
+  if(arg_JOBS)
+    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK jobs)
+  endif()
 endfunction()

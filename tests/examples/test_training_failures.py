@@ -45,7 +45,7 @@ class Failures(training.TrainingTest):
         self.check(self.start(nowhere, nowhere), "/nowhere", "train-images-idx3-ubyte", "--data")
 
     def test_no_data_on_one_rank(self):
-        job = self.start({}, {"data": "/nowhere"}, {})
+        job = self.start({"timeout": 8}, {"timeout": 8, "data": "/nowhere"}, {"timeout": 8})
         self.check(job, "/nowhere", ranks=[1])
         self.check(job, "rank 1", ranks=[0, 2])
 
