@@ -14,6 +14,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/median.h"
 #include "thinwire/common/philox.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/compressors/powersgd.h"
 
 namespace thinwire::comm {
@@ -197,19 +198,19 @@ CodecCost probe_codec(c10d::ProcessGroup& group, const Codec& codec, std::int64_
     }
     return median(std::move(seconds)) / static_cast<double>(side * side * 4);
   };
-  // With error feedback, what comes before and after the encoding belongs to it.
-  std::vector<float> residual(codec.traits().needs_error_feedback ? values.size() : 0);
+  // With error feedback, what is added before the encoding and subtracted after it belongs to it.
+  std::vector<float> owed(codec.traits().needs_error_feedback ? values.size() : 0);
+  std::vector<float> residual(owed.size());
+  TensorView corrected = view_of(std::span<float>(residual));
+  corrected.shape = shape;
   std::array<double, 3> costs = {
       per_byte([&] {
         if (residual.empty()) {
           size = codec.compress(input, key, payload);
           return;
         }
-        for (std::size_t i = 0; i < values.size(); ++i) values[i] += residual[i];
-        size = codec.compress_and_reconstruct(input, key, payload, output);
-        for (std::size_t i = 0; i < values.size(); ++i) residual[i] = values[i] - decoded[i];
-        // Values must not grow from one repetition to the next.
-        for (std::size_t i = 0; i < values.size(); ++i) values[i] -= residual[i];
+        kernels::add_scaled(values.data(), owed.data(), 1, residual);
+        size = codec.compress_and_subtract(corrected, key, payload);
       }),
       per_byte([&] {
         codec.decompress(std::span(payload).first(size), key, output, WriteMode::kAssign);

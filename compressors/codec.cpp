@@ -1,6 +1,10 @@
 #include "thinwire/compressors/codec.h"
 
+#include <algorithm>
+
+#include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_checks.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire {
 
@@ -11,6 +15,33 @@ std::size_t Codec::compress_and_reconstruct(ConstTensorView input, const RandomK
   const std::size_t bytes = compress(input, key, output);
   decompress(output.first(bytes), key, reconstruction, WriteMode::kAssign);
   return bytes;
+}
+
+std::size_t Codec::compress_and_subtract(TensorView values, const RandomKey& key,
+                                         std::span<std::byte> output) const {
+  check_subtractable(values);
+  thread_local std::vector<float> scratch;
+  scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(values.numel)));
+  TensorView reconstruction = values;
+  reconstruction.data = scratch.data();
+  const std::size_t bytes = compress_and_reconstruct(as_const(values), key, output, reconstruction);
+  kernels::subtract({static_cast<float*>(values.data), static_cast<std::size_t>(values.numel)},
+                    scratch.data());
+  return bytes;
+}
+
+bool Codec::decompress_entries(std::span<const std::byte>, std::int64_t, SparseEntries&) const {
+  return false;
+}
+
+void SparseEntries::clear() {
+  indices.clear();
+  values.clear();
+}
+
+void SparseEntries::add(std::uint32_t index, float value) {
+  indices.push_back(index);
+  values.push_back(value);
 }
 
 }  // namespace thinwire

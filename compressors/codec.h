@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "thinwire/common/dtype.h"
 #include "thinwire/common/philox.h"
@@ -29,6 +30,16 @@ struct CodecTraits {
   bool needs_error_feedback = false;
   // A tensor of one repeated finite value decodes to exactly that value.
   bool exact_on_constants = false;
+};
+
+// Non-zero entries: ascending indices and their values.
+struct SparseEntries {
+  std::vector<std::uint32_t> indices;
+  std::vector<float> values;
+
+  std::size_t size() const { return indices.size(); }
+  void clear();
+  void add(std::uint32_t index, float value);
 };
 
 // Whether decompress() overwrites its target or adds to it.
@@ -75,6 +86,17 @@ class Codec {
   virtual std::size_t compress_and_reconstruct(ConstTensorView input, const RandomKey& key,
                                                std::span<std::byte> output,
                                                TensorView reconstruction) const;
+
+  // compress(), and `values` (float32 in host memory) keeps what the payload lost: what
+  // decompress() assigns is subtracted. The bytes are compress()'s.
+  virtual std::size_t compress_and_subtract(TensorView values, const RandomKey& key,
+                                            std::span<std::byte> output) const;
+
+  // For codecs that send few elements: reads what decompress() of a tensor of `numel` elements
+  // would set, all others being zero, and returns true. False, without reading anything, for
+  // codecs that are not of this kind. Throws as decompress().
+  virtual bool decompress_entries(std::span<const std::byte> input, std::int64_t numel,
+                                  SparseEntries& entries) const;
 };
 
 using CodecPtr = std::shared_ptr<const Codec>;

@@ -31,6 +31,13 @@ inline void check_same_kind(const ConstTensorView& input, const TensorView& reco
         name_of(reconstruction.dtype), ", the input ", input.numel, " of ", name_of(input.dtype));
 }
 
+// For compress_and_subtract().
+inline void check_subtractable(const TensorView& values) {
+  check(values.dtype == DType::kFloat32 && values.device == Device::kCpu &&
+            (values.data != nullptr || values.numel == 0),
+        "what a payload lost is kept in float32 in host memory, not in ", name_of(values.dtype));
+}
+
 inline void check_output(std::string_view codec, std::span<const std::byte> output,
                          std::size_t needed) {
   check(output.size() >= needed, codec, ": the output buffer has ", output.size(), " bytes, but ",

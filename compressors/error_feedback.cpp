@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "thinwire/common/error.h"
-#include "thinwire/compressors/finite.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire {
 
@@ -30,12 +30,17 @@ void ErrorFeedback::correct(std::string_view name, std::span<float> values) {
 
 void ErrorFeedback::correct(std::string_view name, std::span<float> values,
                             const ErrorFeedbackOptions& options, std::int64_t step) {
-  std::vector<float>& residual = residual_of(name, values.size());
+  const auto [residual, factor] = owed(name, values.size(), options, step);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] += factor * residual[i];
+}
+
+ErrorFeedback::Owed ErrorFeedback::owed(std::string_view name, std::size_t numel,
+                                        const ErrorFeedbackOptions& options, std::int64_t step) {
+  std::vector<float>& residual = residual_of(name, numel);
   if (options.reset_every > 0 && step % options.reset_every == 0) {
     std::fill(residual.begin(), residual.end(), 0.0f);
   }
-  const auto decay = static_cast<float>(options.decay);
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] += decay * residual[i];
+  return {residual, static_cast<float>(options.decay)};
 }
 
 void ErrorFeedback::commit(std::string_view name, std::span<const float> corrected,
@@ -48,8 +53,11 @@ void ErrorFeedback::commit(std::string_view name, std::span<const float> correct
 }
 
 void ErrorFeedback::commit(std::string_view name, std::vector<float>& residual) {
-  std::vector<float>& stored = residual_of(name, residual.size());
-  if (all_finite(residual)) stored.swap(residual);
+  if (kernels::all_finite(residual)) commit_finite(name, residual);
+}
+
+void ErrorFeedback::commit_finite(std::string_view name, std::vector<float>& residual) {
+  residual_of(name, residual.size()).swap(residual);
 }
 
 std::span<const float> ErrorFeedback::residual(std::string_view name) const {

@@ -54,6 +54,14 @@ class ErrorFeedback {
   void correct(std::string_view name, std::span<float> values, const ErrorFeedbackOptions& options,
                std::int64_t step);
 
+  // What correct() would add, `factor` · `residual`, for callers that add it themselves.
+  struct Owed {
+    std::span<const float> residual;
+    float factor = 1;
+  };
+  Owed owed(std::string_view name, std::size_t numel, const ErrorFeedbackOptions& options,
+            std::int64_t step);
+
   // residual of `name` = corrected − reconstruction. The three have the size of the layer, else
   // InvalidArgument. A layer with a non-finite difference keeps its residual.
   void commit(std::string_view name, std::span<const float> corrected,
@@ -62,6 +70,9 @@ class ErrorFeedback {
   // The same for a difference that was taken already. Takes the vector's memory and leaves that of
   // the earlier residual in it, for a copy would cost as much as encoding.
   void commit(std::string_view name, std::vector<float>& residual);
+
+  // The same for one that is known to be finite.
+  void commit_finite(std::string_view name, std::vector<float>& residual);
 
   // The stored residual, empty if the layer has none yet.
   std::span<const float> residual(std::string_view name) const;

@@ -8,7 +8,7 @@
 #include "thinwire/compressors/codec_checks.h"
 #include "thinwire/compressors/float_view.h"
 #include "thinwire/compressors/kernels/elementwise_ref.h"
-#include "thinwire/compressors/kernels/topk.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/compressors/sparse_values.h"
 
 namespace thinwire {
@@ -66,7 +66,7 @@ class Randomk final : public Codec {
     check_output("randomk", output, bytes);
     thread_local std::vector<float> scratch;
     const auto x = as_floats(input, scratch);
-    const bool poisoned = kernels::has_non_finite(x);
+    const bool poisoned = !kernels::all_finite(x);
     for_each_choice(x.size(), bytes / sizeof(float), key,
                     [&](std::uint64_t j, std::uint64_t chosen, std::uint64_t) {
                       const float value =

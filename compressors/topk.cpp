@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <numeric>
 
 #include "thinwire/compressors/codec_checks.h"
 #include "thinwire/compressors/float_view.h"
@@ -53,10 +55,66 @@ class Topk final : public Codec {
     check_view("topk", input);
     check_on_cpu("topk", input);
     check_output("topk", output, max_compressed_bytes(input.numel, input.dtype));
+    return encode(as_floats(input, sparse_scratch().input), key, output);
+  }
+
+  // Only the elements that were sent change.
+  std::size_t compress_and_subtract(TensorView values, const RandomKey& key,
+                                    std::span<std::byte> output) const override {
+    check_view("topk", values);
+    check_subtractable(values);
+    check_output("topk", output, max_compressed_bytes(values.numel, values.dtype));
+    const std::span rest(static_cast<float*>(values.data), static_cast<std::size_t>(values.numel));
+    const std::size_t bytes = encode(rest, key, output);
+    if (bytes == 0) return 0;
     SparseScratch& s = sparse_scratch();
-    const auto x = as_floats(input, s.input);
+    const auto& kept = s.selection.indices;
+    s.values.resize(kept.size());
+    read_values(output.data() + bytes - kept.size() * size_of(options_.values), options_.values,
+                s.values);
+    if (is_poison(s.values)) {
+      poison(values);
+    } else {
+      for (std::size_t j = 0; j < kept.size(); ++j) rest[kept[j]] -= s.values[j];
+    }
+    return bytes;
+  }
+
+  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
+                  WriteMode mode) const override {
+    check_view("topk", output);
+    check_on_cpu("topk", output);
+    SparseScratch& s = sparse_scratch();
+    read(input, output.numel, s.indices, s.values);
+    if (is_poison(s.values)) return poison(output);
+    if (output.numel > 0) scatter(s.indices, s.values, output, mode);
+  }
+
+  bool decompress_entries(std::span<const std::byte> input, std::int64_t numel,
+                          SparseEntries& entries) const override {
+    read(input, numel, entries.indices, entries.values);
+    if (is_poison(entries.values)) {
+      entries.indices.resize(static_cast<std::size_t>(numel));
+      std::iota(entries.indices.begin(), entries.indices.end(), 0u);
+      entries.values.assign(static_cast<std::size_t>(numel),
+                            std::numeric_limits<float>::quiet_NaN());
+    }
+    return true;
+  }
+
+ private:
+  // Of a tensor with NaN or infinity those are kept, so that nothing else is sent where there are
+  // as many; the decoder then spoils the whole tensor.
+  static bool is_poison(std::span<const float> values) {
+    return !values.empty() && std::ranges::none_of(values, kernels::is_finite);
+  }
+
+  std::size_t encode(std::span<const float> x, const RandomKey& key,
+                     std::span<std::byte> output) const {
     if (x.empty()) return 0;
-    const auto k = static_cast<std::size_t>(kept_count(options_.density, input.numel));
+    SparseScratch& s = sparse_scratch();
+    const auto k =
+        static_cast<std::size_t>(kept_count(options_.density, static_cast<std::int64_t>(x.size())));
     if (options_.sampled) {
       kernels::select_topk_sampled(x, k, PhiloxStream::of(key), s.selection);
     } else {
@@ -70,40 +128,36 @@ class Topk final : public Codec {
     return size + count * size_of(options_.values);
   }
 
-  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
-                  WriteMode mode) const override {
-    check_view("topk", output);
-    check_on_cpu("topk", output);
-    check_numel(output.numel);
-    if (output.numel == 0) return check_payload_size("topk", input, 0, 0);
+  // The entries of a payload, checked before anything is written.
+  void read(std::span<const std::byte> input, std::int64_t numel,
+            std::vector<std::uint32_t>& indices, std::vector<float>& values) const {
+    check_numel(numel);
+    indices.clear();
+    values.clear();
+    if (numel == 0) return check_payload_size("topk", input, 0, 0);
     std::uint32_t count = 0;
     if (input.size() < sizeof count) throw FrameError("topk payload is truncated");
     std::memcpy(&count, input.data(), sizeof count);
     input = input.subspan(sizeof count);
-    const auto [least, most] = counts(options_, output.numel);
+    const auto [least, most] = counts(options_, numel);
     if (count < least || count > most) {
       throw FrameError(
           concat("topk payload holds ", count, " entries instead of ", least, " to ", most));
     }
-    // Everything is checked before anything is written.
     const std::size_t value_bytes = count * size_of(options_.values);
     if (input.size() < value_bytes + min_index_bytes(count))
       throw FrameError("topk payload is truncated");
-    SparseScratch& s = sparse_scratch();
-    s.indices.resize(count);
-    s.values.resize(count);
+    indices.resize(count);
+    values.resize(count);
     const std::size_t index_bytes =
-        decode_indices(input, static_cast<std::uint64_t>(output.numel), s.indices);
+        decode_indices(input, static_cast<std::uint64_t>(numel), indices);
     if (input.size() != index_bytes + value_bytes) {
       throw FrameError(concat("topk payload has ", input.size() - index_bytes,
                               " bytes of values instead of ", value_bytes));
     }
-    read_values(input.data() + index_bytes, options_.values, s.values);
-    if (std::none_of(s.values.begin(), s.values.end(), kernels::is_finite)) return poison(output);
-    scatter(s.indices, s.values, output, mode);
+    read_values(input.data() + index_bytes, options_.values, values);
   }
 
- private:
   TopkOptions options_;
 };
 

@@ -14,7 +14,6 @@
 #include "thinwire/comm/reductions/hierarchical.h"
 #include "thinwire/comm/tensor_bridge.h"
 #include "thinwire/common/crc32c.h"
-#include "thinwire/compressors/finite.h"
 
 namespace thinwire::comm {
 namespace {
@@ -164,11 +163,11 @@ void BucketAverager::average_dense(const Bucket& bucket, const Plan& plan,
     if (!at::isfinite(part_of(bucket, i)).all().item<bool>()) continue;
     std::vector<float> none;
     residuals_.commit(bucket.layers[i].name, plan.of(bucket.layers[i].name), /*compressed=*/false,
-                      {}, none);
+                      {}, none, /*finite=*/true);
   }
 }
 
-// Fills group.values with the corrected gradients.
+// Fills group.values with the gradients and what they are owed.
 void BucketAverager::correct(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
                              LayerGroup& group, std::int64_t step) {
   group.values.clear();
@@ -184,7 +183,9 @@ void BucketAverager::correct(const Bucket& bucket, const Plan& plan, BucketLayou
       as_tensor(values).copy_(part);
     }
     const bool compressed = own.codec != nullptr;
-    residuals_.correct(layer.name, values, setting, compressed, own.owned, group_->getSize(), step);
+    const ErrorFeedback::Owed owed = residuals_.correct(layer.name, values, setting, compressed,
+                                                        own.owned, group_->getSize(), step);
+    own.residual_finite = true;
     const bool keeps = compressed && (setting.uses_feedback() || setting.momentum);
     if (keeps) own.residual.resize(values.size());
     group.values.push_back({.id = own.id,
@@ -192,7 +193,10 @@ void BucketAverager::correct(const Bucket& bucket, const Plan& plan, BucketLayou
                             .codec = compressed ? own.codec.get() : &identity_codec(),
                             .shape = layer.shape,
                             .values = values,
+                            .owed = owed.residual,
+                            .owed_factor = owed.factor,
                             .residual = own.residual,
+                            .residual_finite = &own.residual_finite,
                             .second = own.owned.empty() ? nullptr : &residuals_.second,
                             .second_decay = Residuals::second_decay(setting, step)});
   }
@@ -214,8 +218,9 @@ void BucketAverager::average_groups(const Bucket& bucket, const Plan& plan, Buck
   for (std::size_t g = 0; g < layout.groups.size(); ++g) {
     LayerGroup& group = layout.groups[g];
     correct(bucket, plan, layout, group, step);
-    wire_use_.sent_bytes += group.reduction->run(exchange.stage(1000 + g), group.values);
-    for (const LayerValues& layer : group.values) finite = finite && all_finite(layer.values);
+    const Averaged averaged = group.reduction->run(exchange.stage(1000 + g), group.values);
+    wire_use_.sent_bytes += averaged.sent;
+    finite = finite && averaged.finite;
     for (std::size_t n = 0; n < group.layers.size(); ++n) {
       const std::size_t i = group.layers[n];
       if (!layout.layers[i].converted.empty()) {
@@ -242,7 +247,8 @@ void BucketAverager::commit(const Bucket& bucket, const Plan& plan, BucketLayout
     for (const std::size_t i : group.layers) {
       BucketLayout::Layer& own = layout.layers[i];
       const std::string& name = bucket.layers[i].name;
-      residuals_.commit(name, plan.of(name), own.codec != nullptr, own.owned, own.residual);
+      residuals_.commit(name, plan.of(name), own.codec != nullptr, own.owned, own.residual,
+                        own.residual_finite);
     }
   }
 }

@@ -32,6 +32,7 @@ struct BucketLayout {
     CodecPtr codec;                // of this stage; null: uncompressed
     std::vector<float> converted;  // float32 copy, where the buffer is not
     std::vector<float> residual;   // the new one, until it is committed
+    bool residual_finite = true;
     std::vector<SecondResidual::Extent> owned;
   };
   std::vector<Layer> layers;

@@ -17,7 +17,7 @@ ExactMean::ExactMean(std::int64_t numel, const Peers& peers, std::size_t chunk_b
 
 std::size_t ExactMean::run(const Exchange& exchange, std::span<float> buffer) {
   const LayerValues whole{.codec = &identity_codec(), .values = buffer};
-  return reduce_->run(exchange, std::span(&whole, 1));
+  return reduce_->run(exchange, std::span(&whole, 1)).sent;
 }
 
 }  // namespace thinwire::comm

@@ -1,5 +1,10 @@
 #include "thinwire/comm/reductions/exchange.h"
 
+#include <algorithm>
+
+#include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
+
 namespace thinwire::comm {
 
 Exchange Exchange::stage(std::uint64_t number) const {
@@ -18,22 +23,51 @@ RandomKey random_key(const Exchange& exchange, const LayerValues& layer, int pee
           .first_element = static_cast<std::uint64_t>(layer.first_element + begin)};
 }
 
+bool add_owed(const LayerValues& layer, std::int64_t begin, std::span<float> into) {
+  const auto first = static_cast<std::size_t>(begin);
+  const float* const values = layer.values.data() + first;
+  if (layer.owed.empty()) {
+    if (into.data() != values) std::copy(values, values + into.size(), into.begin());
+    return kernels::all_finite(into);
+  }
+  return kernels::add_scaled(values, layer.owed.data() + first, layer.owed_factor, into);
+}
+
+LayerValues with_owed_added(LayerValues layer) {
+  add_owed(layer, 0, layer.values);
+  layer.owed = {};
+  return layer;
+}
+
+void note_residual(const LayerValues& layer, std::span<const float> part) {
+  if (layer.residual_finite && !kernels::all_finite(part)) *layer.residual_finite = false;
+}
+
 std::size_t encode_piece(const Exchange& exchange, const LayerValues& layer, std::int64_t begin,
                          std::int64_t numel, std::span<std::byte> out) {
   const auto first = static_cast<std::size_t>(begin);
   const auto count = static_cast<std::size_t>(numel);
-  const std::span<const float> values = layer.values.subspan(first, count);
   const RandomKey key = random_key(exchange, layer, exchange.peers->rank(), /*stage=*/0, begin);
-  ConstTensorView input = view_of(values);
-  if (numel == static_cast<std::int64_t>(layer.values.size())) input.shape = layer.shape;
-  if (layer.residual.empty()) return layer.codec->compress(input, key, out);
-
-  // The residual is taken here, while the values are in cache and not yet overwritten by the mean.
-  const std::span<float> residual = layer.residual.subspan(first, count);
-  TensorView reconstruction = view_of(residual);
-  reconstruction.shape = input.shape;
-  const std::size_t bytes = layer.codec->compress_and_reconstruct(input, key, out, reconstruction);
-  for (std::size_t i = 0; i < count; ++i) residual[i] = values[i] - residual[i];
+  const bool whole = count == layer.values.size();
+  if (layer.residual.empty()) {
+    THINWIRE_ASSERT(layer.owed.empty());
+    ConstTensorView input = view_of(std::span<const float>(layer.values).subspan(first, count));
+    if (whole) input.shape = layer.shape;
+    return layer.codec->compress(input, key, out);
+  }
+  // Corrected, encoded and what was lost taken while the piece is in cache.
+  const std::span<float> rest = layer.residual.subspan(first, count);
+  const bool finite = add_owed(layer, begin, rest);
+  TensorView corrected = view_of(rest);
+  if (whole) corrected.shape = layer.shape;
+  const std::size_t bytes = layer.codec->compress_and_subtract(corrected, key, out);
+  // A codec of whole layers has gone far beyond the cache; it loses nothing of finite values that
+  // is not finite.
+  if (layer.codec->block_size() > 0) {
+    note_residual(layer, rest);
+  } else if (!finite && layer.residual_finite) {
+    *layer.residual_finite = false;
+  }
   return bytes;
 }
 

@@ -33,23 +33,38 @@ struct Exchange {
   Exchange stage(std::uint64_t number) const;
 };
 
-// One layer in an exchange, or a run of its elements. `values` holds this rank's (corrected)
-// gradient and receives the mean.
+// One layer in an exchange, or a run of its elements. `values` holds this rank's gradient and
+// receives the mean of what the ranks hold, which is values + owed_factor · owed.
 struct LayerValues {
   std::uint32_t id = 0;  // equal on all ranks, derived from the parameter's name
   std::string_view name = {};
   const Codec* codec = nullptr;
   std::span<const std::int64_t> shape = {};  // of the whole layer; empty where `values` is a part
   std::span<float> values = {};
-  // Empty, or of the size of `values`: receives what the local encoding lost, values −
-  // D(C(values)).
+  // What the encodings before this one lost, added where the gradient is read for encoding and in
+  // cache; empty: nothing.
+  std::span<const float> owed = {};
+  float owed_factor = 1;
+  // Empty, or of the size of `values`: receives what the local encoding x lost, x − D(C(x)).
   std::span<float> residual = {};
+  // Becomes false where the residual is not finite.
+  bool* residual_finite = nullptr;
   std::int64_t first_element = 0;  // index within the layer of values[0]
   // Where an owner that encodes a mean keeps what that loses; null: nowhere. The factor is that of
   // the kept residual when it is added to the next mean.
   SecondResidual* second = nullptr;
   float second_decay = 1;
 };
+
+// into = values + owed_factor · owed, of the elements from `begin` on; `into` may be the values.
+// Returns whether all of it is finite.
+bool add_owed(const LayerValues& layer, std::int64_t begin, std::span<float> into);
+
+// The layer with all that it is owed in its values.
+LayerValues with_owed_added(LayerValues layer);
+
+// Notes whether a part of the layer's residual is finite.
+void note_residual(const LayerValues& layer, std::span<const float> part);
 
 // Encodes `numel` elements from `begin` on and, where the layer keeps a residual, writes what was
 // lost. Returns the bytes written to `out`.

@@ -1,15 +1,41 @@
 #include "thinwire/comm/reductions/gather_reduce.h"
 
+#include <algorithm>
 #include <boost/endian/conversion.hpp>
 #include <cstring>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
 namespace {
 
 // A payload: the length of every layer's part (u64, little-endian), then the parts.
 constexpr std::size_t kLengthBytes = sizeof(std::uint64_t);
+// Elements of a mean that are added up at once; they fit the second-level cache.
+constexpr std::size_t kPiece = std::size_t{1} << 15;
+
+// The parts of the layers. Throws FrameError unless they are the whole payload.
+std::vector<std::span<const std::byte>> split(std::span<const std::byte> payload,
+                                              std::size_t layers) {
+  std::size_t at = kLengthBytes * layers;
+  std::vector<std::span<const std::byte>> parts;
+  for (std::size_t i = 0; i < layers; ++i) {
+    std::uint64_t length = 0;
+    if (payload.size() >= at) std::memcpy(&length, payload.data() + kLengthBytes * i, kLengthBytes);
+    boost::endian::little_to_native_inplace(length);
+    if (payload.size() < at || length > payload.size() - at) {
+      throw FrameError(concat("layer ", i, " claims ", length, " bytes of a payload of ",
+                              payload.size(), " from byte ", at, " on"));
+    }
+    parts.push_back(payload.subspan(at, length));
+    at += length;
+  }
+  if (at != payload.size()) {
+    throw FrameError(concat("a payload has ", payload.size(), " bytes, its layers take ", at));
+  }
+  return parts;
+}
 
 }  // namespace
 
@@ -21,7 +47,7 @@ GatherReduce::GatherReduce(std::span<const PartitionLayer> layers)
   }
 }
 
-std::size_t GatherReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
+Averaged GatherReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
   encode(exchange, layers);
   std::vector<FrameHeader> expected;
   for (int p = 0; p < exchange.peers->size(); ++p) {
@@ -29,8 +55,9 @@ std::size_t GatherReduce::run(const Exchange& exchange, std::span<const LayerVal
   }
   const ReceivedFrames received = swap_frames(exchange, std::span(&own_, 1), expected,
                                               kFrameHeaderBytes + most_, "gather_reduce");
-  if (received.complete) decode_mean(exchange, layers, received);
-  return received.sent;
+  Averaged averaged{.sent = received.sent};
+  if (received.complete) averaged.finite = decode_mean(exchange, layers, received);
+  return averaged;
 }
 
 void GatherReduce::encode(const Exchange& exchange, std::span<const LayerValues> layers) {
@@ -49,46 +76,71 @@ void GatherReduce::encode(const Exchange& exchange, std::span<const LayerValues>
               at);
 }
 
-void GatherReduce::decode_mean(const Exchange& exchange, std::span<const LayerValues> layers,
+bool GatherReduce::decode_mean(const Exchange& exchange, std::span<const LayerValues> layers,
                                const ReceivedFrames& received) {
   Timeline::Span span(exchange.timeline, exchange.track, "DECOMPRESS");
-  for (int p = 0; p < exchange.peers->size(); ++p) {
-    try {
-      decode_payload(exchange, layers, p,
-                     p == exchange.peers->rank() ? own_.payload()
-                                                 : received.payloads[static_cast<std::size_t>(p)]);
-    } catch (const FrameError& error) {
-      exchange.refusal->note(exchange.peers->group_rank(p), error);
-      return;
+  const int world = exchange.peers->size();
+  entries_.resize(static_cast<std::size_t>(world));
+  std::vector<std::vector<std::span<const std::byte>>> parts;  // [peer][layer]
+  bool finite = true;
+  int peer = 0;
+  try {
+    for (; peer < world; ++peer) {
+      parts.push_back(split(peer == exchange.peers->rank()
+                                ? own_.payload()
+                                : received.payloads[static_cast<std::size_t>(peer)],
+                            layers.size()));
     }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const LayerValues& layer = layers[i];
+      const auto part = [&] { return parts[static_cast<std::size_t>(peer)][i]; };
+      bool sparse = true;  // all ranks have the same codec
+      for (peer = 0; peer < world && sparse; ++peer) {
+        sparse =
+            layer.codec->decompress_entries(part(), static_cast<std::int64_t>(layer.values.size()),
+                                            entries_[static_cast<std::size_t>(peer)]);
+      }
+      if (sparse) {
+        finite = add_entries(exchange, layer.values) && finite;
+        continue;
+      }
+      TensorView output = view_of(layer.values);
+      output.shape = layer.shape;
+      for (peer = 0; peer < world; ++peer) {
+        layer.codec->decompress(part(), random_key(exchange, layer, peer, /*stage=*/0, 0), output,
+                                peer == 0 ? WriteMode::kAssign : WriteMode::kAccumulate);
+      }
+      // Here and in add_entries() is where a gather-reduced gradient is divided by the number of
+      // ranks.
+      kernels::divide(layer.values, static_cast<float>(exchange.divisor));
+      finite = finite && kernels::all_finite(layer.values);
+    }
+  } catch (const FrameError& error) {
+    exchange.refusal->note(exchange.peers->group_rank(peer), error);
   }
-  // The one place where a gather-reduced gradient is divided by the number of ranks.
-  for (const LayerValues& layer : layers) {
-    for (float& value : layer.values) value /= static_cast<float>(exchange.divisor);
-  }
+  return finite;
 }
 
-void GatherReduce::decode_payload(const Exchange& exchange, std::span<const LayerValues> layers,
-                                  int peer, std::span<const std::byte> payload) {
-  std::size_t at = kLengthBytes * layers.size();
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    std::uint64_t length = 0;
-    if (payload.size() >= at) std::memcpy(&length, payload.data() + kLengthBytes * i, kLengthBytes);
-    boost::endian::little_to_native_inplace(length);
-    if (payload.size() < at || length > payload.size() - at) {
-      throw FrameError(concat("layer ", i, " claims ", length, " bytes of a payload of ",
-                              payload.size(), " from byte ", at, " on"));
+// values = the mean of entries_, summed in rank order, a piece at a time while it is in cache.
+// Whether all of it is finite.
+bool GatherReduce::add_entries(const Exchange& exchange, std::span<float> values) const {
+  bool finite = true;
+  std::vector<std::size_t> next(entries_.size());
+  for (std::size_t begin = 0; begin < values.size(); begin += kPiece) {
+    const auto piece = values.subspan(begin, std::min(kPiece, values.size() - begin));
+    const std::size_t end = begin + piece.size();
+    std::ranges::fill(piece, 0.0f);
+    for (std::size_t p = 0; p < entries_.size(); ++p) {
+      const SparseEntries& entries = entries_[p];
+      std::size_t& at = next[p];
+      for (; at < entries.size() && entries.indices[at] < end; ++at) {
+        piece[entries.indices[at] - begin] += entries.values[at];
+      }
     }
-    TensorView output = view_of(layers[i].values);
-    output.shape = layers[i].shape;
-    layers[i].codec->decompress(payload.subspan(at, length),
-                                random_key(exchange, layers[i], peer, /*stage=*/0, 0), output,
-                                peer == 0 ? WriteMode::kAssign : WriteMode::kAccumulate);
-    at += length;
+    kernels::divide(piece, static_cast<float>(exchange.divisor));
+    finite = finite && kernels::all_finite(piece);
   }
-  if (at != payload.size()) {
-    throw FrameError(concat("a payload has ", payload.size(), " bytes, its layers take ", at));
-  }
+  return finite;
 }
 
 }  // namespace thinwire::comm

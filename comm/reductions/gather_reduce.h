@@ -21,18 +21,18 @@ class GatherReduce final : public Reduction {
  public:
   explicit GatherReduce(std::span<const PartitionLayer> layers);
 
-  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+  Averaged run(const Exchange& exchange, std::span<const LayerValues> layers) override;
 
  private:
   void encode(const Exchange& exchange, std::span<const LayerValues> layers);
-  void decode_mean(const Exchange& exchange, std::span<const LayerValues> layers,
+  bool decode_mean(const Exchange& exchange, std::span<const LayerValues> layers,
                    const ReceivedFrames& received);
-  void decode_payload(const Exchange& exchange, std::span<const LayerValues> layers, int peer,
-                      std::span<const std::byte> payload);
+  bool add_entries(const Exchange& exchange, std::span<float> values) const;
 
   std::size_t most_ = 0;  // bytes of a payload
   std::int64_t numel_ = 0;
   FrameBuffer own_;
+  std::vector<SparseEntries> entries_;  // by peer, of the layer being averaged
 };
 
 }  // namespace thinwire::comm

@@ -85,8 +85,10 @@ Hierarchical::Hierarchical(std::span<const PartitionLayer> layers, c10d::Process
   }
 }
 
-std::size_t Hierarchical::run(const Exchange& exchange, std::span<const LayerValues> layers) {
-  layers_ = layers;
+Averaged Hierarchical::run(const Exchange& exchange, std::span<const LayerValues> layers) {
+  settled_.clear();
+  for (const LayerValues& layer : layers) settled_.push_back(with_owed_added(layer));
+  layers_ = settled_;
   divisor_ = exchange.divisor;
   sent_ = 0;
   // Inside the host nothing is lost and nothing divided.
@@ -97,8 +99,8 @@ std::size_t Hierarchical::run(const Exchange& exchange, std::span<const LayerVal
   }
   Exchange inside = exchange.stage(0);
   inside.peers = &host_;
-  sent_ += inside_->run(inside, whole);
-  return sent_;
+  const Averaged averaged = inside_->run(inside, whole);
+  return {.sent = sent_ + averaged.sent, .finite = averaged.finite};
 }
 
 // The layers' parts in this rank's slice: values are the sums of the host.
@@ -131,10 +133,10 @@ void Hierarchical::average_between_hosts(const Exchange& inside, int chunk, std:
   exchange.peers = &lane_;
   exchange.divisor = divisor_;
   if (between.scatter) {
-    sent_ += between.scatter->run(exchange, parts_of(chunk, between.scattered, sums));
+    sent_ += between.scatter->run(exchange, parts_of(chunk, between.scattered, sums)).sent;
   }
   if (between.gather) {
-    sent_ += between.gather->run(exchange, parts_of(chunk, between.gathered, sums));
+    sent_ += between.gather->run(exchange, parts_of(chunk, between.gathered, sums)).sent;
   }
 }
 

@@ -28,7 +28,7 @@ class Hierarchical final : public Reduction {
   Hierarchical(std::span<const PartitionLayer> layers, c10d::ProcessGroup& group,
                std::span<const int> host_of_rank, std::size_t chunk_bytes);
 
-  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+  Averaged run(const Exchange& exchange, std::span<const LayerValues> layers) override;
   void commit(std::span<const LayerValues> layers) override;
   std::vector<Piece> owned() const override;
 
@@ -46,6 +46,7 @@ class Hierarchical final : public Reduction {
   std::unique_ptr<ScatterReduce> inside_;
   std::vector<Between> between_;  // by chunk
   // Of the run in progress:
+  std::vector<LayerValues> settled_;  // the layers of the run, with what they are owed
   std::span<const LayerValues> layers_;
   int divisor_ = 1;
   std::size_t sent_ = 0;

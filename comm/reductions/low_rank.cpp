@@ -3,9 +3,16 @@
 #include <algorithm>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/compressors/kernels/low_rank.h"
 
 namespace thinwire::comm {
+namespace {
+
+// Elements of a block of rows.
+constexpr std::size_t kBlock = std::size_t{1} << 15;
+
+}  // namespace
 
 LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
                  std::size_t chunk_bytes, WarmStarts& warm_starts)
@@ -39,24 +46,25 @@ LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& pee
   if (iterations_ > 1) later_p_ = mean_of(factors_);
 }
 
-std::size_t LowRank::run(const Exchange& exchange, std::span<const LayerValues> layers) {
+Averaged LowRank::run(const Exchange& exchange, std::span<const LayerValues> layers) {
   load_warm_starts(exchange, layers);
-  std::size_t sent = 0;
+  Averaged averaged;
+  std::size_t& sent = averaged.sent;
   for (int round = 0; round < iterations_; ++round) {
     if (round > 0 && q_.empty()) break;
     {
       Timeline::Span span(exchange.timeline, exchange.track, "COMPRESS");
       for (std::size_t i = 0; i < layers.size(); ++i) {
         const Matrix& m = matrices_[i];
-        float* const p = p_.data() + m.p;
-        if (m.rank() == 0) {
-          if (round == 0) std::ranges::copy(layers[i].values, p);
-          continue;
+        if (round == 0) {
+          first_multiply(layers[i], m);
+        } else if (m.rank() > 0) {
+          float* const q = q_.data() + m.q;
+          // Orthonormal columns keep further rounds from drowning the smaller singular values.
+          kernels::orthogonalize(q, m.cols(), m.rank());
+          kernels::low_rank_multiply(corrected(layers[i]).data(), m.rows(), m.cols(), q, m.rank(),
+                                     p_.data() + m.p);
         }
-        float* const q = q_.data() + m.q;
-        // Orthonormal columns keep further rounds from drowning the smaller singular values.
-        if (round > 0) kernels::orthogonalize(q, m.cols(), m.rank());
-        kernels::low_rank_multiply(layers[i].values.data(), m.rows(), m.cols(), q, m.rank(), p);
       }
     }
     const auto number = 2 * static_cast<std::uint64_t>(round);
@@ -69,15 +77,49 @@ std::size_t LowRank::run(const Exchange& exchange, std::span<const LayerValues> 
         const Matrix& m = matrices_[i];
         if (m.rank() == 0) continue;
         kernels::orthogonalize(p_.data() + m.p, m.rows(), m.rank());
-        kernels::low_rank_multiply_transposed(layers[i].values.data(), m.rows(), m.cols(),
+        kernels::low_rank_multiply_transposed(corrected(layers[i]).data(), m.rows(), m.cols(),
                                               p_.data() + m.p, m.rank(), q_.data() + m.q);
       }
     }
     own_q_ = q_;
     sent += q_mean_->run(exchange.stage(number + 1), q_);
   }
-  if (!exchange.refusal->any()) reconstruct(exchange, layers);
-  return sent;
+  if (!exchange.refusal->any()) averaged.finite = reconstruct(exchange, layers);
+  return averaged;
+}
+
+// P = M Q by blocks of rows, which are corrected on the way, or the layer itself where it travels
+// as it is.
+void LowRank::first_multiply(const LayerValues& layer, const Matrix& m) {
+  float* const p = p_.data() + m.p;
+  if (m.rank() == 0) {
+    add_owed(layer, 0, std::span(p, layer.values.size()));
+    return;
+  }
+  for_each_block(m, [&](std::size_t row, std::size_t rows) {
+    const auto block = corrected(layer).subspan(row * m.cols(), rows * m.cols());
+    add_owed(layer, static_cast<std::int64_t>(row * m.cols()), block);
+    kernels::low_rank_multiply(block.data(), rows, m.cols(), q_.data() + m.q, m.rank(),
+                               block_p_.data());
+    for (std::size_t c = 0; c < m.rank(); ++c) {
+      std::copy_n(block_p_.data() + c * rows, rows, p + c * m.rows() + row);
+    }
+  });
+}
+
+// Where the corrected gradient is: in the residual's memory, where one is kept.
+std::span<float> LowRank::corrected(const LayerValues& layer) {
+  return layer.residual.empty() ? layer.values : layer.residual;
+}
+
+// Calls visit(first row, rows) for blocks that fit the second-level cache.
+template <typename Visit>
+void LowRank::for_each_block(const Matrix& m, const Visit& visit) {
+  const std::size_t most = std::max<std::size_t>(1, kBlock / m.cols());
+  block_p_.resize(std::max(block_p_.size(), most * m.rank()));
+  for (std::size_t row = 0; row < m.rows(); row += most) {
+    visit(row, std::min(most, m.rows() - row));
+  }
 }
 
 void LowRank::load_warm_starts(const Exchange& exchange, std::span<const LayerValues> layers) {
@@ -95,25 +137,38 @@ void LowRank::load_warm_starts(const Exchange& exchange, std::span<const LayerVa
   }
 }
 
-void LowRank::reconstruct(const Exchange& exchange, std::span<const LayerValues> layers) {
+// Whether all means are finite.
+bool LowRank::reconstruct(const Exchange& exchange, std::span<const LayerValues> layers) {
   Timeline::Span span(exchange.timeline, exchange.track, "DECOMPRESS");
+  bool finite = true;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Matrix& m = matrices_[i];
-    const std::span<float> values = layers[i].values;
-    const std::span<float> residual = layers[i].residual;
+    const LayerValues& layer = layers[i];
     const float* const p = p_.data() + m.p;
     if (m.rank() == 0) {
-      for (std::size_t j = 0; j < residual.size(); ++j) residual[j] = 0;
-      std::copy(p, p + values.size(), values.begin());
+      std::ranges::fill(layer.residual, 0.0f);
+      std::copy_n(p, layer.values.size(), layer.values.begin());
+      finite = finite && kernels::all_finite(layer.values);
       continue;
     }
-    if (!residual.empty()) {
-      kernels::low_rank_reconstruct(p, own_q_.data() + m.q, m.rows(), m.cols(), m.rank(),
-                                    residual.data());
-      for (std::size_t j = 0; j < residual.size(); ++j) residual[j] = values[j] - residual[j];
-    }
-    kernels::low_rank_reconstruct(p, q_.data() + m.q, m.rows(), m.cols(), m.rank(), values.data());
+    for_each_block(m, [&](std::size_t row, std::size_t rows) {
+      for (std::size_t c = 0; c < m.rank(); ++c) {
+        std::copy_n(p + c * m.rows() + row, rows, block_p_.data() + c * rows);
+      }
+      const auto mean = layer.values.subspan(row * m.cols(), rows * m.cols());
+      if (!layer.residual.empty()) {
+        kernels::low_rank_reconstruct(block_p_.data(), own_q_.data() + m.q, rows, m.cols(),
+                                      m.rank(), mean.data());
+        const auto rest = layer.residual.subspan(row * m.cols(), rows * m.cols());
+        kernels::subtract(rest, mean.data());
+        note_residual(layer, rest);
+      }
+      kernels::low_rank_reconstruct(block_p_.data(), q_.data() + m.q, rows, m.cols(), m.rank(),
+                                    mean.data());
+      finite = finite && kernels::all_finite(mean);
+    });
   }
+  return finite;
 }
 
 void LowRank::commit(std::span<const LayerValues> layers) {

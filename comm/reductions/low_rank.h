@@ -50,7 +50,7 @@ class LowRank final : public Reduction {
   LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
           std::size_t chunk_bytes, WarmStarts& warm_starts);
 
-  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+  Averaged run(const Exchange& exchange, std::span<const LayerValues> layers) override;
   void commit(std::span<const LayerValues> layers) override;
 
  private:
@@ -63,12 +63,17 @@ class LowRank final : public Reduction {
   };
 
   void load_warm_starts(const Exchange& exchange, std::span<const LayerValues> layers);
-  void reconstruct(const Exchange& exchange, std::span<const LayerValues> layers);
+  void first_multiply(const LayerValues& layer, const Matrix& m);
+  bool reconstruct(const Exchange& exchange, std::span<const LayerValues> layers);
+  static std::span<float> corrected(const LayerValues& layer);
+  template <typename Visit>
+  void for_each_block(const Matrix& m, const Visit& visit);
 
   const int iterations_;
   std::vector<Matrix> matrices_;
   std::size_t factors_ = 0;           // floats of p_ that are factors; dense layers follow
   std::vector<float> p_, q_, own_q_;  // of all layers; own_q_: before the average
+  std::vector<float> block_p_;        // of the block of rows being worked on
   std::unique_ptr<ExactMean> first_p_, later_p_, q_mean_;
   WarmStarts& warm_starts_;
 };

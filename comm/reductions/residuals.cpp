@@ -23,14 +23,16 @@ std::vector<float> narrowed(const std::vector<double>& values) {
 
 }  // namespace
 
-void Residuals::correct(std::string_view name, std::span<float> values, const LayerSetting& setting,
-                        bool compressed, Extents owned, int world, std::int64_t step) {
+ErrorFeedback::Owed Residuals::correct(std::string_view name, std::span<float> values,
+                                       const LayerSetting& setting, bool compressed, Extents owned,
+                                       int world, std::int64_t step) {
   const bool uses_momentum = compressed && setting.momentum.has_value();
   const bool uses_feedback = compressed && setting.uses_feedback();
   // Momentum comes first: what is owed must not enter the velocity.
   if (uses_momentum) momentum.correct(name, values, *setting.momentum);
+  ErrorFeedback::Owed owed{};
   if (uses_feedback) {
-    feedback.correct(name, values, setting.feedback, step);
+    owed = feedback.owed(name, values.size(), setting.feedback, step);
   } else if (!compressed || uses_momentum) {
     add(values, feedback.residual(name), 1);
   }
@@ -39,6 +41,7 @@ void Residuals::correct(std::string_view name, std::span<float> values, const La
     add(values.subspan(static_cast<std::size_t>(range->begin)), range->values,
         static_cast<float>(world));
   }
+  return owed;
 }
 
 bool Residuals::owes(std::string_view name) const {
@@ -47,7 +50,7 @@ bool Residuals::owes(std::string_view name) const {
 }
 
 void Residuals::commit(std::string_view name, const LayerSetting& setting, bool compressed,
-                       Extents owned, std::vector<float>& residual) {
+                       Extents owned, std::vector<float>& residual, bool finite) {
   const bool uses_momentum = compressed && setting.momentum.has_value();
   if (uses_momentum) {
     momentum.commit(name, residual);
@@ -55,7 +58,7 @@ void Residuals::commit(std::string_view name, const LayerSetting& setting, bool 
     momentum.drop(name);
   }
   if (compressed && setting.uses_feedback()) {
-    feedback.commit(name, residual);
+    if (finite) feedback.commit_finite(name, residual);
   } else if (!compressed || uses_momentum) {
     feedback.drop(name);
   }

@@ -42,18 +42,21 @@ class Residuals {
  public:
   using Extents = std::span<const SecondResidual::Extent>;
 
-  // values (the gradient) becomes the corrected gradient. `owned` are the ranges of which this rank
+  // values (the gradient) plus what is returned become the corrected gradient: a layer's residual
+  // is left to be added where the gradient is read. `owned` are the ranges of which this rank
   // keeps the second residual in this step, of a group of `world` ranks.
-  void correct(std::string_view name, std::span<float> values, const LayerSetting& setting,
-               bool compressed, Extents owned, int world, std::int64_t step);
+  ErrorFeedback::Owed correct(std::string_view name, std::span<float> values,
+                              const LayerSetting& setting, bool compressed, Extents owned,
+                              int world, std::int64_t step);
 
   // Whether correct() would change the gradient of a layer that goes uncompressed.
   bool owes(std::string_view name) const;
 
-  // `residual` is what the step lost; not looked at where the layer keeps none. Its contents are
-  // undefined afterwards.
+  // `residual` is what the step lost; not looked at where the layer keeps none, and where `finite`
+  // says that it is not finite the layer keeps its earlier one. Its contents are undefined
+  // afterwards.
   void commit(std::string_view name, const LayerSetting& setting, bool compressed, Extents owned,
-              std::vector<float>& residual);
+              std::vector<float>& residual, bool finite);
 
   // Factor of a layer's second residual in this step: its decay, 0 where it is reset.
   static float second_decay(const LayerSetting& setting, std::int64_t step);

@@ -7,6 +7,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_table.h"
 #include "thinwire/compressors/frame.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
 namespace {
@@ -90,17 +91,20 @@ ScatterReduce::ScatterReduce(std::span<const PartitionLayer> layers, const Peers
 
 ScatterReduce::~ScatterReduce() = default;
 
-std::size_t ScatterReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
+Averaged ScatterReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
   const int chunks = partition_.chunks();
+  finite_ = true;
   // Three stages, one chunk apart; all ranks issue their collectives in this order.
   for (int tick = 0; tick < chunks + 2; ++tick) {
     if (tick < chunks) send_slices(exchange, layers, tick);
     if (tick >= 1 && tick - 1 < chunks) reduce_own_slice(exchange, layers, tick - 1);
     if (tick >= 2) receive_means(exchange, layers, tick - 2);
   }
-  std::size_t sent = 0;
-  for (const auto& chunk : chunks_) sent += chunk->scatter_out.bytes() + chunk->gather_out.bytes();
-  return sent;
+  Averaged averaged{.finite = finite_};
+  for (const auto& chunk : chunks_) {
+    averaged.sent += chunk->scatter_out.bytes() + chunk->gather_out.bytes();
+  }
+  return averaged;
 }
 
 void ScatterReduce::send_slices(const Exchange& exchange, std::span<const LayerValues> layers,
@@ -153,7 +157,7 @@ void ScatterReduce::reduce_own_slice(const Exchange& exchange, std::span<const L
     between_(exchange, index, sums);
   } else {
     // The one place where a scatter-reduced gradient is divided by the number of ranks.
-    for (float& sum : sums) sum /= static_cast<float>(exchange.divisor);
+    kernels::divide(sums, static_cast<float>(exchange.divisor));
   }
   if (accepted) encode_mean(exchange, layers, index);
   send_mean(exchange, index, !accepted);
@@ -221,14 +225,15 @@ void ScatterReduce::encode_mean(const Exchange& exchange, std::span<const LayerV
     if (layer.second) {
       const auto kept =
           layer.second->of(layer.name, layer.first_element + piece.begin, piece.numel);
-      for (std::size_t i = 0; i < kept.size(); ++i) mean[i] += layer.second_decay * kept[i];
+      if (!kept.empty()) kernels::add_scaled(mean.data(), kept.data(), layer.second_decay, mean);
     }
     layer.codec->compress(view_of(std::span<const float>(mean)), key, payload);
     layer.codec->decompress(payload, key, view_of(decoded), WriteMode::kAssign);
+    finite_ = finite_ && kernels::all_finite(decoded);
     if (layer.second) {
       chunk.lost.resize(static_cast<std::size_t>(slice.numel));
       const auto lost = part_of(chunk.lost, element, piece);
-      for (std::size_t i = 0; i < lost.size(); ++i) lost[i] = mean[i] - decoded[i];
+      kernels::add_scaled(mean.data(), decoded.data(), -1, lost);
     }
   });
 }
@@ -281,11 +286,11 @@ void ScatterReduce::receive_means(const Exchange& exchange, std::span<const Laye
                    payload);
       for_each_piece(slice, [&](const Piece& piece, std::size_t byte, std::size_t) {
         const LayerValues& layer = layers[piece.layer];
-        layer.codec->decompress(
-            payload.subspan(byte, piece.bytes),
-            random_key(exchange, layer, owner, /*stage=*/1, piece.begin),
-            view_of(part_of(layer.values, static_cast<std::size_t>(piece.begin), piece)),
-            WriteMode::kAssign);
+        const auto mean = part_of(layer.values, static_cast<std::size_t>(piece.begin), piece);
+        layer.codec->decompress(payload.subspan(byte, piece.bytes),
+                                random_key(exchange, layer, owner, /*stage=*/1, piece.begin),
+                                view_of(mean), WriteMode::kAssign);
+        finite_ = finite_ && kernels::all_finite(mean);
       });
     } catch (const FrameError& error) {
       exchange.refusal->note(sender, error);

@@ -43,7 +43,7 @@ class ScatterReduce final : public Reduction {
                 std::int64_t piece = Partition::kCachedPiece);
   ~ScatterReduce() override;
 
-  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+  Averaged run(const Exchange& exchange, std::span<const LayerValues> layers) override;
   void commit(std::span<const LayerValues> layers) override;
   std::vector<Piece> owned() const override;
 
@@ -66,6 +66,7 @@ class ScatterReduce final : public Reduction {
   const int world_;
   const Partition partition_;
   std::vector<std::unique_ptr<Chunk>> chunks_;
+  bool finite_ = true;  // the means of the run in progress
   std::vector<float> sums_;
   Between between_;
 };

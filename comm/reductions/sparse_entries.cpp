@@ -96,16 +96,6 @@ void read_form(Form form, const std::byte* in, std::span<float> values) {
 
 }  // namespace
 
-void SparseEntries::clear() {
-  indices.clear();
-  values.clear();
-}
-
-void SparseEntries::add(std::uint32_t index, float value) {
-  indices.push_back(index);
-  values.push_back(value);
-}
-
 std::size_t max_entries_bytes(std::uint64_t numel) {
   return kHeaderBytes + max_index_bytes(numel, numel) + sizeof(float) * numel + sizeof(float);
 }

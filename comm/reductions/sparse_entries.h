@@ -4,19 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <vector>
+
+#include "thinwire/compressors/codec.h"
 
 namespace thinwire::comm {
-
-// Non-zero entries: ascending indices and their values.
-struct SparseEntries {
-  std::vector<std::uint32_t> indices;
-  std::vector<float> values;
-
-  std::size_t size() const { return indices.size(); }
-  void clear();
-  void add(std::uint32_t index, float value);
-};
 
 // Payload, little-endian:
 //

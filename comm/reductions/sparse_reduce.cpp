@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/compressors/sparse_values.h"
 
 namespace thinwire::comm {
@@ -35,7 +36,7 @@ std::uint64_t SparseReduce::numel_of(int owner) const {
   return static_cast<std::uint64_t>(begin_of(owner + 1) - begin_of(owner));
 }
 
-std::size_t SparseReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
+Averaged SparseReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
   pick(exchange, layers);
   std::vector<FrameHeader> expected;
   for (int p = 0; p < world_; ++p) {
@@ -59,8 +60,9 @@ std::size_t SparseReduce::run(const Exchange& exchange, std::span<const LayerVal
   }
   const ReceivedFrames means =
       swap_frames(exchange, std::span(&mean_, 1), expected, most_, "sparse");
-  if (means.complete && refused < 0) spread(exchange, layers, means);
-  return picked.sent + means.sent;
+  Averaged averaged{.sent = picked.sent + means.sent};
+  if (means.complete && refused < 0) averaged.finite = spread(exchange, layers, means);
+  return averaged;
 }
 
 // The entries of this rank, sorted by owner, each owner's encoded in a frame.
@@ -69,16 +71,18 @@ void SparseReduce::pick(const Exchange& exchange, std::span<const LayerValues> l
   for (SparseEntries& entries : entries_) entries.clear();
   int owner = 0;
   std::int64_t first = 0;  // of the layer
-  for (const LayerValues& layer : layers) {
+  for (const LayerValues& given : layers) {
+    const LayerValues layer = with_owed_added(given);
     const auto decoded = std::span(decoded_).first(layer.values.size());
     ConstTensorView input = view_of(std::span<const float>(layer.values));
     TensorView output = view_of(decoded);
     input.shape = output.shape = layer.shape;
     layer.codec->compress_and_reconstruct(input, random_key(exchange, layer, rank_, /*stage=*/0, 0),
                                           encoded_, output);
-    for (std::size_t i = 0; i < layer.residual.size(); ++i) {
-      layer.residual[i] = layer.values[i] - decoded[i];
+    if (!layer.residual.empty()) {
+      kernels::add_scaled(layer.values.data(), decoded.data(), -1, layer.residual);
     }
+    note_residual(layer, layer.residual);
     for (std::size_t i = 0; i < decoded.size(); ++i) {
       if (decoded[i] == 0) continue;  // NaN is not zero
       const std::int64_t index = first + static_cast<std::int64_t>(i);
@@ -130,22 +134,27 @@ int SparseReduce::add_up(const Exchange& exchange, const ReceivedFrames& receive
   return -1;
 }
 
-void SparseReduce::spread(const Exchange& exchange, std::span<const LayerValues> layers,
+// Whether all means are finite.
+bool SparseReduce::spread(const Exchange& exchange, std::span<const LayerValues> layers,
                           const ReceivedFrames& received) {
   Timeline::Span span(exchange.timeline, exchange.track, "DECOMPRESS");
+  bool finite = true;
   for (int p = 0; p < world_; ++p) {
     if (p == rank_) {
       write_range(layers, p, union_);
+      finite = finite && kernels::all_finite(union_.values);
       continue;
     }
     try {
       decode_entries(received.payloads[static_cast<std::size_t>(p)], numel_of(p), scratch_);
     } catch (const FrameError& error) {
       exchange.refusal->note(exchange.peers->group_rank(p), error);
-      return;
+      return finite;
     }
     write_range(layers, p, scratch_);
+    finite = finite && kernels::all_finite(scratch_.values);
   }
+  return finite;
 }
 
 // Assigns the elements of an owner's range, zeros included.

@@ -31,7 +31,7 @@ class SparseReduce final : public Reduction {
  public:
   SparseReduce(std::span<const PartitionLayer> layers, const Peers& peers);
 
-  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+  Averaged run(const Exchange& exchange, std::span<const LayerValues> layers) override;
 
  private:
   std::int64_t begin_of(int owner) const;
@@ -39,7 +39,7 @@ class SparseReduce final : public Reduction {
 
   void pick(const Exchange& exchange, std::span<const LayerValues> layers);
   int add_up(const Exchange& exchange, const ReceivedFrames& received);
-  void spread(const Exchange& exchange, std::span<const LayerValues> layers,
+  bool spread(const Exchange& exchange, std::span<const LayerValues> layers,
               const ReceivedFrames& received);
   void write_range(std::span<const LayerValues> layers, int owner, const SparseEntries& entries);
 

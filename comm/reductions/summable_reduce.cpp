@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
 namespace {
@@ -26,7 +27,7 @@ SummableReduce::SummableReduce(std::span<const PartitionLayer> layers, const Pee
       payload_(std::accumulate(floats_.begin(), floats_.end(), std::size_t{0})),
       mean_(static_cast<std::int64_t>(payload_.size()), peers, chunk_bytes) {}
 
-std::size_t SummableReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
+Averaged SummableReduce::run(const Exchange& exchange, std::span<const LayerValues> layers) {
   std::size_t at = 0;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     Timeline::Span span(exchange.timeline, exchange.track, "COMPRESS");
@@ -36,8 +37,8 @@ std::size_t SummableReduce::run(const Exchange& exchange, std::span<const LayerV
     THINWIRE_ASSERT(bytes == part.size());
     at += floats_[i];
   }
-  const std::size_t sent = mean_.run(exchange, payload_);
-  if (exchange.refusal->any()) return sent;
+  Averaged averaged{.sent = mean_.run(exchange, payload_)};
+  if (exchange.refusal->any()) return averaged;
   at = 0;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     Timeline::Span span(exchange.timeline, exchange.track, "DECOMPRESS");
@@ -46,9 +47,10 @@ std::size_t SummableReduce::run(const Exchange& exchange, std::span<const LayerV
     layers[i].codec->decompress(std::as_bytes(std::span(payload_).subspan(at, floats_[i])),
                                 random_key(exchange, layers[i], /*peer=*/0, /*stage=*/0, 0), output,
                                 WriteMode::kAssign);
+    averaged.finite = averaged.finite && kernels::all_finite(layers[i].values);
     at += floats_[i];
   }
-  return sent;
+  return averaged;
 }
 
 }  // namespace thinwire::comm

@@ -19,7 +19,7 @@ class SummableReduce final : public Reduction {
   SummableReduce(std::span<const PartitionLayer> layers, const Peers& peers,
                  std::size_t chunk_bytes);
 
-  std::size_t run(const Exchange& exchange, std::span<const LayerValues> layers) override;
+  Averaged run(const Exchange& exchange, std::span<const LayerValues> layers) override;
 
  private:
   std::vector<std::size_t> floats_;  // of every layer's payload

@@ -52,7 +52,4 @@ KthMagnitude kth_magnitude(std::span<const float> x, std::size_t k);
 // Elements a sample has; below this size nothing is sampled.
 inline constexpr std::size_t kTopkSample = std::size_t{1} << 16;
 
-// Whether any element is NaN or infinite.
-bool has_non_finite(std::span<const float> x);
-
 }  // namespace thinwire::kernels

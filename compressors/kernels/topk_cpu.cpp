@@ -110,27 +110,6 @@ void CollectExact(const float* x, const std::uint32_t* names, std::size_t n,
   for (; i < n; ++i) one(i);
 }
 
-bool HasNonFinite(const float* x, std::size_t n) {
-  const DI d;
-  const hn::RebindToFloat<DI> df;
-  const std::size_t lanes = hn::Lanes(d);
-  const auto magnitude = hn::Set(d, 0x7FFFFFFF);
-  const auto key = [&](std::size_t at) HWY_ATTR {
-    return hn::And(hn::BitCast(d, hn::LoadU(df, x + at)), magnitude);
-  };
-  const auto finite = hn::Set(d, 0x7F7FFFFF);
-  std::size_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    const auto largest =
-        hn::Max(hn::Max(key(i), key(i + lanes)), hn::Max(key(i + 2 * lanes), key(i + 3 * lanes)));
-    if (!hn::AllFalse(d, hn::Gt(largest, finite))) return true;
-  }
-  for (; i < n; ++i) {
-    if (!std::isfinite(x[i])) return true;
-  }
-  return false;
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace thinwire::kernels
 HWY_AFTER_NAMESPACE();
@@ -141,7 +120,6 @@ namespace {
 
 HWY_EXPORT(CollectAtLeast);
 HWY_EXPORT(CollectExact);
-HWY_EXPORT(HasNonFinite);
 
 constexpr std::size_t kSlack = 64;
 
@@ -268,10 +246,6 @@ void select_topk_sampled(std::span<const float> x, std::size_t k, const PhiloxSt
       x.data(), x.size(), threshold.key, most, s.indices.data(), s.values.data());
   if (found < (k + 1) / 2 || found > most) return select_topk(x, k, s);
   shrink(s, found);
-}
-
-bool has_non_finite(std::span<const float> x) {
-  return HWY_DYNAMIC_DISPATCH(HasNonFinite)(x.data(), x.size());
 }
 
 }  // namespace thinwire::kernels

@@ -124,7 +124,7 @@ def equal_bytes(setting, seeds):
     results = []
     for uniform, arguments in (("topk(density=0.0026)", "family=topk, reference=0.0026"),
                                ("powersgd(rank=2)", "family=powersgd, reference=2")):
-        for measure in ("l2",):
+        for measure in ("l2", "l2_squared"):
             spec = f"lgreco({arguments}, constraint=bytes, error={measure})"
             pairs = [(setting.train("resnet20", uniform, seed, steps),
                       setting.train("resnet20", spec, seed, steps)) for seed in seeds]

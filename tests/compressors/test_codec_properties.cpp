@@ -129,6 +129,43 @@ TEST_P(EveryCodec, SizeTraitBoundAndAccumulateHold) {
   }
 }
 
+// compress_and_subtract() leaves what decoding lacks, NaN included; decompress_entries() reads what
+// decompress() sets.
+TEST_P(EveryCodec, TheOtherFormsSayTheSame) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  for (const std::int64_t n : {0, 1, 7, 64, 1000, 1025, 4000}) {
+    for (const bool poisoned : {false, true}) {
+      Tensor x(n, DType::kFloat32, 1, shape_of(n)), decoded(n, DType::kFloat32, 0, shape_of(n));
+      auto values = gaussian(n, 4);
+      if (poisoned) std::ranges::fill(values, kNan);
+      x.set(values);
+      const auto payload = encode(*codec_, x.view);
+      codec_->decompress(payload, kKey, decoded.view, WriteMode::kAssign);
+      std::vector<std::byte> same(codec_->max_compressed_bytes(n, DType::kFloat32));
+      same.resize(codec_->compress_and_subtract(x.view, kKey, same));
+      EXPECT_EQ(same, payload) << n;
+      const auto rest = x.values(), sent = decoded.values();
+      for (std::size_t i = 0; i < rest.size(); ++i) {
+        if (poisoned) {
+          ASSERT_FALSE(std::isfinite(rest[i])) << i;
+        } else {
+          ASSERT_EQ(rest[i], values[i] - static_cast<float>(sent[i])) << i << " of " << n;
+        }
+      }
+      SparseEntries entries;
+      if (!codec_->decompress_entries(payload, n, entries)) continue;
+      EXPECT_TRUE(std::ranges::is_sorted(entries.indices));
+      std::vector<double> scattered(sent.size());
+      for (std::size_t j = 0; j < entries.size(); ++j) {
+        scattered[entries.indices[j]] = entries.values[j];
+      }
+      for (std::size_t i = 0; i < sent.size(); ++i) {
+        ASSERT_TRUE(poisoned ? std::isnan(scattered[i]) : scattered[i] == sent[i]) << i;
+      }
+    }
+  }
+}
+
 TEST_P(EveryCodec, ConstantsSurviveWhereClaimed) {
   if (!codec_->traits().exact_on_constants) GTEST_SKIP() << "not claimed";
   for (const float constant : {0.0f, 1.0f, -0.1f, 3e-39f, 1e38f, 0.3333333f}) {

@@ -1,0 +1,24 @@
+// Arithmetic on whole float32 arrays: what a compiler makes of a plain loop for the oldest
+// processors costs more than encoding. Each result is that of the scalar expression, rounded after
+// every operation. Thread-safe, any alignment, no memory.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+namespace thinwire::kernels {
+
+// By bits, so that no -ffast-math of a caller's build can fold it away.
+bool all_finite(std::span<const float> values);
+
+// out[i] = a[i] + factor · b[i]; `out` may be `a`. All three have the size of `out`. Returns
+// whether the result is finite everywhere.
+bool add_scaled(const float* a, const float* b, float factor, std::span<float> out);
+
+// values[i] −= less[i], of the size of `values`.
+void subtract(std::span<float> values, const float* less);
+
+// values[i] /= divisor.
+void divide(std::span<float> values, float divisor);
+
+}  // namespace thinwire::kernels

@@ -1,0 +1,125 @@
+#include "thinwire/compressors/kernels/float_arrays.h"
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "thinwire/compressors/kernels/float_arrays_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace thinwire::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+
+bool AllFinite(const float* x, std::size_t n) {
+  const DF df;
+  const hn::RebindToSigned<DF> d;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto magnitude = hn::Set(d, 0x7FFFFFFF);
+  const auto key = [&](std::size_t at) HWY_ATTR {
+    return hn::And(hn::BitCast(d, hn::LoadU(df, x + at)), magnitude);
+  };
+  const auto finite = hn::Set(d, 0x7F7FFFFF);
+  std::size_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    const auto largest =
+        hn::Max(hn::Max(key(i), key(i + lanes)), hn::Max(key(i + 2 * lanes), key(i + 3 * lanes)));
+    if (!hn::AllFalse(d, hn::Gt(largest, finite))) return false;
+  }
+  for (; i < n; ++i) {
+    if ((std::bit_cast<std::uint32_t>(x[i]) & 0x7FFFFFFFu) > 0x7F7FFFFFu) return false;
+  }
+  return true;
+}
+
+bool AddScaled(const float* a, const float* b, float factor, float* out, std::size_t n) {
+  const DF d;
+  const hn::RebindToSigned<DF> di;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto factors = hn::Set(d, factor);
+  const auto magnitude = hn::Set(di, 0x7FFFFFFF);
+  auto largest = hn::Zero(di);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto sum = hn::Add(hn::LoadU(d, a + i), hn::Mul(factors, hn::LoadU(d, b + i)));
+    hn::StoreU(sum, d, out + i);
+    largest = hn::Max(largest, hn::And(hn::BitCast(di, sum), magnitude));
+  }
+  const std::size_t tail = i;
+  for (; i < n; ++i) out[i] = a[i] + factor * b[i];
+  return hn::AllFalse(di, hn::Gt(largest, hn::Set(di, 0x7F7FFFFF))) &&
+         AllFinite(out + tail, n - tail);
+}
+
+void Subtract(float* values, const float* less, std::size_t n) {
+  const DF d;
+  const std::size_t lanes = hn::Lanes(d);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    hn::StoreU(hn::Sub(hn::LoadU(d, values + i), hn::LoadU(d, less + i)), d, values + i);
+  }
+  for (; i < n; ++i) values[i] -= less[i];
+}
+
+void Divide(float* values, float divisor, std::size_t n) {
+  const DF d;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto divisors = hn::Set(d, divisor);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    hn::StoreU(hn::Div(hn::LoadU(d, values + i), divisors), d, values + i);
+  }
+  for (; i < n; ++i) values[i] /= divisor;
+}
+
+void Multiply(float* values, float factor, std::size_t n) {
+  const DF d;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto factors = hn::Set(d, factor);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    hn::StoreU(hn::Mul(hn::LoadU(d, values + i), factors), d, values + i);
+  }
+  for (; i < n; ++i) values[i] *= factor;
+}
+
+}  // namespace thinwire::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace thinwire::kernels {
+
+HWY_EXPORT(AllFinite);
+HWY_EXPORT(AddScaled);
+HWY_EXPORT(Subtract);
+HWY_EXPORT(Divide);
+HWY_EXPORT(Multiply);
+
+bool all_finite(std::span<const float> values) {
+  return HWY_DYNAMIC_DISPATCH(AllFinite)(values.data(), values.size());
+}
+
+bool add_scaled(const float* a, const float* b, float factor, std::span<float> out) {
+  return HWY_DYNAMIC_DISPATCH(AddScaled)(a, b, factor, out.data(), out.size());
+}
+
+void subtract(std::span<float> values, const float* less) {
+  HWY_DYNAMIC_DISPATCH(Subtract)(values.data(), less, values.size());
+}
+
+void divide(std::span<float> values, float divisor) {
+  // Both round the same exact quotient where the reciprocal is exact; a product is faster.
+  int exponent = 0;
+  if (std::frexp(divisor, &exponent) == 0.5f && std::abs(exponent) < 100) {
+    HWY_DYNAMIC_DISPATCH(Multiply)(values.data(), 1 / divisor, values.size());
+  } else {
+    HWY_DYNAMIC_DISPATCH(Divide)(values.data(), divisor, values.size());
+  }
+}
+
+}  // namespace thinwire::kernels
+#endif  // HWY_ONCE
