@@ -27,5 +27,7 @@ inline std::span<const float> as_floats(const ConstTensorView& tensor,
 
 // All of `output` becomes NaN, whatever the write mode: what a poisoned payload decodes to.
 void poison(const TensorView& output);
+// The same as entries of a tensor of `numel` elements.
+void poison(std::int64_t numel, SparseEntries& entries);
 
 }  // namespace thinwire

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/float_view.h"
@@ -96,6 +97,12 @@ void poison(const TensorView& output) {
   for (std::int64_t i = 0; i < output.numel; ++i) {
     kernels::ref::store(output.dtype, output.data, static_cast<std::size_t>(i), kNan);
   }
+}
+
+void poison(std::int64_t numel, SparseEntries& entries) {
+  entries.indices.resize(static_cast<std::size_t>(numel));
+  std::iota(entries.indices.begin(), entries.indices.end(), 0u);
+  entries.values.assign(entries.indices.size(), std::numeric_limits<float>::quiet_NaN());
 }
 
 std::string number_text(double value) {

@@ -49,10 +49,51 @@ class Ternary final : public Codec {
     check_view("ternary", input);
     check_on_cpu("ternary", input);
     check_output("ternary", output, max_compressed_bytes(input.numel, input.dtype));
+    return encode(as_floats(input, sparse_scratch().input), output);
+  }
+
+  // Only the elements that were sent change.
+  std::size_t compress_and_subtract(TensorView values, const RandomKey&,
+                                    std::span<std::byte> output) const override {
+    check_view("ternary", values);
+    check_subtractable(values);
+    check_output("ternary", output, max_compressed_bytes(values.numel, values.dtype));
+    const std::span rest(static_cast<float*>(values.data), static_cast<std::size_t>(values.numel));
+    const std::size_t bytes = encode(rest, output);
+    if (bytes == 0) return 0;
+    float scale;
+    std::memcpy(&scale, output.data(), sizeof scale);
+    const kernels::TopkSelection& selection = sparse_scratch().selection;
+    if (!kernels::is_finite(scale)) {
+      poison(values);
+    } else {
+      for (std::size_t j = 0; j < selection.indices.size(); ++j) {
+        rest[selection.indices[j]] -= std::copysign(scale, selection.values[j]);
+      }
+    }
+    return bytes;
+  }
+
+  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
+                  WriteMode mode) const override {
+    check_view("ternary", output);
+    check_on_cpu("ternary", output);
     SparseScratch& s = sparse_scratch();
-    const auto x = as_floats(input, s.input);
+    if (!read(input, output.numel, s.indices, s.values)) return poison(output);
+    if (output.numel > 0) scatter(s.indices, s.values, output, mode);
+  }
+
+  bool decompress_entries(std::span<const std::byte> input, std::int64_t numel,
+                          SparseEntries& entries) const override {
+    if (!read(input, numel, entries.indices, entries.values)) poison(numel, entries);
+    return true;
+  }
+
+ private:
+  std::size_t encode(std::span<const float> x, std::span<std::byte> output) const {
     if (x.empty()) return 0;
-    kernels::select_topk(x, kept(input.numel), s.selection);
+    SparseScratch& s = sparse_scratch();
+    kernels::select_topk(x, kept(static_cast<std::int64_t>(x.size())), s.selection);
     const auto& values = s.selection.values;
 
     double sum = 0;
@@ -70,12 +111,17 @@ class Ternary final : public Codec {
     return size + signs.size();
   }
 
-  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
-                  WriteMode mode) const override {
-    check_view("ternary", output);
-    check_on_cpu("ternary", output);
-    if (output.numel == 0) return check_payload_size("ternary", input, 0, 0);
-    const std::size_t k = kept(output.numel);
+  // The entries of a payload, checked before anything is written. False where the scale says that
+  // the tensor was not finite.
+  bool read(std::span<const std::byte> input, std::int64_t numel,
+            std::vector<std::uint32_t>& indices, std::vector<float>& values) const {
+    indices.clear();
+    values.clear();
+    if (numel == 0) {
+      check_payload_size("ternary", input, 0, 0);
+      return true;
+    }
+    const std::size_t k = kept(numel);
     const std::size_t sign_bytes = (k + 7) / 8;
     float scale;
     if (input.size() < sizeof scale + min_index_bytes(k) + sign_bytes) {
@@ -83,25 +129,23 @@ class Ternary final : public Codec {
     }
     std::memcpy(&scale, input.data(), sizeof scale);
     input = input.subspan(sizeof scale);
-    SparseScratch& s = sparse_scratch();
-    s.indices.resize(k);
-    s.values.resize(k);
+    indices.resize(k);
+    values.resize(k);
     const std::size_t index_bytes =
-        decode_indices(input, static_cast<std::uint64_t>(output.numel), s.indices);
-    check_payload_size("ternary", input.subspan(index_bytes), sign_bytes, output.numel);
+        decode_indices(input, static_cast<std::uint64_t>(numel), indices);
+    check_payload_size("ternary", input.subspan(index_bytes), sign_bytes, numel);
     const auto signs = input.subspan(index_bytes);
     if (k % 8 != 0 && (std::to_integer<unsigned>(signs.back()) >> (k % 8)) != 0) {
       throw FrameError("ternary payload has padding bits that are not zero");
     }
-    if (!kernels::is_finite(scale)) return poison(output);
+    if (!kernels::is_finite(scale)) return false;
     for (std::size_t j = 0; j < k; ++j) {
       const bool negative = (std::to_integer<unsigned>(signs[j / 8]) >> (j % 8) & 1u) != 0;
-      s.values[j] = negative ? -scale : scale;
+      values[j] = negative ? -scale : scale;
     }
-    scatter(s.indices, s.values, output, mode);
+    return true;
   }
 
- private:
   std::size_t kept(std::int64_t numel) const {
     return static_cast<std::size_t>(kept_count(density_, numel));
   }

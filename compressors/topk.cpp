@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
-#include <numeric>
 
 #include "thinwire/compressors/codec_checks.h"
 #include "thinwire/compressors/float_view.h"
@@ -93,12 +91,7 @@ class Topk final : public Codec {
   bool decompress_entries(std::span<const std::byte> input, std::int64_t numel,
                           SparseEntries& entries) const override {
     read(input, numel, entries.indices, entries.values);
-    if (is_poison(entries.values)) {
-      entries.indices.resize(static_cast<std::size_t>(numel));
-      std::iota(entries.indices.begin(), entries.indices.end(), 0u);
-      entries.values.assign(static_cast<std::size_t>(numel),
-                            std::numeric_limits<float>::quiet_NaN());
-    }
+    if (is_poison(entries.values)) poison(numel, entries);
     return true;
   }
 

@@ -27,7 +27,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = {"float32": "none", "bfloat16": "cast(bf16)", "ternary": "ternary(density=0.05)"}
 MODEL = {"hidden": 2048, "rank": 256, "alpha": 256, "lr": 1e-3}
-FULL = {"outer_steps": 24, "inner_steps": 5, "batch_size": 32}
+FULL = {"outer_steps": 60, "inner_steps": 10, "batch_size": 32}
 QUICK = {"outer_steps": 3, "inner_steps": 2, "batch_size": 16, "test_samples": 2000}
 
 
