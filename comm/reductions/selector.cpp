@@ -106,7 +106,8 @@ double codec_seconds(Strategy strategy, const Terms& t, const CodecCost& cost) {
       return t.floats *
              (cost.compress + cost.accumulate + cost.compress / t.world + cost.decompress);
     case Strategy::kGatherReduce:
-      return t.floats * (cost.compress + t.world * cost.accumulate);
+      // The first payload is written over everything, the others are added.
+      return t.floats * (cost.compress + cost.decompress + (t.world - 1) * cost.accumulate);
     case Strategy::kHierarchical:
       return t.floats * (cost.compress + (t.scatters ? 1 : t.hosts) * cost.accumulate +
                          cost.compress / t.hosts + cost.decompress);
