@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_checks.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 

@@ -31,7 +31,7 @@ void ErrorFeedback::correct(std::string_view name, std::span<float> values) {
 void ErrorFeedback::correct(std::string_view name, std::span<float> values,
                             const ErrorFeedbackOptions& options, std::int64_t step) {
   const auto [residual, factor] = owed(name, values.size(), options, step);
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] += factor * residual[i];
+  kernels::add_scaled(values.data(), residual.data(), factor, values);
 }
 
 ErrorFeedback::Owed ErrorFeedback::owed(std::string_view name, std::size_t numel,
@@ -48,7 +48,7 @@ void ErrorFeedback::commit(std::string_view name, std::span<const float> correct
   check(corrected.size() == reconstruction.size(), "error feedback: layer '", name, "' has ",
         corrected.size(), " elements, but its reconstruction has ", reconstruction.size());
   std::vector<float> residual(corrected.size());
-  for (std::size_t i = 0; i < corrected.size(); ++i) residual[i] = corrected[i] - reconstruction[i];
+  kernels::add_scaled(corrected.data(), reconstruction.data(), -1, residual);
   commit(name, residual);
 }
 

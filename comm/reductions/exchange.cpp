@@ -34,7 +34,7 @@ bool add_owed(const LayerValues& layer, std::int64_t begin, std::span<float> int
 }
 
 LayerValues with_owed_added(LayerValues layer) {
-  add_owed(layer, 0, layer.values);
+  if (!layer.owed.empty()) add_owed(layer, 0, layer.values);
   layer.owed = {};
   return layer;
 }

@@ -12,8 +12,8 @@ namespace {
 
 // A payload: the length of every layer's part (u64, little-endian), then the parts.
 constexpr std::size_t kLengthBytes = sizeof(std::uint64_t);
-// Elements of a mean that are added up at once; they fit the second-level cache.
-constexpr std::size_t kPiece = std::size_t{1} << 15;
+// Elements of a mean that are added up at once.
+constexpr auto kPiece = static_cast<std::size_t>(Partition::kCachedPiece);
 
 // The parts of the layers. Throws FrameError unless they are the whole payload.
 std::vector<std::span<const std::byte>> split(std::span<const std::byte> payload,

@@ -10,7 +10,7 @@ namespace thinwire::comm {
 namespace {
 
 // Elements of a block of rows.
-constexpr std::size_t kBlock = std::size_t{1} << 15;
+constexpr auto kBlock = static_cast<std::size_t>(Partition::kCachedPiece);
 
 }  // namespace
 

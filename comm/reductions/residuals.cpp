@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
 namespace {
 
+// The first elements of `values` += factor · more.
 void add(std::span<float> values, std::span<const float> more, float factor) {
-  for (std::size_t i = 0; i < more.size(); ++i) values[i] += factor * more[i];
+  kernels::add_scaled(values.data(), more.data(), factor, values.first(more.size()));
 }
 
 // sum[i] += factor · more[i] in double precision, of what may still be empty.

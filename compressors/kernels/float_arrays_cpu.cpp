@@ -55,36 +55,25 @@ bool AddScaled(const float* a, const float* b, float factor, float* out, std::si
          AllFinite(out + tail, n - tail);
 }
 
-void Subtract(float* values, const float* less, std::size_t n) {
+// values[i] = op(values[i]); op takes a tag and a vector.
+template <typename Op>
+HWY_INLINE void Replace(float* values, std::size_t n, const Op& op) {
   const DF d;
+  const hn::CappedTag<float, 1> one;
   const std::size_t lanes = hn::Lanes(d);
   std::size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    hn::StoreU(hn::Sub(hn::LoadU(d, values + i), hn::LoadU(d, less + i)), d, values + i);
-  }
-  for (; i < n; ++i) values[i] -= less[i];
+  for (; i + lanes <= n; i += lanes) hn::StoreU(op(d, hn::LoadU(d, values + i)), d, values + i);
+  for (; i < n; ++i) hn::StoreU(op(one, hn::LoadU(one, values + i)), one, values + i);
 }
 
 void Divide(float* values, float divisor, std::size_t n) {
-  const DF d;
-  const std::size_t lanes = hn::Lanes(d);
-  const auto divisors = hn::Set(d, divisor);
-  std::size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    hn::StoreU(hn::Div(hn::LoadU(d, values + i), divisors), d, values + i);
-  }
-  for (; i < n; ++i) values[i] /= divisor;
+  Replace(values, n,
+          [=](auto d, auto value) HWY_ATTR { return hn::Div(value, hn::Set(d, divisor)); });
 }
 
 void Multiply(float* values, float factor, std::size_t n) {
-  const DF d;
-  const std::size_t lanes = hn::Lanes(d);
-  const auto factors = hn::Set(d, factor);
-  std::size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, values + i), factors), d, values + i);
-  }
-  for (; i < n; ++i) values[i] *= factor;
+  Replace(values, n,
+          [=](auto d, auto value) HWY_ATTR { return hn::Mul(value, hn::Set(d, factor)); });
 }
 
 }  // namespace thinwire::kernels::HWY_NAMESPACE
@@ -95,7 +84,6 @@ namespace thinwire::kernels {
 
 HWY_EXPORT(AllFinite);
 HWY_EXPORT(AddScaled);
-HWY_EXPORT(Subtract);
 HWY_EXPORT(Divide);
 HWY_EXPORT(Multiply);
 
@@ -108,7 +96,7 @@ bool add_scaled(const float* a, const float* b, float factor, std::span<float> o
 }
 
 void subtract(std::span<float> values, const float* less) {
-  HWY_DYNAMIC_DISPATCH(Subtract)(values.data(), less, values.size());
+  add_scaled(values.data(), less, -1, values);
 }
 
 void divide(std::span<float> values, float divisor) {
