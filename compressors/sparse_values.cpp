@@ -75,11 +75,6 @@ void read_values(const std::byte* in, ValueType type, std::span<float> values) {
   }
 }
 
-SparseScratch& sparse_scratch() {
-  thread_local SparseScratch instance;
-  return instance;
-}
-
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
              const TensorView& output, WriteMode mode) {
   if (mode == WriteMode::kAssign && output.numel > 0) std::memset(output.data, 0, output.bytes());

@@ -5,10 +5,9 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "thinwire/compressors/codec.h"
-#include "thinwire/compressors/kernels/topk.h"
 
 namespace thinwire {
 
@@ -27,16 +26,6 @@ std::size_t size_of(ValueType type);
 // finite value, so that only what was not finite decodes to something that is not.
 void write_values(std::span<const float> values, ValueType type, std::byte* out);
 void read_values(const std::byte* in, ValueType type, std::span<float> values);
-
-// Buffers of the calling thread, which keep their memory from call to call. `input` and `selection`
-// are for compress(), `indices` and `values` for decompress(); nothing is kept between calls.
-struct SparseScratch {
-  std::vector<float> input;
-  kernels::TopkSelection selection;
-  std::vector<std::uint32_t> indices;
-  std::vector<float> values;
-};
-SparseScratch& sparse_scratch();
 
 // output[indices[j]] = or += values[j]; with kAssign all other elements become zero.
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,

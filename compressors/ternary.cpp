@@ -5,10 +5,9 @@
 #include <optional>
 
 #include "thinwire/compressors/codec_checks.h"
-#include "thinwire/compressors/float_view.h"
 #include "thinwire/compressors/index_coder.h"
-#include "thinwire/compressors/kernels/host_device.h"
 #include "thinwire/compressors/kernels/topk.h"
+#include "thinwire/compressors/sparse_codec.h"
 #include "thinwire/compressors/sparse_values.h"
 
 namespace thinwire {
@@ -25,102 +24,46 @@ double standard_deviation(std::span<const float> values) {
   return std::sqrt(squares / static_cast<double>(values.size() - 1));
 }
 
-class Ternary final : public Codec {
+class Ternary final : public SparseCodec {
  public:
-  Ternary(double density, std::optional<double> alpha) : density_(density), alpha_(alpha) {}
+  Ternary(double density, std::optional<double> alpha)
+      : SparseCodec("ternary"), density_(density), alpha_(alpha) {}
 
   std::string spec() const override {
     return concat("ternary(density=", number_text(density_),
                   alpha_ ? concat(", scale=std, alpha=", number_text(*alpha_)) : "", ")");
   }
-  CodecTraits traits() const override { return {.needs_error_feedback = true}; }
-  std::int64_t block_size() const override { return 0; }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
-    check(numel >= 0 && numel <= kMaxSparseNumel, "ternary takes tensors of at most ",
-          kMaxSparseNumel, " elements, got ", numel);
+    check_numel(numel);
     if (numel == 0) return 0;
     const std::uint64_t k = kept(numel);
     return sizeof(float) + max_index_bytes(static_cast<std::uint64_t>(numel), k) + (k + 7) / 8;
   }
 
-  std::size_t compress(ConstTensorView input, const RandomKey&,
-                       std::span<std::byte> output) const override {
-    check_view("ternary", input);
-    check_on_cpu("ternary", input);
-    check_output("ternary", output, max_compressed_bytes(input.numel, input.dtype));
-    return encode(as_floats(input, sparse_scratch().input), output);
-  }
-
-  // Only the elements that were sent change.
-  std::size_t compress_and_subtract(TensorView values, const RandomKey&,
-                                    std::span<std::byte> output) const override {
-    check_view("ternary", values);
-    check_subtractable(values);
-    check_output("ternary", output, max_compressed_bytes(values.numel, values.dtype));
-    const std::span rest(static_cast<float*>(values.data), static_cast<std::size_t>(values.numel));
-    const std::size_t bytes = encode(rest, output);
-    if (bytes == 0) return 0;
-    float scale;
-    std::memcpy(&scale, output.data(), sizeof scale);
-    const kernels::TopkSelection& selection = sparse_scratch().selection;
-    if (!kernels::is_finite(scale)) {
-      poison(values);
-    } else {
-      for (std::size_t j = 0; j < selection.indices.size(); ++j) {
-        rest[selection.indices[j]] -= std::copysign(scale, selection.values[j]);
-      }
-    }
-    return bytes;
-  }
-
-  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
-                  WriteMode mode) const override {
-    check_view("ternary", output);
-    check_on_cpu("ternary", output);
-    SparseScratch& s = sparse_scratch();
-    if (!read(input, output.numel, s.indices, s.values)) return poison(output);
-    if (output.numel > 0) scatter(s.indices, s.values, output, mode);
-  }
-
-  bool decompress_entries(std::span<const std::byte> input, std::int64_t numel,
-                          SparseEntries& entries) const override {
-    if (!read(input, numel, entries.indices, entries.values)) poison(numel, entries);
-    return true;
-  }
-
- private:
-  std::size_t encode(std::span<const float> x, std::span<std::byte> output) const {
-    if (x.empty()) return 0;
-    SparseScratch& s = sparse_scratch();
-    kernels::select_topk(x, kept(static_cast<std::int64_t>(x.size())), s.selection);
-    const auto& values = s.selection.values;
-
+ protected:
+  std::size_t encode(std::span<const float> x, const RandomKey&, kernels::TopkSelection& sent,
+                     std::span<std::byte> output) const override {
+    kernels::select_topk(x, kept(static_cast<std::int64_t>(x.size())), sent);
+    auto& values = sent.values;
     double sum = 0;
     for (const float value : values) sum += std::abs(static_cast<double>(value));
     const auto scale = static_cast<float>(alpha_ ? *alpha_ * standard_deviation(x)
                                                  : sum / static_cast<double>(values.size()));
     std::memcpy(output.data(), &scale, sizeof scale);
     std::size_t size = sizeof scale;
-    size += encode_indices(s.selection.indices, x.size(), output.subspan(size));
+    size += encode_indices(sent.indices, x.size(), output.subspan(size));
     const auto signs = output.subspan(size, (values.size() + 7) / 8);
     std::memset(signs.data(), 0, signs.size());
     for (std::size_t j = 0; j < values.size(); ++j) {
       signs[j / 8] |= static_cast<std::byte>(unsigned{std::signbit(values[j])} << (j % 8));
+      values[j] = std::copysign(scale, values[j]);
     }
     return size + signs.size();
   }
 
-  // The entries of a payload, checked before anything is written. False where the scale says that
-  // the tensor was not finite.
-  bool read(std::span<const std::byte> input, std::int64_t numel,
-            std::vector<std::uint32_t>& indices, std::vector<float>& values) const {
-    indices.clear();
-    values.clear();
-    if (numel == 0) {
-      check_payload_size("ternary", input, 0, 0);
-      return true;
-    }
+  void decode(std::span<const std::byte> input, std::int64_t numel,
+              SparseEntries& entries) const override {
     const std::size_t k = kept(numel);
     const std::size_t sign_bytes = (k + 7) / 8;
     float scale;
@@ -129,23 +72,22 @@ class Ternary final : public Codec {
     }
     std::memcpy(&scale, input.data(), sizeof scale);
     input = input.subspan(sizeof scale);
-    indices.resize(k);
-    values.resize(k);
+    entries.indices.resize(k);
+    entries.values.resize(k);
     const std::size_t index_bytes =
-        decode_indices(input, static_cast<std::uint64_t>(numel), indices);
+        decode_indices(input, static_cast<std::uint64_t>(numel), entries.indices);
     check_payload_size("ternary", input.subspan(index_bytes), sign_bytes, numel);
     const auto signs = input.subspan(index_bytes);
     if (k % 8 != 0 && (std::to_integer<unsigned>(signs.back()) >> (k % 8)) != 0) {
       throw FrameError("ternary payload has padding bits that are not zero");
     }
-    if (!kernels::is_finite(scale)) return false;
     for (std::size_t j = 0; j < k; ++j) {
       const bool negative = (std::to_integer<unsigned>(signs[j / 8]) >> (j % 8) & 1u) != 0;
-      values[j] = negative ? -scale : scale;
+      entries.values[j] = negative ? -scale : scale;
     }
-    return true;
   }
 
+ private:
   std::size_t kept(std::int64_t numel) const {
     return static_cast<std::size_t>(kept_count(density_, numel));
   }
