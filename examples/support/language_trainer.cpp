@@ -9,14 +9,12 @@
 #include <iostream>
 #include <numbers>
 #include <optional>
-#include <thread>
 
 #include "thinwire/comm/failure.h"
-#include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/median.h"
 #include "thinwire/common/metrics.h"
-#include "thinwire/common/spec.h"
+#include "thinwire/examples/support/run_settings.h"
 #include "thinwire/moe/telemetry.h"
 #include "thinwire/torch_ext/distributed_data_parallel.h"
 
@@ -68,17 +66,6 @@ Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const la
   model.set_training(true);
   const double tokens = sums[2].item<double>();
   return {sums[0].item<double>() / tokens / std::numbers::ln2, sums[1].item<double>() / tokens};
-}
-
-int threads_of_rank(const launch::World& world, int threads) {
-  if (threads > 0) return threads;
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, cores / std::max(1, world.local_size()));
-}
-
-std::string compression_text(const std::string& chosen) {
-  const std::string text = chosen.empty() ? Env::get().compression : chosen;
-  return text.empty() ? "none" : Spec::parse(text).str();
 }
 
 void log_result(MetricsLog& log, const LanguageResult& result,

@@ -6,16 +6,14 @@
 #include <chrono>
 #include <iostream>
 #include <optional>
-#include <thread>
 
 #include "thinwire/comm/failure.h"
-#include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/metrics.h"
-#include "thinwire/common/spec.h"
 #include "thinwire/common/timeline.h"
 #include "thinwire/compressors/lgreco/plan_file.h"
 #include "thinwire/examples/support/progress.h"
+#include "thinwire/examples/support/run_settings.h"
 #include "thinwire/torch_ext/distributed_data_parallel.h"
 
 namespace thinwire::examples {
@@ -63,17 +61,10 @@ double evaluate(Classifier& model, const ImageSet& set, const launch::World& wor
   return correct.item<double>() / static_cast<double>(set.labels.size(0));
 }
 
-int threads_of_rank(const launch::World& world, const TrainingOptions& options) {
-  if (options.threads > 0) return options.threads;
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, cores / std::max(1, world.local_size()));
-}
-
-// The canonical text of what was asked for, so that logs of equal runs are equal.
-std::string compression_text(const TrainingOptions& options) {
-  const std::string text =
-      options.compression.empty() ? Env::get().compression : options.compression;
-  return text.empty() ? "none" : Spec::parse(text).str();
+// The learning rate of the step after `done` of `all` steps.
+double learning_rate(const TrainingOptions& options, std::int64_t done, std::int64_t all) {
+  if (options.schedule == "constant") return options.learning_rate;
+  return options.learning_rate * (1 - static_cast<double>(done) / static_cast<double>(all));
 }
 
 // Bytes of one rank and one step, and what adapting the plan cost.
@@ -108,7 +99,7 @@ void log_result(MetricsLog& log, const TrainingResult& result) {
 
 TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Classifier> model,
                                 const FashionMnist& data, const TrainingOptions& options) {
-  at::set_num_threads(threads_of_rank(world, options));
+  at::set_num_threads(threads_of_rank(world, options.threads));
   const ImageSet train = first_samples(data.train, options.train_samples);
   const ImageSet test = first_samples(data.test, options.test_samples);
   const std::int64_t steps_per_epoch =
@@ -135,7 +126,7 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
       torch::optim::SGDOptions(options.learning_rate).momentum(options.momentum));
 
   TrainingResult result{.backend = world.backend(),
-                        .compression = compression_text(options),
+                        .compression = compression_text(options.compression),
                         .world_size = world.size(),
                         .model = options.model};
   const std::int64_t last_step =
@@ -171,6 +162,9 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
     }
     const auto step_begin = Clock::now();
     const auto batch = order.narrow(0, in_epoch * options.batch_size, options.batch_size);
+    for (auto& group : optimizer.param_groups()) {
+      group.options().set_lr(learning_rate(options, done, last_step));
+    }
     ddp.zero_grad();
     const auto scores = ddp.forward(train.images.index_select(0, batch));
     const auto loss = torch::cross_entropy_loss(scores, train.labels.index_select(0, batch));

@@ -28,6 +28,10 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
   app.add_option("--lr", options.learning_rate, "Learning rate of SGD")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--schedule", options.schedule,
+                 "Of the learning rate: linear, to zero by the last step, or constant")
+      ->check(CLI::IsMember({"linear", "constant"}))
+      ->capture_default_str();
   app.add_option("--momentum", options.momentum, "Momentum of SGD")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();

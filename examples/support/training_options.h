@@ -21,6 +21,7 @@ struct TrainingOptions {
   std::int64_t eval_every = 0;  // steps; 0: after every epoch alone
   int batch_size = 64;          // of one rank
   double learning_rate = 0.05;
+  std::string schedule = "linear";  // of the learning rate: to zero by the last step, or constant
   double momentum = 0.9;
   std::uint64_t seed = 1;
   std::int64_t warmup_steps = 0;
