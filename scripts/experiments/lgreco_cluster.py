@@ -41,7 +41,7 @@ def command_of(name, build, log, options):
         return [str(python), str(runs.ROOT / "scripts" / "experiments" / "powersgd_ddp.py"),
                 *arguments]
     return [str(build / "bin" / "train_fashion_mnist"), "--backend=gloo", "--threads=1",
-            "--model=mlp", f"--compression={ROWS[name]}", *arguments]
+            "--model=mlp", "--schedule=constant", f"--compression={ROWS[name]}", *arguments]
 
 
 def train(name, rate, build, folder, options):
