@@ -4,26 +4,18 @@
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
-#include <bit>
 #include <functional>
 #include <numeric>
 
 #include "thinwire/comm/failure.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire {
 namespace {
 
 // Elements of the messages to all ranks together: 4 MiB each way, whatever the number of ranks.
 constexpr std::size_t kMessageElements = std::size_t{1} << 20;
-
-bool all_finite(std::span<const float> values) {
-  std::uint32_t largest = 0;
-  for (const float value : values) {
-    largest = std::max(largest, std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFu);
-  }
-  return largest < 0x7F800000u;
-}
 
 }  // namespace
 
@@ -78,7 +70,7 @@ void GradientStatistics::add(const comm::Bucket& bucket) {
         bucket.buffer.narrow(0, layer.offset, layer.numel()).to(at::kFloat).contiguous();
     const std::span gradient(part.const_data_ptr<float>(), static_cast<std::size_t>(part.numel()));
     THINWIRE_ASSERT(gradient.size() == sum.size());
-    if (!all_finite(gradient)) {
+    if (!kernels::all_finite(gradient)) {
       ++left_out_;
       continue;
     }

@@ -4,7 +4,6 @@
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -16,6 +15,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/torch_ext/agreed_plan.h"
 
 namespace thinwire {
@@ -33,13 +33,6 @@ std::span<float> floats_of(const at::Tensor& tensor) {
 
 at::Tensor tensor_of(std::span<float> values) {
   return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kFloat);
-}
-
-bool all_finite(std::span<const float> values) {
-  std::uint32_t largest = 0;
-  for (const float value : values)
-    largest = std::max(largest, std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFu);
-  return largest < 0x7F800000u;
 }
 
 void check_numbers(const OuterOptimizerOptions& options) {
@@ -188,15 +181,14 @@ void OuterOptimizer::outer_step() {
   for (const at::Tensor& parameter : parameters_) {
     const at::Tensor start = tensor_of(synchronised_).narrow(0, at, parameter.numel());
     at::Tensor delta = bucket_.buffer.narrow(0, at, parameter.numel());
-    delta.copy_(parameter.detach().flatten());
     // Weights of a narrow type started from the rounded ones.
-    const at::Tensor from = start.to(parameter.scalar_type()).to(at::kFloat);
-    at::sub_out(delta, from, delta);
+    at::sub_out(delta, start.to(parameter.scalar_type()).to(at::kFloat),
+                parameter.detach().flatten().to(at::kFloat));
     at += parameter.numel();
   }
   averager_->average(bucket_, plan_, step);
   const std::span<const float> mean = floats_of(bucket_.buffer);
-  if (all_finite(mean)) {
+  if (kernels::all_finite(mean)) {
     apply(mean);
   } else {
     ++summary_.skipped_steps;
