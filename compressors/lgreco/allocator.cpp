@@ -73,7 +73,9 @@ Choice reference_of(const std::vector<Layer>& layers) {
 // Candidates within the cap, as knapsack items; `kept` maps them back.
 KnapsackGroup group_of(const Layer& layer, const AllocationOptions& options, const Roles& roles,
                        Choice& kept) {
-  const double cap = options.max_relative_error * layer.norm;
+  double cap = options.max_relative_error * layer.norm;
+  // Else the layer could be given more than the reference has, but never less.
+  if (layer.candidates[layer.reference].error > cap) cap = 0;
   KnapsackGroup group;
   for (std::size_t c = 0; c < layer.candidates.size(); ++c) {
     const Candidate& candidate = layer.candidates[c];

@@ -45,8 +45,9 @@ struct AllocationOptions {
   Objective objective = Objective::kBytes;
   // The limit is this times the reference's total; above 0.
   double budget = 1;
-  // Candidates with an error above this times Layer::norm are left out, the reference's excepted;
-  // in the measure of the candidates. 0: no cap.
+  // Candidates with an error above this times Layer::norm are left out, in the measure of the
+  // candidates; 0: no cap. A layer whose reference loses more is not capped: the user has chosen
+  // so.
   double max_relative_error = 0;
 };
 

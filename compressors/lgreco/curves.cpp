@@ -1,8 +1,9 @@
 #include "thinwire/compressors/lgreco/curves.h"
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_table.h"
@@ -33,8 +34,12 @@ std::int64_t cols_of(std::span<const std::int64_t> shape) {
 
 // Four digits are more than the density needs, and keep the spec readable.
 double rounded(double density) {
-  const double unit = std::pow(10.0, std::floor(std::log10(density)) - 3);
-  return std::round(density / unit) * unit;
+  std::array<char, 32> text;
+  const auto end =
+      std::to_chars(text.data(), text.data() + text.size(), density, std::chars_format::general, 4)
+          .ptr;
+  std::from_chars(text.data(), end, density);
+  return density;
 }
 
 std::vector<double> values_around(const Spec& reference, std::span<const std::int64_t> shape) {
@@ -45,8 +50,7 @@ std::vector<double> values_around(const Spec& reference, std::span<const std::in
   } else if (reference.name == "topk") {
     for (int i = -kDensitySteps; i <= kDensitySteps; ++i) {
       const double density = middle * std::pow(10.0, static_cast<double>(i) / kDensitySteps);
-      if (density <= 1)
-        values.push_back(std::strtod(number_text(rounded(density)).c_str(), nullptr));
+      if (density <= 1) values.push_back(rounded(density));
     }
   } else {
     const auto rank = static_cast<std::int64_t>(middle);

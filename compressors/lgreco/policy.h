@@ -27,7 +27,8 @@ struct Policy {
   std::int64_t warmup = 100;
   // Steps whose gradients are averaged for the curves, just before a plan is made.
   std::int64_t window = 10;
-  // No candidate may lose more than this part of a layer's norm; 0: no cap.
+  // No candidate may lose more than this part of a layer's norm, unless the reference does; 0: no
+  // cap.
   double cap = 0.95;
 
   // Options for allocate(), with the cap in the measure.

@@ -227,14 +227,27 @@ TEST(Allocator, WarnsOfADominatingLayer) {
   EXPECT_THAT(allocate(even).warnings, IsEmpty());
 }
 
-TEST(Allocator, CapsTheRelativeErrorButNeverTheReference) {
+TEST(Allocator, CapsTheRelativeErrorWhereTheReferenceKeepsTheCap) {
   const std::vector<Layer> layers = {
       layer_of("a", 1, {{"id", 100, 0, 0}, {"ref", 10, 9.7, 0}, {"worse", 1, 9.8, 0}}, 10),
-      layer_of("b", 0, {{"id", 100, 10, 0}, {"good", 50, 9.4, 0}, {"bad", 1, 9.6, 0}}, 10)};
+      layer_of("b", 1, {{"id", 100, 0, 0}, {"ref", 50, 9.4, 0}, {"bad", 1, 9.6, 0}}, 10)};
   AllocationOptions options;
+  options.budget = 1.05;
   EXPECT_THAT(allocate(layers, options).choice, ElementsAre(2, 2));
   options.max_relative_error = 0.95;
-  EXPECT_THAT(allocate(layers, options).choice, ElementsAre(1, 1));
+  EXPECT_THAT(allocate(layers, options).choice, ElementsAre(2, 1));
+}
+
+// A cap below the reference's own error would let a layer have more than the reference, never less:
+// nothing could be moved from one layer to another.
+TEST(Allocator, CapDoesNotBindWhereTheReferenceLosesMore) {
+  const std::vector<Layer> layers = {
+      layer_of("a", 1, {{"more", 60, 9.2, 0}, {"reference", 50, 9.6, 0}, {"less", 40, 9.7, 0}}, 10),
+      layer_of("b", 1, {{"more", 60, 5, 0}, {"reference", 50, 9.6, 0}, {"less", 40, 9.7, 0}}, 10)};
+  AllocationOptions options;
+  options.constraint = Constraint::kBytes;
+  options.max_relative_error = 0.95;
+  EXPECT_THAT(allocate(layers, options).choice, ElementsAre(2, 0));
 }
 
 TEST(Allocator, TimeAndBytesCanDisagree) {
