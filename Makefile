@@ -74,6 +74,11 @@ experiment-moe: setup ## Measure ways of sending expert rows: make experiment-mo
 	@.venv/bin/python -m pip install --quiet --requirement=requirements-experiments.txt
 	@.venv/bin/python scripts/experiments/moe.py --build $(BUILD) $(ARGS)
 
+.PHONY: experiment-codecs
+experiment-codecs: setup ## Accuracy of every codec at its usual setting: make experiment-codecs ARGS=--quick
+	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist
+	@python3 scripts/experiments/codecs.py --build $(BUILD) $(ARGS)
+
 .PHONY: experiment-encoder-rows
 experiment-encoder-rows: setup ## Merge and code the rows of a real sentence encoder
 	@scripts/build.sh $(PRESET) $(JOBS) row_study

@@ -88,9 +88,9 @@ void choose_by_link(const Bucket& bucket, const Plan& plan, const AveragerOption
                          .hosts = hosts_of(options),
                          .link = &options.link->backend(backend)};
       request->second.codec.payload_bytes = 0;
-      // What hierarchical cannot do, see force() and check_hosts().
-      if (facts.form == Form::kLowRank || plan.of(layer.name).momentum ||
-          !hosts_are_even(options.host_of_rank)) {
+      // What hierarchical cannot do beside what the codec says, see make_layout() and
+      // check_hosts().
+      if (plan.of(layer.name).momentum || !hosts_are_even(options.host_of_rank)) {
         request->second.allowed = {Strategy::kDense, Strategy::kScatterReduce,
                                    Strategy::kGatherReduce, Strategy::kSparse, Strategy::kLowRank};
       }
@@ -114,9 +114,6 @@ void force(Strategy strategy, const Bucket& bucket, int hosts, int world,
     const std::string spec = ways[i].codec->spec();
     const CodecFacts facts = facts_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape);
     check_strategy(strategy, concat(spec, " of layer '", layer.name, "'"), facts, world, hosts);
-    check(strategy != Strategy::kHierarchical || facts.form != Form::kLowRank,
-          "strategy hierarchical cuts layers between the ranks of a host, but ", spec,
-          " of layer '", layer.name, "' needs whole matrices; use low_rank");
     ways[i].strategy = strategy;
   }
 }

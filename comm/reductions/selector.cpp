@@ -172,7 +172,9 @@ Strategies possible_strategies(const CodecFacts& codec, int world, int hosts) {
   if (codec.form == CodecFacts::Form::kLowRank) {
     possible = possible | Strategies{Strategy::kLowRank};
   }
-  if (hosts > 1 && world > hosts && world % hosts == 0) {
+  // It cuts layers between the ranks of a host, and low rank needs whole matrices.
+  if (hosts > 1 && world > hosts && world % hosts == 0 &&
+      codec.form != CodecFacts::Form::kLowRank) {
     possible = possible | Strategies{Strategy::kHierarchical};
   }
   return possible;
@@ -188,7 +190,8 @@ void check_strategy(Strategy strategy, std::string_view spec, const CodecFacts& 
       "nothing",
       "a codec that sends chosen entries (topk, ternary)",
       "a codec that sends two factors (powersgd)",
-      "several hosts with the same number of ranks, more than one, on each"};
+      "several hosts with the same number of ranks, more than one, on each, and a codec that takes "
+      "parts of a layer (not powersgd)"};
   std::string list;
   for (const Strategy other : kStrategies) {
     if (possible.has(other)) list += concat(list.empty() ? "" : ", ", name_of(other));

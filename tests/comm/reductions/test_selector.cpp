@@ -214,6 +214,9 @@ TEST(Selector, ForcedStrategyThatCannotWork) {
   EXPECT_THROW(check_strategy(Strategy::kHierarchical, "topk", topk.codec, 6, 4), InvalidArgument);
   EXPECT_THROW(check_strategy(Strategy::kHierarchical, "topk", topk.codec, 4, 1), InvalidArgument);
   EXPECT_NO_THROW(check_strategy(Strategy::kHierarchical, "topk", topk.codec, 8, 4));
+  const ReductionRequest powersgd = request_of("powersgd(rank=4)", 64);
+  EXPECT_THROW(check_strategy(Strategy::kHierarchical, "powersgd", powersgd.codec, 8, 4),
+               InvalidArgument);
 }
 
 TEST(Selector, NamesAreReadAsTheyAreWritten) {

@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Accuracy of every codec at its usual setting, with and without error feedback.
+
+    codecs.py [--build build/release] [--seeds 3] [--steps 300] [--quick]
+
+Trains the small CNN on Fashion-MNIST on four ranks of this machine. Every run's log is kept in
+results/codecs and is not repeated; the table also goes to results/codecs/summary.json.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import runs
+
+CODECS = ("none", "cast(bf16)", "cast(fp8_e4m3)", "quantize(bits=8)", "quantize(bits=4)",
+          "topk(density=0.01)", "randomk(density=0.1)", "onebit", "terngrad",
+          "ternary(density=0.01)", "powersgd(rank=4)",
+          "topk(density=0.01, error_feedback=off)", "onebit(error_feedback=off)")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=pathlib.Path, default=runs.ROOT / "build" / "release")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--quick", action="store_true", help="a few steps of one seed")
+    options = parser.parse_args()
+    folder = runs.ROOT / "results" / ("codecs-quick" if options.quick else "codecs")
+    chosen = ({"steps": 20, "train_samples": 4000, "test_samples": 500} if options.quick else
+              {"steps": options.steps})
+    seeds = range(1, 2 if options.quick else 1 + options.seeds)
+    table = [["codec", "accuracy %", "+-", "to dense %", "bytes, of dense"]]
+    rows, dense = [], None
+    try:
+        for codec in CODECS:
+            group = [runs.summary(*runs.train(options.build, folder, {
+                "model": "cnn", "compression": codec, "seed": seed, "batch_size": 32, "lr": 0.05,
+                **chosen})) for seed in seeds]
+            accuracy, error = runs.mean_and_error([run["accuracy"] for run in group])
+            dense = dense or accuracy
+            share = sum(run["all_dense_bytes"] / run["all_bytes"] for run in group) / len(group)
+            table.append([codec, f"{accuracy:.2f}", "-" if error is None else f"{error:.2f}",
+                          f"{100 * (accuracy / dense - 1):+.2f}", f"1/{share:.1f}"])
+            rows.append({"codec": codec, "runs": group})
+    except runs.RunError as error:
+        print(f"codecs: {error}", file=sys.stderr)
+        return 1
+    runs.print_table(table)
+    print("+-: standard error over the seeds; to dense: relative; bytes: those of all layers")
+    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
