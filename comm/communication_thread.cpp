@@ -23,21 +23,14 @@ void CommunicationThread::submit(std::function<void()> job, Done done) {
   changed_.notify_all();
 }
 
-void CommunicationThread::drain() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return queue_.empty() && !busy_; });
-  if (failure_) std::rethrow_exception(failure_);
-}
-
 void CommunicationThread::loop() {
+  std::exception_ptr failure;  // of the first job that threw
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     if (queue_.empty()) return;
     Entry entry = std::move(queue_.front());
     queue_.pop_front();
-    busy_ = true;
-    std::exception_ptr failure = failure_;
     lock.unlock();
     if (!failure) {
       try {
@@ -47,11 +40,8 @@ void CommunicationThread::loop() {
       }
     }
     entry.done(failure);
-    entry = {};  // what the job holds is released before drain() returns
+    entry = {};  // what the job holds is released while others can submit
     lock.lock();
-    failure_ = failure;
-    busy_ = false;
-    changed_.notify_all();
   }
 }
 

@@ -28,10 +28,6 @@ class CommunicationThread {
   // Thread-safe; returns at once.
   void submit(std::function<void()> job, Done done);
 
-  // Waits until all jobs submitted so far are done; rethrows the exception of the first that
-  // failed.
-  void drain();
-
  private:
   struct Entry {
     std::function<void()> job;
@@ -42,8 +38,6 @@ class CommunicationThread {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Entry> queue_;
-  std::exception_ptr failure_;
-  bool busy_ = false;
   bool stopping_ = false;
   std::thread thread_;
 };

@@ -49,31 +49,54 @@ std::string join(const std::vector<int>& ranks) {
   return text;
 }
 
+// Marks what raise_collective_failure() throws, so that it knows its own exceptions.
+struct Answered {
+  const c10d::Store* board;  // where the failure was posted; compared, never followed
+};
+
+template <typename ErrorType>
+struct AnsweredError final : ErrorType, Answered {
+  AnsweredError(const ErrorType& error, const c10d::Store* where)
+      : ErrorType(error), Answered{where} {}
+};
+
+bool is_answered(const std::exception_ptr& cause, const c10d::Store* board) {
+  try {
+    std::rethrow_exception(cause);
+  } catch (const Answered& answered) {
+    return answered.board == board;
+  } catch (...) {
+    return false;
+  }
+}
+
 [[noreturn]] void raise(const RollCall& roll, const FailureReport& mine, int size,
-                        const std::string& operation, std::uint64_t sequence) {
+                        const std::string& operation, std::uint64_t sequence,
+                        const c10d::Store* board) {
+  const auto comm_error = [&](int rank, const std::string& reason) {
+    return AnsweredError(CommError(rank, operation, sequence, reason), board);
+  };
   if (roll.store_is_gone)
     // Nobody but the store's host could say more. That is rank 0, unless the launcher serves the
     // store, and then the launcher is gone and the job with it.
-    throw CommError(mine.rank == 0 ? -1 : 0, operation, sequence,
-                    concat("the store does not answer, so the rank that hosts it is gone too; "
-                           "this rank saw: ",
-                           mine.text));
+    throw comm_error(mine.rank == 0 ? -1 : 0,
+                     concat("the store does not answer, so the rank that hosts it is gone too; "
+                            "this rank saw: ",
+                            mine.text));
   for (const FailureReport& report : roll.reports) {
-    if (report.kind == Kind::kInvalidArgument) throw InvalidArgument(report.text);
-    if (report.kind == Kind::kFrameError) throw FrameError(report.text);
+    if (report.kind == Kind::kInvalidArgument)
+      throw AnsweredError(InvalidArgument(report.text), board);
+    if (report.kind == Kind::kFrameError) throw AnsweredError(FrameError(report.text), board);
   }
   for (const FailureReport& report : roll.reports)
     if (report.kind == Kind::kOther)
-      throw CommError(report.rank, operation, sequence,
-                      concat("rank ", report.rank, " reports: ", report.text));
+      throw comm_error(report.rank, concat("rank ", report.rank, " reports: ", report.text));
   if (!roll.silent.empty())
-    throw CommError(roll.silent.front(), operation, sequence,
-                    concat("rank(s) ", join(roll.silent), " of ", size,
-                           " are dead or hung; this rank saw: ", mine.text));
+    throw comm_error(roll.silent.front(), concat("rank(s) ", join(roll.silent), " of ", size,
+                                                 " are dead or hung; this rank saw: ", mine.text));
   const FailureReport& first = roll.reports.front();
-  throw CommError(
-      -1, operation, sequence,
-      concat("every rank is alive; rank ", first.rank, " was the first to fail: ", first.text));
+  throw comm_error(
+      -1, concat("every rank is alive; rank ", first.rank, " was the first to fail: ", first.text));
 }
 
 // Blocks until `work` has finished, or another rank has posted a failure (then returns false).
@@ -120,14 +143,15 @@ bool finished_before_any_failure(const c10d::ProcessGroup& group,
 
 void raise_collective_failure(const c10d::ProcessGroup& group, const std::string& operation,
                               std::uint64_t sequence, std::exception_ptr cause) {
-  const FailureReport mine = describe(group.getRank(), cause);
   const auto board = DuplicateStore::board_of(group.getStore());
+  if (is_answered(cause, board.get())) std::rethrow_exception(cause);
+  const FailureReport mine = describe(group.getRank(), cause);
   if (board == nullptr) {
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
-    throw CommError(-1, operation, sequence, mine.text);
+    throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());
   }
   raise(call_roll(board, mine, group.getSize(), kPatience), mine, group.getSize(), operation,
-        sequence);
+        sequence, board.get());
 }
 
 bool another_rank_has_failed(const c10d::ProcessGroup& group) {

@@ -18,7 +18,9 @@ namespace thinwire::comm {
 //   InvalidArgument carry over as the same type and text, so all ranks raise one error);
 // - else CommError naming the ranks that posted nothing (dead or hung), or the store's rank when
 //   the store itself is gone.
-// Every rank that gets here leaves with an exception; nobody waits for a rank that is gone.
+// Every rank that gets here leaves with an exception; nobody waits for a rank that is gone. A cause
+// that it has thrown itself for this group, or one that shares its board, is rethrown as it is: a
+// failure is posted once, however many callers catch it on its way out.
 [[noreturn]] void raise_collective_failure(const c10d::ProcessGroup& group,
                                            const std::string& operation, std::uint64_t sequence,
                                            std::exception_ptr cause);

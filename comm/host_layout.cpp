@@ -15,7 +15,9 @@ namespace thinwire::comm {
 std::vector<int> hosts_of_ranks(const c10d::ProcessGroup& group, std::string_view key) {
   std::array<char, 256> name{};
   if (gethostname(name.data(), name.size() - 1) != 0) {
-    throw std::system_error(errno, std::generic_category(), "gethostname");
+    const std::string reason = std::generic_category().message(errno);
+    throw CommError(group.getRank(), "learning the hosts of the ranks", 0,
+                    concat("this host has no name: ", reason));
   }
   return hosts_of_ranks(group, key, name.data());
 }

@@ -1,7 +1,6 @@
 #include "thinwire/comm/link_probe.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -138,11 +137,15 @@ AlphaBeta probe_pair(c10d::ProcessGroup& group, int from, int to, const ProbeOpt
 
 void take_largest(c10d::ProcessGroup& group, std::span<double> values) {
   if (group.getSize() == 1 || values.empty()) return;
+  // A tensor of its own: where another rank fails, wait() leaves before the backend has finished
+  // with the memory.
   std::vector<at::Tensor> tensors = {
-      at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kDouble)};
+      at::empty({static_cast<std::int64_t>(values.size())}, at::kDouble)};
+  std::ranges::copy(values, tensors[0].mutable_data_ptr<double>());
   c10d::AllreduceOptions options;
   options.reduceOp = c10d::ReduceOp::MAX;
   wait(group, group.allreduce(tensors, options), "link probe", 0);
+  std::copy_n(tensors[0].const_data_ptr<double>(), values.size(), values.begin());
 }
 
 BackendLink probe_backend(c10d::ProcessGroup& group, const ProbeOptions& options) {

@@ -1,7 +1,5 @@
 #include "thinwire/compressors/error_feedback.h"
 
-#include <algorithm>
-
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
@@ -31,15 +29,15 @@ void ErrorFeedback::correct(std::string_view name, std::span<float> values) {
 void ErrorFeedback::correct(std::string_view name, std::span<float> values,
                             const ErrorFeedbackOptions& options, std::int64_t step) {
   const auto [residual, factor] = owed(name, values.size(), options, step);
+  if (residual.empty()) return;
   kernels::add_scaled(values.data(), residual.data(), factor, values);
 }
 
 ErrorFeedback::Owed ErrorFeedback::owed(std::string_view name, std::size_t numel,
                                         const ErrorFeedbackOptions& options, std::int64_t step) {
-  std::vector<float>& residual = residual_of(name, numel);
-  if (options.reset_every > 0 && step % options.reset_every == 0) {
-    std::fill(residual.begin(), residual.end(), 0.0f);
-  }
+  const std::vector<float>& residual = residual_of(name, numel);
+  // Left out, not forgotten: that is for commit(), once the step has proved finite.
+  if (options.reset_every > 0 && step % options.reset_every == 0) return {};
   return {residual, static_cast<float>(options.decay)};
 }
 

@@ -26,7 +26,7 @@ struct ErrorFeedbackOptions {
   Mode mode = Mode::kAuto;
   // Factor on the residual before it is added, in [0, 1].
   double decay = 1.0;
-  // Residuals are dropped every so many steps; 0: never. The owner counts steps and calls reset().
+  // Residuals are dropped every so many steps; 0: never. The owner counts steps.
   std::int64_t reset_every = 0;
   // Whether a rank that encodes a mean once more keeps what that loses for the next mean, see
   // comm/reductions/second_residual.h. kAuto: where the layer has a residual. Decay and reset hold
@@ -49,12 +49,13 @@ class ErrorFeedback {
   // values += decay · residual of `name`; creates a zero residual at first use. Throws
   // InvalidArgument if `values` has another size than before.
   void correct(std::string_view name, std::span<float> values);
-  // The same with options of the layer's own, in place of those of the constructor. Drops the
-  // layer's residual first where `step` is a multiple of reset_every.
+  // The same with options of the layer's own, in place of those of the constructor. Where `step` is
+  // a multiple of reset_every the residual is not added; it stays until commit() replaces it.
   void correct(std::string_view name, std::span<float> values, const ErrorFeedbackOptions& options,
                std::int64_t step);
 
-  // What correct() would add, `factor` · `residual`, for callers that add it themselves.
+  // What correct() would add, `factor` · `residual`, for callers that add it themselves; an empty
+  // residual where that is nothing.
   struct Owed {
     std::span<const float> residual;
     float factor = 1;

@@ -23,11 +23,6 @@ std::span<float> floats_of(at::Tensor& tensor) {
   return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
 }
 
-std::int64_t ring_bytes(std::int64_t bytes, int world) {
-  return static_cast<std::int64_t>(
-      comm::sent_bytes(comm::Collective::kAllReduce, static_cast<double>(bytes), world));
-}
-
 // One tensor size, measured with every codec.
 class AllReduceBench {
  public:
@@ -139,13 +134,14 @@ class AllReduceBench {
                   std::string strategy) const {
     const std::int64_t numel = c10::multiply_integers(shape);
     const std::int64_t bytes = numel * static_cast<std::int64_t>(c10::elementSize(type));
+    const std::uint64_t dense = comm::ring_bytes(bytes, group_.world().size());
     return {.collective = "all_reduce",
             .size = bytes,
             .count = numel,
             .dtype = type == at::kFloat ? "float32" : "bfloat16",
             .codec = std::move(codec),
             .strategy = std::move(strategy),
-            .dense_bytes = ring_bytes(bytes, group_.world().size()),
+            .dense_bytes = static_cast<std::int64_t>(dense),
             .times = RunTimes({1}),
             .rel_err = {},
             .problem = {}};

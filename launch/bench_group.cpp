@@ -1,10 +1,10 @@
 #include "thinwire/launch/bench_group.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty.h>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -52,9 +52,13 @@ std::string BenchGroup::tell_all(const std::string& text) const {
   told.resize(
       static_cast<std::size_t>(largest(first() ? static_cast<std::int64_t>(text.size()) : 0)));
   if (world_.size() == 1 || told.empty()) return told;
+  // A tensor of its own: where another rank fails, wait() leaves before the backend has finished
+  // with the memory.
   std::vector<at::Tensor> tensors = {
-      at::from_blob(told.data(), {static_cast<std::int64_t>(told.size())}, at::kByte)};
+      at::empty({static_cast<std::int64_t>(told.size())}, at::kByte)};
+  std::memcpy(tensors[0].mutable_data_ptr(), told.data(), told.size());
   comm::wait(*world_.group(), world_.group()->broadcast(tensors), "broadcast", 0);
+  std::memcpy(told.data(), tensors[0].const_data_ptr(), told.size());
   return told;
 }
 

@@ -10,12 +10,6 @@
 namespace thinwire::launch {
 namespace {
 
-std::string printed(const char* format, double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
-}
-
 std::string padded(const std::string& text, int width) {
   const auto missing = width - static_cast<int>(text.size());
   return missing > 0 ? std::string(static_cast<std::size_t>(missing), ' ') + text : text;
@@ -76,6 +70,12 @@ void BenchTable::add(const BenchRow& row) {
 
 void BenchTable::note(const std::string& text) {
   out_ << "# " << text << std::endl;
+}
+
+std::string printed(const char* format, double value) {
+  char text[64];
+  std::snprintf(text, sizeof text, format, value);
+  return text;
 }
 
 nlohmann::ordered_json json_of(const nlohmann::ordered_json& context,

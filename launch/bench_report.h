@@ -50,8 +50,7 @@ struct BenchRow {
 //   size count type codec wire(B) ratio time algbw wirebw rel_err strategy
 class BenchTable {
  public:
-  // `specs` are the codecs to come, for the width of their column; `tensor` says where a row's
-  // `size` is, "on one rank".
+  // `specs` are the codecs to come, for the width of their column.
   BenchTable(std::ostream& out, const std::vector<std::string>& specs);
   void header();
   void add(const BenchRow& row);
@@ -61,6 +60,9 @@ class BenchTable {
   std::ostream& out_;
   int codec_width_;
 };
+
+// A number in a format of printf.
+std::string printed(const char* format, double value);
 
 // {"context":…,"rows":[{"collective","size","count","dtype","codec","strategy","wire_bytes","ratio",
 // "time_us":{"min","p50","p99","max"},"algbw","wirebw","rel_err"}]}; rel_err is null where the

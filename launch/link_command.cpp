@@ -3,13 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
 #include <iostream>
 #include <memory>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_table.h"
 #include "thinwire/launch/bench_group.h"
+#include "thinwire/launch/bench_report.h"
 #include "thinwire/launch/commands.h"
 #include "thinwire/launch/link_measurement.h"
 #include "thinwire/launch/table.h"
@@ -28,12 +28,6 @@ struct Options {
   bool no_pairs = false;
   int repeats = 5;
 };
-
-std::string printed(const char* format, double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
-}
 
 std::string microseconds(const AlphaBeta& cost) {
   return printed("%.1f", cost.alpha * 1e6);

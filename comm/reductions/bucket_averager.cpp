@@ -29,11 +29,6 @@ at::Tensor part_of(const Bucket& bucket, std::size_t i) {
   return bucket.buffer.narrow(0, bucket.layers[i].offset, bucket.layers[i].numel());
 }
 
-// A ring all-reduce: every rank sends all but its own part, twice.
-std::uint64_t ring_bytes(std::int64_t bytes, int world) {
-  return static_cast<std::uint64_t>(2 * bytes * (world - 1) / world);
-}
-
 std::uint64_t mix(std::uint64_t hash, std::uint64_t number) {
   return XXH3_64bits_withSeed(&number, sizeof number, hash);
 }
@@ -61,6 +56,10 @@ std::uint64_t hash_of(const Bucket& bucket, const Plan& plan, std::int64_t step)
 }
 
 }  // namespace
+
+std::uint64_t ring_bytes(std::int64_t bytes, int world) {
+  return static_cast<std::uint64_t>(2 * bytes * (world - 1) / world);
+}
 
 std::int64_t BucketLayer::numel() const {
   return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
@@ -95,9 +94,8 @@ BucketLayout& BucketAverager::layout_of(const Bucket& bucket, const Plan& plan, 
   return *known.front();
 }
 
-void BucketAverager::check_same_everywhere(const Bucket& bucket, const BucketLayout& layout) {
-  HashAgreement agreement(*group_, sequence_, layout.hash);
-  if (agreement.wait()) return;
+// The ranks brought different exchanges: names the difference, on all of them alike.
+void BucketAverager::throw_difference(const Bucket& bucket, const BucketLayout& layout) {
   agree_on_text(*group_, concat("bucket/", sequence_),
                 concat("the gradients of bucket ", bucket.index), layout.text);
   throw InternalError(concat("the ranks brought different exchanges to #", sequence_,
@@ -116,12 +114,43 @@ void BucketAverager::average(Bucket& bucket, const Plan& plan, std::int64_t step
           " elements, the bucket has ", bucket.buffer.numel());
   }
   ++sequence_;
-  BucketLayout& layout = layout_of(bucket, plan, step);
-  check_same_everywhere(bucket, layout);
+  // What fails on this rank alone, such as an allocation, is told to the others: they wait for this
+  // rank in a collective. What the ranks agree on stays outside, for they throw it alike.
+  const auto guarded = [&](const auto& action) {
+    try {
+      action();
+    } catch (...) {
+      if (group_->getSize() == 1) throw;
+      raise_collective_failure(*group_, concat("averaging bucket ", bucket.index), sequence_,
+                               std::current_exception());
+    }
+  };
+  BucketLayout* layout = nullptr;
+  bool same = false;
+  guarded([&] {
+    layout = &layout_of(bucket, plan, step);
+    same = HashAgreement(*group_, sequence_, layout->hash).wait();
+  });
+  if (!same) throw_difference(bucket, *layout);
   wire_use_.dense_bytes +=
       ring_bytes(static_cast<std::int64_t>(bucket.buffer.nbytes()), group_->getSize());
-  if (!layout.dense.empty()) average_dense(bucket, plan, layout, step);
-  average_groups(bucket, plan, layout, step);
+  Refusal refusal;
+  bool finite = true;
+  guarded([&] {
+    if (!layout->dense.empty()) average_dense(bucket, plan, *layout, step);
+    finite = average_groups(bucket, plan, *layout, step, refusal);
+  });
+  const bool check_replicas =
+      options_.check_replicas_every > 0 && step % options_.check_replicas_every == 0;
+  if (layout->groups.empty() && !check_replicas) return;
+  std::uint32_t checksum = 0;
+  if (check_replicas) {
+    checksum = crc32c(std::as_bytes(std::span(
+        static_cast<const char*>(bucket.buffer.const_data_ptr()), bucket.buffer.nbytes())));
+  }
+  refusal.agree(*group_, sequence_, checksum, concat("step ", step, ", bucket ", bucket.index));
+  // The means are the same on all ranks, so all ranks keep or drop this step together.
+  if (finite) guarded([&] { commit(bucket, plan, *layout); });
 }
 
 void BucketAverager::average_dense(const Bucket& bucket, const Plan& plan,
@@ -202,9 +231,9 @@ void BucketAverager::correct(const Bucket& bucket, const Plan& plan, BucketLayou
   }
 }
 
-void BucketAverager::average_groups(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
-                                    std::int64_t step) {
-  Refusal refusal;
+// Whether all means are finite.
+bool BucketAverager::average_groups(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
+                                    std::int64_t step, Refusal& refusal) {
   Exchange exchange{.peers = &peers_,
                     .refusal = &refusal,
                     .divisor = group_->getSize(),
@@ -228,17 +257,7 @@ void BucketAverager::average_groups(const Bucket& bucket, const Plan& plan, Buck
       }
     }
   }
-  const bool check_replicas =
-      options_.check_replicas_every > 0 && step % options_.check_replicas_every == 0;
-  if (layout.groups.empty() && !check_replicas) return;
-  std::uint32_t checksum = 0;
-  if (check_replicas) {
-    checksum = crc32c(std::as_bytes(std::span(
-        static_cast<const char*>(bucket.buffer.const_data_ptr()), bucket.buffer.nbytes())));
-  }
-  refusal.agree(*group_, sequence_, checksum, concat("step ", step, ", bucket ", bucket.index));
-  // The means are the same on all ranks, so all ranks keep or drop this step together.
-  if (finite) commit(bucket, plan, layout);
+  return finite;
 }
 
 void BucketAverager::commit(const Bucket& bucket, const Plan& plan, BucketLayout& layout) {

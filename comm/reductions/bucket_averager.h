@@ -41,6 +41,9 @@ struct WireUse {
   std::uint64_t dense_bytes = 0;  // what an uncompressed ring all-reduce would have sent
 };
 
+// What a ring all-reduce of so many bytes makes each rank send: all but its own part, twice.
+std::uint64_t ring_bytes(std::int64_t bytes, int world);
+
 // All but the timeline must be equal on all ranks.
 struct AveragerOptions {
   std::uint64_t seed = 0;
@@ -59,6 +62,7 @@ struct AveragerOptions {
 
 struct BucketLayout;
 struct LayerGroup;
+class Refusal;
 
 // Averages buckets over the ranks of one group. Keeps what error feedback carries over and the
 // messages' buffers. Not thread-safe: one communication thread owns it, and the group.
@@ -89,8 +93,8 @@ class BucketAverager {
   //
   // Collective. Throws, on every rank: InvalidArgument when the ranks bring different layers,
   // dtypes or plans (naming the first difference), FrameError for a damaged message (with one text
-  // on all ranks, naming who refused whose), CommError when a rank is gone. After an exception the
-  // group must not be used any more.
+  // on all ranks, naming who refused whose), CommError when a rank is gone, or fails alone (with
+  // its reason). After an exception the group must not be used any more.
   void average(Bucket& bucket, const Plan& plan, std::int64_t step);
 
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
@@ -105,13 +109,13 @@ class BucketAverager {
 
  private:
   BucketLayout& layout_of(const Bucket& bucket, const Plan& plan, std::int64_t step);
-  void check_same_everywhere(const Bucket& bucket, const BucketLayout& layout);
+  [[noreturn]] void throw_difference(const Bucket& bucket, const BucketLayout& layout);
   void average_dense(const Bucket& bucket, const Plan& plan, const BucketLayout& layout,
                      std::int64_t step);
   void correct(const Bucket& bucket, const Plan& plan, BucketLayout& layout, LayerGroup& group,
                std::int64_t step);
-  void average_groups(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
-                      std::int64_t step);
+  bool average_groups(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
+                      std::int64_t step, Refusal& refusal);
   void commit(const Bucket& bucket, const Plan& plan, BucketLayout& layout);
 
   c10::intrusive_ptr<c10d::ProcessGroup> group_;

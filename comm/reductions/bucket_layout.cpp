@@ -42,6 +42,16 @@ bool hosts_are_even(std::span<const int> host_of_rank) {
       ranks, [&](const auto& host) { return host.second == ranks.begin()->second; });
 }
 
+// Whether the ranks are numbered host by host: each host's follow one another.
+bool hosts_are_blockwise(std::span<const int> host_of_rank) {
+  const std::set<int> hosts(host_of_rank.begin(), host_of_rank.end());
+  std::size_t blocks = 0;
+  for (std::size_t r = 0; r < host_of_rank.size(); ++r) {
+    if (r == 0 || host_of_rank[r] != host_of_rank[r - 1]) ++blocks;
+  }
+  return blocks == hosts.size();
+}
+
 // The choice without a link model: the reduction that the codec was made for.
 Strategy usual_strategy(const CodecFacts& facts) {
   if (facts.form == Form::kLowRank) return Strategy::kLowRank;
@@ -88,15 +98,18 @@ void choose_by_link(const Bucket& bucket, const Plan& plan, const AveragerOption
                          .hosts = hosts_of(options),
                          .link = &options.link->backend(backend)};
       request->second.codec.payload_bytes = 0;
+      request->second.codec.factor_bytes = 0;
       // What hierarchical cannot do beside what the codec says, see make_layout() and
-      // check_hosts().
-      if (plan.of(layer.name).momentum || !hosts_are_even(options.host_of_rank)) {
+      // check_hosts(); and what it costs is known of ranks that are numbered host by host alone.
+      if (plan.of(layer.name).momentum || !hosts_are_even(options.host_of_rank) ||
+          !hosts_are_blockwise(options.host_of_rank)) {
         request->second.allowed = {Strategy::kDense, Strategy::kScatterReduce,
                                    Strategy::kGatherReduce, Strategy::kSparse, Strategy::kLowRank};
       }
     }
     request->second.bytes += layer.numel() * static_cast<std::int64_t>(sizeof(float));
     request->second.codec.payload_bytes += facts.payload_bytes;
+    request->second.codec.factor_bytes += facts.factor_bytes;
   }
   for (std::size_t i = 0; i < ways.size(); ++i) {
     if (!ways[i].codec) continue;

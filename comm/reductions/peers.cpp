@@ -63,10 +63,17 @@ c10::intrusive_ptr<c10d::Work> Peers::all_to_all(Messages& received, Messages& s
 std::vector<std::int64_t> Peers::all_gather(std::span<const std::int64_t> numbers,
                                             const char* operation, std::uint64_t sequence) const {
   if (alone()) return {numbers.begin(), numbers.end()};
-  at::Tensor mine = at::empty({static_cast<std::int64_t>(numbers.size())}, at::kLong);
-  at::Tensor all = at::empty({mine.numel() * group_->getSize()}, at::kLong);
-  std::ranges::copy(numbers, mine.mutable_data_ptr<std::int64_t>());
-  wait(*group_, group_->_allgather_base(all, mine), operation, sequence);
+  at::Tensor mine, all;
+  c10::intrusive_ptr<c10d::Work> work;
+  try {
+    mine = at::empty({static_cast<std::int64_t>(numbers.size())}, at::kLong);
+    all = at::empty({mine.numel() * group_->getSize()}, at::kLong);
+    std::ranges::copy(numbers, mine.mutable_data_ptr<std::int64_t>());
+    work = group_->_allgather_base(all, mine);
+  } catch (...) {
+    raise_collective_failure(*group_, operation, sequence, std::current_exception());
+  }
+  wait(*group_, work, operation, sequence);
   std::vector<std::int64_t> result;
   for (const int member : members_) {
     const auto* first = all.const_data_ptr<std::int64_t>() + member * mine.numel();

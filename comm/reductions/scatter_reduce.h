@@ -32,8 +32,6 @@ namespace thinwire::comm {
 // An owner that refuses a frame says so in the frames that it owes the others.
 class ScatterReduce final : public Reduction {
  public:
-  static constexpr std::size_t kDefaultChunkBytes = std::size_t{8} << 20;
-
   // What an owner may do with the sums of its pieces, one piece after another in `sums`, in place
   // of dividing them.
   using Between = std::function<void(const Exchange& exchange, int chunk, std::span<float> sums)>;

@@ -22,6 +22,9 @@ struct Terms {
   double hosts;    // H
   double local;    // ranks a host
   bool scatters;   // the codec's payload can be cut
+  // Of low rank: rounds of its two all_reduces, and what of C travels in each.
+  double iterations;
+  double factors;
 };
 
 // What the owner of a slice sends on when entries of all ranks meet there: the union, at most the
@@ -35,8 +38,9 @@ double rank_bytes(Strategy strategy, const Terms& t) {
   const double others = t.world - 1;
   switch (strategy) {
     case Strategy::kDense:
-    case Strategy::kLowRank:
       return 2 * others / t.world * t.payload;
+    case Strategy::kLowRank:
+      return 2 * others / t.world * (t.payload + (t.iterations - 1) * t.factors);
     case Strategy::kScatterReduce:
       return 2 * others * (t.payload / t.world + kFrame);
     case Strategy::kGatherReduce:
@@ -71,7 +75,7 @@ double wire_seconds(Strategy strategy, const Terms& t, const BackendLink& link) 
     case Strategy::kDense:
       return link.predict(Collective::kAllReduce, rank_bytes(strategy, t));
     case Strategy::kLowRank:
-      return link.of(Collective::kAllReduce).alpha +
+      return (2 * t.iterations - 1) * link.of(Collective::kAllReduce).alpha +
              link.predict(Collective::kAllReduce, rank_bytes(strategy, t));
     case Strategy::kScatterReduce:
       return 2 * link.predict(Collective::kAllToAll, rank_bytes(strategy, t) / 2);
@@ -151,9 +155,12 @@ CodecFacts facts_of(const Codec& codec, std::int64_t numel, DType dtype,
   }
   if (parsed.name == "powersgd") {
     facts.form = CodecFacts::Form::kLowRank;
-    const LowRankShape low_rank = low_rank_shape(shape, dtype, powersgd_options(parsed).rank);
+    const PowerSgdOptions options = powersgd_options(parsed);
+    facts.iterations = options.iterations;
+    const LowRankShape low_rank = low_rank_shape(shape, dtype, options.rank);
     if (low_rank.rank > 0) {
-      facts.payload_bytes = low_rank.factor_numel() * static_cast<std::int64_t>(sizeof(float));
+      facts.factor_bytes = low_rank.factor_numel() * static_cast<std::int64_t>(sizeof(float));
+      facts.payload_bytes = facts.factor_bytes;
     }
   }
   if (link != nullptr) {
@@ -217,7 +224,9 @@ ReductionChoice select_reduction(const ReductionRequest& request) {
              .world = static_cast<double>(request.world),
              .hosts = static_cast<double>(request.hosts),
              .local = static_cast<double>(request.world) / request.hosts,
-             .scatters = codec.traits.fixed_size && codec.block_size > 0};
+             .scatters = codec.traits.fixed_size && codec.block_size > 0,
+             .iterations = static_cast<double>(codec.iterations),
+             .factors = static_cast<double>(codec.factor_bytes)};
   const BackendLink* link = request.link;
   const auto ranks = static_cast<std::size_t>(request.world);
   Terms uncompressed = t;

@@ -21,7 +21,7 @@ enum class Strategy {
   kScatterReduce,  // owners of slices decode, add, encode again; sent 2 (W − 1) / W · C
   kGatherReduce,   // everyone gets every payload; sent (W − 1) · C
   kSparse,         // owners of index ranges add the entries and send the union on
-  kLowRank,        // two all_reduces of the factors; sent 2 (W − 1) / W · C
+  kLowRank,        // two all_reduces of the factors; sent 2 (W − 1) / W · C; for each iteration
   kHierarchical,   // uncompressed inside a host, compressed between the hosts
 };
 inline constexpr std::array kStrategies = {Strategy::kDense,        Strategy::kScatterReduce,
@@ -68,6 +68,10 @@ struct CodecFacts {
   std::int64_t block_size = 0;  // Codec::block_size()
   Form form = Form::kBlocks;
   std::int64_t payload_bytes = 0;  // of all layers on one rank, without frames
+  // Of kLowRank: how often the factors travel, and what they are of payload_bytes. The rest, layers
+  // that low rank would not make smaller, travels once.
+  int iterations = 1;
+  std::int64_t factor_bytes = 0;
   CodecCost cost = kAssumedCost;
 
   // Used for a codec that was not measured: 1 GB/s each way, slower than any codec of the table on

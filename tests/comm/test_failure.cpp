@@ -21,6 +21,7 @@ using ::testing::AllOf;
 using ::testing::Each;
 using testing::errors_of;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using testing::RankContext;
 using testing::run_ranks;
 using Tensors = std::vector<at::Tensor>;
@@ -90,6 +91,22 @@ TEST(Failure, ANamedErrorOfOneRankIsThatOfAll) {
                              std::make_exception_ptr(FrameError("damaged in transit")));
   });
   EXPECT_THAT(errors, Each("damaged in transit"));
+}
+
+// Callers need not know whether what they catch was told to the others already.
+TEST(Failure, IsToldOnceHoweverOftenItIsCaught) {
+  const auto errors = errors_of<CommError>(2, [&](RankContext& ctx) {
+    const auto copy = duplicate(ctx.group, "copy");
+    try {
+      if (ctx.rank == 0) all_reduce(*ctx.group);
+      raise_collective_failure(*ctx.group, "decoding", 3,
+                               std::make_exception_ptr(InternalError("a broken rule")));
+    } catch (...) {
+      raise_collective_failure(*copy, "the step", 4, std::current_exception());
+    }
+  });
+  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 1 is at fault: rank 1 reports: a broken rule"),
+                                 Not(HasSubstr("the step")))));
 }
 
 // Rank 0 fails in an exchange on the duplicate; the others wait for it in the original.

@@ -72,6 +72,23 @@ TEST(ErrorFeedback, DecayScalesTheResidual) {
   EXPECT_THAT(values, ElementsAre(5));
 }
 
+// A step of a reset may be dropped like any other, and then nothing is lost.
+TEST(ErrorFeedback, AResetLastsOnlyIfItsStepIsKept) {
+  const ErrorFeedbackOptions options{.reset_every = 2};
+  ErrorFeedback feedback;
+  feedback.commit("w", std::vector<float>{4}, std::vector<float>{1});
+  std::vector<float> values = {1};
+  feedback.correct("w", values, options, /*step=*/2);
+  EXPECT_THAT(values, ElementsAre(1));
+  EXPECT_THAT(feedback.residual("w"), ElementsAre(3));
+  feedback.correct("w", values, options, /*step=*/3);
+  EXPECT_THAT(values, ElementsAre(4));
+  values = {1};
+  feedback.correct("w", values, options, /*step=*/4);
+  feedback.commit("w", values, std::vector<float>{0.5});
+  EXPECT_THAT(feedback.residual("w"), ElementsAre(0.5));
+}
+
 TEST(ErrorFeedback, LayersAreKeptByName) {
   ErrorFeedback feedback;
   feedback.commit("a", std::vector<float>{1}, std::vector<float>{0});

@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
+#include <new>
+#include <stdexcept>
 
 #include "averager_fixture.h"
 #include "thinwire/comm/reductions/bucket_averager.h"
@@ -93,6 +96,68 @@ TEST(ExchangeFailures, ARankThatIsGoneIsNamed) {
   EXPECT_EQ(named, 2) << errors[0] << "\n" << errors[1] << "\n" << errors[2];
 }
 
+// ---- failures of one rank alone ----------------------------------------------------------------
+
+// A codec for which one rank has no memory.
+class FailingCodec final : public Codec {
+ public:
+  FailingCodec(CodecPtr inner, bool fails) : inner_(std::move(inner)), fails_(fails) {}
+
+  std::string spec() const override { return inner_->spec(); }
+  CodecTraits traits() const override { return inner_->traits(); }
+  std::int64_t block_size() const override { return inner_->block_size(); }
+  std::size_t max_compressed_bytes(std::int64_t numel, DType dtype) const override {
+    return inner_->max_compressed_bytes(numel, dtype);
+  }
+  std::size_t compress(ConstTensorView input, const RandomKey& key,
+                       std::span<std::byte> output) const override {
+    if (fails_) throw std::bad_alloc();
+    return inner_->compress(input, key, output);
+  }
+  void decompress(std::span<const std::byte> input, const RandomKey& key, TensorView output,
+                  WriteMode mode) const override {
+    inner_->decompress(input, key, output, mode);
+  }
+
+ private:
+  const CodecPtr inner_;
+  const bool fails_;
+};
+
+// Runs an average in which rank 1 fails. It has to do so long before the timeout of a minute, and
+// rank 1 then leaves: the other groups' ends would wait for what it never sent.
+template <typename Average>
+void average_without_rank_1(RankContext& ctx, const Average& average) {
+  const auto begin = std::chrono::steady_clock::now();
+  try {
+    average();
+  } catch (...) {
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+    EXPECT_LT(time.count(), 30);
+    if (ctx.rank == 1) ctx.group.reset();
+    throw;
+  }
+}
+
+TEST(ExchangeFailures, OneThatOnlyOneRankHasIsNamedOnEveryRank) {
+  for (const bool hierarchical : {false, true}) {
+    const auto errors = errors_of<CommError>(4, [&](RankContext& ctx) {
+      average_without_rank_1(ctx, [&] {
+        AveragerOptions options{.host_of_rank = {0, 0, 1, 1}};
+        if (hierarchical) options.strategy = Strategy::kHierarchical;
+        LayerSetting setting = parse_layer_setting("quantize(bits=4)");
+        setting.codec = std::make_shared<FailingCodec>(setting.codec, ctx.rank == 1);
+        Plan plan;
+        for (const auto& [name, shape] : kShapes) plan.set(name, setting);
+        BucketAverager averager(ctx.group, options);
+        Bucket bucket = random_bucket(kShapes, 0, ctx.rank);
+        averager.average(bucket, plan, 0);
+      });
+    });
+    EXPECT_THAT(errors, Each(HasSubstr("rank 1 is at fault: rank 1 reports: std::bad_alloc")));
+  }
+}
+
 // ---- damaged messages --------------------------------------------------------------------------
 
 // What happens to the messages that rank 1 receives in one of its all_to_alls.
@@ -100,6 +165,7 @@ struct Damage {
   int call = -1;         // which of them, counted from 0; −1: none
   std::size_t byte = 0;  // this byte of what came is changed,
   int replay = -1;       // or all of it is what came in this earlier call
+  int refuse = -1;       // this call is not even started
 };
 
 // A Gloo group that damages messages.
@@ -116,8 +182,9 @@ class DamagingBackend : public c10d::Backend {
                                                std::vector<std::int64_t>& output_sizes,
                                                std::vector<std::int64_t>& input_sizes,
                                                const c10d::AllToAllOptions& options) override {
-    auto work = inner_->alltoall_base(output, input, output_sizes, input_sizes, options);
     const int call = calls_++;
+    if (call == damage_.refuse) throw std::runtime_error("the cable is cut");
+    auto work = inner_->alltoall_base(output, input, output_sizes, input_sizes, options);
     if (call == damage_.replay) {
       work->wait();
       earlier_ = output.clone();
@@ -224,6 +291,19 @@ INSTANTIATE_TEST_SUITE_P(
         Way{"powersgd(rank=2, error_feedback=off)", "low_rank", 4},
         Way{"quantize(bits=4, error_feedback=off)", "hierarchical", 4, 4, {0, 0, 1, 1}},
         Way{"ternary(density=0.1, error_feedback=off)", "hierarchical", 3, 4, {0, 1, 0, 1}}));
+
+TEST(ExchangeFailures, ACollectiveThatOneRankCannotStartIsNamedOnEveryRank) {
+  for (const int call : {0, 1}) {
+    const auto errors = errors_of<CommError>(3, [&](RankContext& ctx) {
+      average_without_rank_1(ctx, [&] {
+        BucketAverager averager(damaging_group(ctx, {.refuse = call}));
+        Bucket bucket = random_bucket(kShapes, 0, ctx.rank);
+        averager.average(bucket, uniform_plan(kShapes, "quantize(bits=4)"), 0);
+      });
+    });
+    EXPECT_THAT(errors, Each(HasSubstr("rank 1 was the first to fail: the cable is cut")));
+  }
+}
 
 // A pipeline of many chunks goes on to its end, so that nobody waits for the rank that refused.
 TEST(ExchangeFailures, DamageAmongManyChunksLeavesNobodyBehind) {

@@ -202,6 +202,27 @@ TEST(Selector, LowRankPayloadFollowsTheShape) {
   EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, {}).payload_bytes, 20000);
 }
 
+TEST(Selector, LowRankSendsItsFactorsInEveryIteration) {
+  const BackendLink link = network(12.5e6, 1e-4, 4);
+  for (const BackendLink* model : {&link, static_cast<const BackendLink*>(nullptr)}) {
+    const auto cost_of = [&](const char* spec) {
+      ReductionRequest request = request_of(spec, 1024);
+      request.codec.cost = {};
+      request.allowed = {Strategy::kLowRank};
+      request.link = model;
+      const ReductionChoice choice = select_reduction(request);
+      EXPECT_TRUE(choice.compress) << spec;
+      return choice.cost;
+    };
+    const double once = cost_of("powersgd(rank=4)");
+    EXPECT_NEAR(cost_of("powersgd(rank=4, iterations=3)"), 3 * once, 1e-9 * once);
+  }
+  // What low rank cannot make smaller travels once.
+  const CodecPtr codec = make_codec("powersgd(rank=4, iterations=3)");
+  EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, {}).factor_bytes, 0);
+  EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, {}).payload_bytes, 20000);
+}
+
 TEST(Selector, ForcedStrategyThatCannotWork) {
   const ReductionRequest topk = request_of("topk(density=0.01)", 64);
   try {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "averager_fixture.h"
+#include "thinwire/comm/reductions/bucket_layout.h"
 #include "thinwire/comm/reductions/hierarchical.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_table.h"
@@ -78,6 +79,29 @@ TEST(Strategies, TheLinkModelMaySayNotToCompress) {
     EXPECT_GE(sent_by(ctx, "quantize(bits=4)", {.link = &fast}), 4096u * 4);
     EXPECT_LE(sent_by(ctx, "quantize(bits=4)", {.link = &slow}), 4096u * 4 / 6);
   });
+}
+
+// Which of the model's pairs are of one host is known where ranks are numbered host by host.
+TEST(Strategies, TheLinkModelTakesHierarchicalWhereHostsAreBlocksOfRanks) {
+  const AlphaBeta slow = {1e-4, 8e-8}, fast = {1e-6, 1e-11};
+  LinkModel link;
+  link.world = 4;
+  link.hosts = {"a", "a", "b", "b"};
+  BackendLink& gloo = link.backends["gloo"];
+  gloo.collectives.fill(slow);
+  gloo.pairs.assign(4, std::vector<AlphaBeta>(4, slow));
+  gloo.pairs[0][1] = gloo.pairs[1][0] = gloo.pairs[2][3] = gloo.pairs[3][2] = fast;
+  const LayerShapes shapes = {{"w", {1024, 1024}}};
+  const Bucket bucket = random_bucket(shapes, 1, 0);
+  const Plan plan = uniform_plan(shapes, "quantize(bits=4)");
+  const auto chosen = [&](std::vector<int> hosts) {
+    const AveragerOptions options{.host_of_rank = std::move(hosts), .link = &link};
+    return std::string(name_of(choose_ways(bucket, plan, 0, options, "gloo", 4)[0].strategy));
+  };
+  EXPECT_EQ(chosen({0, 0, 1, 1}), "hierarchical");
+  EXPECT_EQ(chosen({1, 1, 0, 0}), "hierarchical");
+  EXPECT_EQ(chosen({0, 1, 0, 1}), "scatter_reduce");
+  EXPECT_EQ(chosen({0, 1, 1, 0}), "scatter_reduce");
 }
 
 // ---- hosts -------------------------------------------------------------------------------------
