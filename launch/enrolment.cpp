@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <thread>
 
 #include "thinwire/common/error.h"
@@ -200,14 +199,8 @@ std::string choose_backend(const std::vector<Enrolment>& members, Launcher launc
   const std::string& wish = members.front().backend;
   if (wish != "auto") return wish;
 
-  std::set<std::string> gpus;
-  bool all_have_mpi = true;
-  for (const auto& member : members) {
-    const int device = cuda_device_of(member);
-    if (device >= 0) gpus.insert(concat(member.host, ' ', member.visible_devices, ' ', device));
-    all_have_mpi = all_have_mpi && member.has_mpi;
-  }
-  if (gpus.size() == members.size()) return "nccl";
+  const bool all_have_mpi =
+      std::ranges::all_of(members, [](const Enrolment& member) { return member.has_mpi; });
   return launcher == Launcher::kMpirun && all_have_mpi ? "mpi" : "gloo";
 }
 

@@ -46,8 +46,8 @@ void complete_local_ranks(RankEnv& env, std::vector<Enrolment>& members);
 // The CUDA device of a rank: its local rank, or the only one that it sees; -1 where it has none.
 int cuda_device_of(const Enrolment& member);
 
-// The backend of a job, the same on every rank: what all asked for; for "auto" nccl where every
-// rank has a GPU of its own, else mpi under mpirun, else gloo. `members` as
+// The backend of a job, the same on every rank: what all asked for; for "auto" mpi under
+// mpirun where all have it, else gloo, whatever GPUs there are: see InitOptions. `members` as
 // enrol() returns them, completed.
 std::string choose_backend(const std::vector<Enrolment>& members, Launcher launcher);
 

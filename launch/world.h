@@ -14,8 +14,8 @@
 namespace thinwire::launch {
 
 struct InitOptions {
-  // "auto", "mpi", "gloo" or "nccl"; auto: THINWIRE_BACKEND, else nccl where every rank has a GPU
-  // of its own, else mpi under mpirun, else gloo.
+  // "auto", "mpi", "gloo" or "nccl"; auto: THINWIRE_BACKEND, else mpi under mpirun, else
+  // gloo. nccl must be asked for: gradients are averaged on the CPU so far, which it cannot do.
   std::string backend = "auto";
   // 0: THINWIRE_TIMEOUT, default five minutes.
   std::chrono::milliseconds timeout{0};

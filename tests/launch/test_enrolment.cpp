@@ -199,17 +199,13 @@ TEST(ChooseBackend, mpi_under_mpirun_where_all_have_it) {
   EXPECT_EQ(choose_backend(members, Launcher::kMpirun), "gloo");
 }
 
-TEST(ChooseBackend, nccl_needs_a_gpu_for_every_rank) {
-  EXPECT_EQ(choose_backend(members_with({2, 2}), Launcher::kTorchrun), "nccl");
-  EXPECT_EQ(choose_backend(members_with({2, 2, 2}), Launcher::kTorchrun), "gloo");
-  EXPECT_EQ(choose_backend(members_with({1, 0}), Launcher::kTorchrun), "gloo");
-  // Each sees one GPU, the same one.
-  EXPECT_EQ(choose_backend(members_with({1, 1}), Launcher::kTorchrun), "gloo");
-  // Each sees one GPU, another one.
-  auto members = members_with({1, 1});
-  members[0].visible_devices = "0";
-  members[1].visible_devices = "1";
-  EXPECT_EQ(choose_backend(members, Launcher::kTorchrun), "nccl");
+// Its group would have no CPU collectives, and averaging has no others.
+TEST(ChooseBackend, nccl_only_where_asked_for) {
+  auto members = members_with({2, 2}, true);
+  EXPECT_EQ(choose_backend(members, Launcher::kTorchrun), "gloo");
+  EXPECT_EQ(choose_backend(members, Launcher::kMpirun), "mpi");
+  for (auto& member : members) member.backend = "nccl";
+  EXPECT_EQ(choose_backend(members, Launcher::kMpirun), "nccl");
 }
 
 TEST(ChooseBackend, device_of_a_rank) {
