@@ -64,7 +64,7 @@ std::string broadcast_expert(AdapterSwitch& target, c10d::ProcessGroup& group, i
       const auto bytes = raw.file_bytes();
       content = at::empty({static_cast<std::int64_t>(bytes.size())}, at::kByte);
       std::memcpy(content.mutable_data_ptr(), bytes.data(), bytes.size());
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {  // out of memory too: nobody may wait for the root
       problem = error.what();
     }
   }

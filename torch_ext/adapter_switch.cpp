@@ -95,7 +95,8 @@ AdapterSwitch::Staged AdapterSwitch::stage(const peft::PackedFile& file) const {
             where, " lacks the weight '", name, "'");
   const bool on_base = !manifest.base_fingerprint.empty();
   if (on_base) {
-    if (base_fingerprint_.empty()) {
+    // While nothing is on, the weights may have been changed: by training, or by loading others.
+    if (current_.empty() || base_fingerprint_.empty()) {
       check(current_.empty(), where, " needs its base, but the expert '", current_,
             "' is on the weights; remove() it first");
       base_fingerprint_ = fingerprint_of(weights_);

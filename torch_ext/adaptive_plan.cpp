@@ -1,6 +1,7 @@
 #include "thinwire/torch_ext/adaptive_plan.h"
 
-#include <ATen/ops/from_blob.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <chrono>
@@ -60,11 +61,14 @@ std::map<std::string, comm::CodecCost> agreed_codec_costs(c10d::ProcessGroup& gr
     }
   }
   static_assert(sizeof(comm::CodecCost) == 3 * sizeof(double));
-  std::vector<at::Tensor> tensors = {at::from_blob(
-      costs.data(), {static_cast<std::int64_t>(3 * costs.size())}, at::TensorOptions(at::kDouble))};
+  // A tensor of its own: where another rank fails, the wait ends before the broadcast does.
+  std::vector<at::Tensor> tensors = {
+      at::empty({static_cast<std::int64_t>(3 * costs.size())}, at::kDouble)};
+  std::memcpy(tensors[0].mutable_data_ptr(), costs.data(), tensors[0].nbytes());
   if (group.getSize() > 1 && !costs.empty()) {
     comm::wait(group, group.broadcast(tensors), "broadcast of the codecs' speeds", 0);
   }
+  std::memcpy(costs.data(), tensors[0].const_data_ptr(), tensors[0].nbytes());
   std::map<std::string, comm::CodecCost> result;
   for (std::size_t i = 0; i < specs.size(); ++i) result.emplace(specs[i].str(), costs[i]);
   return result;
@@ -192,9 +196,10 @@ void AdaptivePlan::gather_curves() {
   if (group_->getSize() > 1) {
     Stopwatch watch(summary_.exchange_seconds);
     // Each number comes from one rank, all others add zero: the sum is that number, bit for bit.
-    std::vector<at::Tensor> tensors = {at::from_blob(
-        table.data(), {static_cast<std::int64_t>(table.size())}, at::TensorOptions(at::kDouble))};
+    // In a tensor of its own, as above.
+    std::vector<at::Tensor> tensors = {at::tensor(table, at::kDouble)};
     comm::wait(*group_, group_->allreduce(tensors), "exchange of the gradients' curves", round_);
+    std::copy_n(tensors[0].const_data_ptr<double>(), table.size(), table.begin());
     summary_.sent_bytes += static_cast<std::uint64_t>(comm::sent_bytes(
         comm::Collective::kAllReduce, static_cast<double>(tensors[0].nbytes()), group_->getSize()));
   }

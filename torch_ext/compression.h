@@ -47,6 +47,7 @@ struct CompressionOptions {
 struct LayerInfo {
   std::string name;
   std::vector<std::int64_t> shape;
+  std::size_t element_bytes = sizeof(float);
 };
 
 // The settings of all layers after warm-up; for lgreco(...) its uniform reference, which training

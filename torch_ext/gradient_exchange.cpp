@@ -85,9 +85,9 @@ std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan
   double bytes = 0;
   for (const LayerInfo& layer : layers) {
     if (plan.of(layer.name).codec) continue;
-    double numel = sizeof(float);
-    for (const std::int64_t extent : layer.shape) numel *= static_cast<double>(extent);
-    bytes += comm::sent_bytes(comm::Collective::kAllReduce, numel, world);
+    auto tensor = static_cast<double>(layer.element_bytes);
+    for (const std::int64_t extent : layer.shape) tensor *= static_cast<double>(extent);
+    bytes += comm::sent_bytes(comm::Collective::kAllReduce, tensor, world);
   }
   return static_cast<std::uint64_t>(bytes);
 }

@@ -57,9 +57,6 @@ class GradientExchange {
   // if there was one. `last` marks the last bucket of a step.
   void submit(comm::Bucket bucket, bool last, comm::CommunicationThread::Done done);
 
-  // Waits for everything submitted so far; rethrows the first exception.
-  void drain() { thread_->drain(); }
-
   CommunicationSummary summary() const;
   // The plan in use after warm-up; lgreco(...) changes it now and then.
   comm::Plan plan() const;

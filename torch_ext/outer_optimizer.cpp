@@ -263,7 +263,7 @@ OuterState OuterOptimizer::state() const {
           .skipped_steps = summary_.skipped_steps,
           .synchronised = synchronised_,
           .momentum = momentum_,
-          .residuals = averager_->feedback().state()};
+          .averager = averager_->state()};
 }
 
 void OuterOptimizer::load_state(const OuterState& state) {
@@ -276,7 +276,7 @@ void OuterOptimizer::load_state(const OuterState& state) {
             state.momentum.size() == momentum_.size(),
         "the state has ", state.synchronised.size(), " weights and ", state.momentum.size(),
         " of momentum, the model ", synchronised_.size());
-  for (const auto& [name, residual] : state.residuals) {
+  for (const auto& [name, residual] : state.averager.residuals) {
     const auto layer = std::find_if(bucket_.layers.begin(), bucket_.layers.end(),
                                     [&name = name](const auto& part) { return part.name == name; });
     check(layer != bucket_.layers.end() &&
@@ -286,7 +286,7 @@ void OuterOptimizer::load_state(const OuterState& state) {
   }
   synchronised_ = state.synchronised;
   momentum_ = state.momentum;
-  averager_->feedback().load_state(state.residuals);
+  averager_->load_state(state.averager);
   summary_.inner_steps = state.inner_steps;
   summary_.outer_steps = state.outer_steps;
   summary_.skipped_steps = state.skipped_steps;

@@ -4,6 +4,9 @@
 #include <cstring>
 #include <span>
 
+#include <ATen/ops/empty.h>
+
+#include "thinwire/comm/reductions/state_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/safetensors.h"
 
@@ -11,16 +14,35 @@ namespace thinwire {
 namespace {
 
 constexpr const char* kFormat = "thinwire-outer-state";
-constexpr std::string_view kResidual = "residual.";
+constexpr std::string_view kCarried = "averager/";
 
-std::vector<float> floats_of(const peft::SafetensorsFile& file, const std::string& name) {
+at::Tensor tensor_of(const peft::SafetensorsFile& file, const std::string& name) {
   const peft::TensorInfo* info = file.find(name);
   if (info == nullptr || info->dtype != "F32")
     throw FileError(concat(file.path().string(), ": the float32 tensor '", name, "' is missing"));
   const auto bytes = file.bytes(name);
-  std::vector<float> values(bytes.size() / sizeof(float));
-  std::memcpy(values.data(), bytes.data(), bytes.size());
-  return values;
+  at::Tensor tensor = at::empty(info->shape, at::kFloat);
+  std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
+  return tensor;
+}
+
+std::vector<float> floats_of(const peft::SafetensorsFile& file, const std::string& name) {
+  const at::Tensor tensor = tensor_of(file, name);
+  const auto* values = tensor.const_data_ptr<float>();
+  return {values, values + tensor.numel()};
+}
+
+comm::AveragerState averager_state_of(const peft::SafetensorsFile& file) {
+  std::map<std::string, at::Tensor> carried;
+  for (const peft::TensorInfo& info : file.tensors()) {
+    if (info.name.starts_with(kCarried))
+      carried.emplace(info.name.substr(kCarried.size()), tensor_of(file, info.name));
+  }
+  try {
+    return comm::state_from_tensors(carried);
+  } catch (const InvalidArgument& error) {
+    throw FileError(concat(file.path().string(), ": ", error.what()));
+  }
 }
 
 std::int64_t integer_of(const peft::SafetensorsFile& file, const std::string& key) {
@@ -39,13 +61,16 @@ std::int64_t integer_of(const peft::SafetensorsFile& file, const std::string& ke
 void save_outer_state(const OuterState& state, const std::filesystem::path& path) {
   std::vector<peft::TensorInfo> tensors;
   std::vector<std::span<const float>> values;
-  const auto add = [&](std::string name, std::span<const float> of) {
-    tensors.push_back({std::move(name), "F32", {static_cast<std::int64_t>(of.size())}});
-    values.push_back(of);
+  const auto add = [&](std::string name, std::vector<std::int64_t> shape, const float* data) {
+    tensors.push_back({std::move(name), "F32", std::move(shape)});
+    values.emplace_back(data, tensors.back().bytes() / sizeof(float));
   };
-  add("synchronised", state.synchronised);
-  add("momentum", state.momentum);
-  for (const auto& [name, residual] : state.residuals) add(concat(kResidual, name), residual);
+  const auto numel = static_cast<std::int64_t>(state.synchronised.size());
+  add("synchronised", {numel}, state.synchronised.data());
+  add("momentum", {numel}, state.momentum.data());
+  const auto carried = comm::to_tensors(state.averager);
+  for (const auto& [name, tensor] : carried)
+    add(concat(kCarried, name), tensor.sizes().vec(), tensor.const_data_ptr<float>());
   peft::SafetensorsWriter writer(path, tensors,
                                  {{"format", kFormat},
                                   {"layout", state.layout},
@@ -72,9 +97,7 @@ OuterState load_outer_state(const std::filesystem::path& path) {
   state.skipped_steps = integer_of(file, "skipped_steps");
   state.synchronised = floats_of(file, "synchronised");
   state.momentum = floats_of(file, "momentum");
-  for (const peft::TensorInfo& info : file.tensors())
-    if (info.name.starts_with(kResidual))
-      state.residuals[info.name.substr(kResidual.size())] = floats_of(file, info.name);
+  state.averager = averager_state_of(file);
   return state;
 }
 
@@ -84,6 +107,7 @@ OuterState merge_states(const std::vector<OuterState>& states, int world_size) {
   OuterState merged = states.front();
   check(static_cast<std::size_t>(merged.world_size) == states.size(), "the states of all ",
         merged.world_size, " ranks are needed, got ", states.size());
+  std::vector<comm::AveragerState> carried = {merged.averager};
   for (std::size_t rank = 1; rank < states.size(); ++rank) {
     const OuterState& other = states[rank];
     check(other.layout == merged.layout && other.world_size == merged.world_size &&
@@ -91,14 +115,9 @@ OuterState merge_states(const std::vector<OuterState>& states, int world_size) {
           "state ", rank, " (outer step ", other.outer_steps, " of ", other.world_size,
           " ranks) is not of the same model and step as state 0 (outer step ", merged.outer_steps,
           " of ", merged.world_size, " ranks)");
-    for (const auto& [name, residual] : other.residuals) {
-      auto& sum = merged.residuals[name];
-      sum.resize(residual.size());
-      for (std::size_t i = 0; i < residual.size(); ++i) sum[i] += residual[i];
-    }
+    carried.push_back(other.averager);
   }
-  for (auto& [name, residual] : merged.residuals)
-    for (float& value : residual) value /= static_cast<float>(states.size());
+  merged.averager = comm::merge_states(carried);
   merged.world_size = world_size;
   return merged;
 }

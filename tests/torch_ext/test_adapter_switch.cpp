@@ -126,6 +126,21 @@ TEST(AdapterSwitch, DeltasEqualTheAppliedFileAndLeaveNoTrace) {
   EXPECT_TRUE(same_bits(weights, base));
 }
 
+// While nothing is on, a program may train the weights or load others into them.
+TEST(AdapterSwitch, TheBaseIsCheckedAnewAfterTheWeightsChanged) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  Weights weights = base_weights();
+  AdapterSwitch model(weights);
+  const peft::PackedFile file(dir / "expert1");
+  model.swap(file);
+  model.remove();
+  weights.at("a").add_(1);
+  const Weights changed = copy_of(weights);
+  EXPECT_THROW(model.swap(file), InvalidArgument);
+  EXPECT_TRUE(same_bits(weights, changed));
+}
+
 TEST(AdapterSwitch, DenseMergesAreSwitchedToo) {
   const TemporaryDir dir;
   const Experts experts(dir);

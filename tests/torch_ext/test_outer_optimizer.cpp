@@ -148,10 +148,10 @@ TEST(OuterOptimizer, TernaryDeltasReachEveryoneAndResidualsHoldTheRest) {
   });
   const at::Tensor dense = reference(2, options, 10);
   const OuterState merged = merge_states(states, 1);
-  ASSERT_EQ(merged.residuals.size(), 2);  // the bias is small and travels uncompressed
+  ASSERT_EQ(merged.averager.residuals.size(), 2);  // the bias is small and travels uncompressed
   at::Tensor owed = at::zeros_like(dense);
-  owed.narrow(0, 0, 2400).copy_(at::tensor(merged.residuals.at("lora_A")));
-  owed.narrow(0, 2400, 1500).copy_(at::tensor(merged.residuals.at("lora_B")));
+  owed.narrow(0, 0, 2400).copy_(at::tensor(merged.averager.residuals.at("lora_A")));
+  owed.narrow(0, 2400, 1500).copy_(at::tensor(merged.averager.residuals.at("lora_B")));
   EXPECT_LT((reached - owed - dense).abs().max().item<double>(), 1e-5);
   EXPECT_GT(owed.abs().max().item<double>(), 0.1);
 }
@@ -252,7 +252,8 @@ TEST(OuterOptimizer, ALargeAlphaDivergesWhereTheMeanSettles) {
       Toy toy;
       const auto state = train(ctx, toy, {.inner_steps = 1, .compression = compression}, steps);
       double squares = 0;
-      for (const float value : state.residuals.at("lora_A")) squares += double{value} * value;
+      for (const float value : state.averager.residuals.at("lora_A"))
+        squares += double{value} * value;
       if (ctx.rank == 0) norm = std::sqrt(squares);
     });
     return norm;
@@ -263,8 +264,12 @@ TEST(OuterOptimizer, ALargeAlphaDivergesWhereTheMeanSettles) {
             10 * residual_after("ternary(density=0.2, scale=std, alpha=5)", 20));
 }
 
-TEST(OuterOptimizer, GoesOnFromASavedStateWithTheSameBits) {
-  const OuterOptimizerOptions options{.inner_steps = 3};
+// Whatever the codec carries: residuals, what owners of slices owe, warm starts, velocities.
+class SavedState : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(SavedState, GoesOnWithTheSameBits) {
+  const OuterOptimizerOptions options{
+      .inner_steps = 3, .compression = GetParam(), .granularity = peft::Granularity::kTensor};
   const TemporaryFile files[2] = {TemporaryFile("outer0"), TemporaryFile("outer1")};
   at::Tensor straight, resumed;
   run_ranks(2, [&](RankContext& ctx) {
@@ -301,6 +306,10 @@ TEST(OuterOptimizer, GoesOnFromASavedStateWithTheSameBits) {
   });
   EXPECT_TRUE(at::equal(straight, resumed));
 }
+
+INSTANTIATE_TEST_SUITE_P(OuterOptimizer, SavedState,
+                         ::testing::Values("ternary(density=0.05)", "quantize(bits=4)",
+                                           "powersgd(rank=2)", "topk(density=0.05, momentum=0.9)"));
 
 TEST(OuterOptimizer, StatesOfOtherJobsAreRefused) {
   OuterState state;
@@ -344,7 +353,7 @@ TEST(OuterOptimizer, ADeltaThatIsNotFiniteTakesAllBackToTheLastMeeting) {
       EXPECT_EQ(after.skipped_steps, 1);
       EXPECT_EQ(after.synchronised, before.synchronised);
       EXPECT_EQ(after.momentum, before.momentum);
-      EXPECT_EQ(after.residuals, before.residuals);
+      EXPECT_EQ(after.averager.residuals, before.averager.residuals);
       EXPECT_TRUE(at::equal(toy.flat(), at::tensor(before.synchronised)));
       toy.set_gradients(ctx.rank, 2);
       optimizer.step();
