@@ -66,7 +66,8 @@ class Cast final : public Codec {
                        output.numel);
     const auto count = static_cast<std::size_t>(output.numel);
     if (format_.valid != nullptr && !format_.valid(input.data(), count)) {
-      throw FrameError(concat(format_.name, " payload has a scale that no encoder writes"));
+      throw FrameError(concat(format_.name, " payload has a scale that no encoder writes: ",
+                              wrong_scale(input, count)));
     }
     if (mode == WriteMode::kAssign && is_float_array(output)) {
       return format_.decode(input.data(), count, static_cast<float*>(output.data));
@@ -80,6 +81,16 @@ class Cast final : public Codec {
   }
 
  private:
+  // Of the first block that is not valid.
+  std::string wrong_scale(std::span<const std::byte> input, std::size_t count) const {
+    std::size_t first = 0;
+    const auto block = [&] { return input.subspan(format_.bytes(first)); };
+    while (format_.valid(block().data(), std::min(format_.block, count - first))) {
+      first += format_.block;
+    }
+    return concat(std::to_integer<int>(block().front()), " at byte ", format_.bytes(first));
+  }
+
   const kernels::CastFormat& format_;
 };
 

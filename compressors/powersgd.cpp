@@ -169,7 +169,7 @@ void resize_factor(const RandomKey& key, std::int64_t cols, std::int64_t old_ran
 PowerSgdOptions powersgd_options(const Spec& spec) {
   SpecReader read(spec);
   PowerSgdOptions options;
-  options.rank = static_cast<int>(read.integer("rank", options.rank, 1, 1024));
+  options.rank = static_cast<int>(read.integer("rank", options.rank, 1, kMaxPowerSgdRank));
   options.iterations = static_cast<int>(read.integer("iterations", options.iterations, 1, 16));
   read.finish();
   return options;

@@ -15,8 +15,10 @@
 
 namespace thinwire {
 
+inline constexpr int kMaxPowerSgdRank = 1024;
+
 struct PowerSgdOptions {
-  int rank = 4;        // 1 to 1024
+  int rank = 4;        // 1 to kMaxPowerSgdRank
   int iterations = 1;  // rounds of P = M Q, Q = Mᵀ P; 1 to 16
 };
 

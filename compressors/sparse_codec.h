@@ -39,7 +39,7 @@ class SparseCodec : public Codec {
   virtual std::size_t encode(std::span<const float> x, const RandomKey& key,
                              kernels::TopkSelection& sent, std::span<std::byte> output) const = 0;
   // The entries of a payload of `numel` elements, more than none. Throws FrameError for a payload
-  // that encode() cannot have written.
+  // of the wrong size or structure.
   virtual void decode(std::span<const std::byte> input, std::int64_t numel,
                       SparseEntries& entries) const = 0;
 

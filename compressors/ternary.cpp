@@ -67,8 +67,10 @@ class Ternary final : public SparseCodec {
     const std::size_t k = kept(numel);
     const std::size_t sign_bytes = (k + 7) / 8;
     float scale;
-    if (input.size() < sizeof scale + min_index_bytes(k) + sign_bytes) {
-      throw FrameError("ternary payload is truncated");
+    const std::size_t least = sizeof scale + min_index_bytes(k) + sign_bytes;
+    if (input.size() < least) {
+      throw FrameError(concat("ternary payload is truncated: ", input.size(), " bytes, at least ",
+                              least, " are needed"));
     }
     std::memcpy(&scale, input.data(), sizeof scale);
     input = input.subspan(sizeof scale);

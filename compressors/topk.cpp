@@ -63,7 +63,7 @@ class Topk final : public SparseCodec {
   void decode(std::span<const std::byte> input, std::int64_t numel,
               SparseEntries& entries) const override {
     std::uint32_t count = 0;
-    if (input.size() < sizeof count) throw FrameError("topk payload is truncated");
+    check_not_truncated(input.size(), sizeof count);
     std::memcpy(&count, input.data(), sizeof count);
     input = input.subspan(sizeof count);
     const auto [least, most] = counts(options_, numel);
@@ -72,8 +72,8 @@ class Topk final : public SparseCodec {
           concat("topk payload holds ", count, " entries instead of ", least, " to ", most));
     }
     const std::size_t value_bytes = count * size_of(options_.values);
-    if (input.size() < value_bytes + min_index_bytes(count))
-      throw FrameError("topk payload is truncated");
+    check_not_truncated(sizeof count + input.size(),
+                        sizeof count + min_index_bytes(count) + value_bytes);
     entries.indices.resize(count);
     entries.values.resize(count);
     const std::size_t index_bytes =
@@ -86,6 +86,12 @@ class Topk final : public SparseCodec {
   }
 
  private:
+  static void check_not_truncated(std::size_t bytes, std::size_t least) {
+    if (bytes >= least) return;
+    throw FrameError(
+        concat("topk payload is truncated: ", bytes, " bytes, at least ", least, " are needed"));
+  }
+
   TopkOptions options_;
 };
 

@@ -88,6 +88,10 @@ Dedup::Dedup(const DedupOptions& options, std::int64_t dim, std::uint32_t layer,
         "the guard needs a bandwidth of at least 0 and a hash rate above 0, got ",
         options.bandwidth, " and ", options.hash_rate);
   if (options_.hash_dim > dim) options_.hash_dim = dim;
+  lsh::PrefixChoice& choice = options_.clusters.choice;
+  choice.prefix = std::min(choice.prefix, options_.hashes);
+  // Checkpoints hold the options as text: what a text cannot say is refused here, not when loading.
+  parse_dedup(spec_of(options_));
   draw_rotations();
 }
 
@@ -198,8 +202,7 @@ MergedRows Dedup::merge(const at::Tensor& tokens, const TokenLayout& layout, boo
     const bool fixed = choice.rule == lsh::PrefixChoice::Rule::kFixed;
     std::vector<lsh::Labels> prefixes;
     if (fixed) {
-      prefixes.push_back(lsh::labels_of_prefix(codes, options_.hashes,
-                                               std::min(choice.prefix, options_.hashes), rows));
+      prefixes.push_back(lsh::labels_of_prefix(codes, options_.hashes, choice.prefix, rows));
     } else {
       prefixes = lsh::prefix_labels(codes, options_.hashes, rows);
     }
@@ -215,7 +218,7 @@ MergedRows Dedup::merge(const at::Tensor& tokens, const TokenLayout& layout, boo
     result = host.scalar_type() == at::kDouble
                  ? cluster<double>(host, rows, prefixes, clusters, centroids)
                  : cluster<float>(host.to(at::kFloat), rows, prefixes, clusters, centroids);
-    if (fixed) result.prefix = std::min(choice.prefix, options_.hashes);
+    if (fixed) result.prefix = choice.prefix;
   }
 
   if (layout.rows() > 0 && options_.method == Method::kLsh) {

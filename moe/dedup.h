@@ -61,8 +61,10 @@ struct DedupOptions {
 
 // off | duplicates | lsh(hashes=6, hash_dim=16, rotation=hadamard|gaussian, prefix=P | error=X |
 // rows=X | fewest=on, radius=0.4, compensation=0..1|calibrated, probes=16, start_after=0,
-// evaluation=off, bandwidth=BYTES_PER_SECOND). Throws InvalidArgument.
+// evaluation=off, bandwidth=BYTES_PER_SECOND, hash_rate=1.5e8, least_saving=0.02). A radius of 1e30
+// is infinite. Throws InvalidArgument.
 DedupOptions parse_dedup(const std::string& spec);
+// The text from which parse_dedup() makes the same merging.
 std::string spec_of(const DedupOptions& options);
 
 // What one merge did, on this rank.
@@ -120,7 +122,8 @@ class Dedup {
   void refresh();
 
   // Everything that the next merges depend on but for the options: steps, rotations, calibration,
-  // the guard's expectation. [6] float64. Throws InvalidArgument for another shape.
+  // the guard's expectation. [6] float64; the last two are the guard's and this rank's own, the
+  // others are equal on all ranks. Throws InvalidArgument for another shape.
   at::Tensor state() const;
   void load_state(const at::Tensor& state);
   // This rank's sums that no step has used yet.

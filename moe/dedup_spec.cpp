@@ -1,10 +1,11 @@
 // The text form of DedupOptions.
 
-#include <charconv>
+#include <algorithm>
 #include <limits>
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/compressors/sparse_values.h"
 #include "thinwire/moe/dedup.h"
 
 namespace thinwire::moe {
@@ -12,12 +13,8 @@ namespace {
 
 using Rule = lsh::PrefixChoice::Rule;
 
-// The shortest text that reads back as the same number.
-std::string shortest(double value) {
-  char text[32];
-  const auto end = std::to_chars(text, text + sizeof(text), value).ptr;
-  return {text, end};
-}
+// A radius of this size bounds nothing; texts have no word for infinity.
+constexpr double kNoRadius = 1e30;
 
 DedupOptions read_lsh(const Spec& spec) {
   DedupOptions options;
@@ -37,7 +34,9 @@ DedupOptions read_lsh(const Spec& spec) {
   if (error >= 0) choice = {.rule = Rule::kError, .prefix = options.hashes, .target = error};
   if (rows >= 0) choice = {.rule = Rule::kRows, .prefix = options.hashes, .target = rows};
   if (read.flag("fewest", false)) choice.rule = Rule::kFewestRows;
-  options.clusters.radius = read.number("radius", 0.4, 0, 1e30);
+  double& radius = options.clusters.radius;
+  radius = read.number("radius", radius, 0, kNoRadius);
+  if (radius >= kNoRadius) radius = std::numeric_limits<double>::infinity();
   const std::string compensation = read.text("compensation", "1");
   options.calibrate = compensation == "calibrated";
   if (!options.calibrate) options.compensation = read.number("compensation", 1, 0, 1);
@@ -45,6 +44,8 @@ DedupOptions read_lsh(const Spec& spec) {
   options.start_after = read.integer("start_after", 0, 0, std::numeric_limits<std::int64_t>::max());
   options.in_evaluation = read.flag("evaluation", false);
   options.bandwidth = read.number("bandwidth", 0, 0, 1e18);
+  options.hash_rate = read.number("hash_rate", options.hash_rate, 0, 1e18, true);
+  options.least_saving = read.number("least_saving", options.least_saving, 0, 1);
   read.finish();
   return options;
 }
@@ -83,10 +84,10 @@ std::string spec_of(const DedupOptions& options) {
       rule = concat("prefix=", choice.prefix);
       break;
     case Rule::kError:
-      rule = concat("error=", shortest(choice.target));
+      rule = concat("error=", number_text(choice.target));
       break;
     case Rule::kRows:
-      rule = concat("rows=", shortest(choice.target));
+      rule = concat("rows=", number_text(choice.target));
       break;
     case Rule::kFewestRows:
       rule = "fewest=on";
@@ -94,10 +95,13 @@ std::string spec_of(const DedupOptions& options) {
   }
   return concat("lsh(hashes=", options.hashes, ", hash_dim=", options.hash_dim, ", rotation=",
                 options.rotation == lsh::RotationKind::kHadamard ? "hadamard" : "gaussian", ", ",
-                rule, ", radius=", shortest(options.clusters.radius), ", compensation=",
-                options.calibrate ? std::string("calibrated") : shortest(options.compensation),
+                rule, ", radius=", number_text(std::min(options.clusters.radius, kNoRadius)),
+                ", compensation=",
+                options.calibrate ? std::string("calibrated") : number_text(options.compensation),
                 ", probes=", options.probes, ", start_after=", options.start_after,
-                ", evaluation=", evaluation, ", bandwidth=", shortest(options.bandwidth), ")");
+                ", evaluation=", evaluation, ", bandwidth=", number_text(options.bandwidth),
+                ", hash_rate=", number_text(options.hash_rate),
+                ", least_saving=", number_text(options.least_saving), ")");
 }
 
 }  // namespace thinwire::moe

@@ -7,6 +7,7 @@
 
 #include "thinwire/comm/failure.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/sparse_values.h"
 #include "thinwire/moe/losses.h"
 
 namespace thinwire::moe {
@@ -31,11 +32,20 @@ std::shared_ptr<ExpertGroup> make_experts(const MoEOptions& options,
 }  // namespace
 
 std::string agreement_of(const MoEOptions& options) {
-  return concat("gate ", name_of(options.router.gate), "\ntop_k ", options.router.top_k,
-                "\nhidden ", options.hidden, "\ncapacity ", options.capacity_factor,
-                "\nexpert gradient ",
-                options.expert_gradient == ExpertGradient::kMean ? "mean" : "sum", "\ndedup ",
-                spec_of(options.dedup));
+  constexpr const char* kActivationNames[] = {"relu", "gelu", "silu", "swiglu"};
+  const RouterOptions& router = options.router;
+  return concat(
+      "gate ", name_of(router.gate), "\ntop_k ", router.top_k, "\nscore ",
+      router.score == Score::kSoftmax ? "softmax" : "sigmoid", "\nnormalize ",
+      router.normalize ? "on" : "off", "\nweight factor ", number_text(router.weight_factor),
+      "\nrouter capacity ", number_text(router.capacity_factor), "\nbias step ",
+      number_text(router.bias_step), "\nhidden ", options.hidden, "\nactivation ",
+      kActivationNames[static_cast<std::size_t>(options.activation)], "\nbias ",
+      options.bias ? "on" : "off", "\nshared hidden ", options.shared_hidden, "\ncapacity ",
+      options.capacity_factor, "\ndrop ",
+      options.drop == DropPolicy::kPosition ? "position" : "probability", "\nexpert gradient ",
+      options.expert_gradient == ExpertGradient::kMean ? "mean" : "sum", "\ndedup ",
+      spec_of(options.dedup));
 }
 
 // What a rank knows before it talks to the others.

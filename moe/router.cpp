@@ -25,13 +25,14 @@ RouterOptions checked(RouterOptions options) {
   if (options.gate == Gate::kSwitch) {
     check(options.top_k == 1,
           "the switch gate sends a token to one expert, got top_k=", options.top_k);
-    options.normalize = false;
   }
   if (options.gate == Gate::kGShard) {
     check(options.top_k == 2,
           "the gshard gate sends a token to two experts, got top_k=", options.top_k);
   }
   if (options.gate == Gate::kSigmoidBias) options.score = Score::kSigmoid;
+  // A single weight divided by itself is 1, and the router would get no gradient.
+  if (options.top_k == 1) options.normalize = false;
   check(options.top_k >= 1 && options.top_k <= options.experts, "top_k must lie in [1, ",
         options.experts, "], the number of experts, got ", options.top_k);
   check(options.jitter >= 0 && options.jitter < 1, "jitter must lie in [0, 1), got ",
@@ -115,7 +116,8 @@ Routing Router::forward(const at::Tensor& tokens, const at::Tensor& padding) {
   check(tokens.dim() == 2 && tokens.size(1) == options_.dim, "tokens of shape [T, ", options_.dim,
         "] expected, got ", tokens.sizes());
   check(!padding.defined() || (padding.dim() == 1 && padding.size(0) == tokens.size(0)),
-        "a padding mask of shape [", tokens.size(0), "] expected");
+        "a padding mask of shape [", tokens.size(0), "] expected, got ",
+        padding.defined() ? concat(padding.sizes()) : "none");
   const auto valid = valid_tokens(padding, tokens.size(0));
   const at::Tensor logits = logits_of(
       padding.defined() ? tokens.index_select(0, index_of(valid, tokens.device())) : tokens);

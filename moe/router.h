@@ -31,8 +31,8 @@ struct RouterOptions {
   std::int64_t top_k = 2;
   Gate gate = Gate::kTopK;
   Score score = Score::kSoftmax;  // kSigmoidBias always uses sigmoid
-  // Whether the k weights of a token are divided by their sum. kSwitch never does, kExpertChoice
-  // cannot.
+  // Whether the k weights of a token are divided by their sum. Never done with k = 1, where the
+  // weight would be 1 and its gradient 0; kExpertChoice cannot.
   bool normalize = true;
   double weight_factor = 1.0;    // on all weights
   double jitter = 0.0;           // kSwitch: inputs times uniform [1 - jitter, 1 + jitter]

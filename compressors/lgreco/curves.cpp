@@ -9,6 +9,7 @@
 #include "thinwire/compressors/codec_table.h"
 #include "thinwire/compressors/lgreco/curve_errors.h"
 #include "thinwire/compressors/lgreco/low_rank_energy.h"
+#include "thinwire/compressors/powersgd.h"
 #include "thinwire/compressors/sparse_values.h"
 
 namespace thinwire::lgreco {
@@ -54,7 +55,8 @@ std::vector<double> values_around(const Spec& reference, std::span<const std::in
     }
   } else {
     const auto rank = static_cast<std::int64_t>(middle);
-    const std::int64_t least = std::max<std::int64_t>(1, (rank + 3) / 4), most = 4 * rank;
+    const std::int64_t least = std::max<std::int64_t>(1, (rank + 3) / 4);
+    const std::int64_t most = std::min<std::int64_t>(4 * rank, kMaxPowerSgdRank);
     const double factor =
         std::pow(static_cast<double>(most) / static_cast<double>(least), 1.0 / (kMostRanks - 1));
     double next = static_cast<double>(least);

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/powersgd.h"
+#include "thinwire/compressors/sparse_values.h"
 
 namespace thinwire::lgreco {
 namespace {
@@ -21,14 +23,7 @@ const std::vector<std::string_view> kObjectives = {"bytes", "time"};
 // rank 32 there.
 constexpr std::array kParameters = {Parameter{"quantize", "bits", 4, 1, 8, true},
                                     Parameter{"topk", "density", 0.01, 0, 1, false},
-                                    Parameter{"powersgd", "rank", 4, 1, 65536, true}};
-
-// Shortest text that reads back as the same number.
-std::string shortest(double value) {
-  char text[32];
-  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
-  return {text, end};
-}
+                                    Parameter{"powersgd", "rank", 4, 1, kMaxPowerSgdRank, true}};
 
 const Spec::Argument* parameter_argument(const Spec& spec) {
   const Parameter& parameter = parameter_of(spec);
@@ -53,7 +48,7 @@ Spec parse_reference(Family family, const std::string& text) {
           "lgreco: with family=mixed the reference must be a codec spec, such as "
           "quantize(bits=4), got '",
           text, "'");
-    const std::string value = text.empty() ? shortest(parameter.fallback) : text;
+    const std::string value = text.empty() ? number_text(parameter.fallback) : text;
     return Spec::parse(concat(parameter.codec, "(", parameter.key, "=", value, ")"));
   }
   return Spec::parse(text);
@@ -99,7 +94,7 @@ Spec with_parameter(const Spec& spec, double value) {
   Spec result = spec;
   Spec::Argument changed;
   changed.key = parameter.key;
-  changed.text = shortest(value);
+  changed.text = number_text(value);
   if (const auto* argument = parameter_argument(spec)) {
     result.arguments[static_cast<std::size_t>(argument - spec.arguments.data())] = changed;
   } else {
@@ -119,12 +114,12 @@ AllocationOptions Policy::allocation() const {
 
 std::string Policy::str() const {
   return concat("lgreco(family=", name_of(family), ", reference=", reference.str(),
-                ", budget=", shortest(budget),
+                ", budget=", number_text(budget),
                 ", constraint=", kConstraints[static_cast<std::size_t>(constraint)],
                 ", error=", kMeasures[static_cast<std::size_t>(measure)],
                 ", objective=", kObjectives[static_cast<std::size_t>(objective)],
                 ", period=", period, ", warmup=", warmup, ", window=", window,
-                ", cap=", shortest(cap), ")");
+                ", cap=", number_text(cap), ")");
 }
 
 Policy parse_policy(const Spec& spec) {

@@ -132,8 +132,10 @@ Refined<T> refine(const RowView<T>& rows, std::span<const double> norms, double 
     std::span<std::int32_t> left(members.data() + begin[c], begin[c + 1] - begin[c]);
     for (int round = 0; left.size() > 1; ++round) {
       if (round == kRounds) {  // dissolve: the first row keeps the number
-        for (const std::int32_t r : left.subspan(1)) labels.of_row[at(r)] = labels.count++;
-        result.error[at(left[0])] = 0;
+        for (const std::int32_t r : left.subspan(1)) {
+          labels.of_row[at(r)] = labels.count++;
+          result.error[at(r)] = 0;
+        }
         left = left.first(1);
         break;
       }

@@ -50,7 +50,9 @@ void check_rows(const GroupedRows& rows, std::int64_t tokens) {
             rows.group_begin.back() == rows.rows(),
         "the groups must cover all ", rows.rows(), " rows");
   for (std::size_t g = 1; g < rows.group_begin.size(); ++g) {
-    check(rows.group_begin[g - 1] <= rows.group_begin[g], "the groups must be in ascending order");
+    check(rows.group_begin[g - 1] <= rows.group_begin[g],
+          "the groups must be in ascending order, but group ", g - 1, " begins at row ",
+          rows.group_begin[g - 1], " and ends at ", rows.group_begin[g]);
   }
   for (const std::int32_t token : rows.token) {
     check(token >= 0 && token < tokens, "row of token ", token, ", but there are ", tokens,

@@ -120,7 +120,7 @@ void PackedFile::read_manifest() {
     const std::string at = concat(where, ": tensor '", tensor.info.name, "'");
     tensor.info.dtype = detail::string_member(entry, "dtype", at);
     const auto element = safetensors_element_bytes(tensor.info.dtype);
-    if (!element) throw FileError(concat(at, ": unknown dtype"));
+    if (!element) throw FileError(concat(at, ": unknown dtype '", tensor.info.dtype, "'"));
     const Json& shape = detail::member(entry, "shape", at);
     if (!shape.is_array()) throw FileError(concat(at, ": 'shape' must be an array"));
     std::int64_t numel = 1;
@@ -138,7 +138,9 @@ void PackedFile::read_manifest() {
       throw FileError(concat(at, ": a delta of dtype ", tensor.info.dtype, " is not possible"));
     if (tensor.storage == Storage::kTernary) {
       tensor.part = static_cast<std::size_t>(detail::integer_member(entry, "part", at));
-      if (tensor.part >= manifest_.parts.size()) throw FileError(concat(at, ": no such part"));
+      if (tensor.part >= manifest_.parts.size())
+        throw FileError(concat(at, ": no such part: ", tensor.part, ", the file has ",
+                               manifest_.parts.size(), " parts from 0 on"));
       tensor.offset = offset;
       if (numel > manifest_.numel - offset)
         throw FileError(concat(at, ": its entries pass the ", manifest_.numel, " of the vector"));

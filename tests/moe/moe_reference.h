@@ -36,7 +36,8 @@ struct ReferenceExperts {
 };
 
 // output[t] = sum over the pairs of t that are within capacity of weight · expert(x[t]), pair by
-// pair. Softmax gate with k choices; capacity drops later choices and higher tokens first.
+// pair. Softmax gate with k choices, whose weights are normalised where there are several; capacity
+// drops later choices and higher tokens first.
 inline at::Tensor reference_layer(const at::Tensor& x, const at::Tensor& gate,
                                   const ReferenceExperts& experts, std::int64_t k,
                                   std::int64_t capacity) {
@@ -50,8 +51,8 @@ inline at::Tensor reference_layer(const at::Tensor& x, const at::Tensor& gate,
     for (std::int64_t t = 0; t < x.size(0); ++t) {
       const auto e = order[t][choice].item<std::int64_t>();
       if (load[static_cast<std::size_t>(e)]++ >= capacity) continue;
-      at::Tensor norm = at::zeros({}, x.options());
-      for (std::int64_t c = 0; c < k; ++c)
+      at::Tensor norm = at::full({}, k == 1 ? 1.0 : 0.0, x.options());
+      for (std::int64_t c = 0; k > 1 && c < k; ++c)
         norm = norm + scores[t][order[t][c].item<std::int64_t>()];
       auto& row = output[static_cast<std::size_t>(t)];
       row = row + scores[t][e] / norm * experts(e, x[t].unsqueeze(0)).squeeze(0);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <mutex>
 
 #include "thinwire/common/error.h"
@@ -279,9 +280,11 @@ TEST(DedupSpec, RoundTripsAndNamesMistakes) {
   for (const char* text :
        {"off", "duplicates(evaluation=on)",
         "lsh(hashes=6, hash_dim=16, rotation=hadamard, prefix=4, radius=0.4, compensation=1, "
-        "probes=16, start_after=0, evaluation=off, bandwidth=0)",
+        "probes=16, start_after=0, evaluation=off, bandwidth=0, hash_rate=1.5e+08, "
+        "least_saving=0.02)",
         "lsh(hashes=8, hash_dim=0, rotation=gaussian, rows=0.25, radius=0.5, "
-        "compensation=calibrated, probes=4, start_after=100, evaluation=on, bandwidth=125)"}) {
+        "compensation=calibrated, probes=4, start_after=100, evaluation=on, bandwidth=125, "
+        "hash_rate=2000, least_saving=0.5)"}) {
     EXPECT_EQ(spec_of(parse_dedup(text)), text);
   }
   EXPECT_EQ(parse_dedup("lsh").clusters.radius, 0.4);
@@ -290,6 +293,24 @@ TEST(DedupSpec, RoundTripsAndNamesMistakes) {
   EXPECT_THROW(parse_dedup("lsh(hashes=0)"), InvalidArgument);
   EXPECT_THROW(parse_dedup("lsh(rows=0.2, error=0.1)"), InvalidArgument);
   EXPECT_THROW(parse_dedup("lsh(compensation=2)"), InvalidArgument);
+}
+
+TEST(DedupSpec, HoldsWhatALayerWasGivenWithoutAText) {
+  DedupOptions options = parse_dedup("lsh(hashes=3)");
+  options.clusters.choice.prefix = 9;
+  options.clusters.radius = std::numeric_limits<double>::infinity();
+  options.hash_rate = 2e6;
+  options.least_saving = 0.25;
+  const Dedup dedup(options, kDim, 0, 0);
+  const std::string text = spec_of(dedup.options());
+  const DedupOptions again = parse_dedup(text);
+  EXPECT_EQ(again.clusters.choice.prefix, 3);
+  EXPECT_EQ(again.clusters.radius, options.clusters.radius);
+  EXPECT_EQ(again.hash_rate, 2e6);
+  EXPECT_EQ(again.least_saving, 0.25);
+  EXPECT_EQ(spec_of(again), text);
+  options.least_saving = 2;
+  EXPECT_THROW(Dedup(options, kDim, 0, 0), InvalidArgument);
 }
 
 }  // namespace

@@ -206,6 +206,13 @@ TEST(Errors, DifferentOptionsAreNamed) {
                        layer.forward(tokens_of(context.rank, 4));
                      }),
                      "dedup");
+  expect_one_message(messages([](RankContext& context) {
+                       MoEOptions options = small_options();
+                       if (context.rank == 1) options.activation = Activation::kRelu;
+                       MoELayer layer(options, context.group);
+                       layer.forward(tokens_of(context.rank, 4));
+                     }),
+                     "activation relu");
 }
 
 TEST(Errors, DifferentTypesModesAndOrdersAreNamed) {
@@ -337,6 +344,32 @@ TEST(Checkpoint, ALayerMergesAsTheSavedOneDid) {
   exact.eval();
   exact.load_state(state, MoELayer::Merging::kKeepOptions);
   EXPECT_FALSE(exact.forward(tokens).counters.dedup.merged);
+}
+
+TEST(Checkpoint, EveryRankKeepsWhatItsGuardExpects) {
+  MoEOptions options = small_options();
+  options.dedup = parse_dedup("lsh(hashes=2, radius=0.1, bandwidth=1e6)");
+  std::mutex mutex;
+  MoEState state;
+  run_ranks(2, [&](RankContext& context) {
+    MoELayer layer(options, context.group);
+    // Of rank 0 all tokens are alike, of rank 1 none.
+    const at::Tensor tokens = tokens_of(context.rank, 30);
+    layer.forward(context.rank == 0 ? tokens.narrow(0, 0, 1).expand({30, kDim}).contiguous()
+                                    : tokens);
+    const MoEState all = layer.full_state();
+    const std::lock_guard lock(mutex);
+    state = all;
+  });
+  ASSERT_FALSE(at::equal(state.at("dedup.guard.0"), state.at("dedup.guard.1")));
+  run_ranks(3, [&](RankContext& context) {
+    MoELayer layer(options, context.group);
+    layer.load_state(state);
+    // Nobody had the number of the third rank.
+    const at::Tensor expected = context.rank < 2 ? state.at(concat("dedup.guard.", context.rank))
+                                                 : state.at("dedup.state").narrow(0, 4, 2);
+    EXPECT_TRUE(at::equal(layer.dedup().state().narrow(0, 4, 2), expected));
+  });
 }
 
 }  // namespace

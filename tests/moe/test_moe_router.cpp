@@ -67,6 +67,14 @@ TEST(Router, SwitchGivesTheProbabilityItself) {
   EXPECT_THROW(identity_router({.top_k = 2, .gate = Gate::kSwitch}), InvalidArgument);
 }
 
+TEST(Router, OneChoiceKeepsItsScoreAsWeight) {
+  const auto router = identity_router({.top_k = 1});  // normalize stays at its default
+  const Routing routing = router->forward(tokens_of({{0, 2, 0, 0}}));
+  EXPECT_NEAR(routing.weight[0].item<double>(), std::exp(2.0) / (std::exp(2.0) + 3), 1e-6);
+  routing.weight.sum().backward();
+  EXPECT_GT(router->parameters()[0].grad().abs().max().item<double>(), 0.1);
+}
+
 TEST(Router, GShardDropsWeakSecondExpertsInTrainingOnly) {
   const auto router = identity_router({.top_k = 2, .gate = Gate::kGShard});
   // The second expert has weight 0.1, so it is kept with probability 0.2.
@@ -119,7 +127,7 @@ TEST(Router, BiasEvensOutTheLoadWithoutChangingWeights) {
   // sigmoid(1) - 0.4 is now below sigmoid(0.5) + 0.4 and sigmoid(0) + 0.4.
   const Routing after = router->forward(tokens);
   EXPECT_EQ(after.pairs.expert, (std::vector<std::int32_t>{1, 1, 1, 1}));
-  EXPECT_NEAR(after.weight[0].item<double>(), 1.0, 1e-6);
+  EXPECT_NEAR(after.weight[0].item<double>(), 1 / (1 + std::exp(-0.5)), 1e-6);
   EXPECT_THROW(identity_router({})->update_bias({1, 1, 1, 1}), InvalidArgument);
 }
 

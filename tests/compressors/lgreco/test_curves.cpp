@@ -187,6 +187,17 @@ TEST(Curves, CandidatesAndReference) {
   EXPECT_NEAR(squared.candidates[2].error, std::pow(plain.candidates[2].error, 2), 1e-9);
 }
 
+TEST(Curves, RanksEndWhereTheCodecDoes) {
+  const std::int64_t matrix[] = {2000, 2000};
+  for (const char* reference : {"300", "1024"}) {
+    const Policy policy = parse_policy(
+        Spec::parse(std::string("lgreco(family=powersgd, reference=") + reference + ")"));
+    const CandidateSet set = candidate_set(policy, matrix);
+    for (const Spec& spec : set.specs) EXPECT_NO_THROW(make_codec(spec)) << spec.str();
+    EXPECT_EQ(set.specs.back().str(), "powersgd(rank=1024)");
+  }
+}
+
 TEST(Curves, BytesOfTopkAreWhatItWrites) {
   for (const std::int64_t numel : {1000, 30000, 300000}) {
     const auto gradient = gaussian(static_cast<std::size_t>(numel), 7);
@@ -235,6 +246,7 @@ TEST(Policy, ErrorsSayWhatWouldBeRight) {
       {"topk", "expected an lgreco(...) policy"},
       {"lgreco(family=quantise)", "did you mean quantize?"},
       {"lgreco(reference=9)", "an integer from 1 to 8, got '9'"},
+      {"lgreco(family=powersgd, reference=1025)", "an integer from 1 to 1024, got '1025'"},
       {"lgreco(family=topk, reference=0)", "a number in (0, 1], got '0'"},
       {"lgreco(family=topk, reference=quantize(bits=4))", "need family=mixed"},
       {"lgreco(family=mixed, reference=4)", "must be a codec spec"},

@@ -253,6 +253,25 @@ TEST(RadiusBound, OneOutlierLeavesTheOthersTogether) {
   EXPECT_EQ(result.worst_radius, 0);  // recentred without the outlier
 }
 
+TEST(RadiusBound, ADissolvedClusterLosesNothing) {
+  // Every mean is more than twice the smallest row that is left and less than twice the next one,
+  // so eight recentrings take away one row each. The last two rows are alone then, too.
+  const std::vector<float> tokens = {0.2f,  0.21f, 0.225f, 0.24f, 0.26f,
+                                     0.29f, 0.33f, 0.39f,  1.0f,  1.0f};
+  std::vector<std::int32_t> token(10);
+  for (std::int32_t t = 0; t < 10; ++t) token[static_cast<std::size_t>(t)] = t;
+  const std::vector<std::int64_t> group_begin = {0, 10};
+  const std::vector<HashCode> codes(10, 0);
+  std::vector<float> centroids;
+  const auto result = cluster_rows<float>(tokens, 1, {token, group_begin},
+                                          prefix_labels(codes, 1, {token, group_begin}),
+                                          {.choice = fixed(1), .radius = 1}, centroids);
+  EXPECT_EQ(result.labels.count, 10);
+  EXPECT_EQ(centroids, tokens);
+  EXPECT_EQ(result.worst_radius, 0);
+  EXPECT_EQ(result.relative_error, 0);
+}
+
 TEST(Clusters, EqualTokensGiveOneRowThatIsTheToken) {
   std::mt19937 engine(5);
   std::normal_distribution<float> normal;
