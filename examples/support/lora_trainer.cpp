@@ -11,13 +11,13 @@
 #include <cstdio>
 #include <iostream>
 #include <optional>
-#include <thread>
 
 #include "thinwire/comm/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/metrics.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/peft/pack.h"
+#include "thinwire/examples/support/run_settings.h"
 #include "thinwire/torch_ext/adapter_broadcast.h"
 #include "thinwire/torch_ext/lora.h"
 
@@ -54,17 +54,24 @@ ImageSet select_classes(const ImageSet& set, int first, int last, std::int64_t c
   return {set.images.index_select(0, chosen), labels.index_select(0, chosen)};
 }
 
+// The numbers of this rank's share of a set: none where there are fewer images than ranks.
+torch::Tensor share_of(const ImageSet& set, const launch::World& world) {
+  const std::int64_t images = set.labels.size(0);
+  return torch::arange(std::min<std::int64_t>(world.rank(), images), images, world.size());
+}
+
 // Batches of this rank's share of a set, without end.
 class Batches {
  public:
   Batches(const ImageSet& set, const launch::World& world, std::int64_t size, std::uint64_t seed)
       : set_(set),
         size_(size),
-        mine_(torch::arange(world.rank(), set.labels.size(0), world.size())),
+        mine_(share_of(set, world)),
         generator_(at::detail::createCPUGenerator(seed * 1'000'003 +
                                                   static_cast<std::uint64_t>(world.rank()))) {
-    check(mine_.size(0) > 0, set.labels.size(0), " images are too few for ", world.size(),
-          " ranks");
+    // True on all ranks or on none.
+    check(set.labels.size(0) >= world.size(), set.labels.size(0), " images are too few for ",
+          world.size(), " ranks");
   }
   ImageSet next() {
     const auto picks = torch::randint(mine_.size(0), {size_}, generator_, torch::kLong);
@@ -85,8 +92,7 @@ double evaluate(Lora* lora, std::shared_ptr<WideMlp>& model, const ImageSet& set
   torch::NoGradGuard no_grad;
   if (lora != nullptr) lora->refresh();
   torch::Tensor correct = torch::zeros({1}, torch::kLong);
-  for (const auto& indices :
-       torch::arange(world.rank(), set.labels.size(0), world.size()).split(500)) {
+  for (const auto& indices : share_of(set, world).split(500)) {
     const auto scores = model->forward(set.images.index_select(0, indices));
     correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
   }
@@ -258,9 +264,7 @@ void log_result(MetricsLog& log, const LoraResult& result, const launch::World& 
 
 LoraResult train_lora(const launch::World& world, const FashionMnist& data,
                       const LoraTrainingOptions& options) {
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  at::set_num_threads(options.threads > 0 ? options.threads
-                                          : std::max(1, cores / std::max(1, world.local_size())));
+  at::set_num_threads(threads_of_rank(world, options.threads));
   constexpr int kClasses = 10;
   const int split = options.base_classes;
   const bool leader = world.rank() == 0;

@@ -47,7 +47,10 @@ torch::Tensor shard(std::int64_t images, const launch::World& world, std::int64_
 double evaluate(Classifier& model, const ImageSet& set, const launch::World& world) {
   torch::NoGradGuard no_grad;
   model.eval();
-  const auto mine = torch::arange(world.rank(), set.labels.size(0), world.size());
+  // With fewer images than ranks some ranks have none.
+  const std::int64_t images = set.labels.size(0);
+  const auto mine =
+      torch::arange(std::min<std::int64_t>(world.rank(), images), images, world.size());
   torch::Tensor correct = torch::zeros({1}, torch::kLong);
   for (const auto& indices : mine.split(500)) {
     const auto scores = model.forward(set.images.index_select(0, indices));
@@ -58,7 +61,7 @@ double evaluate(Classifier& model, const ImageSet& set, const launch::World& wor
     comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
   }
   model.train();
-  return correct.item<double>() / static_cast<double>(set.labels.size(0));
+  return correct.item<double>() / static_cast<double>(images);
 }
 
 // The learning rate of the step after `done` of `all` steps.

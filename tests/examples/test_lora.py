@@ -82,6 +82,12 @@ class Lora(training.TrainingTest):
                                 outer_compression="cast(bf16)", granularity="group")
         self.check(result, world_size=2, compression="cast(bf16)")
 
+    def test_too_few_images_are_told_on_every_rank(self):
+        job = by_hand(3)(self.command(train_samples=1))
+        for rank in job.ranks:
+            self.assertEqual(rank.code, 1, str(job))
+            self.assertIn("images are too few for 3 ranks", rank.err, str(job))
+
     def test_wrong_specs_are_named_on_every_rank(self):
         job = by_hand(2)(self.command(outer_compression="ternery"))
         self.assertEqual(job.code, 1, str(job))

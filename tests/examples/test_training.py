@@ -75,6 +75,11 @@ class Training(training.TrainingTest):
             result = self.train(lambda command: jobs.start_torchrun(4, command, folder))
         self.check(result, world_size=4, backend="gloo")
 
+    def test_fewer_test_images_than_ranks(self):
+        result = self.train(by_hand(3), test_samples=1)
+        self.assertTrue(result["replicas_equal"])
+        self.assertIn(result["test_accuracy"], (0, 1))
+
     def test_uncompressed(self):
         result = self.train(by_hand(2), compression="none")
         self.assertEqual(result["compression"], "none")
