@@ -79,7 +79,7 @@ install(FILES
 file(RELATIVE_PATH THINWIRE_PC_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 set(THINWIRE_PC_STATIC_REQUIRES "")
 if(NOT BUILD_SHARED_LIBS)
-  set(THINWIRE_PC_STATIC_REQUIRES "fmt spdlog libhwy libzstd libxxhash")
+  set(THINWIRE_PC_STATIC_REQUIRES "fmt spdlog libhwy libxxhash")
 endif()
 set(torch_libraries torch torch_cpu c10)
 if(THINWIRE_TORCH_HAS_CUDA)

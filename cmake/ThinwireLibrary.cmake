@@ -12,7 +12,7 @@ add_library(thinwire_core)
 add_library(thinwire::core ALIAS thinwire_core)
 target_link_libraries(thinwire_core
   PRIVATE $<BUILD_INTERFACE:thinwire_settings> fmt::fmt spdlog::spdlog nlohmann_json::nlohmann_json
-          Boost::headers PkgConfig::hwy PkgConfig::zstd PkgConfig::xxhash Threads::Threads
+          Boost::headers PkgConfig::hwy PkgConfig::xxhash Threads::Threads
           ${CMAKE_DL_LIBS})
 
 add_library(thinwire)
