@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include <ATen/core/ivalue_inl.h>
 
@@ -144,7 +145,7 @@ bool finished_before_any_failure(const c10d::ProcessGroup& group,
 void raise_collective_failure(const c10d::ProcessGroup& group, const std::string& operation,
                               std::uint64_t sequence, std::exception_ptr cause) {
   const auto board = DuplicateStore::board_of(group.getStore());
-  if (is_answered(cause, board.get())) std::rethrow_exception(cause);
+  if (is_answered(cause, board.get())) std::rethrow_exception(std::move(cause));
   const FailureReport mine = describe(group.getRank(), cause);
   if (board == nullptr) {
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);

@@ -59,7 +59,8 @@ class Partition {
   int chunks() const { return chunks_; }
   int world() const { return world_; }
   const Slice& slice(int chunk, int owner) const {
-    return slices_[static_cast<std::size_t>(chunk * world_ + owner)];
+    return slices_[static_cast<std::size_t>(chunk) * static_cast<std::size_t>(world_) +
+                   static_cast<std::size_t>(owner)];
   }
 
  private:
