@@ -47,6 +47,7 @@ struct Tensor {
   }
   std::vector<double> values() const {
     std::vector<double> result(static_cast<std::size_t>(view.numel));
+    if (result.empty()) return result;  // neither side has memory
     if (view.dtype == DType::kFloat64) {
       std::memcpy(result.data(), view.data, view.bytes());
     } else {
