@@ -54,19 +54,13 @@ ImageSet select_classes(const ImageSet& set, int first, int last, std::int64_t c
   return {set.images.index_select(0, chosen), labels.index_select(0, chosen)};
 }
 
-// The numbers of this rank's share of a set: none where there are fewer images than ranks.
-torch::Tensor share_of(const ImageSet& set, const launch::World& world) {
-  const std::int64_t images = set.labels.size(0);
-  return torch::arange(std::min<std::int64_t>(world.rank(), images), images, world.size());
-}
-
 // Batches of this rank's share of a set, without end.
 class Batches {
  public:
   Batches(const ImageSet& set, const launch::World& world, std::int64_t size, std::uint64_t seed)
       : set_(set),
         size_(size),
-        mine_(share_of(set, world)),
+        mine_(share_of_rank(world, set.labels.size(0))),
         generator_(at::detail::createCPUGenerator(seed * 1'000'003 +
                                                   static_cast<std::uint64_t>(world.rank()))) {
     // True on all ranks or on none.
@@ -92,7 +86,7 @@ double evaluate(Lora* lora, std::shared_ptr<WideMlp>& model, const ImageSet& set
   torch::NoGradGuard no_grad;
   if (lora != nullptr) lora->refresh();
   torch::Tensor correct = torch::zeros({1}, torch::kLong);
-  for (const auto& indices : share_of(set, world).split(500)) {
+  for (const auto& indices : share_of_rank(world, set.labels.size(0)).split(500)) {
     const auto scores = model->forward(set.images.index_select(0, indices));
     correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
   }

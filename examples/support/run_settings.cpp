@@ -1,5 +1,7 @@
 #include "thinwire/examples/support/run_settings.h"
 
+#include <ATen/ops/arange.h>
+
 #include <algorithm>
 #include <thread>
 
@@ -17,6 +19,10 @@ int threads_of_rank(const launch::World& world, int asked) {
 std::string compression_text(const std::string& asked) {
   const std::string text = asked.empty() ? Env::get().compression : asked;
   return text.empty() ? "none" : Spec::parse(text).str();
+}
+
+at::Tensor share_of_rank(const launch::World& world, std::int64_t count) {
+  return at::arange(std::min<std::int64_t>(world.rank(), count), count, world.size());
 }
 
 }  // namespace thinwire::examples

@@ -47,12 +47,9 @@ torch::Tensor shard(std::int64_t images, const launch::World& world, std::int64_
 double evaluate(Classifier& model, const ImageSet& set, const launch::World& world) {
   torch::NoGradGuard no_grad;
   model.eval();
-  // With fewer images than ranks some ranks have none.
   const std::int64_t images = set.labels.size(0);
-  const auto mine =
-      torch::arange(std::min<std::int64_t>(world.rank(), images), images, world.size());
   torch::Tensor correct = torch::zeros({1}, torch::kLong);
-  for (const auto& indices : mine.split(500)) {
+  for (const auto& indices : share_of_rank(world, images).split(500)) {
     const auto scores = model.forward(set.images.index_select(0, indices));
     correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
   }

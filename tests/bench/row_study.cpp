@@ -52,11 +52,12 @@ struct Routing {
 Routing route(const at::Tensor& tokens) {
   auto generator = at::detail::createCPUGenerator(1);
   const at::Tensor gate = at::randn({tokens.size(1), kExperts}, generator, tokens.options());
-  const at::Tensor expert = at::matmul(tokens.sub(tokens.mean(0, true)), gate).argmax(1);
+  const at::Tensor chosen = at::matmul(tokens.sub(tokens.mean(0, true)), gate).argmax(1);
+  const auto* expert = chosen.const_data_ptr<std::int64_t>();
   Routing routing{{}, {0}};
   for (std::int64_t e = 0; e < kExperts; ++e) {
     for (std::int64_t t = 0; t < tokens.size(0); ++t) {
-      if (expert[t].item<std::int64_t>() == e) routing.token.push_back(static_cast<int>(t));
+      if (expert[t] == e) routing.token.push_back(static_cast<int>(t));
     }
     routing.group_begin.push_back(static_cast<std::int64_t>(routing.token.size()));
   }
@@ -96,8 +97,8 @@ void study_merging(const std::string& layer, const at::Tensor& tokens) {
   }
 }
 
-// A spectral codec learns its basis from the first half, and both halves of the study are measured
-// on the second.
+// A spectral codec learns its basis from the first half of the tokens; all codecs are measured on
+// the second.
 void study_coding(const std::string& layer, const at::Tensor& tokens) {
   const std::int64_t dim = tokens.size(1), half = tokens.size(0) / 2;
   const at::Tensor rows = tokens.narrow(0, half, tokens.size(0) - half);
