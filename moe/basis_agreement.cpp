@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <bit>
 #include <numeric>
 
 #include "thinwire/comm/failure.h"
@@ -26,12 +25,21 @@ at::Tensor exchange(c10d::ProcessGroup* group, const at::Tensor& outgoing,
   return output.cpu();
 }
 
+// The message of an owner who has got the moments of all ranks since the last one.
+at::Tensor next_basis(BasisLeg& leg, const RowMoments& fresh, std::int64_t dim) {
+  if (fresh.count() == 0) return at::zeros({basis_message_bytes(dim)}, at::kByte);
+  const bool settled =
+      leg.message.defined() &&
+      fresh.drift_from(*basis_of(leg.message, leg.options, dim)) <= leg.options.drift;
+  leg.running.decay_and_add(kBasisDecay, fresh);
+  return leg.running.basis_message(leg.options, settled);
+}
+
 }  // namespace
 
-bool BasisLeg::is_due(std::int64_t step) const {
-  if (step < 2) return false;
-  return step % options.refresh == 0 ||
-         (step < options.refresh && std::has_single_bit(static_cast<std::uint64_t>(step)));
+std::shared_ptr<const SpectralBasis> BasisLeg::usable(std::int64_t dim) const {
+  if (!message.defined() || !is_settled(message)) return nullptr;
+  return basis_of(message, options, dim);
 }
 
 std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLeg*>& legs,
@@ -69,9 +77,7 @@ std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLe
                                  sums.narrow(0, (rank * mine + number) * moments, moments), dim));
     }
     ++number;
-    leg->running.decay_and_add(kBasisDecay, all);
-    made.push_back(leg->running.count() > 0 ? leg->running.basis_message(leg->options)
-                                            : at::zeros({message}, at::kByte));
+    made.push_back(next_basis(*leg, all, dim));
   }
   const at::Tensor own = at::cat(made);
   const at::Tensor bases = exchange(group, own.repeat({ranks}), times(mine_of_all, message),

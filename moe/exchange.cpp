@@ -314,9 +314,8 @@ void Exchange::agree_on_bases(at::Device device, std::uint64_t sequence) {
   }
   add_wire(&WireBytes::bases, bytes);
   for (const BasisLeg* leg : due) {
-    if (!leg->message.defined()) continue;
     RowCodec& codec = codecs_[static_cast<std::size_t>(leg->leg)];
-    codec = codec.with_basis(basis_of(leg->message, leg->options, options_.dim));
+    codec = codec.with_basis(leg->usable(options_.dim));
   }
 }
 
@@ -348,11 +347,10 @@ void Exchange::load_state(const NamedTensors& state) {
   for (BasisLeg& leg : bases_) {
     const std::string name = concat("rows.", name_of(leg.leg), ".");
     if (const auto* message = find(name + "basis")) {
-      auto basis = basis_of(*message, leg.options, options_.dim);
-      if (basis != nullptr) {
+      if (basis_of(*message, leg.options, options_.dim) != nullptr) {
         leg.message = message->clone();
         RowCodec& codec = codecs_[static_cast<std::size_t>(leg.leg)];
-        codec = codec.with_basis(std::move(basis));
+        codec = codec.with_basis(leg.usable(options_.dim));
       }
     }
     const auto take = [&](const std::string& key, const at::Tensor& sums, RowMoments& moments) {

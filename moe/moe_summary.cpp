@@ -28,6 +28,11 @@ void MoELayer::count(const ExchangeUse& before, const PlanRequest& request,
     summary_.radius_sum += counters.dedup.mean_radius * static_cast<double>(counters.rows);
     summary_.radius_rows += counters.rows;
   }
+  for (const RowCodec& codec : plan.codecs) {
+    if (codec.spectral() == nullptr) continue;
+    ++summary_.spectral_legs;
+    if (codec.basis() != nullptr) ++summary_.settled_legs;
+  }
   const ExpertPlacement& placement = exchange_->placement();
   const int rank = exchange_->rank();
   const auto first = [&](int of) {

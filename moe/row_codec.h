@@ -27,7 +27,7 @@ class RowCodec {
  public:
   RowCodec() = default;
   // "" and "none": rows travel as they are. "spectral(...)": see spectral_rows.h; coded with its
-  // `start` codec until it has a basis. Else a codec of the table. Throws InvalidArgument for an
+  // `start` codec while it has no basis. Else a codec of the table. Throws InvalidArgument for an
   // unknown spec and for codecs whose payload has no fixed size.
   explicit RowCodec(const std::string& spec);
 
@@ -37,7 +37,7 @@ class RowCodec {
   // Null unless the codec is spectral.
   const SpectralOptions* spectral() const { return spectral_ ? &*spectral_ : nullptr; }
   const std::shared_ptr<const SpectralBasis>& basis() const { return basis_; }
-  // A spectral codec that uses `basis`.
+  // A spectral codec that uses `basis`; null: its `start`.
   RowCodec with_basis(std::shared_ptr<const SpectralBasis> basis) const;
 
   // Bytes of one row on the wire.

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "thinwire/common/error.h"
 
@@ -13,6 +14,11 @@ namespace {
 // Rows of one exchange that are looked at: with several exchanges and ranks there are soon more
 // than dimensions, and the product stays small beside the experts'.
 constexpr std::int64_t kSampleRows = 128;
+
+// The first byte of a message.
+constexpr auto kNoBasis = std::byte{0};
+constexpr auto kMoving = std::byte{1};
+constexpr auto kSettled = std::byte{2};
 
 at::Tensor upper_triangle(std::int64_t dim) {
   const at::Tensor index = at::triu_indices(dim, dim);
@@ -78,7 +84,16 @@ RowMoments RowMoments::unpacked(const at::Tensor& packed, std::int64_t dim) {
   return moments;
 }
 
-at::Tensor RowMoments::basis_message(const SpectralOptions& options) const {
+double RowMoments::drift_from(const SpectralBasis& basis) const {
+  const double rows = count();
+  THINWIRE_ASSERT(rows > 0);
+  const at::Tensor mean = sums_.narrow(0, 1, dim_) / rows;
+  const at::Tensor outer = sums_.narrow(0, 1 + dim_, dim_ * dim_).view({dim_, dim_}) / rows;
+  return basis.expected_error(mean, outer) /
+         std::max(basis.expected_error(), std::numeric_limits<double>::min());
+}
+
+at::Tensor RowMoments::basis_message(const SpectralOptions& options, bool settled) const {
   const double rows = count();
   THINWIRE_ASSERT(rows > 0);
   const at::Tensor mean = sums_.narrow(0, 1, dim_) / rows;
@@ -97,9 +112,8 @@ at::Tensor RowMoments::basis_message(const SpectralOptions& options) const {
   const auto bits = allocate_bits({v, v + dim_}, 8 * (spectral_row_bytes(options.bits, dim_) - 2));
   at::Tensor message = at::empty({basis_message_bytes(dim_)}, at::kByte);
   auto* out = static_cast<std::byte*>(message.mutable_data_ptr());
-  const auto number = static_cast<float>(rows);
-  std::memcpy(out, &number, sizeof(number));
-  out = append<float>(out + sizeof(number), mean.to(at::kFloat));
+  *out = settled ? kSettled : kMoving;
+  out = append<float>(out + 1, mean.to(at::kFloat));
   out = append<float>(out, variance.sqrt().to(at::kFloat));
   std::memcpy(out, bits.data(), bits.size());
   append<at::BFloat16>(out + bits.size(), basis.to(at::kBFloat16));
@@ -107,7 +121,7 @@ at::Tensor RowMoments::basis_message(const SpectralOptions& options) const {
 }
 
 std::int64_t basis_message_bytes(std::int64_t dim) {
-  return 4 + dim * (4 + 4 + 1) + dim * dim * 2;
+  return 1 + dim * (4 + 4 + 1) + dim * dim * 2;
 }
 
 std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
@@ -119,13 +133,11 @@ std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
   }
   const at::Tensor data = message.contiguous();
   const auto* in = static_cast<const std::byte*>(data.const_data_ptr());
-  float rows = 0;
-  std::memcpy(&rows, in, sizeof(rows));
-  if (rows == 0) return nullptr;
+  if (*in == kNoBasis) return nullptr;
   at::Tensor mean = at::empty({dim}, at::kFloat);
   at::Tensor deviation = at::empty({dim}, at::kFloat);
   at::Tensor basis = at::empty({dim, dim}, at::kBFloat16);
-  in = take<float>(in + sizeof(rows), mean);
+  in = take<float>(in + 1, mean);
   in = take<float>(in, deviation);
   const auto* first = reinterpret_cast<const std::uint8_t*>(in);
   std::vector<std::uint8_t> bits(first, first + dim);
@@ -136,6 +148,11 @@ std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
   } catch (const InvalidArgument& error) {
     throw FrameError(error.what());
   }
+}
+
+bool is_settled(const at::Tensor& message) {
+  THINWIRE_ASSERT(message.numel() > 0);
+  return static_cast<std::byte>(message[0].item<std::uint8_t>()) == kSettled;
 }
 
 }  // namespace thinwire::moe

@@ -34,20 +34,25 @@ class RowMoments {
   at::Tensor& sums() { return sums_; }
   const at::Tensor& sums() const { return sums_; }
 
+  // What `basis` would lose of rows like these over what it promised; see SpectralOptions::drift.
+  // Needs count() > 0.
+  double drift_from(const SpectralBasis& basis) const;
   // The basis for rows like these, as bytes that all ranks turn into the same SpectralBasis; see
-  // basis_of(). Needs count() > 0.
-  at::Tensor basis_message(const SpectralOptions& options) const;
+  // basis_of() and is_settled(). Needs count() > 0.
+  at::Tensor basis_message(const SpectralOptions& options, bool settled) const;
 
  private:
   std::int64_t dim_;
   at::Tensor sums_;
 };
 
-// Bytes of a message: the number of rows that it stands for (0: no basis), mean, deviations, bits
-// and the basis in bfloat16, whose rounding costs less than its bytes.
+// Bytes of a message: whether the basis is settled (0: there is none), mean, deviations, bits and
+// the basis in bfloat16, whose rounding costs less than its bytes.
 std::int64_t basis_message_bytes(std::int64_t dim);
 // Null for a message without a basis. Throws FrameError for bytes that are no message.
 std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
                                               const SpectralOptions& options, std::int64_t dim);
+// Whether rows stay near enough to the basis of a message that it may be used.
+bool is_settled(const at::Tensor& message);
 
 }  // namespace thinwire::moe

@@ -85,6 +85,7 @@ SpectralOptions parse_spectral(const Spec& spec) {
   SpecReader read(spec);
   options.bits = read.number("bits", options.bits, 0.1, kMostLevelBits);
   options.refresh = read.integer("refresh", options.refresh, 1, 1 << 30);
+  options.drift = read.number("drift", options.drift, 1, 1e30);
   options.start = read.text("start", options.start);
   read.finish();
   return options;
@@ -92,7 +93,7 @@ SpectralOptions parse_spectral(const Spec& spec) {
 
 std::string spec_of(const SpectralOptions& options) {
   return concat("spectral(bits=", options.bits, ", refresh=", options.refresh,
-                ", start=", options.start, ")");
+                ", drift=", options.drift, ", start=", options.start, ")");
 }
 
 std::int64_t spectral_row_bytes(double bits, std::int64_t dim) {
@@ -159,6 +160,31 @@ SpectralBasis::SpectralBasis(const at::Tensor& mean, const at::Tensor& deviation
   const at::Tensor offset = at::mv(expand_, mean_).contiguous();
   offset_.assign(offset.const_data_ptr<float>(), offset.const_data_ptr<float>() + offset.numel());
   mean_square_ = mean_.to(at::kDouble).square().sum().item<double>();
+  const at::Tensor variance = deviation.to(at::kDouble).square();
+  expected_error_ = error_of(variance.sum().item<double>(), variance.index_select(0, index));
+}
+
+double SpectralBasis::error_of(double total, const at::Tensor& variance) const {
+  double square = total;  // of the components without bits, and what the others keep of theirs
+  for (const Group& group : groups_) {
+    const auto begin = static_cast<std::int64_t>(group.begin);
+    const auto count = static_cast<std::int64_t>(group.end - group.begin);
+    square -=
+        (1 - kLevelDistortion[group.bits]) * variance.narrow(0, begin, count).sum().item<double>();
+  }
+  return std::sqrt(std::max(square, 0.0));
+}
+
+double SpectralBasis::expected_error(const at::Tensor& mean, const at::Tensor& outer) const {
+  check(mean.sizes() == mean_.sizes() && outer.sizes() == at::IntArrayRef({dim(), dim()}),
+        "moments of rows of width ", dim(), " expected, got a mean ", mean.sizes(),
+        " and outer products ", outer.sizes());
+  // Around the mean of this basis, not around their own.
+  const at::Tensor center = mean_.to(at::kDouble);
+  const at::Tensor crossed = at::outer(mean, center);
+  const at::Tensor around = outer - crossed - crossed.t() + at::outer(center, center);
+  const at::Tensor axes = expand_.to(at::kDouble);
+  return error_of(around.diagonal().sum().item<double>(), (at::mm(axes, around) * axes).sum(1));
 }
 
 at::Tensor SpectralBasis::encode(const at::Tensor& input) const {

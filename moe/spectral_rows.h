@@ -26,14 +26,17 @@ namespace thinwire::moe {
 struct SpectralOptions {
   // Bits per element on the wire, the scale of the row included.
   double bits = 2.5;
-  // Training steps between two bases. The first comes after two steps, the next after 4, 8, 16, ...
-  // of them, while the statistics still change quickly.
-  std::int64_t refresh = 50;
-  // Codec of the rows before there is a basis.
+  // Training steps between two bases.
+  std::int64_t refresh = 20;
+  // A basis is used only where the one before it would have lost at most so many times as much of
+  // the rows since then as it promised: in the first steps rows leave their subspace faster than
+  // bases follow, and what lies outside it can never be learned.
+  double drift = 1.5;
+  // Codec of the rows meanwhile.
   std::string start = "quantize(bits=8)";
 };
 
-// spectral(bits=2.5, refresh=50, start=quantize(bits=8)). Throws InvalidArgument.
+// spectral(bits=2.5, refresh=20, drift=1.5, start=quantize(bits=8)). Throws InvalidArgument.
 SpectralOptions parse_spectral(const Spec& spec);
 std::string spec_of(const SpectralOptions& options);
 // Bytes of a row of `dim` elements: the whole bytes that `bits` pay for, at least three.
@@ -57,6 +60,11 @@ class SpectralBasis {
   // Bits of every component in the order of the constructor.
   const std::vector<std::uint8_t>& bits() const { return bits_; }
 
+  // sqrt(E |x - x'|²) that its bits should give for normalised rows x like those it was made of.
+  double expected_error() const { return expected_error_; }
+  // The same for normalised rows with another mean [d] and mean outer product [d, d], both float64.
+  double expected_error(const at::Tensor& mean, const at::Tensor& outer) const;
+
   // [n, d] contiguous rows of the host -> [n, row_bytes] uint8. A row with NaN or infinities
   // decodes to NaN in all its elements; a row of zeros to zeros.
   at::Tensor encode(const at::Tensor& rows) const;
@@ -69,6 +77,9 @@ class SpectralBasis {
     std::size_t begin, end;
   };
 
+  // total: variance of all components; variance: of the used ones.
+  double error_of(double total, const at::Tensor& variance) const;
+
   std::int64_t row_bytes_;
   std::vector<std::uint8_t> bits_;
   at::Tensor mean_;
@@ -77,6 +88,7 @@ class SpectralBasis {
   std::vector<float> deviation_;  // [m]
   std::vector<float> offset_;     // [m] of the mean in the basis
   double mean_square_ = 0;
+  double expected_error_ = 0;
   std::vector<Group> groups_;
 };
 

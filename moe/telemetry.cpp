@@ -32,6 +32,11 @@ double MoESummary::mean_radius() const {
   return radius_rows == 0 ? 0 : radius_sum / static_cast<double>(radius_rows);
 }
 
+double MoESummary::settled_fraction() const {
+  if (spectral_legs == 0) return 0;
+  return static_cast<double>(settled_legs) / static_cast<double>(spectral_legs);
+}
+
 double MoESummary::ratio() const {
   const std::int64_t sent = wire.total();
   return sent == 0 ? 1 : static_cast<double>(uncompressed_bytes) / static_cast<double>(sent);
@@ -48,6 +53,8 @@ MoESummary& MoESummary::operator+=(const MoESummary& other) {
   worst_radius = std::max(worst_radius, other.worst_radius);
   radius_sum += other.radius_sum;
   radius_rows += other.radius_rows;
+  spectral_legs += other.spectral_legs;
+  settled_legs += other.settled_legs;
   wire += other.wire;
   uncompressed_bytes += other.uncompressed_bytes;
   seconds.gate += other.seconds.gate;
@@ -67,7 +74,8 @@ MetricFields metric_fields(const MoESummary& summary) {
                          {"moe_shared_rows", summary.shared_rows},
                          {"moe_rows_fraction", summary.rows_fraction()},
                          {"moe_worst_radius", summary.worst_radius},
-                         {"moe_mean_radius", summary.mean_radius()}};
+                         {"moe_mean_radius", summary.mean_radius()},
+                         {"moe_settled_fraction", summary.settled_fraction()}};
   for (int leg = 0; leg < kLegs; ++leg) {
     fields.emplace_back(concat("moe_bytes_", kLegNames[leg]),
                         summary.wire.rows[static_cast<std::size_t>(leg)]);
@@ -93,6 +101,10 @@ std::string describe(const MoESummary& summary, std::int64_t steps) {
       " rows dispatched; merged in ", summary.merged_passes, " of ", summary.passes,
       " passes, refused by the guard in ", summary.refused_passes, "\n  relative radius   worst ",
       fixed(summary.worst_radius, 3), ", mean ", fixed(summary.mean_radius(), 4),
+      summary.spectral_legs == 0
+          ? std::string()
+          : concat("\n  spectral rows     in ", fixed(100 * summary.settled_fraction(), 1),
+                   " % of the legs, else not yet settled"),
       "\n  expert bytes      ", per_step(summary.wire.total(), 1e6), " MB a step (",
       fixed(summary.ratio(), 2), "x less than uncompressed):");
   for (int leg = 0; leg < kLegs; ++leg) {

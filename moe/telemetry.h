@@ -32,6 +32,8 @@ struct MoESummary {
   double worst_radius = 0;       // largest |x - m| / |x|
   double radius_sum = 0;         // over all rows of merged passes
   std::int64_t radius_rows = 0;
+  std::int64_t spectral_legs = 0;  // legs of passes with a spectral codec
+  std::int64_t settled_legs = 0;   // of these, those that had a basis to use
   WireBytes wire;
   // What the same passes would have sent without merging, sharing and codecs.
   std::int64_t uncompressed_bytes = 0;
@@ -40,6 +42,8 @@ struct MoESummary {
   // Rows dispatched over rows that the router asked for; 1 without rows.
   double rows_fraction() const;
   double mean_radius() const;
+  // Share of the spectral legs that had a basis to use; 0 without such legs.
+  double settled_fraction() const;
   // Uncompressed bytes over bytes sent; 1 where nothing was sent.
   double ratio() const;
   // Another layer of the same rank, or another rank.

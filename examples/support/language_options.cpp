@@ -51,6 +51,11 @@ void add_language_options(CLI::App& app, LanguageTrainingOptions& options) {
   natural("--timeout", options.timeout_seconds,
           "Seconds after which an exchange fails; 0: THINWIRE_TIMEOUT, else 300");
   app.add_option("--data", options.data, "A text file; default: what the program `bible` prints");
+  app.add_option("--load", options.load,
+                 "Begin with the weights and bases of FILE; its options for rows and merging, and "
+                 "the optimiser's state, are not taken over");
+  app.add_option("--save", options.save,
+                 "Write weights and bases to FILE at the end, for any number of ranks");
   app.add_option("--log", options.log, "Write JSON lines, the last of them the result, to FILE");
 }
 

@@ -38,6 +38,8 @@ struct LanguageTrainingOptions {
   int threads = 0;
   double timeout_seconds = 0;
   std::filesystem::path data;
+  std::filesystem::path load;  // weights to begin with
+  std::filesystem::path save;
   std::filesystem::path log;
 };
 

@@ -1,12 +1,15 @@
 #include "thinwire/examples/support/language_trainer.h"
 
 #include <torch/optim/adamw.h>
+#include <torch/serialize.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <numbers>
 #include <optional>
 
@@ -68,6 +71,32 @@ Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const la
   return {sums[0].item<double>() / tokens / std::numbers::ln2, sums[1].item<double>() / tokens};
 }
 
+void save_state(const moe::MoEState& state, const std::filesystem::path& file) {
+  c10::Dict<std::string, torch::Tensor> dictionary;
+  for (const auto& [name, tensor] : state) dictionary.insert(name, tensor);
+  const std::vector<char> bytes = torch::pickle_save(dictionary);
+  std::ofstream out(file, std::ios::binary);
+  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  out.flush();
+  check(out.good(), "cannot write the weights to ", file.string());
+}
+
+moe::MoEState load_state(const std::filesystem::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  check(in.good(), "cannot read the weights of --load ", file.string());
+  const std::vector<char> bytes{std::istreambuf_iterator<char>(in), {}};
+  moe::MoEState state;
+  try {
+    for (const auto& entry : torch::pickle_load(bytes).toGenericDict()) {
+      state.emplace(entry.key().toStringRef(), entry.value().toTensor());
+    }
+  } catch (const c10::Error& error) {
+    throw InvalidArgument(concat(file.string(), " does not hold weights that --save wrote: ",
+                                 error.what_without_backtrace()));
+  }
+  return state;
+}
+
 void log_result(MetricsLog& log, const LanguageResult& result,
                 const LanguageTrainingOptions& options) {
   MetricFields fields = {{"backend", result.backend},
@@ -109,6 +138,7 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   at::set_num_threads(threads_of_rank(world, options.threads));
   torch::manual_seed(options.seed);
   const auto model = std::make_shared<MoELanguageModel>(model_options(options), world.group());
+  if (!options.load.empty()) model->load_state(load_state(options.load));
   CompressionOptions compression(options.compression);
   compression.seed = options.seed;
   // The model's parameters() leave the experts out: their gradients are complete as they are.
@@ -200,6 +230,10 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   result.experts = model->summary();
   result.parameters_crc32c = ddp.parameters_crc32c();
   result.replicas_equal = ddp.replicas_equal();
+  if (!options.save.empty()) {
+    const moe::MoEState state = model->full_state();
+    if (leader) save_state(state, options.save);
+  }
   if (log) log_result(*log, result, options);
   return result;
 }

@@ -8,6 +8,11 @@ namespace nn = torch::nn;
 
 constexpr std::int64_t kBytes = 256;
 
+// Of the names in a state.
+std::string prefix_of(std::size_t layer) {
+  return concat("mixture", layer, ".");
+}
+
 nn::LayerNorm layer_norm(std::int64_t dim) {
   return nn::LayerNorm(nn::LayerNormOptions({dim}));
 }
@@ -99,6 +104,38 @@ moe::MoESummary MoELanguageModel::summary() const {
   moe::MoESummary sum;
   for (const auto& mixture : mixtures_) sum += mixture->summary();
   return sum;
+}
+
+moe::MoEState MoELanguageModel::full_state() const {
+  moe::MoEState state;
+  for (const auto& item : named_parameters()) {
+    state.emplace("model." + item.key(), item.value().detach().clone());
+  }
+  for (std::size_t layer = 0; layer < mixtures_.size(); ++layer) {
+    for (const auto& [name, tensor] : mixtures_[layer]->full_state()) {
+      state.emplace(concat(prefix_of(layer), name), tensor);
+    }
+  }
+  return state;
+}
+
+void MoELanguageModel::load_state(const moe::MoEState& state) {
+  const torch::NoGradGuard no_grad;
+  for (const auto& item : named_parameters()) {
+    const auto found = state.find("model." + item.key());
+    check(found != state.end(), "the state has no tensor 'model.", item.key(), "'");
+    check(found->second.sizes() == item.value().sizes(), "'model.", item.key(), "' has shape ",
+          found->second.sizes(), " in the state, ", item.value().sizes(), " in the model");
+    item.value().copy_(found->second);
+  }
+  for (std::size_t layer = 0; layer < mixtures_.size(); ++layer) {
+    const std::string prefix = prefix_of(layer);
+    moe::MoEState part;
+    for (const auto& [name, tensor] : state) {
+      if (name.starts_with(prefix)) part.emplace(name.substr(prefix.size()), tensor);
+    }
+    mixtures_[layer]->load_state(part, moe::MoELayer::Merging::kKeepOptions);
+  }
 }
 
 }  // namespace thinwire::examples

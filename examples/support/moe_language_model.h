@@ -43,6 +43,13 @@ class MoELanguageModel : public torch::nn::Module {
   // What all mixtures did on this rank.
   moe::MoESummary summary() const;
 
+  // All weights, every rank's experts included, and what the mixtures keep for merging and coding
+  // rows; fits any number of ranks. Collective; equal on all ranks.
+  moe::MoEState full_state() const;
+  // How rows are merged stays what this model's options say. Throws InvalidArgument for a missing
+  // tensor or a shape that does not fit.
+  void load_state(const moe::MoEState& state);
+
  private:
   LanguageModelOptions options_;
   torch::nn::Embedding token_{nullptr}, position_{nullptr};

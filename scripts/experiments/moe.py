@@ -6,8 +6,9 @@
 
 quality  trains with every setting on four ranks of this machine, without a limit on their links:
          validation bits per character, rows and bytes. One run for every setting and seed.
-time     a few steps with every setting on four emulated hosts at each rate: seconds a step. Skipped
-         where this machine cannot emulate hosts.
+time     a few steps with every setting on four emulated hosts at each rate, of a model that was
+         trained before (rows of an untrained one are much alike): seconds a step. Skipped where
+         this machine cannot emulate hosts.
 trends   rows against the number of hashes, the compensation factor, and the tokens of a rank.
 
 Every run keeps its log in --out; a run that has its result is not repeated, so an interrupted
@@ -32,6 +33,8 @@ IMPOSSIBLE = 77  # exit code of cluster.py where there are no namespaces
 # As published: full-dimension hashes, no bound on the radius, the whole residual added back.
 PAPER = "lsh(hashes=6, hash_dim=0, radius=1e30, compensation=1)"
 TUNED = "lsh(hashes=6, hash_dim=16, radius=0.3, compensation=calibrated)"
+# Gradients need no subspace but an unbiased codec.
+BACK = "quantize(bits=3, rounding=stochastic)"
 
 # name: (--rows, --dedup)
 SETTINGS = {
@@ -39,17 +42,17 @@ SETTINGS = {
     "bf16": ("cast(bf16)", "off"),
     "int8": ("quantize(bits=8)", "off"),
     "int4": ("quantize(bits=4)", "off"),
+    "int4+int3-back": (f"quantize(bits=4); {BACK}", "off"),
     "lsh-paper": ("none", PAPER),
     "lsh-16": ("none", "lsh(hashes=6, hash_dim=16, radius=1e30, compensation=1)"),
     "lsh-tuned": ("none", TUNED),
     "spectral-3": ("spectral(bits=3)", "off"),
-    "spectral-2.5": ("spectral(bits=2.5)", "off"),
-    "spectral-2": ("spectral(bits=2)", "off"),
+    "spectral-2.5+int3-back": (f"spectral(bits=2.5); {BACK}", "off"),
+    "spectral-2+int3-back": (f"spectral(bits=2); {BACK}", "off"),
     "lsh-tuned+int8": ("quantize(bits=8)", TUNED),
-    "lsh-tuned+spectral-3": ("spectral(bits=3)", TUNED),
-    "spectral-3+int4-back": ("spectral(bits=3); quantize(bits=4, rounding=stochastic)", "off"),
+    "lsh-tuned+spectral-2.5+int3-back": (f"spectral(bits=2.5); {BACK}", TUNED),
 }
-QUICK = ("off", "int8", "lsh-tuned", "spectral-2.5")
+QUICK = ("off", "int8", "lsh-tuned", "spectral-2.5+int3-back")
 
 
 def parse():
@@ -62,14 +65,14 @@ def parse():
     parser.add_argument("--settings", help="some of: " + ", ".join(SETTINGS))
     parser.add_argument("--rates", default="1gbit,100mbit")
     parser.add_argument("--steps", type=int, help="of a quality run (default 400, quick 20)")
-    parser.add_argument("--time-steps", type=int, help="of a time run (default 12, quick 6)")
+    parser.add_argument("--time-steps", type=int, help="of a time run (default 24, quick 6)")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=512, help="of one rank and step")
     parser.add_argument("--experts", type=int, default=8)
     options = parser.parse_args()
     options.steps = options.steps or (20 if options.quick else 400)
-    options.time_steps = options.time_steps or (6 if options.quick else 12)
+    options.time_steps = options.time_steps or (6 if options.quick else 24)
     options.out = options.out or ROOT / "results" / ("moe-quick" if options.quick else "moe")
     options.stages = options.stages.split(",")
     options.rates = options.rates.split(",")
@@ -151,13 +154,20 @@ def quality(options):
 
 
 def time(options):
+    trained = options.out / "trained.weights"
+    line = command(options, options.out / "trained.jsonl", steps=options.steps, save=trained)
+    if run(options.out / "trained.jsonl", lambda: run_local(RANKS, line)):
+        return
     for rate in options.rates:
         for name in options.settings:
             rows, dedup = SETTINGS[name]
+            # The second basis is the first that is used: soon enough for the last third of the
+            # steps, which is what counts.
+            rows = rows.replace("spectral(", "spectral(refresh=4, ")
             log = options.out / f"time_{rate}_{name}.jsonl"
-            # Bases come from the third step on, so the median is of steps that use them.
-            line = command(options, log, rows=rows, dedup=dedup, steps=options.time_steps,
-                           validation_tokens=options.tokens * RANKS, log_every=1)
+            line = command(options, log, rows=rows, dedup=dedup, steps=options.time_steps, lr=1e-5,
+                           load=trained, validation_tokens=options.tokens * RANKS,
+                           log_every=options.time_steps // 3)
             if run(log, lambda rate=rate, line=line: run_cluster(rate, line)) == IMPOSSIBLE:
                 print("  this machine cannot emulate hosts: no step times")
                 return
@@ -192,10 +202,10 @@ def moe_bytes(result):
     return sum(result[f"moe_bytes_{leg}"] for leg in legs) / result["steps"]
 
 
-def last_rows_fraction(log):
-    """Rows at the end of a run: similar rows become rarer, or more common, as a model learns."""
+def last_steps(log):
+    """The last line about steps: what a run had come to at its end."""
     steps = [json.loads(line) for line in log.read_text().splitlines()]
-    return [event for event in steps if event["event"] == "step"][-1]["moe_rows_fraction"]
+    return [event for event in steps if event["event"] == "step"][-1]
 
 
 def collect(options):
@@ -216,13 +226,15 @@ def collect(options):
                     "rows_fraction": statistics.mean(
                         result["moe_rows_fraction"] for result in runs),
                     "worst_radius": max(result["moe_worst_radius"] for result in runs),
-                    "mean_radius": statistics.mean(result["moe_mean_radius"] for result in runs)}
+                    "mean_radius": statistics.mean(result["moe_mean_radius"] for result in runs),
+                    "settled_fraction": statistics.mean(
+                        result["moe_settled_fraction"] for result in runs)}
         for log in sorted(options.out.glob(f"time_*_{name}.jsonl")):
             if result := result_of(log):
                 rate = log.stem.split("_")[1]
                 parts = {part: result[f"{part}_seconds"] / result["steps"]
                          for part in ("gate", "hash", "code", "exchange", "expert")}
-                row["step_seconds"][rate] = {"median": result["step_seconds"], **parts}
+                row["step_seconds"][rate] = {"median": last_steps(log)["step_seconds"], **parts}
         if runs or row["step_seconds"]:
             summary["settings"][name] = row
     for kind, value, _ in trend_runs(options):
@@ -230,16 +242,26 @@ def collect(options):
         if result := result_of(log):
             summary["trends"].append({
                 "kind": kind, "value": value, "rows_fraction": result["moe_rows_fraction"],
-                "last_rows_fraction": last_rows_fraction(log),
+                "last_rows_fraction": last_steps(log)["moe_rows_fraction"],
                 "mean_radius": result["moe_mean_radius"],
                 "validation_bpc": result["validation_bpc"]})
     return summary
 
 
+def losses(row, base):
+    """Mean loss in percent against the uncompressed runs of the same seeds, and its spread."""
+    pairs = list(zip(row["validation_bpc_runs"], base.get("validation_bpc_runs", [])))
+    percent = [100 * (bits / before - 1) for bits, before in pairs]
+    if not percent:
+        return ["", ""]
+    spread = f"{statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
+    return [f"{statistics.mean(percent):+.2f}", spread]
+
+
 def table(summary, rates):
     settings = summary["settings"]
     base = settings.get("off", {})
-    header = ["setting", "KB/step", "of off", "rows %", "bits/char", "loss %",
+    header = ["setting", "KB/step", "of off", "rows %", "bits/char", "loss %", "+- seeds",
               *(f"ms {rate}" for rate in rates), *(f"speed-up {rate}" for rate in rates)]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for name, row in settings.items():
@@ -248,10 +270,9 @@ def table(summary, rates):
             share = row["bytes_per_step"] / row["uncompressed_bytes_per_step"]
             cells += [f"{row['bytes_per_step'] / 1e3:.1f}", f"{share:.3f}",
                       f"{100 * row['rows_fraction']:.1f}", f"{row['validation_bpc']:.4f}"]
-            cells.append(f"{100 * (row['validation_bpc'] / base['validation_bpc'] - 1):+.2f}"
-                         if "validation_bpc" in base else "")
+            cells += losses(row, base)
         else:
-            cells += [""] * 5
+            cells += [""] * 6
         seconds = [row["step_seconds"].get(rate, {}).get("median") for rate in rates]
         before = [base.get("step_seconds", {}).get(rate, {}).get("median") for rate in rates]
         cells += [f"{1e3 * s:.1f}" if s else "" for s in seconds]

@@ -109,7 +109,8 @@ void study_coding(const std::string& layer, const at::Tensor& tokens) {
   for (const char* spec : kSpecs) {
     RowCodec codec{std::string(spec)};
     if (const SpectralOptions* spectral = codec.spectral()) {
-      codec = codec.with_basis(moe::basis_of(moments.basis_message(*spectral), *spectral, dim));
+      codec =
+          codec.with_basis(moe::basis_of(moments.basis_message(*spectral, true), *spectral, dim));
     }
     const at::Tensor decoded =
         codec.decode(codec.encode(rows, RandomKey{}), dim, at::kFloat, RandomKey{});

@@ -63,7 +63,8 @@ class CountingBackend : public c10d::Backend {
 };
 
 TEST(Wire, TelemetryIsWhatTheBackendSends) {
-  for (const char* codec : {"", "cast(bf16)", "quantize(bits=4)", "spectral(bits=4)"}) {
+  for (const char* codec :
+       {"", "cast(bf16)", "quantize(bits=4)", "spectral(bits=4, refresh=2, drift=1e30)"}) {
     for (const char* dedup : {"off", "lsh(hashes=2, radius=1)"}) {
       MoEOptions options = small_options();
       options.share_rows = std::string(dedup) != "off";
@@ -76,7 +77,7 @@ TEST(Wire, TelemetryIsWhatTheBackendSends) {
                           c10::make_intrusive<CountingBackend>(context.group, &bytes));
         group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
         MoELayer layer(options, group);
-        for (int step = 0; step < 4; ++step) {  // with a new basis before the third
+        for (int step = 0; step < 6; ++step) {  // in a basis from the fifth on
           const std::int64_t before = bytes;
           const MoEOutput result =
               layer.forward(tokens_of(context.rank, 10 + context.rank).requires_grad_());

@@ -96,8 +96,10 @@ class LanguageModel(unittest.TestCase):
             # A step or two may route a token elsewhere.
             ratio = plain[f"moe_bytes_{leg}"] / narrow[f"moe_bytes_{leg}"]
             self.assertAlmostEqual(ratio, 2, delta=0.1, msg=leg)
-        spectral = self.train(by_hand(2), rows="spectral(bits=4, refresh=4)")
+        spectral = self.train(by_hand(2), rows="spectral(bits=4, refresh=2, drift=1e30)")
         self.assertGreater(spectral["moe_bytes_bases"], 0)
+        # The second basis, after four of six steps, is the first that may be used.
+        self.assertAlmostEqual(spectral["moe_settled_fraction"], 1 / 3)
         self.assertLess(spectral["moe_bytes_combine"], narrow["moe_bytes_combine"])
 
     def test_merged_rows(self):
@@ -108,6 +110,18 @@ class LanguageModel(unittest.TestCase):
         self.assertEqual(result["moe_merged_passes"], 6)
         fast = self.train(by_hand(2), dedup="lsh(hashes=2, radius=0.9, bandwidth=1e12)")
         self.assertEqual(fast["moe_refused_passes"], 6)
+
+    def test_weights_are_saved_and_loaded_on_any_number_of_ranks(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/weights"
+            trained = self.train(by_hand(2), steps=20, lr=0.02, save=file)
+            for start in (jobs.start_alone, by_hand(2)):
+                again = self.train(start, steps=1, lr=1e-12, load=file)
+                self.assertAlmostEqual(again["validation_bpc"], trained["validation_bpc"], 4)
+            self.check_error("token", "[256, ", load=file, dim=24)
+            pathlib.Path(file).write_bytes(b"no weights")
+            self.check_error(file, "--save", load=file)
+        self.check_error("/nowhere", load="/nowhere")
 
     def check_error(self, *words, **options):
         job = jobs.start_by_hand([self.command(**options)] * 2)
