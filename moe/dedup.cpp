@@ -127,21 +127,30 @@ MergedRows Dedup::unmerged(const at::Tensor& tokens, const TokenLayout& layout) 
 
 at::Tensor Dedup::state() const {
   return at::tensor({static_cast<double>(steps_), static_cast<double>(generation_), global_sums_[0],
-                     global_sums_[1], expected_saving_, static_cast<double>(refused_)},
+                     global_sums_[1]},
                     at::kDouble);
 }
 
+at::Tensor Dedup::guard_state() const {
+  return at::tensor({expected_saving_, static_cast<double>(refused_)}, at::kDouble);
+}
+
 void Dedup::load_state(const at::Tensor& state) {
-  check(state.numel() == 6, "the state of merging rows has 6 numbers, got shape ", state.sizes());
+  check(state.numel() == 4, "the state of merging rows has 4 numbers, got shape ", state.sizes());
   const at::Tensor values = state.to(at::kCPU, at::kDouble).contiguous();
   const double* data = values.const_data_ptr<double>();
   steps_ = static_cast<std::int64_t>(data[0]);
   generation_ = static_cast<std::uint64_t>(data[1]);
   global_sums_ = {data[2], data[3]};
-  expected_saving_ = data[4];
-  refused_ = static_cast<std::int64_t>(data[5]);
   local_sums_ = {};
   draw_rotations();
+}
+
+void Dedup::load_guard_state(const at::Tensor& state) {
+  check(state.numel() == 2, "the state of the guard has 2 numbers, got shape ", state.sizes());
+  const at::Tensor values = state.to(at::kCPU, at::kDouble).contiguous();
+  expected_saving_ = values.const_data_ptr<double>()[0];
+  refused_ = static_cast<std::int64_t>(values.const_data_ptr<double>()[1]);
 }
 
 bool Dedup::guard_refuses(std::int64_t tokens, std::int64_t rows, std::int64_t bytes_per_row) {

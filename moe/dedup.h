@@ -121,11 +121,13 @@ class Dedup {
   // Draws new rotations from the next step on; all ranks must do it at the same step.
   void refresh();
 
-  // Everything that the next merges depend on but for the options: steps, rotations, calibration,
-  // the guard's expectation. [6] float64; the last two are the guard's and this rank's own, the
-  // others are equal on all ranks. Throws InvalidArgument for another shape.
+  // What the next merges depend on besides the options: steps, rotations, calibration, [4] float64
+  // and equal on all ranks; and what the guard expects, [2] float64 and this rank's own. Both loads
+  // throw InvalidArgument for another shape.
   at::Tensor state() const;
+  at::Tensor guard_state() const;
   void load_state(const at::Tensor& state);
+  void load_guard_state(const at::Tensor& state);
   // This rank's sums that no step has used yet.
   const std::array<double, 2>& pending_sums() const { return local_sums_; }
   void add_pending_sums(const std::array<double, 2>& sums);

@@ -18,9 +18,7 @@ namespace {
 constexpr const char* kMergingOptions = "dedup.options";
 constexpr const char* kMergingState = "dedup.state";
 constexpr const char* kProbes = "dedup.probes.";  // and the rank that they are of
-// The numbers of kMergingState that are a rank's own, likewise.
-constexpr const char* kGuard = "dedup.guard.";
-constexpr std::int64_t kGuardFirst = 4, kGuardCount = 2;
+constexpr const char* kGuard = "dedup.guard.";    // likewise
 
 void append(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) {
@@ -72,11 +70,9 @@ MoEState MoELayer::local_state() const {
   tensors.emplace_back(kMergingOptions,
                        at::empty({static_cast<std::int64_t>(merging.size())}, at::kByte));
   std::copy(merging.begin(), merging.end(), tensors.back().second.data_ptr<std::uint8_t>());
-  const at::Tensor merging_state = dedup_.state();
-  tensors.emplace_back(kMergingState, merging_state);
+  tensors.emplace_back(kMergingState, dedup_.state());
   if (dedup_.options().bandwidth > 0) {
-    tensors.emplace_back(concat(kGuard, exchange_->rank()),
-                         merging_state.narrow(0, kGuardFirst, kGuardCount));
+    tensors.emplace_back(concat(kGuard, exchange_->rank()), dedup_.guard_state());
   }
   const auto& probes = dedup_.pending_sums();
   if (probes[1] != 0) {
@@ -121,16 +117,10 @@ void MoELayer::load_state(const MoEState& state, Merging merging) {
     exchange_->set_agreement(agreement_of(options_));
   }
   const auto counters = state.find(kMergingState);
-  if (counters != state.end()) {
-    at::Tensor values = counters->second.to(at::kCPU, at::kDouble).flatten().clone();
-    // A rank that the saved model did not have takes the numbers that kMergingState holds.
-    const auto guard = state.find(concat(kGuard, exchange_->rank()));
-    if (guard != state.end() && guard->second.numel() == kGuardCount &&
-        values.numel() == kGuardFirst + kGuardCount) {
-      values.narrow(0, kGuardFirst, kGuardCount).copy_(guard->second.flatten());
-    }
-    dedup_.load_state(values);
-  }
+  if (counters != state.end()) dedup_.load_state(counters->second);
+  // A rank that the saved model did not have expects what a new one does.
+  const auto guard = state.find(concat(kGuard, exchange_->rank()));
+  if (guard != state.end()) dedup_.load_guard_state(guard->second);
   for (const auto& [name, sums] : state) {
     if (!name.starts_with(kProbes) || sums.numel() != 2) continue;
     // With another number of ranks their sum stays what it was.
