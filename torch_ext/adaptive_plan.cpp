@@ -190,6 +190,7 @@ std::span<const double> AdaptivePlan::curve_in(const CurveTable& table, std::siz
 }
 
 void AdaptivePlan::gather_curves() {
+  if (!measuring_.valid()) return;  // training was resumed after the window
   CurveTable table = result_of(measuring_, "measuring the gradients' curves");
   summary_.curve_seconds += table.back();
   table.pop_back();
@@ -250,6 +251,23 @@ bool AdaptivePlan::switch_plan(std::int64_t step) {
   allocation_ = std::make_shared<const lgreco::Plan>(std::move(solution.plan));
   if (group_->getRank() == 0) report(*allocation_, changed, step);
   return true;
+}
+
+void AdaptivePlan::restore(lgreco::Plan allocation) {
+  const auto same = [](const LayerInfo& layer, const lgreco::PlannedLayer& planned) {
+    return layer.name == planned.name;
+  };
+  check(std::ranges::equal(adaptive_.layers, allocation.layers, same), "the saved plan is for ",
+        allocation.layers.size(), " layers",
+        allocation.layers.empty() ? "" : concat(", the first '", allocation.layers[0].name, "'"),
+        "; lgreco(...) is to plan ", adaptive_.layers.size(), " others");
+  if (measuring_.valid()) measuring_.wait();
+  if (solving_.valid()) solving_.wait();
+  measuring_ = {};
+  solving_ = {};
+  statistics_.reset();
+  apply(allocation);
+  allocation_ = std::make_shared<const lgreco::Plan>(std::move(allocation));
 }
 
 void AdaptivePlan::apply(const lgreco::Plan& allocation) {

@@ -67,6 +67,10 @@ class AdaptivePlan {
   // After the last step of a window: averages the statistics and begins to measure the curves.
   void close_window();
 
+  // Goes on with a plan that was solved before, of the same layers; else InvalidArgument. Only
+  // between steps. What was under way of the next plan is given up; it comes a period later.
+  void restore(lgreco::Plan allocation);
+
   const comm::Plan& plan() const { return plan_; }
   // What the last plan was solved from and for; none before the first.
   const std::shared_ptr<const lgreco::Plan>& allocation() const { return allocation_; }

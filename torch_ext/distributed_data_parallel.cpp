@@ -112,7 +112,8 @@ DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module
     check(added, "parameter '", item.key(), "' is also registered as '", entry->second,
           "'; a parameter may have one name");
     names_by_index.emplace(s.parameters.size(), item.key());
-    layers.push_back({item.key(), parameter.sizes().vec(), parameter.element_size()});
+    layers.push_back(
+        {item.key(), parameter.sizes().vec(), static_cast<std::size_t>(parameter.element_size())});
     s.parameters.push_back(parameter);
   }
   check(!s.parameters.empty(), "the module has no parameter that requires a gradient");

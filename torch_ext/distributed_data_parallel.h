@@ -154,6 +154,12 @@ class DistributedDataParallel {
   // What lgreco(...) solved last, with the bytes and errors of every layer; null before that.
   std::shared_ptr<const lgreco::Plan> allocation() const { return engine_.exchange().allocation(); }
 
+  // For checkpoints, beside the module and the optimiser: what compression owes the parameters, and
+  // the plan. Only between steps; see GradientExchange::state(). state() is of this rank;
+  // load_state() is collective, and merge_gradient_states() makes states fit another world.
+  GradientState state() const { return engine_.exchange().state(); }
+  void load_state(const GradientState& state) { engine_.exchange().load_state(state); }
+
   // CRC-32C of all parameters, in the order of named_parameters().
   std::uint32_t parameters_crc32c() const { return engine_.parameters_crc32c(); }
   // Whether all ranks have the same parameters, bit for bit. Collective.

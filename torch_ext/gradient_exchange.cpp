@@ -1,12 +1,19 @@
 #include "thinwire/torch_ext/gradient_exchange.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
+
 #include <algorithm>
+#include <future>
+#include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "thinwire/comm/agreement.h"
 #include "thinwire/comm/host_layout.h"
 #include "thinwire/comm/link_model.h"
 #include "thinwire/comm/process_group.h"
+#include "thinwire/comm/reductions/state_tensors.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/torch_ext/agreed_plan.h"
@@ -80,13 +87,78 @@ std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::Proce
                                         options.warmup_steps, link);
 }
 
+std::int64_t numel_of(const LayerInfo& layer) {
+  return std::accumulate(layer.shape.begin(), layer.shape.end(), std::int64_t{1},
+                         std::multiplies<>());
+}
+
+constexpr std::string_view kSteps = "steps", kPlan = "plan", kAverager = "averager/";
+
+at::Tensor bytes_of(const std::string& text) {
+  at::Tensor bytes = at::empty({static_cast<std::int64_t>(text.size())}, at::kByte);
+  std::ranges::copy(text, bytes.mutable_data_ptr<std::uint8_t>());
+  return bytes;
+}
+
+// A saved state, taken apart.
+struct SavedGradients {
+  std::int64_t steps = 0;
+  std::string plan;
+  comm::AveragerState averager;
+};
+
+SavedGradients taken_apart(const GradientState& state) {
+  SavedGradients saved;
+  std::map<std::string, at::Tensor> averager;
+  bool has_steps = false;
+  for (const auto& [name, tensor] : state) {
+    if (name == kSteps) {
+      check(tensor.numel() == 1 && tensor.scalar_type() == at::kLong,
+            "'steps' of a saved state must be one int64, got ", toString(tensor.scalar_type()), " ",
+            tensor.sizes());
+      saved.steps = tensor.item<std::int64_t>();
+      has_steps = true;
+    } else if (name == kPlan) {
+      const at::Tensor bytes = tensor.to(at::kByte).contiguous();
+      const auto* text = bytes.const_data_ptr<std::uint8_t>();
+      saved.plan.assign(text, text + bytes.numel());
+    } else {
+      check(name.starts_with(kAverager), "a saved state of gradients has no tensor '", name,
+            "'; its names are steps, plan and averager/...");
+      averager.emplace(name.substr(kAverager.size()), tensor);
+    }
+  }
+  check(has_steps && saved.steps >= 0,
+        "a saved state of gradients needs the number of steps, 'steps'");
+  saved.averager = comm::state_from_tensors(averager);
+  return saved;
+}
+
+lgreco::Plan plan_of(const std::string& text) {
+  try {
+    return lgreco::parse_plan(text, "the saved plan");
+  } catch (const FileError& error) {
+    throw InvalidArgument(error.what());
+  }
+}
+
+GradientState put_together(const SavedGradients& saved) {
+  GradientState state;
+  state.emplace(kSteps, at::tensor({saved.steps}, at::kLong));
+  if (!saved.plan.empty()) state.emplace(kPlan, bytes_of(saved.plan));
+  for (const auto& [name, tensor] : comm::to_tensors(saved.averager)) {
+    state.emplace(concat(kAverager, name), tensor);
+  }
+  return state;
+}
+
 // Bytes of a dense all-reduce of the layers that are never compressed.
 std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan& plan, int world) {
   double bytes = 0;
   for (const LayerInfo& layer : layers) {
     if (plan.of(layer.name).codec) continue;
-    auto tensor = static_cast<double>(layer.element_bytes);
-    for (const std::int64_t extent : layer.shape) tensor *= static_cast<double>(extent);
+    const double tensor =
+        static_cast<double>(layer.element_bytes) * static_cast<double>(numel_of(layer));
     bytes += comm::sent_bytes(comm::Collective::kAllReduce, tensor, world);
   }
   return static_cast<std::uint64_t>(bytes);
@@ -134,7 +206,8 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
                                    const std::string& name, const std::string& model,
                                    const std::vector<LayerInfo>& layers, CompressionOptions options,
                                    Timeline* timeline)
-    : options_(std::move(options)),
+    : name_(name),
+      options_(std::move(options)),
       plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
                                 options_)),
       timeline_(timeline),
@@ -146,6 +219,7 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       current_plan_(std::make_shared<const comm::Plan>(plan_)),
       thread_(std::make_unique<comm::CommunicationThread>()) {
   summary_.fixed_bytes_per_step = fixed_bytes(layers, plan_, group->getSize());
+  for (const LayerInfo& layer : layers) numel_of_layer_.emplace(layer.name, numel_of(layer));
 }
 
 void GradientExchange::submit(comm::Bucket bucket, bool last,
@@ -214,6 +288,77 @@ comm::Plan GradientExchange::plan() const {
 std::shared_ptr<const lgreco::Plan> GradientExchange::allocation() const {
   std::lock_guard lock(mutex_);
   return allocation_;
+}
+
+void GradientExchange::on_thread(const std::function<void()>& job) const {
+  std::promise<void> done;
+  thread_->submit(job, [&](const std::exception_ptr& error) {
+    if (error) {
+      done.set_exception(error);
+    } else {
+      done.set_value();
+    }
+  });
+  done.get_future().get();
+}
+
+GradientState GradientExchange::state() const {
+  SavedGradients saved;
+  saved.steps = submitted_steps_;
+  on_thread([&] {
+    saved.averager = averager_.state();
+    if (adaptive_ && adaptive_->allocation()) {
+      saved.plan = lgreco::plan_text(*adaptive_->allocation());
+    }
+  });
+  return put_together(saved);
+}
+
+void GradientExchange::load_state(const GradientState& state) {
+  // A mistake of one rank is for all to see: alone it would leave the others waiting.
+  std::string text;
+  std::exception_ptr mistake;
+  SavedGradients saved;
+  std::optional<lgreco::Plan> plan;
+  try {
+    saved = taken_apart(state);
+    comm::check_fits(saved.averager, numel_of_layer_);
+    if (!saved.plan.empty()) plan = plan_of(saved.plan);
+    check(!plan || adaptive_, "the state has a plan of lgreco(...), which this compression is not");
+    text = concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0);
+  } catch (const Error& error) {
+    mistake = std::current_exception();
+    text = concat("unusable: ", error.what());
+  }
+  comm::agree_on_text(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
+                      text);
+  if (mistake) std::rethrow_exception(mistake);
+  on_thread([&] {
+    if (plan) adaptive_->restore(std::move(*plan));
+    averager_.load_state(std::move(saved.averager));
+  });
+  submitted_steps_ = saved.steps;
+  if (!adaptive_) return;
+  const std::lock_guard lock(mutex_);
+  current_plan_ = std::make_shared<const comm::Plan>(adaptive_->plan());
+  allocation_ = adaptive_->allocation();
+}
+
+GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks) {
+  check(!of_all_ranks.empty(), "there are no states to merge");
+  SavedGradients merged;
+  std::vector<comm::AveragerState> averagers;
+  for (std::size_t rank = 0; rank < of_all_ranks.size(); ++rank) {
+    SavedGradients saved = taken_apart(of_all_ranks[rank]);
+    check(rank == 0 || (saved.steps == merged.steps && saved.plan == merged.plan), "state ", rank,
+          " (step ", saved.steps, ") is not of the same step and plan as state 0 (step ",
+          merged.steps, ")");
+    averagers.push_back(std::move(saved.averager));
+    merged.steps = saved.steps;
+    merged.plan = std::move(saved.plan);
+  }
+  merged.averager = comm::merge_states(averagers);
+  return put_together(merged);
 }
 
 CommunicationSummary GradientExchange::summary() const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -41,6 +42,15 @@ struct CommunicationSummary {
   double compressed_ratio() const;
 };
 
+// What one rank carries from one step to the next besides parameters, by name: "steps", the number
+// of finished ones; "plan", the text of the last plan of lgreco(...), as bytes; "averager/...",
+// what compression has lost and where low rank starts (comm/reductions/state_tensors.h).
+using GradientState = std::map<std::string, at::Tensor>;
+
+// What every rank of another world should start with, from the states of all ranks of the old one;
+// see comm::merge_states(). Throws InvalidArgument for states of different steps or models.
+GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks);
+
 // Averages buckets on a communication thread of its own, over a duplicate of the program's group,
 // so that its messages cannot interleave with the program's. Buckets must be submitted in the same
 // order on every rank. submit(), summary(), plan() and allocation() are thread-safe.
@@ -63,13 +73,29 @@ class GradientExchange {
   // What that plan was solved from; null without lgreco(...) and before its first plan.
   std::shared_ptr<const lgreco::Plan> allocation() const;
 
+  // Only between steps: after the last backward pass has returned and before the next begins. A
+  // model with the parameters of then, the same world and options, and this state goes on with the
+  // same bits where its buckets are the same: without find_unused_parameters LibTorch's Reducer
+  // orders them anew after a first step, and what a rank kept of ranges that it no longer owns is
+  // paid back in that step. A plan of lgreco(...) that was under way is not saved; the next one
+  // comes a period later.
+  GradientState state() const;
+  // Collective. Throws InvalidArgument, on every rank, where the ranks' states are of different
+  // steps or plans, and on one where its state is not of this model.
+  void load_state(const GradientState& state);
+
  private:
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
                    const std::string& model, const std::vector<LayerInfo>& layers,
                    CompressionOptions options, Timeline* timeline);
   void average(comm::Bucket& bucket, std::int64_t step);
   void finish_step(std::int64_t step);
+  // Does `job` on the communication thread, after what was submitted before, and waits for it.
+  void on_thread(const std::function<void()>& job) const;
 
+  const std::string name_;
+  std::uint64_t loads_ = 0;
+  std::map<std::string, std::int64_t, std::less<>> numel_of_layer_;
   const CompressionOptions options_;
   const comm::Plan uncompressed_;
   const comm::Plan plan_;  // at the start

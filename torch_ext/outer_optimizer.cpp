@@ -276,14 +276,9 @@ void OuterOptimizer::load_state(const OuterState& state) {
             state.momentum.size() == momentum_.size(),
         "the state has ", state.synchronised.size(), " weights and ", state.momentum.size(),
         " of momentum, the model ", synchronised_.size());
-  for (const auto& [name, residual] : state.averager.residuals) {
-    const auto layer = std::find_if(bucket_.layers.begin(), bucket_.layers.end(),
-                                    [&name = name](const auto& part) { return part.name == name; });
-    check(layer != bucket_.layers.end() &&
-              residual.size() == static_cast<std::size_t>(layer->numel()),
-          "the state's residual of '", name, "' has ", residual.size(),
-          " entries, which fit no part of the model");
-  }
+  std::map<std::string, std::int64_t, std::less<>> numel;
+  for (const comm::BucketLayer& layer : bucket_.layers) numel.emplace(layer.name, layer.numel());
+  comm::check_fits(state.averager, numel);
   synchronised_ = state.synchronised;
   momentum_ = state.momentum;
   averager_->load_state(state.averager);

@@ -117,4 +117,35 @@ AveragerState merge_states(std::span<const AveragerState> of_all_ranks) {
   return merged;
 }
 
+void check_fits(const AveragerState& state,
+                const std::map<std::string, std::int64_t, std::less<>>& numel_of_layer) {
+  const auto numel = [&](const std::string& name) {
+    const auto found = numel_of_layer.find(name);
+    check(found != numel_of_layer.end(), "the state is of another model: this one has no layer '",
+          name, "'");
+    return static_cast<std::size_t>(found->second);
+  };
+  const auto expect = [&](const std::string& name, const char* what, std::size_t size) {
+    check(size == numel(name), "the state's ", what, " of '", name, "' has ", size,
+          " elements, the layer ", numel(name));
+  };
+  for (const auto& [name, values] : state.residuals) expect(name, "residual", values.size());
+  for (const auto& [name, layer] : state.momentum) {
+    expect(name, "velocity", layer.velocity.size());
+    expect(name, "residual of momentum", layer.residual.size());
+  }
+  for (const auto& [name, ranges] : state.second) {
+    for (const auto& range : ranges) {
+      const auto end = static_cast<std::size_t>(range.begin) + range.values.size();
+      check(end <= numel(name), "the state's second residual of '", name, "' ends at element ", end,
+            ", the layer has ", numel(name));
+    }
+  }
+  for (const auto& [name, start] : state.warm_starts) {
+    check(start.cols > 0 && numel(name) % static_cast<std::size_t>(start.cols) == 0,
+          "the state's warm start of '", name, "' is for ", start.cols,
+          " columns, which do not fit its ", numel(name), " elements");
+  }
+}
+
 }  // namespace thinwire::comm

@@ -32,6 +32,11 @@ struct AveragerState {
 // models.
 AveragerState merge_states(std::span<const AveragerState> of_all_ranks);
 
+// Throws InvalidArgument unless everything in the state belongs to one of the layers, given with
+// their numbers of elements, and has its size.
+void check_fits(const AveragerState& state,
+                const std::map<std::string, std::int64_t, std::less<>>& numel_of_layer);
+
 // Adds what a layer is owed to its gradient, and stores what it is owed afterwards. Whatever the
 // plan does with a layer from one step to the next, updates and residuals together hold every
 // gradient: a layer that goes uncompressed gets its residual back.

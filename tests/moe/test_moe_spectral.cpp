@@ -190,6 +190,15 @@ TEST(RowSpecs, OneTwoOrFour) {
   EXPECT_EQ(two.dispatch_backward, "quantize(bits=8)");
   EXPECT_EQ(parse_rows("none;cast(bf16);none;cast(fp16)").dispatch_backward, "cast(fp16)");
   EXPECT_EQ(parse_rows("none").combine, "none");
+  EXPECT_EQ(parse_rows("cast(bf16)").dispatch_backward, "cast(bf16)");
+  const LegSpecs spectral = parse_rows("spectral(bits=3.5)");
+  EXPECT_EQ(spectral.combine, "spectral(bits=3.5)");
+  for (const auto& spec : {spectral.combine_backward, spectral.dispatch_backward}) {
+    EXPECT_EQ(spec, "quantize(bits=4, rounding=stochastic)");
+  }
+  EXPECT_EQ(parse_rows("spectral").combine_backward, "quantize(bits=3, rounding=stochastic)");
+  EXPECT_EQ(parse_rows("spectral; spectral").combine_backward, "spectral");
+  EXPECT_THROW(parse_rows("spectral(bits=0)"), InvalidArgument);
   EXPECT_THROW(parse_rows("none; none; none"), InvalidArgument);
 }
 
@@ -208,7 +217,7 @@ MoEOptions spectral_options() {
   MoEOptions options;
   options.router = {.dim = kDim, .experts = 5, .top_k = 2};
   options.hidden = 8;
-  options.rows = parse_rows("spectral(bits=3, refresh=4)");
+  options.rows = parse_rows("spectral(bits=3, refresh=4); spectral(bits=3, refresh=4)");
   options.seed = 3;
   return options;
 }
