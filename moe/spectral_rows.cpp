@@ -33,26 +33,30 @@ float widen_scale(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
-// Appends and takes fields of a few bits, lowest bit first.
+// Appends and takes fields of a few bits, lowest bit first. Both move whole words of 32 bits: the
+// memory behind the last field must have kPadding bytes more.
+constexpr std::size_t kPadding = sizeof(std::uint64_t);
+
 class BitWriter {
  public:
   explicit BitWriter(std::byte* out) : out_(out) {}
   void put(std::uint32_t value, int bits) {
     word_ |= static_cast<std::uint64_t>(value) << used_;
     used_ += bits;
-    while (used_ >= 8) {
-      *out_++ = static_cast<std::byte>(word_ & 0xFF);
-      word_ >>= 8;
-      used_ -= 8;
-    }
+    if (used_ < 32) return;
+    store();
+    word_ >>= 32;
+    used_ -= 32;
   }
-  // The last, unfinished byte; returns the end.
-  std::byte* finish() {
-    if (used_ > 0) *out_++ = static_cast<std::byte>(word_ & 0xFF);
-    return out_;
-  }
+  void finish() { store(); }
 
  private:
+  void store() {
+    const auto low = static_cast<std::uint32_t>(word_);
+    std::memcpy(out_, &low, sizeof(low));
+    out_ += sizeof(low);
+  }
+
   std::byte* out_;
   std::uint64_t word_ = 0;
   int used_ = 0;
@@ -62,11 +66,14 @@ class BitReader {
  public:
   explicit BitReader(const std::byte* in) : in_(in) {}
   std::uint32_t take(int bits) {
-    while (used_ < bits) {
-      word_ |= static_cast<std::uint64_t>(*in_++) << used_;
-      used_ += 8;
+    if (used_ < bits) {
+      std::uint32_t next = 0;
+      std::memcpy(&next, in_, sizeof(next));
+      in_ += sizeof(next);
+      word_ |= static_cast<std::uint64_t>(next) << used_;
+      used_ += 32;
     }
-    const auto value = static_cast<std::uint32_t>(word_ & ((1u << bits) - 1));
+    const auto value = static_cast<std::uint32_t>(word_) & ((1u << bits) - 1);
     word_ >>= bits;
     used_ -= bits;
     return value;
@@ -77,6 +84,38 @@ class BitReader {
   std::uint64_t word_ = 0;
   int used_ = 0;
 };
+static_assert(std::endian::native == std::endian::little, "fields lie lowest byte first");
+
+// Σ a[j] b[j] in double precision.
+double dot(const float* a, const float* b, std::size_t count) {
+  double sum[4] = {};
+  std::size_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+    for (std::size_t k = 0; k < 4; ++k) sum[k] += static_cast<double>(a[j + k]) * b[j + k];
+  }
+  for (; j < count; ++j) sum[0] += static_cast<double>(a[j]) * b[j];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// code[j] = how many thresholds lie below c[j].
+void quantise(const float* c, std::int32_t* code, std::size_t count, int bits) {
+  const auto thresholds = thresholds_of(bits);
+  if (bits <= 2) {
+    for (std::size_t j = 0; j < count; ++j) code[j] = c[j] > thresholds[0];
+    for (const float threshold : thresholds.subspan(1)) {
+      for (std::size_t j = 0; j < count; ++j) code[j] += c[j] > threshold;
+    }
+    return;
+  }
+  // By halves, all components at once: the code's bits from the highest down.
+  const float* const table = thresholds.data();
+  for (std::size_t j = 0; j < count; ++j) code[j] = 0;
+  for (std::int32_t step = 1 << (bits - 1); step > 0; step >>= 1) {
+    for (std::size_t j = 0; j < count; ++j) {
+      code[j] += c[j] > table[code[j] + step - 1] ? step : 0;
+    }
+  }
+}
 
 }  // namespace
 
@@ -153,11 +192,13 @@ SpectralBasis::SpectralBasis(const at::Tensor& mean, const at::Tensor& deviation
     }
     groups_.back().end = i + 1;
     deviation_.push_back(deviation[used[i]].item<float>());
+    inverse_deviation_.push_back(1 / deviation_.back());
   }
   const at::Tensor index = at::tensor(used, at::kLong);
-  expand_ = basis.index_select(0, index).contiguous();
-  project_ = at::cat({expand_, mean_.unsqueeze(0)}).t().contiguous();
-  const at::Tensor offset = at::mv(expand_, mean_).contiguous();
+  const at::Tensor axes = basis.index_select(0, index);
+  expand_ = at::cat({axes, mean_.unsqueeze(0)}).contiguous();
+  project_ = expand_.t().contiguous();
+  const at::Tensor offset = at::mv(axes, mean_).contiguous();
   offset_.assign(offset.const_data_ptr<float>(), offset.const_data_ptr<float>() + offset.numel());
   mean_square_ = mean_.to(at::kDouble).square().sum().item<double>();
   const at::Tensor variance = deviation.to(at::kDouble).square();
@@ -183,7 +224,7 @@ double SpectralBasis::expected_error(const at::Tensor& mean, const at::Tensor& o
   const at::Tensor center = mean_.to(at::kDouble);
   const at::Tensor crossed = at::outer(mean, center);
   const at::Tensor around = outer - crossed - crossed.t() + at::outer(center, center);
-  const at::Tensor axes = expand_.to(at::kDouble);
+  const at::Tensor axes = expand_.narrow(0, 0, expand_.size(0) - 1).to(at::kDouble);
   return error_of(around.diagonal().sum().item<double>(), (at::mm(axes, around) * axes).sum(1));
 }
 
@@ -195,47 +236,46 @@ at::Tensor SpectralBasis::encode(const at::Tensor& input) const {
   const auto used = deviation_.size();
   const auto width = static_cast<std::size_t>(dim());
   const at::Tensor projected = at::mm(rows, project_);
-  at::Tensor result = at::zeros({count, row_bytes_}, at::kByte);
+  at::Tensor result = at::empty({count, row_bytes_}, at::kByte);
   const float* row = rows.const_data_ptr<float>();
   const float* coordinate = projected.const_data_ptr<float>();
   auto* out = static_cast<std::byte*>(result.mutable_data_ptr());
+  const auto bytes = static_cast<std::size_t>(row_bytes_);
   at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> c(used);
+    std::vector<float> value(used);
     std::vector<std::int32_t> code(used);
+    std::vector<std::byte> line(bytes + kPadding);
     for (std::int64_t i = begin; i < end; ++i) {
       const float* x = row + static_cast<std::size_t>(i) * width;
       const float* p = coordinate + static_cast<std::size_t>(i) * (used + 1);
-      double square = 0;
-      for (std::size_t j = 0; j < width; ++j) square += static_cast<double>(x[j]) * x[j];
-      const double norm = std::sqrt(square);
+      const double norm = std::sqrt(dot(x, x, width));
       const auto inverse = static_cast<float>(norm > 0 ? 1.0 / norm : 0.0);
       for (std::size_t j = 0; j < used; ++j) {
-        c[j] = (p[j] * inverse - offset_[j]) / deviation_[j];
-        code[j] = 0;
+        c[j] = (p[j] * inverse - offset_[j]) * inverse_deviation_[j];
       }
-      BitWriter bits(out + i * row_bytes_ + kScaleBytes);
-      // <x, decoded> and |decoded|² at scale 1, in the basis.
-      double product = p[used];
-      double decoded_square = mean_square_;
+      std::ranges::fill(line, std::byte{0});
+      BitWriter bits(line.data() + kScaleBytes);
       for (const Group& group : groups_) {
-        for (const float threshold : thresholds_of(group.bits)) {
-          for (std::size_t j = group.begin; j < group.end; ++j) code[j] += c[j] > threshold;
-        }
-        const auto levels = levels_of(group.bits);
+        quantise(c.data() + group.begin, code.data() + group.begin, group.end - group.begin,
+                 group.bits);
+        const float* levels = levels_of(group.bits).data();
         for (std::size_t j = group.begin; j < group.end; ++j) {
           bits.put(static_cast<std::uint32_t>(code[j]), group.bits);
-          const double value =
-              static_cast<double>(levels[static_cast<std::size_t>(code[j])]) * deviation_[j];
-          product += value * static_cast<double>(p[j]);
-          decoded_square += value * (value + 2 * static_cast<double>(offset_[j]));
+          value[j] = levels[code[j]] * deviation_[j];
         }
       }
       bits.finish();
+      // <x, decoded> and |decoded|² at scale 1, in the basis.
+      const double product = double{p[used]} + dot(value.data(), p, used);
+      const double decoded_square = mean_square_ + dot(value.data(), value.data(), used) +
+                                    2 * dot(value.data(), offset_.data(), used);
       double scale = decoded_square > 0 ? product / decoded_square : 0.0;
       if (!std::isfinite(norm)) scale = std::numeric_limits<double>::quiet_NaN();
       if (norm == 0) scale = 0;
       const std::uint16_t narrow = narrow_scale(scale);
-      std::memcpy(out + i * row_bytes_, &narrow, sizeof(narrow));
+      std::memcpy(line.data(), &narrow, sizeof(narrow));
+      std::memcpy(out + static_cast<std::size_t>(i) * bytes, line.data(), bytes);
     }
   });
   return result;
@@ -249,28 +289,29 @@ at::Tensor SpectralBasis::decode(const at::Tensor& bytes, at::ScalarType dtype) 
   const at::Tensor input = bytes.contiguous();
   const std::int64_t count = input.size(0);
   const auto used = deviation_.size();
-  at::Tensor values = at::empty({count, static_cast<std::int64_t>(used)}, at::kFloat);
-  at::Tensor scales = at::empty({count, 1}, at::kFloat);
+  // Scaled components, then the scale, which is the factor of the mean.
+  at::Tensor values = at::empty({count, static_cast<std::int64_t>(used + 1)}, at::kFloat);
   const auto* in = static_cast<const std::byte*>(input.const_data_ptr());
   float* value = values.mutable_data_ptr<float>();
-  float* scale = scales.mutable_data_ptr<float>();
+  const auto row_bytes = static_cast<std::size_t>(row_bytes_);
   at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::byte> line(row_bytes + kPadding);
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::byte* row = in + i * row_bytes_;
+      std::memcpy(line.data(), in + static_cast<std::size_t>(i) * row_bytes, row_bytes);
       std::uint16_t narrow = 0;
-      std::memcpy(&narrow, row, sizeof(narrow));
-      scale[i] = widen_scale(narrow);
-      BitReader bits(row + kScaleBytes);
-      float* v = value + static_cast<std::size_t>(i) * used;
+      std::memcpy(&narrow, line.data(), sizeof(narrow));
+      const float scale = widen_scale(narrow);
+      BitReader bits(line.data() + kScaleBytes);
+      float* v = value + static_cast<std::size_t>(i) * (used + 1);
       for (const Group& group : groups_) {
-        const auto levels = levels_of(group.bits);
-        for (std::size_t j = group.begin; j < group.end; ++j) {
-          v[j] = levels[bits.take(group.bits)] * deviation_[j];
-        }
+        const float* levels = levels_of(group.bits).data();
+        for (std::size_t j = group.begin; j < group.end; ++j) v[j] = levels[bits.take(group.bits)];
       }
+      for (std::size_t j = 0; j < used; ++j) v[j] *= deviation_[j] * scale;
+      v[used] = scale;
     }
   });
-  return at::addmm(mean_, values, expand_).mul_(scales).to(dtype);
+  return at::mm(values, expand_).to(dtype);
 }
 
 }  // namespace thinwire::moe

@@ -83,10 +83,11 @@ class SpectralBasis {
   std::int64_t row_bytes_;
   std::vector<std::uint8_t> bits_;
   at::Tensor mean_;
-  at::Tensor project_;            // [d, m + 1]: used components, then the mean
-  at::Tensor expand_;             // [m, d]
+  at::Tensor expand_;             // [m + 1, d]: used components, then the mean
+  at::Tensor project_;            // its transpose
   std::vector<float> deviation_;  // [m]
-  std::vector<float> offset_;     // [m] of the mean in the basis
+  std::vector<float> inverse_deviation_;
+  std::vector<float> offset_;  // [m] of the mean in the basis
   double mean_square_ = 0;
   double expected_error_ = 0;
   std::vector<Group> groups_;
