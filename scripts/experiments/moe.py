@@ -13,7 +13,7 @@ trends   rows against the number of hashes, the compensation factor, and the tok
 
 Every run keeps its log in --out; a run that has its result is not repeated, so an interrupted
 experiment goes on where it stopped (delete a log to repeat its run). At the end, and after every
-stage, table.md, summary.json and, with matplotlib, pareto.png are written from all logs there are.
+stage, table.md, summary.json and, with matplotlib, pareto.svg are written from all logs there are.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SETTINGS = {
     "lsh-paper": ("none", PAPER),
     "lsh-16": ("none", "lsh(hashes=6, hash_dim=16, radius=1e30, compensation=1)"),
     "lsh-tuned": ("none", TUNED),
-    "spectral-3": ("spectral(bits=3)", "off"),
+    "spectral-3-all-legs": ("spectral(bits=3); spectral(bits=3)", "off"),
     "spectral-2.5+int3-back": (f"spectral(bits=2.5); {BACK}", "off"),
     "spectral-2+int3-back": (f"spectral(bits=2); {BACK}", "off"),
     "lsh-tuned+int8": ("quantize(bits=8)", TUNED),
@@ -345,7 +345,7 @@ def main():
     summary, text = report(options)
     print(text)
     if any("validation_bpc" in row for row in summary["settings"].values()):
-        plot(summary, options.out / "pareto.png")
+        plot(summary, options.out / "pareto.svg")
     return 0
 
 
