@@ -228,6 +228,50 @@ TEST(DistributedDataParallel, RefusesBadArguments) {
   });
 }
 
+TEST(DistributedDataParallel, AveragesByTheStrategyThatItsOptionsName) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"quantize(bits=4)", "scatter_reduce"},    {"quantize(bits=4)", "gather_reduce"},
+      {"topk(density=0.1)", "gather_reduce"},    {"topk(density=0.1)", "sparse"},
+      {"powersgd(rank=2)", "low_rank"},          {"randomk(density=0.2)", "dense"},
+      {"randomk(density=0.2)", "gather_reduce"}, {"cast(fp8_e4m3)", "scatter_reduce"}};
+  for (const auto& [spec, strategy] : cases) {
+    SCOPED_TRACE(concat(spec, " by ", strategy));
+    run_ranks(3, [&, spec = spec, strategy = strategy](RankContext& ctx) {
+      auto net = std::make_shared<Net>(1);
+      CompressionOptions compression(spec);
+      compression.strategy = strategy;
+      Ddp ddp(net, ctx.group, {.compression = compression});
+      torch::optim::SGD optimizer(net->parameters(), 0.05);
+      const auto x = inputs(ctx.rank, 0);
+      const double before = loss_of(ddp.forward(x, true).first, x).item<double>();
+      for (int step = 0; step < 12; ++step) train_step(ddp, optimizer, ctx.rank, step);
+      EXPECT_LT(loss_of(ddp.forward(x, true).first, x).item<double>(), before);
+      EXPECT_TRUE(ddp.replicas_equal());
+      EXPECT_GT(ddp.summary().ratio(), 1.5);
+    });
+  }
+  // What a codec cannot do, and what does not exist.
+  const std::tuple<const char*, const char*, const char*> wrong[] = {
+      {"quantize(bits=4)", "dense", "dense"},
+      {"topk(density=0.1)", "low_rank", "low_rank"},
+      {"powersgd(rank=2)", "hierarchical", "hierarchical"},
+      {"quantize(bits=4)", "hierarchical", "several hosts"},
+      {"topk(density=0.1)", "sprase", "did you mean sparse?"}};
+  for (const auto& [spec, strategy, expected] : wrong) {
+    SCOPED_TRACE(concat(spec, " by ", strategy));
+    const auto errors =
+        errors_of<InvalidArgument>(2, [&, spec = spec, strategy = strategy](RankContext& ctx) {
+          CompressionOptions compression(spec);
+          compression.strategy = strategy;
+          auto net = std::make_shared<Net>(1);
+          Ddp ddp(net, ctx.group, {.compression = compression});
+          torch::optim::SGD optimizer(net->parameters(), 0.05);
+          train_step(ddp, optimizer, ctx.rank, 0);
+        });
+    EXPECT_THAT(errors, ::testing::Each(HasSubstr(expected)));
+  }
+}
+
 TEST(DistributedDataParallel, ADeadRankSurfacesInBackward) {
   testing::RankOptions options;
   options.timeout = std::chrono::seconds(5);
