@@ -22,9 +22,9 @@ void add_language_options(CLI::App& app, LanguageTrainingOptions& options) {
                  "Merging of similar rows: off, duplicates, or lsh(hashes=6, hash_dim=16, ...)")
       ->capture_default_str();
   app.add_option("--rows", options.rows,
-                 "Row codec: none, cast(bf16), quantize(bits=8), spectral(bits=2.5), ...; or "
-                 "'FORWARD; BACKWARD', or one for each leg: dispatch; combine; backward of "
-                 "combine; backward of dispatch")
+                 "Row codec: none, cast(bf16), quantize(bits=8), spectral(bits=2.5) with unbiased "
+                 "gradients, ...; or 'FORWARD; BACKWARD', or one for each leg: dispatch; combine; "
+                 "backward of combine; backward of dispatch")
       ->capture_default_str();
   positive("--steps", options.steps, "Training steps");
   positive("--layers", options.layers, "Transformer layers");
