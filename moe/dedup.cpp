@@ -143,6 +143,8 @@ void Dedup::load_state(const at::Tensor& state) {
   generation_ = static_cast<std::uint64_t>(data[1]);
   global_sums_ = {data[2], data[3]};
   local_sums_ = {};
+  expected_saving_ = 1.0;
+  refused_ = 0;
   draw_rotations();
 }
 

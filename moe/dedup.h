@@ -122,8 +122,9 @@ class Dedup {
   void refresh();
 
   // What the next merges depend on besides the options: steps, rotations, calibration, [4] float64
-  // and equal on all ranks; and what the guard expects, [2] float64 and this rank's own. Both loads
-  // throw InvalidArgument for another shape.
+  // and equal on all ranks; and what the guard expects, [2] float64 and this rank's own, which
+  // load_state() sets to what a new rank expects. Both loads throw InvalidArgument for another
+  // shape.
   at::Tensor state() const;
   at::Tensor guard_state() const;
   void load_state(const at::Tensor& state);

@@ -346,13 +346,12 @@ void Exchange::load_state(const NamedTensors& state) {
   }
   for (BasisLeg& leg : bases_) {
     const std::string name = concat("rows.", name_of(leg.leg), ".");
-    if (const auto* message = find(name + "basis")) {
-      if (basis_of(*message, leg.options, options_.dim) != nullptr) {
-        leg.message = message->clone();
-        RowCodec& codec = codecs_[static_cast<std::size_t>(leg.leg)];
-        codec = codec.with_basis(leg.usable(options_.dim));
-      }
-    }
+    const auto* message = find(name + "basis");
+    // Another number of bits needs another basis; the moments are good for it.
+    const bool fits = message != nullptr && is_made_for(*message, leg.options, options_.dim);
+    leg.message = fits ? message->clone() : at::Tensor();
+    RowCodec& codec = codecs_[static_cast<std::size_t>(leg.leg)];
+    codec = codec.with_basis(leg.usable(options_.dim));
     const auto take = [&](const std::string& key, const at::Tensor& sums, RowMoments& moments) {
       check(sums.sizes() == moments.sums().sizes(), "'", key, "' has shape ", sums.sizes(),
             " in the state, ", moments.sums().sizes(), " in the layer");

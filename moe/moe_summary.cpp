@@ -28,7 +28,9 @@ void MoELayer::count(const ExchangeUse& before, const PlanRequest& request,
     summary_.radius_sum += counters.dedup.mean_radius * static_cast<double>(counters.rows);
     summary_.radius_rows += counters.rows;
   }
-  for (const RowCodec& codec : plan.codecs) {
+  const int legs = plan.needs_input_gradient ? kLegs : kLegs - 1;
+  for (int leg = 0; leg < legs; ++leg) {
+    const RowCodec& codec = plan.codecs[static_cast<std::size_t>(leg)];
     if (codec.spectral() == nullptr) continue;
     ++summary_.spectral_legs;
     if (codec.basis() != nullptr) ++summary_.settled_legs;
@@ -39,7 +41,6 @@ void MoELayer::count(const ExchangeUse& before, const PlanRequest& request,
     return layout.expert_begin[static_cast<std::size_t>(placement.first(of))];
   };
   const std::int64_t remote = counters.rows - (first(rank + 1) - first(rank));
-  const int legs = plan.needs_input_gradient ? kLegs : kLegs - 1;
   summary_.uncompressed_bytes += remote * legs * options_.router.dim *
                                  static_cast<std::int64_t>(c10::elementSize(request.dtype));
   summary_.seconds.gate += counters.gate_seconds;

@@ -19,6 +19,7 @@ constexpr std::int64_t kSampleRows = 128;
 constexpr auto kNoBasis = std::byte{0};
 constexpr auto kMoving = std::byte{1};
 constexpr auto kSettled = std::byte{2};
+constexpr std::int64_t kHead = 1 + sizeof(float);
 
 at::Tensor upper_triangle(std::int64_t dim) {
   const at::Tensor index = at::triu_indices(dim, dim);
@@ -113,7 +114,9 @@ at::Tensor RowMoments::basis_message(const SpectralOptions& options, bool settle
   at::Tensor message = at::empty({basis_message_bytes(dim_)}, at::kByte);
   auto* out = static_cast<std::byte*>(message.mutable_data_ptr());
   *out = settled ? kSettled : kMoving;
-  out = append<float>(out + 1, mean.to(at::kFloat));
+  const auto asked = static_cast<float>(options.bits);
+  std::memcpy(out + 1, &asked, sizeof(asked));
+  out = append<float>(out + kHead, mean.to(at::kFloat));
   out = append<float>(out, variance.sqrt().to(at::kFloat));
   std::memcpy(out, bits.data(), bits.size());
   append<at::BFloat16>(out + bits.size(), basis.to(at::kBFloat16));
@@ -121,7 +124,7 @@ at::Tensor RowMoments::basis_message(const SpectralOptions& options, bool settle
 }
 
 std::int64_t basis_message_bytes(std::int64_t dim) {
-  return 1 + dim * (4 + 4 + 1) + dim * dim * 2;
+  return kHead + dim * (4 + 4 + 1) + dim * dim * 2;
 }
 
 std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
@@ -137,7 +140,7 @@ std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
   at::Tensor mean = at::empty({dim}, at::kFloat);
   at::Tensor deviation = at::empty({dim}, at::kFloat);
   at::Tensor basis = at::empty({dim, dim}, at::kBFloat16);
-  in = take<float>(in + 1, mean);
+  in = take<float>(in + kHead, mean);
   in = take<float>(in, deviation);
   const auto* first = reinterpret_cast<const std::uint8_t*>(in);
   std::vector<std::uint8_t> bits(first, first + dim);
@@ -148,6 +151,17 @@ std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
   } catch (const InvalidArgument& error) {
     throw FrameError(error.what());
   }
+}
+
+bool is_made_for(const at::Tensor& message, const SpectralOptions& options, std::int64_t dim) {
+  if (message.scalar_type() != at::kByte || message.numel() != basis_message_bytes(dim)) {
+    return false;
+  }
+  const at::Tensor data = message.contiguous();
+  const auto* in = static_cast<const std::byte*>(data.const_data_ptr());
+  float asked = 0;
+  std::memcpy(&asked, in + 1, sizeof(asked));
+  return *in != kNoBasis && asked == static_cast<float>(options.bits);
 }
 
 bool is_settled(const at::Tensor& message) {

@@ -46,12 +46,15 @@ class RowMoments {
   at::Tensor sums_;
 };
 
-// Bytes of a message: whether the basis is settled (0: there is none), mean, deviations, bits and
-// the basis in bfloat16, whose rounding costs less than its bytes.
+// Bytes of a message: whether the basis is settled (0: there is none), the bits an element that it
+// was made for, mean, deviations, bits and the basis in bfloat16, whose rounding costs less than
+// its bytes.
 std::int64_t basis_message_bytes(std::int64_t dim);
 // Null for a message without a basis. Throws FrameError for bytes that are no message.
 std::shared_ptr<const SpectralBasis> basis_of(const at::Tensor& message,
                                               const SpectralOptions& options, std::int64_t dim);
+// Whether a message has a basis for these options.
+bool is_made_for(const at::Tensor& message, const SpectralOptions& options, std::int64_t dim);
 // Whether rows stay near enough to the basis of a message that it may be used.
 bool is_settled(const at::Tensor& message);
 

@@ -121,7 +121,10 @@ bool AdaptivePlan::begin_step(std::int64_t step) {
   begun_step_ = step;
   if (schedule_.gathers_before(step)) gather_curves();
   const bool changed = schedule_.switches_before(step) && switch_plan(step);
-  if (schedule_.opens_window(step)) statistics_.reset();
+  if (schedule_.opens_window(step)) {
+    statistics_.reset();
+    window_is_whole_ = true;
+  }
   return changed;
 }
 
@@ -136,7 +139,7 @@ void AdaptivePlan::finish_step(std::int64_t step) {
 }
 
 void AdaptivePlan::close_window() {
-  if (adaptive_.layers.empty()) return;
+  if (adaptive_.layers.empty() || !window_is_whole_) return;
   ++round_;
   {
     Stopwatch watch(summary_.exchange_seconds);
@@ -190,7 +193,7 @@ std::span<const double> AdaptivePlan::curve_in(const CurveTable& table, std::siz
 }
 
 void AdaptivePlan::gather_curves() {
-  if (!measuring_.valid()) return;  // training was resumed after the window
+  if (!measuring_.valid()) return;  // training was resumed after the window began
   CurveTable table = result_of(measuring_, "measuring the gradients' curves");
   summary_.curve_seconds += table.back();
   table.pop_back();
@@ -253,7 +256,7 @@ bool AdaptivePlan::switch_plan(std::int64_t step) {
   return true;
 }
 
-void AdaptivePlan::restore(lgreco::Plan allocation) {
+void AdaptivePlan::check_fits(const lgreco::Plan& allocation) const {
   const auto same = [](const LayerInfo& layer, const lgreco::PlannedLayer& planned) {
     return layer.name == planned.name;
   };
@@ -261,13 +264,20 @@ void AdaptivePlan::restore(lgreco::Plan allocation) {
         allocation.layers.size(), " layers",
         allocation.layers.empty() ? "" : concat(", the first '", allocation.layers[0].name, "'"),
         "; lgreco(...) is to plan ", adaptive_.layers.size(), " others");
+  for (const auto& layer : allocation.layers) adaptive_.setting(layer.chosen.spec);
+}
+
+void AdaptivePlan::restore(std::shared_ptr<const lgreco::Plan> allocation) {
   if (measuring_.valid()) measuring_.wait();
   if (solving_.valid()) solving_.wait();
   measuring_ = {};
   solving_ = {};
   statistics_.reset();
-  apply(allocation);
-  allocation_ = std::make_shared<const lgreco::Plan>(std::move(allocation));
+  begun_step_ = -1;
+  window_is_whole_ = false;
+  plan_ = reference_;
+  allocation_ = std::move(allocation);
+  if (allocation_) apply(*allocation_);
 }
 
 void AdaptivePlan::apply(const lgreco::Plan& allocation) {

@@ -67,9 +67,12 @@ class AdaptivePlan {
   // After the last step of a window: averages the statistics and begins to measure the curves.
   void close_window();
 
-  // Goes on with a plan that was solved before, of the same layers; else InvalidArgument. Only
-  // between steps. What was under way of the next plan is given up; it comes a period later.
-  void restore(lgreco::Plan allocation);
+  // Throws InvalidArgument unless the plan is for these layers, with settings that exist.
+  void check_fits(const lgreco::Plan& allocation) const;
+  // Goes on with a plan that was solved before and fits; with null, from the start. Only between
+  // steps. What was under way of the next plan is given up, and a window is not used unless it is
+  // seen from its first step: the next plan may come a period later.
+  void restore(std::shared_ptr<const lgreco::Plan> allocation);
 
   const comm::Plan& plan() const { return plan_; }
   // What the last plan was solved from and for; none before the first.
@@ -109,6 +112,7 @@ class AdaptivePlan {
   std::shared_ptr<const lgreco::Plan> allocation_;
   std::set<std::string> warned_;
   std::int64_t begun_step_ = -1;
+  bool window_is_whole_ = false;
   std::uint64_t round_ = 0;
   AdaptationSummary summary_;
   // Last: their threads use what stands above.

@@ -92,7 +92,8 @@ std::int64_t numel_of(const LayerInfo& layer) {
                          std::multiplies<>());
 }
 
-constexpr std::string_view kSteps = "steps", kPlan = "plan", kAverager = "averager/";
+constexpr std::string_view kWorld = "world", kSteps = "steps", kPlan = "plan",
+                           kAverager = "averager/";
 
 at::Tensor bytes_of(const std::string& text) {
   at::Tensor bytes = at::empty({static_cast<std::int64_t>(text.size())}, at::kByte);
@@ -102,34 +103,40 @@ at::Tensor bytes_of(const std::string& text) {
 
 // A saved state, taken apart.
 struct SavedGradients {
-  std::int64_t steps = 0;
+  std::int64_t world = 0;
+  std::int64_t steps = -1;
   std::string plan;
   comm::AveragerState averager;
 };
 
+std::int64_t integer_of(const std::string& name, const at::Tensor& tensor) {
+  check(tensor.defined() && tensor.numel() == 1 && tensor.scalar_type() == at::kLong, "'", name,
+        "' of a saved state must be one int64");
+  return tensor.item<std::int64_t>();
+}
+
 SavedGradients taken_apart(const GradientState& state) {
   SavedGradients saved;
   std::map<std::string, at::Tensor> averager;
-  bool has_steps = false;
   for (const auto& [name, tensor] : state) {
-    if (name == kSteps) {
-      check(tensor.numel() == 1 && tensor.scalar_type() == at::kLong,
-            "'steps' of a saved state must be one int64, got ", toString(tensor.scalar_type()), " ",
-            tensor.sizes());
-      saved.steps = tensor.item<std::int64_t>();
-      has_steps = true;
+    if (name == kWorld) {
+      saved.world = integer_of(name, tensor);
+    } else if (name == kSteps) {
+      saved.steps = integer_of(name, tensor);
     } else if (name == kPlan) {
-      const at::Tensor bytes = tensor.to(at::kByte).contiguous();
+      check(tensor.defined() && tensor.scalar_type() == at::kByte,
+            "'plan' of a saved state must be bytes");
+      const at::Tensor bytes = tensor.to(at::kCPU).contiguous();
       const auto* text = bytes.const_data_ptr<std::uint8_t>();
       saved.plan.assign(text, text + bytes.numel());
     } else {
       check(name.starts_with(kAverager), "a saved state of gradients has no tensor '", name,
-            "'; its names are steps, plan and averager/...");
+            "'; its names are world, steps, plan and averager/...");
       averager.emplace(name.substr(kAverager.size()), tensor);
     }
   }
-  check(has_steps && saved.steps >= 0,
-        "a saved state of gradients needs the number of steps, 'steps'");
+  check(saved.world > 0 && saved.steps >= 0,
+        "a saved state of gradients needs 'world' and 'steps', the numbers of ranks and steps");
   saved.averager = comm::state_from_tensors(averager);
   return saved;
 }
@@ -144,6 +151,7 @@ lgreco::Plan plan_of(const std::string& text) {
 
 GradientState put_together(const SavedGradients& saved) {
   GradientState state;
+  state.emplace(kWorld, at::tensor({saved.world}, at::kLong));
   state.emplace(kSteps, at::tensor({saved.steps}, at::kLong));
   if (!saved.plan.empty()) state.emplace(kPlan, bytes_of(saved.plan));
   for (const auto& [name, tensor] : comm::to_tensors(saved.averager)) {
@@ -271,7 +279,7 @@ void GradientExchange::finish_step(std::int64_t step) {
       std::chrono::duration<double>(Timeline::Clock::now() - *began_).count();
   ++summary_.steps;
   summary_.total = now;
-  if (summary_.steps <= warmup_steps_) {
+  if (step < warmup_steps_) {
     ++summary_.warmup_steps;
   } else {
     summary_.after_warmup.sent_bytes += now.sent_bytes - at_last_step_.sent_bytes;
@@ -290,6 +298,11 @@ std::shared_ptr<const lgreco::Plan> GradientExchange::allocation() const {
   return allocation_;
 }
 
+CommunicationSummary GradientExchange::summary() const {
+  std::lock_guard lock(mutex_);
+  return summary_;
+}
+
 void GradientExchange::on_thread(const std::function<void()>& job) const {
   std::promise<void> done;
   thread_->submit(job, [&](const std::exception_ptr& error) {
@@ -304,6 +317,7 @@ void GradientExchange::on_thread(const std::function<void()>& job) const {
 
 GradientState GradientExchange::state() const {
   SavedGradients saved;
+  saved.world = averager_.group()->getSize();
   saved.steps = submitted_steps_;
   on_thread([&] {
     saved.averager = averager_.state();
@@ -319,14 +333,21 @@ void GradientExchange::load_state(const GradientState& state) {
   std::string text;
   std::exception_ptr mistake;
   SavedGradients saved;
-  std::optional<lgreco::Plan> plan;
+  std::shared_ptr<const lgreco::Plan> plan;
   try {
     saved = taken_apart(state);
+    const int world = averager_.group()->getSize();
+    check(saved.world == world, "the state is that of one of ", saved.world,
+          " ranks, this job has ", world, "; merge_gradient_states() makes it fit");
     comm::check_fits(saved.averager, numel_of_layer_);
-    if (!saved.plan.empty()) plan = plan_of(saved.plan);
-    check(!plan || adaptive_, "the state has a plan of lgreco(...), which this compression is not");
+    if (!saved.plan.empty()) {
+      check(adaptive_ != nullptr,
+            "the state has a plan of lgreco(...), which this compression is not");
+      plan = std::make_shared<const lgreco::Plan>(plan_of(saved.plan));
+      adaptive_->check_fits(*plan);
+    }
     text = concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0);
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     mistake = std::current_exception();
     text = concat("unusable: ", error.what());
   }
@@ -334,7 +355,7 @@ void GradientExchange::load_state(const GradientState& state) {
                       text);
   if (mistake) std::rethrow_exception(mistake);
   on_thread([&] {
-    if (plan) adaptive_->restore(std::move(*plan));
+    if (adaptive_) adaptive_->restore(plan);
     averager_.load_state(std::move(saved.averager));
   });
   submitted_steps_ = saved.steps;
@@ -344,26 +365,29 @@ void GradientExchange::load_state(const GradientState& state) {
   allocation_ = adaptive_->allocation();
 }
 
-GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks) {
+GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks,
+                                    int world_size) {
+  check(world_size > 0, "a job has at least one rank, got ", world_size);
   check(!of_all_ranks.empty(), "there are no states to merge");
-  SavedGradients merged;
-  std::vector<comm::AveragerState> averagers;
-  for (std::size_t rank = 0; rank < of_all_ranks.size(); ++rank) {
+  const auto hash_of = [](const SavedGradients& saved) {
+    return saved.plan.empty() ? 0 : lgreco::plan_hash(plan_of(saved.plan));
+  };
+  SavedGradients merged = taken_apart(of_all_ranks.front());
+  check(static_cast<std::size_t>(merged.world) == of_all_ranks.size(), "the states of all ",
+        merged.world, " ranks are needed, got ", of_all_ranks.size());
+  std::vector<comm::AveragerState> averagers = {merged.averager};
+  for (std::size_t rank = 1; rank < of_all_ranks.size(); ++rank) {
     SavedGradients saved = taken_apart(of_all_ranks[rank]);
-    check(rank == 0 || (saved.steps == merged.steps && saved.plan == merged.plan), "state ", rank,
-          " (step ", saved.steps, ") is not of the same step and plan as state 0 (step ",
-          merged.steps, ")");
+    check(saved.world == merged.world && saved.steps == merged.steps &&
+              hash_of(saved) == hash_of(merged),
+          "state ", rank, " (step ", saved.steps, " of ", saved.world,
+          " ranks) is not of the same step and plan as state 0 (step ", merged.steps, " of ",
+          merged.world, " ranks)");
     averagers.push_back(std::move(saved.averager));
-    merged.steps = saved.steps;
-    merged.plan = std::move(saved.plan);
   }
   merged.averager = comm::merge_states(averagers);
+  merged.world = world_size;
   return put_together(merged);
-}
-
-CommunicationSummary GradientExchange::summary() const {
-  std::lock_guard lock(mutex_);
-  return summary_;
 }
 
 }  // namespace thinwire

@@ -42,14 +42,16 @@ struct CommunicationSummary {
   double compressed_ratio() const;
 };
 
-// What one rank carries from one step to the next besides parameters, by name: "steps", the number
-// of finished ones; "plan", the text of the last plan of lgreco(...), as bytes; "averager/...",
-// what compression has lost and where low rank starts (comm/reductions/state_tensors.h).
+// What one rank carries from one step to the next besides parameters, by name: "world", the number
+// of ranks; "steps", the number of finished ones; "plan", the text of the last plan of lgreco(...),
+// as bytes; "averager/...", what compression has lost and where low rank starts
+// (comm/reductions/state_tensors.h).
 using GradientState = std::map<std::string, at::Tensor>;
 
-// What every rank of another world should start with, from the states of all ranks of the old one;
-// see comm::merge_states(). Throws InvalidArgument for states of different steps or models.
-GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks);
+// What every rank of a world of another size should start with, from the states of all ranks of the
+// old one; see comm::merge_states(). Throws InvalidArgument for states of different steps or
+// models, or if there are not as many as there were ranks.
+GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks, int world_size);
 
 // Averages buckets on a communication thread of its own, over a duplicate of the program's group,
 // so that its messages cannot interleave with the program's. Buckets must be submitted in the same
@@ -77,11 +79,12 @@ class GradientExchange {
   // model with the parameters of then, the same world and options, and this state goes on with the
   // same bits where its buckets are the same: without find_unused_parameters LibTorch's Reducer
   // orders them anew after a first step, and what a rank kept of ranges that it no longer owns is
-  // paid back in that step. A plan of lgreco(...) that was under way is not saved; the next one
-  // comes a period later.
+  // paid back in that step. Of lgreco(...) the statistics of a plan to come are not saved: after a
+  // state from between the first step of a window and the switch, that plan is left out.
   GradientState state() const;
-  // Collective. Throws InvalidArgument, on every rank, where the ranks' states are of different
-  // steps or plans, and on one where its state is not of this model.
+  // Collective. Throws InvalidArgument, on every rank and before anything is changed, where a
+  // rank's state is not of this model, compression and number of ranks, or the ranks' states are of
+  // different steps or plans.
   void load_state(const GradientState& state);
 
  private:

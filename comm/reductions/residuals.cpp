@@ -137,8 +137,8 @@ void check_fits(const AveragerState& state,
   for (const auto& [name, ranges] : state.second) {
     for (const auto& range : ranges) {
       const auto end = static_cast<std::size_t>(range.begin) + range.values.size();
-      check(end <= numel(name), "the state's second residual of '", name, "' ends at element ", end,
-            ", the layer has ", numel(name));
+      check(range.begin >= 0 && end <= numel(name), "the state's second residual of '", name,
+            "' is of elements ", range.begin, " to ", end, ", the layer has ", numel(name));
     }
   }
   for (const auto& [name, start] : state.warm_starts) {

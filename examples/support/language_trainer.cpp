@@ -71,19 +71,31 @@ Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const la
   return {sums[0].item<double>() / tokens / std::numbers::ln2, sums[1].item<double>() / tokens};
 }
 
-void save_state(const moe::MoEState& state, const std::filesystem::path& file) {
+// Where weights go until they are whole.
+std::filesystem::path partial(const std::filesystem::path& file) {
+  return file.string() + ".partial";
+}
+
+// So that a path that cannot be written is known before the training, not after it.
+std::ofstream open_for_weights(const std::filesystem::path& file) {
+  std::ofstream out(partial(file), std::ios::binary);
+  if (!out.good()) throw FileError(concat("cannot write weights to ", file.string()));
+  return out;
+}
+
+void save_state(const moe::MoEState& state, std::ofstream out, const std::filesystem::path& file) {
   c10::Dict<std::string, torch::Tensor> dictionary;
   for (const auto& [name, tensor] : state) dictionary.insert(name, tensor);
   const std::vector<char> bytes = torch::pickle_save(dictionary);
-  std::ofstream out(file, std::ios::binary);
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.flush();
-  check(out.good(), "cannot write the weights to ", file.string());
+  out.close();
+  if (!out.good()) throw FileError(concat("cannot write weights to ", file.string()));
+  std::filesystem::rename(partial(file), file);
 }
 
 moe::MoEState load_state(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
-  check(in.good(), "cannot read the weights of --load ", file.string());
+  if (!in.good()) throw FileError(concat("cannot read the weights of --load ", file.string()));
   const std::vector<char> bytes{std::istreambuf_iterator<char>(in), {}};
   moe::MoEState state;
   try {
@@ -91,8 +103,8 @@ moe::MoEState load_state(const std::filesystem::path& file) {
       state.emplace(entry.key().toStringRef(), entry.value().toTensor());
     }
   } catch (const c10::Error& error) {
-    throw InvalidArgument(concat(file.string(), " does not hold weights that --save wrote: ",
-                                 error.what_without_backtrace()));
+    throw FileError(concat(file.string(), " does not hold weights that --save wrote: ",
+                           error.what_without_backtrace()));
   }
   return state;
 }
@@ -151,6 +163,8 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   const bool leader = world.rank() == 0;
   std::optional<MetricsLog> log;
   if (leader && !options.log.empty()) log.emplace(options.log);
+  std::ofstream weights;
+  if (leader && !options.save.empty()) weights = open_for_weights(options.save);
   LanguageResult result{.backend = world.backend(),
                         .compression = compression_text(options.compression),
                         .world_size = world.size()};
@@ -230,11 +244,11 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   result.experts = model->summary();
   result.parameters_crc32c = ddp.parameters_crc32c();
   result.replicas_equal = ddp.replicas_equal();
+  if (log) log_result(*log, result, options);
   if (!options.save.empty()) {
     const moe::MoEState state = model->full_state();
-    if (leader) save_state(state, options.save);
+    if (leader) save_state(state, std::move(weights), options.save);
   }
-  if (log) log_result(*log, result, options);
   return result;
 }
 

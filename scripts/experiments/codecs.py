@@ -3,8 +3,8 @@
 
     codecs.py [--build build/release] [--seeds 3] [--steps 600] [--quick]
 
-Trains the small CNN on Fashion-MNIST on four ranks of this machine. Codecs of less than two bits an
-entry begin after a tenth of the steps, as their papers have it: PowerSGD, DGC and 1-bit SGD all
+Trains the small CNN on Fashion-MNIST on four ranks of this machine. Sparse, one-bit and low-rank
+codecs begin after a tenth of the steps, as their papers have it: PowerSGD, DGC and 1-bit SGD all
 start dense. Every run's log is kept in results/codecs and is not repeated; the table also goes to
 results/codecs/summary.json.
 """

@@ -212,14 +212,15 @@ def collect(options):
     """Everything that the logs hold, as one dictionary."""
     summary = {"settings": {}, "trends": []}
     for name in SETTINGS:
-        runs = [result for result in
-                (result_of(log) for log in sorted(options.out.glob(f"quality_{name}_*.jsonl")))
-                if result]
+        logs = {int(log.stem.rsplit("_", 1)[1]): log
+                for log in options.out.glob(f"quality_{name}_*.jsonl")}
+        by_seed = {seed: result for seed in sorted(logs) if (result := result_of(logs[seed]))}
+        runs = list(by_seed.values())
         row = {"rows": SETTINGS[name][0], "dedup": SETTINGS[name][1], "step_seconds": {}}
         if runs:
             bits = [result["validation_bpc"] for result in runs]
             row |= {"seeds": len(runs), "validation_bpc": statistics.mean(bits),
-                    "validation_bpc_runs": bits,
+                    "validation_bpc_by_seed": dict(zip(by_seed, bits)),
                     "bytes_per_step": statistics.mean(map(moe_bytes, runs)),
                     "uncompressed_bytes_per_step": statistics.mean(
                         result["moe_bytes_uncompressed"] / result["steps"] for result in runs),
@@ -250,8 +251,9 @@ def collect(options):
 
 def losses(row, base):
     """Mean loss in percent against the uncompressed runs of the same seeds, and its spread."""
-    pairs = list(zip(row["validation_bpc_runs"], base.get("validation_bpc_runs", [])))
-    percent = [100 * (bits / before - 1) for bits, before in pairs]
+    before = base.get("validation_bpc_by_seed", {})
+    percent = [100 * (bits / before[seed] - 1)
+               for seed, bits in row["validation_bpc_by_seed"].items() if seed in before]
     if not percent:
         return ["", ""]
     spread = f"{statistics.stdev(percent):.2f}" if len(percent) > 1 else ""

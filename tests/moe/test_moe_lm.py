@@ -118,10 +118,20 @@ class LanguageModel(unittest.TestCase):
             for start in (jobs.start_alone, by_hand(2)):
                 again = self.train(start, steps=1, lr=1e-12, load=file)
                 self.assertAlmostEqual(again["validation_bpc"], trained["validation_bpc"], 4)
+            spectral = "spectral(bits=4, refresh=2, drift=1e30)"
+            for other in (spectral, "spectral(bits=2, refresh=2, drift=1e30)"):
+                self.train(by_hand(2), rows=spectral, save=file)
+                again = self.train(by_hand(2), rows=other, load=file, steps=1)
+                # The basis of the file is used at once; other bits wait for one of their own.
+                self.assertEqual(again["moe_settled_fraction"], other == spectral)
             self.check_error("token", "[256, ", load=file, dim=24)
             pathlib.Path(file).write_bytes(b"no weights")
             self.check_error(file, "--save", load=file)
         self.check_error("/nowhere", load="/nowhere")
+        # Known before the training, not after it.
+        job = jobs.start_by_hand([self.command(save="/nowhere/weights", steps=1000000)] * 2)
+        self.assertEqual([rank.code for rank in job.ranks], [1, 1], str(job))
+        self.assertIn("/nowhere/weights", " ".join(job.ranks[0].errors()))
 
     def check_error(self, *words, **options):
         job = jobs.start_by_hand([self.command(**options)] * 2)

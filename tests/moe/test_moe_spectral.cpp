@@ -335,13 +335,14 @@ TEST(SpectralLegs, TrainingGoesOnFromACheckpointAsIfItHadNotStopped) {
   // Also on another number of ranks the bases are there.
   run_ranks(2, [](RankContext& context) {
     MoELayer layer(spectral_options(), context.group);
-    train(layer, context.rank, 7);
+    train(layer, context.rank, 9);
     const MoEState state = layer.full_state();
+    ASSERT_TRUE(is_settled(state.at("rows.dispatch.basis")));
     MoEOptions other = spectral_options();
     other.balance_factor = 0.5;  // not part of the state
     MoELayer resumed(other, context.group);
     resumed.load_state(state);
-    for (int step = 7; step < 14; ++step) {  // through two new bases
+    for (int step = 9; step < 18; ++step) {  // through two new bases
       const auto seed = static_cast<std::uint64_t>(step);
       const at::Tensor x = rows_near_a_subspace(30, seed);
       EXPECT_TRUE(at::equal(layer.forward(x).output, resumed.forward(x).output)) << step;
@@ -358,6 +359,16 @@ TEST(SpectralLegs, TrainingGoesOnFromACheckpointAsIfItHadNotStopped) {
     one.load_state(state);
     EXPECT_TRUE(
         at::equal(one.local_state().at("rows.dispatch.basis"), state.at("rows.dispatch.basis")));
+    // Other bits need another basis: the rows wait for it, and the old one is forgotten.
+    for (const char* bits : {"2", "4"}) {
+      MoEOptions changed = spectral_options();
+      changed.rows = parse_rows(concat("spectral(bits=", bits, ", refresh=4)"));
+      MoELayer with_other_bits(changed, context.group);
+      train(with_other_bits, context.rank, 9);
+      with_other_bits.load_state(state);
+      EXPECT_EQ(with_other_bits.local_state().count("rows.dispatch.basis"), 0u);
+      train(with_other_bits, context.rank, 9, 9);
+    }
   });
 }
 

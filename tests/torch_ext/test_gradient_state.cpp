@@ -95,9 +95,14 @@ TEST_P(GradientStateOf, GoesOnWithTheSameBits) {
     const GradientState one = whole.ddp.state(), other = resumed.ddp.state();
     ASSERT_EQ(one.size(), other.size());
     for (const auto& [name, tensor] : one) EXPECT_TRUE(at::equal(tensor, other.at(name))) << name;
-    // Without the state it would be another training: it holds something.
+    // Without what compression owes it would be another training.
+    GradientState steps_alone;
+    for (const char* name : {"world", "steps"}) steps_alone.emplace(name, state.at(name));
+    forgetful.ddp.load_state(steps_alone);
     forgetful.run(6, 14);
-    EXPECT_NE(whole.ddp.parameters_crc32c(), forgetful.ddp.parameters_crc32c());
+    const bool owes = state.size() > steps_alone.size();
+    EXPECT_EQ(owes, std::string(GetParam()).find("stochastic") == std::string::npos);
+    EXPECT_EQ(whole.ddp.parameters_crc32c() != forgetful.ddp.parameters_crc32c(), owes);
   });
 }
 
@@ -120,7 +125,7 @@ TEST(GradientState, FitsAnotherWorldOnceMerged) {
     const std::lock_guard lock(mutex);
     states[static_cast<std::size_t>(ctx.rank)] = state;
   });
-  const GradientState merged = merge_gradient_states(states);
+  const GradientState merged = merge_gradient_states(states, 3);
   run_ranks(3, [&](RankContext& ctx) {
     Training training(ctx, compression);
     training.ddp.load_state(merged);
@@ -133,20 +138,26 @@ TEST(GradientState, FitsAnotherWorldOnceMerged) {
   const auto name = "averager/residual/first";
   EXPECT_TRUE(at::allclose(merged.at(name), (states[0].at(name) + states[1].at(name)) / 2));
   states[1].at("steps") += 1;
-  EXPECT_THROW(merge_gradient_states(states), InvalidArgument);
-  EXPECT_THROW(merge_gradient_states({}), InvalidArgument);
+  EXPECT_THROW(merge_gradient_states(states, 3), InvalidArgument);
+  states.pop_back();
+  EXPECT_THROW(merge_gradient_states(states, 3), InvalidArgument);
+  EXPECT_THROW(merge_gradient_states({}, 3), InvalidArgument);
 }
 
 TEST(GradientState, MistakesOfOneRankAreToldToAll) {
-  const auto loading = [](const std::function<void(GradientState&, int)>& change,
-                          const char* spec = "topk(density=0.05)") {
+  const auto loading = [](const std::function<void(GradientState&, int)>& change) {
     return errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
       Training training(ctx, CompressionOptions("topk(density=0.05)"));
       training.run(0, 2);
       GradientState state = training.ddp.state();
       change(state, ctx.rank);
-      Training other(ctx, CompressionOptions(spec));
-      other.ddp.load_state(state);
+      Training other(ctx, CompressionOptions("topk(density=0.05)"));
+      try {
+        other.ddp.load_state(state);
+      } catch (...) {
+        other.run(0, 1);  // nothing was changed, and all go on
+        throw;
+      }
     });
   };
   const auto on_rank_1 = [](auto change) {
@@ -164,24 +175,73 @@ TEST(GradientState, MistakesOfOneRankAreToldToAll) {
   EXPECT_THAT(
       loading(on_rank_1([](auto& state) { state["averager/residual/third"] = at::zeros({3}); })),
       Each(HasSubstr("'third'")));
+  EXPECT_THAT(loading(on_rank_1([](auto& state) { state.at("world") += 1; })),
+              Each(HasSubstr("merge_gradient_states")));
+  EXPECT_THAT(loading(on_rank_1([](auto& state) { state["plan"] = at::Tensor(); })),
+              Each(HasSubstr("'plan'")));
   EXPECT_THAT(loading([](auto& state, int) { state["velocity"] = at::zeros({3}); }),
               Each(HasSubstr("'velocity'")));
-  EXPECT_THAT(loading([](auto& state, int) { state["plan"] = at::zeros({3}, at::kByte); }),
-              Each(HasSubstr("the saved plan")));
 }
 
+constexpr const char* kAdaptive =
+    "lgreco(family=topk, reference=0.05, period=6, warmup=0, window=2)";
+
 TEST(GradientState, APlanNeedsItsPolicyAndLayers) {
-  const auto errors = errors_of<InvalidArgument>(2, [](RankContext& ctx) {
-    Training training(
-        ctx,
-        CompressionOptions("lgreco(family=topk, reference=0.05, period=6, warmup=0, window=2)"));
-    training.run(0, 6);
-    const GradientState state = training.ddp.state();
-    ASSERT_TRUE(state.contains("plan"));
-    Training other(ctx, CompressionOptions("topk(density=0.05)"));
-    other.ddp.load_state(state);
+  const std::pair<const char*, const char*> mistakes[] = {
+      {"policy", "lgreco"}, {"layers", "2 layers"}, {"text", "the saved plan"}};
+  for (const auto& [mistake, expected] : mistakes) {
+    const std::string wrong = mistake;
+    const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+      Training training(ctx, CompressionOptions(kAdaptive));
+      training.run(0, 6);
+      GradientState state = training.ddp.state();
+      ASSERT_TRUE(state.contains("plan"));
+      CompressionOptions compression(wrong == "policy" ? "topk(density=0.05)" : kAdaptive);
+      if (wrong == "layers") compression.overrides = {{"second", "none"}};
+      if (wrong == "text") state["plan"] = at::zeros({3}, at::kByte);
+      Training other(ctx, compression);
+      try {
+        other.ddp.load_state(state);
+      } catch (...) {
+        other.run(0, 1);
+        throw;
+      }
+    });
+    EXPECT_THAT(errors, Each(HasSubstr(expected))) << mistake;
+  }
+}
+
+TEST(GradientState, GoesBackToBeforeThePlan) {
+  run_ranks(2, [](RankContext& ctx) {
+    Training training(ctx, CompressionOptions(kAdaptive));
+    const GradientState start = training.ddp.state();
+    Net weights;
+    training.run(0, 8);
+    const std::string plan = training.ddp.plan().text();
+    const std::uint32_t parameters = training.ddp.parameters_crc32c();
+    ASSERT_NE(training.ddp.allocation(), nullptr);
+    training.take_weights(weights);
+    training.ddp.load_state(start);
+    EXPECT_EQ(training.ddp.allocation(), nullptr);
+    EXPECT_FALSE(training.ddp.state().contains("plan"));
+    training.run(0, 8);
+    EXPECT_EQ(training.ddp.plan().text(), plan);
+    EXPECT_EQ(training.ddp.parameters_crc32c(), parameters);
   });
-  EXPECT_THAT(errors, Each(HasSubstr("lgreco")));
+}
+
+TEST(GradientState, WarmUpIsCountedByTheTrainingNotByTheObject) {
+  run_ranks(2, [](RankContext& ctx) {
+    CompressionOptions compression("topk(density=0.05)");
+    compression.warmup_steps = 3;
+    Training training(ctx, compression), resumed(ctx, compression);
+    training.run(0, 5);
+    resumed.ddp.load_state(training.ddp.state());
+    resumed.run(5, 7);
+    EXPECT_EQ(training.ddp.summary().warmup_steps, 3);
+    EXPECT_EQ(resumed.ddp.summary().warmup_steps, 0);
+    EXPECT_GT(resumed.ddp.summary().ratio(), 3);
+  });
 }
 
 }  // namespace
