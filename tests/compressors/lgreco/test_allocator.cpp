@@ -173,6 +173,9 @@ TEST(Allocator, IsCloseToTheLowerBoundOnLargeProblems) {
 }
 
 TEST(Allocator, NeedsLittleMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer keeps freed memory";
+#endif
   std::mt19937_64 rng(9);
   for (const Adversary& adversary : adversaries()) allocate(adversary.make(rng));
   rusage usage{};
