@@ -10,6 +10,7 @@
 #include "instances.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/lgreco/exact_sum.h"
+#include "thinwire/tests/support/sanitized.h"
 
 namespace thinwire::lgreco {
 namespace {
@@ -173,9 +174,7 @@ TEST(Allocator, IsCloseToTheLowerBoundOnLargeProblems) {
 }
 
 TEST(Allocator, NeedsLittleMemory) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "a sanitizer keeps freed memory";
-#endif
+  if (testing::kSanitized) GTEST_SKIP() << "a sanitizer keeps freed memory";
   std::mt19937_64 rng(9);
   for (const Adversary& adversary : adversaries()) allocate(adversary.make(rng));
   rusage usage{};
