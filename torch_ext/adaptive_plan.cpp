@@ -44,6 +44,7 @@ std::vector<Spec> all_candidates(const AdaptiveCompression& adaptive) {
     }
   }
   std::vector<Spec> list;
+  list.reserve(specs.size());
   for (auto& [text, spec] : specs) list.push_back(std::move(spec));
   return list;
 }
