@@ -28,18 +28,22 @@ at::Tensor exchange(c10d::ProcessGroup* group, const at::Tensor& outgoing,
 // The message of an owner who has got the moments of all ranks since the last one.
 at::Tensor next_basis(BasisLeg& leg, const RowMoments& fresh, std::int64_t dim) {
   if (fresh.count() == 0) return at::zeros({basis_message_bytes(dim)}, at::kByte);
-  const bool settled =
-      leg.message.defined() &&
-      fresh.drift_from(*basis_of(leg.message, leg.options, dim)) <= leg.options.drift;
+  const bool settled = leg.basis != nullptr && fresh.drift_from(*leg.basis) <= leg.options.drift;
   leg.running.decay_and_add(kBasisDecay, fresh);
   return leg.running.basis_message(leg.options, settled);
 }
 
 }  // namespace
 
-std::shared_ptr<const SpectralBasis> BasisLeg::usable(std::int64_t dim) const {
-  if (!message.defined() || !is_settled(message)) return nullptr;
-  return basis_of(message, options, dim);
+void BasisLeg::take(const at::Tensor& next, std::int64_t dim) {
+  auto made = basis_of(next, options, dim);
+  if (made == nullptr) return;
+  message = next.clone();
+  basis = std::move(made);
+}
+
+std::shared_ptr<const SpectralBasis> BasisLeg::usable() const {
+  return basis != nullptr && is_settled(message) ? basis : nullptr;
 }
 
 std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLeg*>& legs,
@@ -87,8 +91,7 @@ std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLe
   for (int owner = 0; owner < ranks; ++owner) {
     for (BasisLeg* leg : legs) {
       if (leg->owner != owner) continue;
-      const at::Tensor next = bases.narrow(0, begin, message).clone();
-      if (basis_of(next, leg->options, dim) != nullptr) leg->message = next;
+      leg->take(bases.narrow(0, begin, message), dim);
       begin += message;
     }
   }

@@ -24,12 +24,15 @@ struct BasisLeg {
   RowMoments fresh;    // of this rank's rows since the last basis
   RowMoments running;  // the owner's: of all ranks, older rows weighing less
   at::Tensor message;  // of the newest basis, undefined before there is one
+  std::shared_ptr<const SpectralBasis> basis = nullptr;  // made of the message
 
   // Whether a new basis is due before the training step with this number, counted from 0.
   bool is_due(std::int64_t step) const { return step > 0 && step % options.refresh == 0; }
+  // Takes a message over, unless it has no basis. Throws FrameError for bytes that are no message.
+  void take(const at::Tensor& next, std::int64_t dim);
   // The newest basis if it may be used; null before there is one, and while rows move away from
   // one basis before the next.
-  std::shared_ptr<const SpectralBasis> usable(std::int64_t dim) const;
+  std::shared_ptr<const SpectralBasis> usable() const;
 };
 
 // Makes new bases for the given legs, the same on all ranks: every rank sends its moments to each

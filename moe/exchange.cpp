@@ -315,7 +315,7 @@ void Exchange::agree_on_bases(at::Device device, std::uint64_t sequence) {
   add_wire(&WireBytes::bases, bytes);
   for (const BasisLeg* leg : due) {
     RowCodec& codec = codecs_[static_cast<std::size_t>(leg->leg)];
-    codec = codec.with_basis(leg->usable(options_.dim));
+    codec = codec.with_basis(leg->usable());
   }
 }
 
@@ -348,10 +348,13 @@ void Exchange::load_state(const NamedTensors& state) {
     const std::string name = concat("rows.", name_of(leg.leg), ".");
     const auto* message = find(name + "basis");
     // Another number of bits needs another basis; the moments are good for it.
-    const bool fits = message != nullptr && is_made_for(*message, leg.options, options_.dim);
-    leg.message = fits ? message->clone() : at::Tensor();
+    leg.message = at::Tensor();
+    leg.basis = nullptr;
+    if (message != nullptr && is_made_for(*message, leg.options, options_.dim)) {
+      leg.take(*message, options_.dim);
+    }
     RowCodec& codec = codecs_[static_cast<std::size_t>(leg.leg)];
-    codec = codec.with_basis(leg.usable(options_.dim));
+    codec = codec.with_basis(leg.usable());
     const auto take = [&](const std::string& key, const at::Tensor& sums, RowMoments& moments) {
       check(sums.sizes() == moments.sums().sizes(), "'", key, "' has shape ", sums.sizes(),
             " in the state, ", moments.sums().sizes(), " in the layer");

@@ -97,6 +97,9 @@ struct MoEOutput {
 
 // Name -> tensor. Experts are named by their global number: "experts.<number>.<parameter>".
 using MoEState = std::map<std::string, at::Tensor>;
+// A state as bytes, for files and messages, and back (c10::Error for bytes that hold none).
+std::vector<char> to_bytes(const MoEState& state);
+MoEState state_from_bytes(const std::vector<char>& bytes);
 
 // Not thread-safe. See exchange.h for what else may use the group meanwhile.
 class MoELayer : public torch::nn::Module {

@@ -31,11 +31,7 @@ void append(NamedTensors& all, const std::string& prefix, const torch::nn::Modul
 // One rank's tensors, as bytes, to all ranks.
 MoEState broadcast(c10d::ProcessGroup& group, const MoEState& mine, int root) {
   std::vector<char> bytes;
-  if (group.getRank() == root) {
-    c10::Dict<std::string, at::Tensor> dictionary;
-    for (const auto& [name, tensor] : mine) dictionary.insert(name, tensor.cpu());
-    bytes = torch::jit::pickle_save(dictionary);
-  }
+  if (group.getRank() == root) bytes = to_bytes(mine);
   c10d::BroadcastOptions options;
   options.rootRank = root;
   std::vector<at::Tensor> size = {at::tensor({static_cast<std::int64_t>(bytes.size())}, at::kLong)};
@@ -47,16 +43,25 @@ MoEState broadcast(c10d::ProcessGroup& group, const MoEState& mine, int root) {
   comm::wait(group, group.broadcast(data, options), "gathering the experts", sequence);
 
   const auto* received = data[0].const_data_ptr<std::uint8_t>();
-  const auto value =
-      torch::jit::pickle_load(std::vector<char>(received, received + data[0].numel()));
+  return state_from_bytes({received, received + data[0].numel()});
+}
+
+}  // namespace
+
+std::vector<char> to_bytes(const MoEState& state) {
+  c10::Dict<std::string, at::Tensor> dictionary;
+  for (const auto& [name, tensor] : state) dictionary.insert(name, tensor.cpu());
+  return torch::jit::pickle_save(dictionary);
+}
+
+MoEState state_from_bytes(const std::vector<char>& bytes) {
   MoEState state;
+  const auto value = torch::jit::pickle_load(bytes);
   for (const auto& entry : value.toGenericDict()) {
     state.emplace(entry.key().toStringRef(), entry.value().toTensor());
   }
   return state;
 }
-
-}  // namespace
 
 MoEState MoELayer::local_state() const {
   NamedTensors tensors;

@@ -85,24 +85,27 @@ RowMoments RowMoments::unpacked(const at::Tensor& packed, std::int64_t dim) {
   return moments;
 }
 
+at::Tensor RowMoments::mean() const {
+  THINWIRE_ASSERT(count() > 0);
+  return sums_.narrow(0, 1, dim_) / count();
+}
+
+at::Tensor RowMoments::mean_outer() const {
+  THINWIRE_ASSERT(count() > 0);
+  return sums_.narrow(0, 1 + dim_, dim_ * dim_).view({dim_, dim_}) / count();
+}
+
 double RowMoments::drift_from(const SpectralBasis& basis) const {
-  const double rows = count();
-  THINWIRE_ASSERT(rows > 0);
-  const at::Tensor mean = sums_.narrow(0, 1, dim_) / rows;
-  const at::Tensor outer = sums_.narrow(0, 1 + dim_, dim_ * dim_).view({dim_, dim_}) / rows;
-  return basis.expected_error(mean, outer) /
+  return basis.expected_error(mean(), mean_outer()) /
          std::max(basis.expected_error(), std::numeric_limits<double>::min());
 }
 
 at::Tensor RowMoments::basis_message(const SpectralOptions& options, bool settled) const {
-  const double rows = count();
-  THINWIRE_ASSERT(rows > 0);
-  const at::Tensor mean = sums_.narrow(0, 1, dim_) / rows;
-  at::Tensor covariance =
-      sums_.narrow(0, 1 + dim_, dim_ * dim_).view({dim_, dim_}) / rows - at::outer(mean, mean);
+  const at::Tensor mean = this->mean();
+  at::Tensor covariance = mean_outer() - at::outer(mean, mean);
   // Directions that few rows have not shown yet get some of the variance of the others.
   const double dim = static_cast<double>(dim_);
-  const double share = dim / (dim + 10 * rows);
+  const double share = dim / (dim + 10 * count());
   const double trace = covariance.diagonal().sum().item<double>();
   covariance =
       covariance * (1 - share) + at::eye(dim_, at::kDouble) * (share * std::max(trace, 0.0) / dim);

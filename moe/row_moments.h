@@ -42,6 +42,10 @@ class RowMoments {
   at::Tensor basis_message(const SpectralOptions& options, bool settled) const;
 
  private:
+  // Of the rows so far, of which there must be some: [d] and [d, d] float64.
+  at::Tensor mean() const;
+  at::Tensor mean_outer() const;
+
   std::int64_t dim_;
   at::Tensor sums_;
 };

@@ -17,24 +17,31 @@ std::string next_name(c10d::ProcessGroup& group, std::string_view purpose) {
   return concat(purpose, (calls - 1) / group.getSize());
 }
 
+void agree_on_result(const c10d::ProcessGroup& group, const std::string& key, std::string_view what,
+                     const std::function<std::string()>& make) {
+  std::string text;
+  std::exception_ptr mistake;
+  try {
+    text = make();
+  } catch (const std::exception& error) {
+    mistake = std::current_exception();
+    text = concat("unusable: ", error.what());
+  }
+  comm::agree_on_text(group, key, what, text);
+  if (mistake) std::rethrow_exception(mistake);
+}
+
 comm::Plan agreed_plan(c10d::ProcessGroup& group, const std::string& name, std::string_view what,
                        const std::string& model, const std::vector<LayerInfo>& layers,
                        const CompressionOptions& options, const std::string& more) {
-  comm::Plan plan;
-  std::string settings;
-  std::exception_ptr mistake;
-  try {
-    plan = make_plan(layers, options);
-    settings = concat("seed ", options.seed, "\nwarm-up steps ", options.warmup_steps, "\n",
-                      "strategy ", options.strategy, "\n", plan.text(), more);
-    if (options.strategy != "auto") comm::parse_strategy(options.strategy);
-  } catch (const InvalidArgument& error) {
-    mistake = std::current_exception();
-    settings = concat("invalid: ", error.what());
-  }
   comm::agree_on_text(group, name + "/model", "the model", model);
-  comm::agree_on_text(group, name + "/settings", what, settings);
-  if (mistake) std::rethrow_exception(mistake);
+  comm::Plan plan;
+  agree_on_result(group, name + "/settings", what, [&] {
+    plan = make_plan(layers, options);
+    if (options.strategy != "auto") comm::parse_strategy(options.strategy);
+    return concat("seed ", options.seed, "\nwarm-up steps ", options.warmup_steps, "\n",
+                  "strategy ", options.strategy, "\n", plan.text(), more);
+  });
   return plan;
 }
 

@@ -1,11 +1,9 @@
 #include "thinwire/torch_ext/gradient_exchange.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/tensor.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <future>
-#include <numeric>
 #include <string_view>
 #include <utility>
 
@@ -13,7 +11,6 @@
 #include "thinwire/comm/host_layout.h"
 #include "thinwire/comm/link_model.h"
 #include "thinwire/comm/process_group.h"
-#include "thinwire/comm/reductions/state_tensors.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/torch_ext/agreed_plan.h"
@@ -27,32 +24,6 @@ double per_step(std::uint64_t bytes, std::int64_t steps) {
 
 std::string link_model_path(const CompressionOptions& options) {
   return options.link_model.empty() ? Env::get().link_model : options.link_model;
-}
-
-// The link model, if one is named, once all ranks are known to have the same or none. A rank that
-// cannot read it says so to the others before it throws.
-std::optional<comm::LinkModel> agreed_link_model(const c10d::ProcessGroup& group,
-                                                 const std::string& name,
-                                                 const CompressionOptions& options) {
-  const std::string path = link_model_path(options);
-  std::optional<comm::LinkModel> model;
-  std::string text = "none";
-  std::exception_ptr mistake;
-  try {
-    if (!path.empty()) {
-      model = comm::read_link_model(path);
-      check(model->world == group.getSize(), path, " was measured with ", model->world,
-            " ranks, this job has ", group.getSize());
-      model->backend(comm::backend_name(group));
-      text = comm::to_json(*model);
-    }
-  } catch (const Error& error) {
-    mistake = std::current_exception();
-    text = concat("unusable: ", error.what());
-  }
-  comm::agree_on_text(group, name + "/link_model", "the link model", text);
-  if (mistake) std::rethrow_exception(mistake);
-  return model;
 }
 
 // `link` outlives what is made with the options.
@@ -87,77 +58,21 @@ std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::Proce
                                         options.warmup_steps, link);
 }
 
-std::int64_t numel_of(const LayerInfo& layer) {
-  return std::accumulate(layer.shape.begin(), layer.shape.end(), std::int64_t{1},
-                         std::multiplies<>());
-}
-
-constexpr std::string_view kWorld = "world", kSteps = "steps", kPlan = "plan",
-                           kAverager = "averager/";
-
-at::Tensor bytes_of(const std::string& text) {
-  at::Tensor bytes = at::empty({static_cast<std::int64_t>(text.size())}, at::kByte);
-  std::ranges::copy(text, bytes.mutable_data_ptr<std::uint8_t>());
-  return bytes;
-}
-
-// A saved state, taken apart.
-struct SavedGradients {
-  std::int64_t world = 0;
-  std::int64_t steps = -1;
-  std::string plan;
-  comm::AveragerState averager;
-};
-
-std::int64_t integer_of(const std::string& name, const at::Tensor& tensor) {
-  check(tensor.defined() && tensor.numel() == 1 && tensor.scalar_type() == at::kLong, "'", name,
-        "' of a saved state must be one int64");
-  return tensor.item<std::int64_t>();
-}
-
-SavedGradients taken_apart(const GradientState& state) {
-  SavedGradients saved;
-  std::map<std::string, at::Tensor> averager;
-  for (const auto& [name, tensor] : state) {
-    if (name == kWorld) {
-      saved.world = integer_of(name, tensor);
-    } else if (name == kSteps) {
-      saved.steps = integer_of(name, tensor);
-    } else if (name == kPlan) {
-      check(tensor.defined() && tensor.scalar_type() == at::kByte,
-            "'plan' of a saved state must be bytes");
-      const at::Tensor bytes = tensor.to(at::kCPU).contiguous();
-      const auto* text = bytes.const_data_ptr<std::uint8_t>();
-      saved.plan.assign(text, text + bytes.numel());
-    } else {
-      check(name.starts_with(kAverager), "a saved state of gradients has no tensor '", name,
-            "'; its names are world, steps, plan and averager/...");
-      averager.emplace(name.substr(kAverager.size()), tensor);
-    }
-  }
-  check(saved.world > 0 && saved.steps >= 0,
-        "a saved state of gradients needs 'world' and 'steps', the numbers of ranks and steps");
-  saved.averager = comm::state_from_tensors(averager);
-  return saved;
-}
-
-lgreco::Plan plan_of(const std::string& text) {
-  try {
-    return lgreco::parse_plan(text, "the saved plan");
-  } catch (const FileError& error) {
-    throw InvalidArgument(error.what());
-  }
-}
-
-GradientState put_together(const SavedGradients& saved) {
-  GradientState state;
-  state.emplace(kWorld, at::tensor({saved.world}, at::kLong));
-  state.emplace(kSteps, at::tensor({saved.steps}, at::kLong));
-  if (!saved.plan.empty()) state.emplace(kPlan, bytes_of(saved.plan));
-  for (const auto& [name, tensor] : comm::to_tensors(saved.averager)) {
-    state.emplace(concat(kAverager, name), tensor);
-  }
-  return state;
+// The link model, if one is named, once all ranks are known to have the same or none.
+std::optional<comm::LinkModel> agreed_link_model(const c10d::ProcessGroup& group,
+                                                 const std::string& name,
+                                                 const CompressionOptions& options) {
+  const std::string path = link_model_path(options);
+  std::optional<comm::LinkModel> model;
+  detail::agree_on_result(group, name + "/link_model", "the link model", [&]() -> std::string {
+    if (path.empty()) return "none";
+    model = comm::read_link_model(path);
+    check(model->world == group.getSize(), path, " was measured with ", model->world,
+          " ranks, this job has ", group.getSize());
+    model->backend(comm::backend_name(group));
+    return comm::to_json(*model);
+  });
+  return model;
 }
 
 // Bytes of a dense all-reduce of the layers that are never compressed.
@@ -165,8 +80,8 @@ std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan
   double bytes = 0;
   for (const LayerInfo& layer : layers) {
     if (plan.of(layer.name).codec) continue;
-    const double tensor =
-        static_cast<double>(layer.element_bytes) * static_cast<double>(numel_of(layer));
+    const double tensor = static_cast<double>(layer.element_bytes) *
+                          static_cast<double>(c10::multiply_integers(layer.shape));
     bytes += comm::sent_bytes(comm::Collective::kAllReduce, tensor, world);
   }
   return static_cast<std::uint64_t>(bytes);
@@ -227,7 +142,8 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       current_plan_(std::make_shared<const comm::Plan>(plan_)),
       thread_(std::make_unique<comm::CommunicationThread>()) {
   summary_.fixed_bytes_per_step = fixed_bytes(layers, plan_, group->getSize());
-  for (const LayerInfo& layer : layers) numel_of_layer_.emplace(layer.name, numel_of(layer));
+  for (const LayerInfo& layer : layers)
+    numel_of_layer_.emplace(layer.name, c10::multiply_integers(layer.shape));
 }
 
 void GradientExchange::submit(comm::Bucket bucket, bool last,
@@ -316,7 +232,7 @@ void GradientExchange::on_thread(const std::function<void()>& job) const {
 }
 
 GradientState GradientExchange::state() const {
-  SavedGradients saved;
+  detail::SavedGradients saved;
   saved.world = averager_.group()->getSize();
   saved.steps = submitted_steps_;
   on_thread([&] {
@@ -325,17 +241,14 @@ GradientState GradientExchange::state() const {
       saved.plan = lgreco::plan_text(*adaptive_->allocation());
     }
   });
-  return put_together(saved);
+  return detail::put_together(saved);
 }
 
 void GradientExchange::load_state(const GradientState& state) {
-  // A mistake of one rank is for all to see: alone it would leave the others waiting.
-  std::string text;
-  std::exception_ptr mistake;
-  SavedGradients saved;
+  detail::SavedGradients saved;
   std::shared_ptr<const lgreco::Plan> plan;
-  try {
-    saved = taken_apart(state);
+  const auto make = [&] {
+    saved = detail::taken_apart(state);
     const int world = averager_.group()->getSize();
     check(saved.world == world, "the state is that of one of ", saved.world,
           " ranks, this job has ", world, "; merge_gradient_states() makes it fit");
@@ -343,17 +256,13 @@ void GradientExchange::load_state(const GradientState& state) {
     if (!saved.plan.empty()) {
       check(adaptive_ != nullptr,
             "the state has a plan of lgreco(...), which this compression is not");
-      plan = std::make_shared<const lgreco::Plan>(plan_of(saved.plan));
+      plan = std::make_shared<const lgreco::Plan>(detail::plan_of(saved.plan));
       adaptive_->check_fits(*plan);
     }
-    text = concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0);
-  } catch (const std::exception& error) {
-    mistake = std::current_exception();
-    text = concat("unusable: ", error.what());
-  }
-  comm::agree_on_text(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
-                      text);
-  if (mistake) std::rethrow_exception(mistake);
+    return concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0);
+  };
+  detail::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
+                          make);
   on_thread([&] {
     if (adaptive_) adaptive_->restore(plan);
     averager_.load_state(std::move(saved.averager));
@@ -363,31 +272,6 @@ void GradientExchange::load_state(const GradientState& state) {
   const std::lock_guard lock(mutex_);
   current_plan_ = std::make_shared<const comm::Plan>(adaptive_->plan());
   allocation_ = adaptive_->allocation();
-}
-
-GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks,
-                                    int world_size) {
-  check(world_size > 0, "a job has at least one rank, got ", world_size);
-  check(!of_all_ranks.empty(), "there are no states to merge");
-  const auto hash_of = [](const SavedGradients& saved) {
-    return saved.plan.empty() ? 0 : lgreco::plan_hash(plan_of(saved.plan));
-  };
-  SavedGradients merged = taken_apart(of_all_ranks.front());
-  check(static_cast<std::size_t>(merged.world) == of_all_ranks.size(), "the states of all ",
-        merged.world, " ranks are needed, got ", of_all_ranks.size());
-  std::vector<comm::AveragerState> averagers = {merged.averager};
-  for (std::size_t rank = 1; rank < of_all_ranks.size(); ++rank) {
-    SavedGradients saved = taken_apart(of_all_ranks[rank]);
-    check(saved.world == merged.world && saved.steps == merged.steps &&
-              hash_of(saved) == hash_of(merged),
-          "state ", rank, " (step ", saved.steps, " of ", saved.world,
-          " ranks) is not of the same step and plan as state 0 (step ", merged.steps, " of ",
-          merged.world, " ranks)");
-    averagers.push_back(std::move(saved.averager));
-  }
-  merged.averager = comm::merge_states(averagers);
-  merged.world = world_size;
-  return put_together(merged);
 }
 
 }  // namespace thinwire

@@ -17,6 +17,7 @@
 #include "thinwire/comm/reductions/bucket_averager.h"
 #include "thinwire/torch_ext/adaptive_plan.h"
 #include "thinwire/torch_ext/compression.h"
+#include "thinwire/torch_ext/gradient_state.h"
 
 namespace thinwire {
 
@@ -41,17 +42,6 @@ struct CommunicationSummary {
   double compressed_dense_bytes_per_step() const;
   double compressed_ratio() const;
 };
-
-// What one rank carries from one step to the next besides parameters, by name: "world", the number
-// of ranks; "steps", the number of finished ones; "plan", the text of the last plan of lgreco(...),
-// as bytes; "averager/...", what compression has lost and where low rank starts
-// (comm/reductions/state_tensors.h).
-using GradientState = std::map<std::string, at::Tensor>;
-
-// What every rank of a world of another size should start with, from the states of all ranks of the
-// old one; see comm::merge_states(). Throws InvalidArgument for states of different steps or
-// models, or if there are not as many as there were ranks.
-GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks, int world_size);
 
 // Averages buckets on a communication thread of its own, over a duplicate of the program's group,
 // so that its messages cannot interleave with the program's. Buckets must be submitted in the same

@@ -1,7 +1,6 @@
 #include "thinwire/examples/support/language_trainer.h"
 
 #include <torch/optim/adamw.h>
-#include <torch/serialize.h>
 
 #include <algorithm>
 #include <chrono>
@@ -84,9 +83,7 @@ std::ofstream open_for_weights(const std::filesystem::path& file) {
 }
 
 void save_state(const moe::MoEState& state, std::ofstream out, const std::filesystem::path& file) {
-  c10::Dict<std::string, torch::Tensor> dictionary;
-  for (const auto& [name, tensor] : state) dictionary.insert(name, tensor);
-  const std::vector<char> bytes = torch::pickle_save(dictionary);
+  const std::vector<char> bytes = moe::to_bytes(state);
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   out.close();
   if (!out.good()) throw FileError(concat("cannot write weights to ", file.string()));
@@ -97,16 +94,12 @@ moe::MoEState load_state(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
   if (!in.good()) throw FileError(concat("cannot read the weights of --load ", file.string()));
   const std::vector<char> bytes{std::istreambuf_iterator<char>(in), {}};
-  moe::MoEState state;
   try {
-    for (const auto& entry : torch::pickle_load(bytes).toGenericDict()) {
-      state.emplace(entry.key().toStringRef(), entry.value().toTensor());
-    }
+    return moe::state_from_bytes(bytes);
   } catch (const c10::Error& error) {
     throw FileError(concat(file.string(), " does not hold weights that --save wrote: ",
                            error.what_without_backtrace()));
   }
-  return state;
 }
 
 void log_result(MetricsLog& log, const LanguageResult& result,

@@ -21,7 +21,7 @@ using testing::RankContext;
 using testing::run_ranks;
 
 struct Net : torch::nn::Module {
-  explicit Net(std::int64_t width = 24) {
+  Net() {
     auto generator = at::detail::createCPUGenerator(1);
     const auto add = [&](const char* name, at::IntArrayRef shape) {
       return register_parameter(name,
@@ -29,7 +29,7 @@ struct Net : torch::nn::Module {
     };
     first = add("first", {48, 32});
     bias = add("bias", {48});
-    second = add("second", {width, 48});
+    second = add("second", {24, 48});
   }
   at::Tensor forward(const at::Tensor& x) {
     return at::linear(at::relu(at::linear(x, first, bias)), second);
