@@ -49,7 +49,7 @@ void predict_seconds(lgreco::CurveFile& file, const Options& options) {
                      "] has no seconds, and its spec is no codec: ", error.what()));
         }
       }
-      candidate.seconds += wire_seconds(spec, candidate.bytes, link);
+      candidate.seconds += wire_seconds(candidate.bytes, link);
     }
   }
 }

@@ -89,7 +89,7 @@ lgreco::CurveCosts costs_of(c10d::ProcessGroup& group, const AdaptiveCompression
                         const Spec& spec, std::span<const std::int64_t> shape) {
       std::int64_t numel = 1;
       for (const std::int64_t extent : shape) numel *= extent;
-      return wire_seconds(spec, bytes(spec, shape), backend) +
+      return wire_seconds(bytes(spec, shape), backend) +
              coding_seconds(spec, numel, codecs.at(spec.str()), world);
     };
   }

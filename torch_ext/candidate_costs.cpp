@@ -16,11 +16,12 @@ namespace {
 
 using comm::Collective;
 
-// How a codec's payloads are averaged, see comm/reductions.
-enum class Way { kOwners, kEveryone, kRing };
+// How a codec's payloads are averaged, see comm/reductions: decoded by owners, by everyone, or
+// added as they are.
+enum class Way { kOwners, kEveryone, kAdded };
 
 Way way_of(const Spec& spec) {
-  if (spec.name == "powersgd" || spec.name == "identity") return Way::kRing;
+  if (spec.name == "powersgd" || spec.name == "identity") return Way::kAdded;
   return spec.name == "topk" ? Way::kEveryone : Way::kOwners;
 }
 
@@ -47,9 +48,8 @@ double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, in
   return std::ceil(factor * payload);
 }
 
-double wire_seconds(const Spec& spec, double sent_bytes, const comm::BackendLink& link) {
-  const bool ring = way_of(spec) == Way::kRing;
-  return sent_bytes * link.of(ring ? Collective::kAllReduce : Collective::kAllToAll).beta;
+double wire_seconds(double sent_bytes, const comm::BackendLink& link) {
+  return sent_bytes * link.of(Collective::kAllToAll).beta;
 }
 
 double coding_seconds(const Spec& spec, std::int64_t numel, const comm::CodecCost& cost,
@@ -60,7 +60,7 @@ double coding_seconds(const Spec& spec, std::int64_t numel, const comm::CodecCos
       return floats * (cost.compress + cost.accumulate + cost.compress / world + cost.decompress);
     case Way::kEveryone:
       return floats * (cost.compress + world * cost.accumulate);
-    case Way::kRing:
+    case Way::kAdded:
       break;
   }
   return floats * (cost.compress + cost.decompress);

@@ -18,9 +18,10 @@ namespace thinwire {
 // not a whim.
 double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, int world);
 
-// Seconds that so many bytes take on the wire. The exchanges' latency is left out: a bucket pays
+// Seconds that so many bytes of one rank take on the wire: of all_to_all, which is how they travel,
+// uncompressed layers beside compressed ones too. The exchanges' latency is left out: a bucket pays
 // it, whatever its layers choose. Thread-safe.
-double wire_seconds(const Spec& spec, double sent_bytes, const comm::BackendLink& link);
+double wire_seconds(double sent_bytes, const comm::BackendLink& link);
 
 // Seconds of encoding and decoding `numel` float32 elements on one of `world` ranks. Thread-safe.
 double coding_seconds(const Spec& spec, std::int64_t numel, const comm::CodecCost& cost, int world);

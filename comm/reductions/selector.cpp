@@ -22,7 +22,7 @@ struct Terms {
   double hosts;    // H
   double local;    // ranks a host
   bool scatters;   // the codec's payload can be cut
-  // Of low rank: rounds of its two all_reduces, and what of C travels in each.
+  // Of low rank: rounds of its two means, and what of C travels in each.
   double iterations;
   double factors;
 };
@@ -59,30 +59,39 @@ double leader_bytes(const Terms& t) {
   return t.scatters ? 2 * others * (t.payload / t.hosts + kFrame) : others * (t.payload + kFrame);
 }
 
-// Bytes that leave one host. A ring crosses a host's border once; messages from each to each do so
-// from every one of its ranks.
+// Bytes that leave one host: messages from each rank to each.
 double host_bytes(Strategy strategy, const Terms& t) {
   if (strategy == Strategy::kHierarchical) return leader_bytes(t);
   const double bytes = rank_bytes(strategy, t);
-  const bool ring = strategy == Strategy::kDense || strategy == Strategy::kLowRank;
-  if (ring || t.hosts == 1 || t.local == 1) return bytes;
+  if (t.hosts == 1 || t.local == 1) return bytes;
   return t.local * bytes * (t.world - t.local) / (t.world - 1);
+}
+
+// The backend's own all_reduce: bytes that one rank sends, and, since its ring crosses the border
+// of a host once, that leave a host.
+double uncompressed_bytes(const Terms& t) {
+  return 2 * (t.world - 1) / t.world * t.tensor;
+}
+
+// So many bytes travel to their owners and back (scatter_reduce.h, exact_mean.h).
+double there_and_back(double bytes, const BackendLink& link) {
+  return 2 * link.predict(Collective::kAllToAll, bytes / 2);
 }
 
 double wire_seconds(Strategy strategy, const Terms& t, const BackendLink& link) {
   const double others = t.world - 1;
+  const double bytes = rank_bytes(strategy, t);
   switch (strategy) {
     case Strategy::kDense:
-      return link.predict(Collective::kAllReduce, rank_bytes(strategy, t));
-    case Strategy::kLowRank:
-      return (2 * t.iterations - 1) * link.of(Collective::kAllReduce).alpha +
-             link.predict(Collective::kAllReduce, rank_bytes(strategy, t));
     case Strategy::kScatterReduce:
-      return 2 * link.predict(Collective::kAllToAll, rank_bytes(strategy, t) / 2);
+      return there_and_back(bytes, link);
+    case Strategy::kLowRank: {
+      const double means = 2 * t.iterations;
+      return means * there_and_back(bytes / means, link);
+    }
     case Strategy::kGatherReduce:
       // The sizes travel first.
-      return link.of(Collective::kAllGather).alpha +
-             link.predict(Collective::kAllToAll, rank_bytes(strategy, t));
+      return link.of(Collective::kAllGather).alpha + link.predict(Collective::kAllToAll, bytes);
     case Strategy::kSparse:
       return link.of(Collective::kAllGather).alpha +
              link.predict(Collective::kAllToAll, others * (t.payload / t.world + kFrame)) +
@@ -217,6 +226,9 @@ ReductionChoice select_reduction(const ReductionRequest& request) {
         request.hosts, " hosts");
   Strategies candidates =
       possible_strategies(codec, request.world, request.hosts) & request.allowed;
+  // The sum of everyone's own approximations is not PowerSGD, which approximates the mean: it sends
+  // more and trains worse, so that no speed is a reason for it.
+  if (candidates.has(Strategy::kLowRank)) candidates = {Strategy::kLowRank};
   const auto bytes = static_cast<double>(request.bytes);
   Terms t = {.tensor = bytes,
              .floats = bytes / static_cast<double>(size_of(request.dtype)) * sizeof(float),
@@ -229,11 +241,9 @@ ReductionChoice select_reduction(const ReductionRequest& request) {
              .factors = static_cast<double>(codec.factor_bytes)};
   const BackendLink* link = request.link;
   const auto ranks = static_cast<std::size_t>(request.world);
-  Terms uncompressed = t;
-  uncompressed.payload = t.tensor;
   ReductionChoice choice;
-  choice.uncompressed_cost = link ? wire_seconds(Strategy::kDense, uncompressed, *link)
-                                  : host_bytes(Strategy::kDense, uncompressed);
+  choice.uncompressed_cost =
+      link ? link->predict(Collective::kAllReduce, uncompressed_bytes(t)) : uncompressed_bytes(t);
   choice.cost = choice.uncompressed_cost;
   // Nothing travels: there is nothing to gain.
   if (request.world == 1 || request.bytes == 0) return choice;

@@ -17,11 +17,11 @@ namespace thinwire::comm {
 
 // W ranks, S bytes of tensor, C bytes of payload, H hosts; sent: bytes that one rank hands over.
 enum class Strategy {
-  kDense,          // one all_reduce: of the tensor, or of the payloads of a summable codec
+  kDense,          // a mean of the payloads of a summable codec; sent 2 (W − 1) / W · C
   kScatterReduce,  // owners of slices decode, add, encode again; sent 2 (W − 1) / W · C
   kGatherReduce,   // everyone gets every payload; sent (W − 1) · C
   kSparse,         // owners of index ranges add the entries and send the union on
-  kLowRank,        // two all_reduces of the factors; sent 2 (W − 1) / W · C; for each iteration
+  kLowRank,        // two means of the factors; sent 2 (W − 1) / W · C; for each iteration
   kHierarchical,   // uncompressed inside a host, compressed between the hosts
 };
 inline constexpr std::array kStrategies = {Strategy::kDense,        Strategy::kScatterReduce,
@@ -115,11 +115,11 @@ struct ReductionChoice {
 // where both ways take about as long; a higher one would refuse 16-bit casts, which save half.
 inline constexpr double kRequiredGain = 1.5;
 
-// The cheapest allowed way that the codec's traits permit, or "do not compress". Ties go to the
-// strategy that stands first in kStrategies. Without a link model the bytes decide, with frames
-// counted; with one the seconds, coding and decoding included and added up as if nothing
-// overlapped. Pure and thread-safe. Throws InvalidArgument for sizes below 0 and for fewer than one
-// host or fewer ranks than hosts.
+// The cheapest allowed way that the codec's traits permit, or "do not compress"; for powersgd
+// low_rank or nothing, where it is allowed. Ties go to the strategy that stands first in
+// kStrategies. Without a link model the bytes decide, with frames counted; with one the seconds,
+// coding and decoding included and added up as if nothing overlapped. Pure and thread-safe. Throws
+// InvalidArgument for sizes below 0 and for fewer than one host or fewer ranks than hosts.
 ReductionChoice select_reduction(const ReductionRequest& request);
 
 // What the codec's traits and the world permit, whatever it costs.

@@ -43,7 +43,7 @@ TEST(CandidateCosts, BytesFollowTheWayThatACodecIsAveraged) {
 TEST(CandidateCosts, SecondsOnTheWireAndInTheCodec) {
   const comm::LinkModel model = model_of(1e-8);
   const comm::BackendLink& link = model.backend("gloo");
-  EXPECT_DOUBLE_EQ(wire_seconds(spec_of("quantize(bits=4)"), 1e6, link), 1e-2);
+  EXPECT_DOUBLE_EQ(wire_seconds(1e6, link), 1e-2);
   const double floats = 4.0 * kNumel;
   const comm::CodecCost cost = {1e-10, 2e-10, 3e-10};
   EXPECT_DOUBLE_EQ(coding_seconds(spec_of("quantize(bits=4)"), kNumel, cost, 4),
@@ -89,9 +89,9 @@ TEST(CandidateCosts, ObjectiveTimeFollowsTheNetwork) {
       for (const auto& [text, error] : candidates) {
         const Spec spec = Spec::parse(text);
         const double bytes = candidate_bytes(spec, kShape, 4);
-        layer.candidates.push_back({text, bytes, error,
-                                    wire_seconds(spec, bytes, link) +
-                                        coding_seconds(spec, kNumel, codec_cost(spec, model), 4)});
+        layer.candidates.push_back(
+            {text, bytes, error,
+             wire_seconds(bytes, link) + coding_seconds(spec, kNumel, codec_cost(spec, model), 4)});
       }
       layers.push_back(layer);
     }

@@ -223,6 +223,35 @@ TEST(Selector, LowRankSendsItsFactorsInEveryIteration) {
   EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, {}).payload_bytes, 20000);
 }
 
+TEST(Selector, PowerSgdApproximatesTheMeanWhateverTheLatency) {
+  for (const double latency : {1e-6, 1e-3, 3e-2}) {
+    const BackendLink link = network(12.5e6, latency, 4);
+    ReductionRequest request = request_of("powersgd(rank=1)", 1024);
+    request.link = &link;
+    const ReductionChoice choice = select_reduction(request);
+    EXPECT_TRUE(choice.compress) << latency;
+    EXPECT_EQ(choice.strategy, Strategy::kLowRank) << latency;
+    // A caller that can do nothing else still gets it.
+    request.allowed = {Strategy::kGatherReduce};
+    EXPECT_EQ(select_reduction(request).strategy, Strategy::kGatherReduce);
+  }
+}
+
+TEST(Selector, MeansOfFactorsAndPayloadsAreAllToAlls) {
+  // A slow all_reduce takes nothing but the uncompressed way's speed.
+  BackendLink link = network(12.5e6, 1e-4, 4);
+  for (const char* spec : {"powersgd(rank=4)", "randomk(density=0.1)", "quantize(bits=4)"}) {
+    ReductionRequest request = request_of(spec, 1024);
+    request.link = &link;
+    const double before = select_reduction(request).cost;
+    BackendLink slow = link;
+    slow.collectives[static_cast<std::size_t>(Collective::kAllReduce)].alpha = 1;
+    request.link = &slow;
+    EXPECT_EQ(select_reduction(request).cost, before) << spec;
+    EXPECT_GT(select_reduction(request).uncompressed_cost, 1) << spec;
+  }
+}
+
 TEST(Selector, ForcedStrategyThatCannotWork) {
   const ReductionRequest topk = request_of("topk(density=0.01)", 64);
   try {
