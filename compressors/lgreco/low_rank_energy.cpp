@@ -10,10 +10,18 @@
 namespace thinwire::lgreco {
 namespace {
 
-constexpr std::size_t kLargestGram = 512;
-constexpr double kMostGramWork = 0x1p28;
 constexpr std::size_t kExtraColumns = 8;
 constexpr int kRounds = 2;
+
+// Multiplications of both ways: the Gram matrix and its tridiagonal form, or the products with the
+// subspace and its orthogonalisation.
+double exact_work(double size, double numel) {
+  return size * numel / 2 + 4 * size * size * size / 3;
+}
+double subspace_work(double vectors, double rows, double cols) {
+  const double products = (2 * kRounds + 1) * vectors * rows * cols;
+  return products + 2 * vectors * vectors * ((kRounds + 1) * rows + kRounds * cols);
+}
 
 // Reduces to the diagonal d and the subdiagonal e with e[k] beside d[k] and d[k + 1].
 void tridiagonalise(std::span<double> a, std::size_t n, std::vector<double>& d,
@@ -208,8 +216,10 @@ std::vector<double> low_rank_squared_errors(std::span<const float> matrix, std::
   for (float x : matrix) total += static_cast<double>(x) * x;
   check(std::isfinite(total), "the matrix holds NaN or infinity");
 
-  const double work = static_cast<double>(size) * static_cast<double>(matrix.size());
-  const bool exact = (size <= kLargestGram && work <= kMostGramWork) || vectors == size;
+  const bool exact = exact_work(static_cast<double>(size), static_cast<double>(matrix.size())) <=
+                         subspace_work(static_cast<double>(vectors), static_cast<double>(m),
+                                       static_cast<double>(n)) ||
+                     vectors == size;
   std::vector<double> energies;
   if (exact) {
     auto gram = gram_of_shorter_side(matrix, m, n);

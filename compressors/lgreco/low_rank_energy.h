@@ -18,8 +18,8 @@ std::vector<double> symmetric_eigenvalues(std::span<double> matrix, std::size_t 
 // (Eckart-Young: the sum of the squares of the other singular values). `matrix` is rows × cols,
 // row-major and finite.
 //
-// Exact where the Gram matrix of the smaller side is cheap (at most 2^28 multiplications and 512
-// rows): then tails below about 1e-15 of the total are noise. Larger matrices are estimated in a
+// Exact where that takes fewer multiplications, by the Gram matrix of the smaller side (about below
+// 100 rows or columns): then tails below about 1e-15 of the total are noise. Else estimated in a
 // random subspace of the largest rank plus eight columns, after two rounds of subspace iteration
 // (Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53, 2011,
 // algorithm 4.4). The estimate is never below the truth; of the root of the tail it was within 2 %

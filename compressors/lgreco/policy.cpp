@@ -118,7 +118,7 @@ std::string Policy::str() const {
                 ", constraint=", kConstraints[static_cast<std::size_t>(constraint)],
                 ", error=", kMeasures[static_cast<std::size_t>(measure)],
                 ", objective=", kObjectives[static_cast<std::size_t>(objective)],
-                ", period=", period, ", warmup=", warmup, ", window=", window,
+                ", period=", period, ", warmup=", warmup, ", first=", first, ", window=", window,
                 ", cap=", number_text(cap), ")");
 }
 
@@ -135,6 +135,7 @@ Policy parse_policy(const Spec& spec) {
   policy.objective = static_cast<Objective>(read.choice("objective", kObjectives, 0));
   policy.period = read.integer("period", policy.period, 1, kMostSteps);
   policy.warmup = read.integer("warmup", policy.warmup, 0, kMostSteps);
+  policy.first = read.integer("first", std::min(policy.first, policy.period), 0, kMostSteps);
   policy.window = read.integer("window", std::min(policy.window, policy.period), 1, kMostSteps);
   policy.cap = read.number("cap", policy.cap, 0, 1);
   read.finish();

@@ -25,6 +25,9 @@ struct Policy {
   std::int64_t period = 500;
   // Steps sent uncompressed at the start, while the learning rate warms up.
   std::int64_t warmup = 100;
+  // No plan is made before so many steps: gradients turn quickly in the first ones, and a plan made
+  // from them holds a training back (docs/lgreco.md).
+  std::int64_t first = 100;
   // Steps whose gradients are averaged for the curves, just before a plan is made.
   std::int64_t window = 10;
   // No candidate may lose more than this part of a layer's norm, unless the reference does; 0: no
@@ -38,7 +41,7 @@ struct Policy {
 };
 
 // `lgreco(family=quantize, reference=4, budget=1, constraint=error, error=l2, objective=bytes,
-// period=500, warmup=100, window=10, cap=0.95)`
+// period=500, warmup=100, first=100, window=10, cap=0.95)`
 //
 //   family      quantize | topk | powersgd | mixed
 //   reference   a number (bits, density, rank) or a spec of the family. Defaults: quantize 4,
@@ -50,6 +53,7 @@ struct Policy {
 //   objective   bytes | time
 //   period      1 … 10^9 steps
 //   warmup      0 … 10^9 steps
+//   first       0 … 10^9 steps; default 100, at most the period
 //   window      1 … period steps
 //   cap         in [0, 1], 0 for none
 //

@@ -8,7 +8,7 @@ Schedule::Schedule(const Policy& policy, std::int64_t least_warmup)
     : warmup_(std::max(policy.warmup, least_warmup)),
       window_(policy.window),
       period_(policy.period),
-      first_(std::max(warmup_, window_)) {
+      first_(std::max({warmup_, policy.first, window_})) {
   constexpr std::int64_t kPart = 50, kMost = 10;
   // The statistics of the next window may only be begun when the last ones have been measured.
   const std::int64_t room = (period_ - window_) / 2;

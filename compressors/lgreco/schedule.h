@@ -10,7 +10,8 @@ namespace thinwire::lgreco {
 // A pure function of the policy and the step, so that all ranks do everything at the same steps
 // without asking each other. Steps count from 0.
 //
-//   first = max(warm-up, window); plan k is made from the `window` steps before first + k · period
+//   first = max(warm-up, policy.first, window); plan k is made from the `window` steps before first
+//   + k · period
 //
 //   ... | window | first + k·period | lag steps | gather | lag steps | switch ...
 //

@@ -77,7 +77,7 @@ TEST_P(AdaptivePlanOnRanks, SwitchesToOnePlanAtTheSameSteps) {
   std::mutex mutex;
   std::set<std::string> histories;
   run_ranks(GetParam(), [&](RankContext& ctx) {
-    Trainer trainer(ctx, "lgreco(family=mixed, period=4, warmup=3, window=2)");
+    Trainer trainer(ctx, "lgreco(family=mixed, period=4, warmup=3, first=0, window=2)");
     std::string history;
     for (int step = 0; step < 14; ++step) {
       trainer.step(ctx.rank, step);
@@ -96,7 +96,8 @@ TEST_P(AdaptivePlanOnRanks, SwitchesToOnePlanAtTheSameSteps) {
 // of error feedback are by then larger than the gradients.
 TEST_P(AdaptivePlanOnRanks, SolvesForTheMeanOfTheRawGradients) {
   const int world = GetParam();
-  const std::string spec = "lgreco(family=topk, period=10, warmup=0, window=3, constraint=bytes)";
+  const std::string spec =
+      "lgreco(family=topk, period=10, warmup=0, first=0, window=3, constraint=bytes)";
   const auto policy = adaptive_compression(kLayers, spec)->policy;
   const auto expected_after = [&](std::int64_t end) {
     lgreco::CurveCosts costs;
@@ -143,8 +144,9 @@ TEST(AdaptivePlan, NothingIsLostWhenThePlanChanges) {
   std::vector<std::vector<at::Tensor>> residuals(kWorld);
   std::vector<at::Tensor> applied;
   run_ranks(kWorld, [&](RankContext& ctx) {
-    Trainer trainer(
-        ctx, "lgreco(family=topk, reference=0.1, period=6, warmup=0, window=2, constraint=bytes)");
+    Trainer trainer(ctx,
+                    "lgreco(family=topk, reference=0.1, period=6, warmup=0, first=0, window=2, "
+                    "constraint=bytes)");
     std::vector<at::Tensor> sums(kLayers.size());
     for (int step = 0; step < kSteps; ++step) {
       const comm::Bucket mean = trainer.step(ctx.rank, step);
@@ -184,7 +186,7 @@ TEST(AdaptivePlan, NothingIsLostWhenThePlanChanges) {
 
 TEST(AdaptivePlan, CountsWhatItCosts) {
   run_ranks(2, [&](RankContext& ctx) {
-    Trainer trainer(ctx, "lgreco(period=5, warmup=0, window=1)");
+    Trainer trainer(ctx, "lgreco(period=5, warmup=0, first=0, window=1)");
     for (int step = 0; step < 9; ++step) trainer.step(ctx.rank, step);
     const AdaptationSummary& summary = trainer.adaptive.summary();
     EXPECT_EQ(summary.plans, 2);
@@ -202,7 +204,7 @@ TEST(AdaptivePlan, CountsWhatItCosts) {
 
 TEST(AdaptivePlan, AModelWithoutLayersToCompressIsLeftAlone) {
   run_ranks(2, [&](RankContext& ctx) {
-    CompressionOptions options("lgreco(period=2, warmup=0, window=1)");
+    CompressionOptions options("lgreco(period=2, warmup=0, first=0, window=1)");
     options.min_numel = 1 << 20;
     const auto adaptive = adaptive_compression(kLayers, options);
     ASSERT_TRUE(adaptive.has_value());

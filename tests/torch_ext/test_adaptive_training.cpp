@@ -56,7 +56,7 @@ TEST_P(AdaptiveTraining, KeepsReplicasEqualWithEverythingElseThatDdpDoes) {
   run_ranks(GetParam(), [](RankContext& ctx) {
     auto net = std::make_shared<Net>();
     CompressionOptions compression(
-        "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=2, window=2)");
+        "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=2, first=0, window=2)");
     compression.warmup_steps = 4;
     compression.overrides = {{"second", "quantize(bits=8)"}};
     Ddp ddp(net, ctx.group,
@@ -129,7 +129,8 @@ TEST(AdaptiveTrainingTime, ObjectiveTimeTakesTheLinkModel) {
     std::vector<std::string> specs;
     run_ranks(2, [&](RankContext& ctx) {
       auto net = std::make_shared<Net>();
-      CompressionOptions compression("lgreco(objective=time, period=4, warmup=0, window=1)");
+      CompressionOptions compression(
+          "lgreco(objective=time, period=4, warmup=0, first=0, window=1)");
       compression.link_model = path.string();
       Ddp ddp(net, ctx.group, {.compression = compression});
       for (int step = 0; step < 4; ++step) {

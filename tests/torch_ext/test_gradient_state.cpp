@@ -112,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(
         "quantize(bits=2)", "quantize(bits=3, rounding=stochastic)", "topk(density=0.05)",
         "topk(density=0.05, momentum=0.9, ramp=8)", "onebit", "randomk(density=0.1)",
         "powersgd(rank=2)",
-        "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=0, window=2)"));
+        "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=0, first=0, window=2)"));
 
 TEST(GradientState, FitsAnotherWorldOnceMerged) {
   const CompressionOptions compression("topk(density=0.05)");
@@ -184,7 +184,7 @@ TEST(GradientState, MistakesOfOneRankAreToldToAll) {
 }
 
 constexpr const char* kAdaptive =
-    "lgreco(family=topk, reference=0.05, period=6, warmup=0, window=2)";
+    "lgreco(family=topk, reference=0.05, period=6, warmup=0, first=0, window=2)";
 
 TEST(GradientState, APlanNeedsItsPolicyAndLayers) {
   const std::pair<const char*, const char*> mistakes[] = {

@@ -142,18 +142,22 @@ TEST(LowRank, TailsAreThoseOfTheSpectrum) {
 }
 
 TEST(LowRank, EstimatesOfLargeMatricesAreAboveAndNearTheTruth) {
-  for (double decay : {0.0, 0.5, 1.0}) {
-    std::vector<double> s(520);
-    for (std::size_t k = 0; k < s.size(); ++k) s[k] = std::pow(static_cast<double>(k + 1), -decay);
-    const auto matrix = with_singular_values(520, 530, s);
-    const std::vector<std::int64_t> ranks = {1, 4, 16};
-    const auto errors = low_rank_squared_errors(matrix, 520, 530, ranks);
-    for (std::size_t i = 0; i < ranks.size(); ++i) {
-      double tail = 0;
-      for (auto k = static_cast<std::size_t>(ranks[i]); k < s.size(); ++k) tail += s[k] * s[k];
-      const double ratio = std::sqrt(errors[i] / tail);
-      EXPECT_GT(ratio, 1 - 1e-6) << "decay " << decay << ", rank " << ranks[i];
-      EXPECT_LT(ratio, 1.02) << "decay " << decay << ", rank " << ranks[i];
+  for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{520, 530}, {150, 420}}) {
+    for (const double decay : {0.0, 0.5, 1.0}) {
+      std::vector<double> s(static_cast<std::size_t>(rows));
+      for (std::size_t k = 0; k < s.size(); ++k)
+        s[k] = std::pow(static_cast<double>(k + 1), -decay);
+      const auto matrix =
+          with_singular_values(static_cast<std::size_t>(rows), static_cast<std::size_t>(cols), s);
+      const std::vector<std::int64_t> ranks = {1, 4, 16};
+      const auto errors = low_rank_squared_errors(matrix, rows, cols, ranks);
+      for (std::size_t i = 0; i < ranks.size(); ++i) {
+        double tail = 0;
+        for (auto k = static_cast<std::size_t>(ranks[i]); k < s.size(); ++k) tail += s[k] * s[k];
+        const double ratio = std::sqrt(errors[i] / tail);
+        EXPECT_GT(ratio, 1 - 1e-6) << rows << " rows, decay " << decay << ", rank " << ranks[i];
+        EXPECT_LT(ratio, 1.02) << rows << " rows, decay " << decay << ", rank " << ranks[i];
+      }
     }
   }
 }
@@ -232,10 +236,10 @@ TEST(Curves, RefusesWhatIsNotFinite) {
 TEST(Policy, DefaultsAndEveryParameter) {
   EXPECT_EQ(parse_policy(Spec::parse("lgreco")).str(),
             "lgreco(family=quantize, reference=quantize(bits=4), budget=1, constraint=error, "
-            "error=l2, objective=bytes, period=500, warmup=100, window=10, cap=0.95)");
+            "error=l2, objective=bytes, period=500, warmup=100, first=100, window=10, cap=0.95)");
   const Policy policy = parse_policy(Spec::parse(
       "lgreco(family=powersgd, reference=32, budget=1.5, constraint=bytes, error=l2_squared, "
-      "objective=time, period=50, warmup=0, window=5, cap=0.5)"));
+      "objective=time, period=50, warmup=0, first=5, window=5, cap=0.5)"));
   EXPECT_EQ(policy.reference.str(), "powersgd(rank=32)");
   EXPECT_EQ(policy.allocation().max_relative_error, 0.25);
   EXPECT_EQ(parse_policy(Spec::parse(policy.str())).str(), policy.str());

@@ -23,7 +23,7 @@ std::vector<std::int64_t> steps_where(std::int64_t steps, const auto& predicate)
 using Steps = std::vector<std::int64_t>;
 
 TEST(Schedule, TheFirstPlanFollowsTheWarmUp) {
-  const Schedule s = schedule_of("period=100, warmup=30, window=3");
+  const Schedule s = schedule_of("period=100, warmup=30, first=0, window=3");
   EXPECT_EQ(s.warmup(), 30);
   EXPECT_EQ(s.first(), 30);
   EXPECT_EQ(s.lag(), 2);
@@ -36,10 +36,19 @@ TEST(Schedule, TheFirstPlanFollowsTheWarmUp) {
 }
 
 TEST(Schedule, WithoutWarmUpTheFirstPlanFollowsTheFirstWindow) {
-  const Schedule s = schedule_of("period=50, warmup=0, window=5");
+  const Schedule s = schedule_of("period=50, warmup=0, first=0, window=5");
   EXPECT_EQ(s.warmup(), 0);
   EXPECT_EQ(steps_where(20, [&](auto x) { return s.observes(x); }), (Steps{0, 1, 2, 3, 4}));
   EXPECT_EQ(steps_where(60, [&](auto x) { return s.switches_before(x); }), (Steps{7, 57}));
+}
+
+TEST(Schedule, TheFirstPlanWaitsForRepresentativeGradients) {
+  EXPECT_EQ(schedule_of("warmup=0").first(), 100);
+  EXPECT_EQ(schedule_of("warmup=0, period=60").first(), 60);
+  EXPECT_EQ(schedule_of("warmup=0, first=20").first(), 20);
+  EXPECT_EQ(schedule_of("warmup=0, first=20, window=30").first(), 30);
+  EXPECT_EQ(schedule_of("warmup=40, first=20").first(), 40);
+  EXPECT_EQ(schedule_of("first=20", 500).first(), 500);
 }
 
 TEST(Schedule, TheProgramsWarmUpCountsWhereItIsLonger) {
@@ -50,7 +59,7 @@ TEST(Schedule, TheProgramsWarmUpCountsWhereItIsLonger) {
 TEST(Schedule, EveryWindowIsMeasuredBeforeTheNextOneOpens) {
   for (const std::int64_t period : {1, 2, 3, 5, 20, 500}) {
     for (std::int64_t window = 1; window <= period; window = 2 * window + 1) {
-      const Schedule s = schedule_of("warmup=0, period=" + std::to_string(period) +
+      const Schedule s = schedule_of("warmup=0, first=0, period=" + std::to_string(period) +
                                      ", window=" + std::to_string(window));
       // Within a step: gather, switch, then perhaps a new window, observing, closing.
       bool measuring = false, solving = false;
