@@ -44,21 +44,29 @@ torch::Tensor shard(std::int64_t images, const launch::World& world, std::int64_
       .contiguous();
 }
 
-double evaluate(Classifier& model, const ImageSet& set, const launch::World& world) {
+struct Evaluation {
+  double accuracy = 0;  // 0 to 1
+  double loss = 0;      // mean cross entropy, in nats
+};
+
+Evaluation evaluate(Classifier& model, const ImageSet& set, const launch::World& world) {
   torch::NoGradGuard no_grad;
   model.eval();
   const std::int64_t images = set.labels.size(0);
-  torch::Tensor correct = torch::zeros({1}, torch::kLong);
+  torch::Tensor sums = torch::zeros({2}, torch::kDouble);  // correct images, loss
   for (const auto& indices : share_of_rank(world, images).split(500)) {
     const auto scores = model.forward(set.images.index_select(0, indices));
-    correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
+    const auto labels = set.labels.index_select(0, indices);
+    sums[0] += scores.argmax(1).eq(labels).sum();
+    sums[1] += torch::cross_entropy_loss(scores, labels, {}, at::Reduction::Sum);
   }
-  std::vector<torch::Tensor> tensors = {correct};
+  std::vector<torch::Tensor> tensors = {sums};
   if (world.size() > 1) {
     comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
   }
   model.train();
-  return correct.item<double>() / static_cast<double>(images);
+  sums /= static_cast<double>(images);
+  return {sums[0].item<double>(), sums[1].item<double>()};
 }
 
 // The learning rate of the step after `done` of `all` steps.
@@ -115,6 +123,7 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
 
   CompressionOptions compression(options.compression);
   compression.seed = options.seed;
+  compression.min_numel = options.min_numel;
   compression.warmup_steps = options.warmup_steps;
   compression.link_model = options.link_model;
   DistributedDataParallel ddp(model, world.group(),
@@ -139,12 +148,14 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
   // The clock stands still while the model is tested.
   const auto test_model = [&](const char* event, std::int64_t steps_of_loss) {
     result.train_seconds += seconds_since(began);
-    result.test_accuracy = evaluate(*model, test, world);
+    const Evaluation evaluation = evaluate(*model, test, world);
+    result.test_accuracy = evaluation.accuracy;
     if (log) {
       MetricFields fields = {{"epoch", std::int64_t{result.epochs}},
                              {"step", done},
                              {"train_loss", loss_sum / static_cast<double>(steps_of_loss)},
                              {"test_accuracy", result.test_accuracy},
+                             {"test_loss", evaluation.loss},
                              {"train_seconds", result.train_seconds}};
       const MetricFields traffic = traffic_fields(ddp.summary());
       fields.insert(fields.end(), traffic.begin(), traffic.end());

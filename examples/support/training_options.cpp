@@ -40,6 +40,10 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
   app.add_option("--warmup-steps", options.warmup_steps, "First steps that are sent uncompressed")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--min-numel", options.min_numel,
+                 "Matrices of fewer elements are sent uncompressed; 1: none of them")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--bucket-cap-mb", options.bucket_cap_mb, "Size of a gradient bucket in MiB")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

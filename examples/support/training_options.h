@@ -25,6 +25,7 @@ struct TrainingOptions {
   double momentum = 0.9;
   std::uint64_t seed = 1;
   std::int64_t warmup_steps = 0;
+  std::int64_t min_numel = 1024;  // of a parameter that is compressed
   double bucket_cap_mb = 25;
   std::int64_t train_samples = 0;  // 0: all
   std::int64_t test_samples = 0;   // 0: all

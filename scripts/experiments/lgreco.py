@@ -5,7 +5,10 @@
 
 saving       dense, uniform, adaptive at the uniform setting's error, and uniform at the bytes of
              the adaptive run: what is saved, and what the saving is worth.
-equal-bytes  uniform and adaptive at equal bytes, paired over seeds.
+equal-bytes  uniform and adaptive at equal bytes, paired over seeds; beside them the uniform setting
+             with the rule that leaves small matrices uncompressed.
+
+All matrices are compressed, as in the paper; vectors are not.
 
 Every run's log is kept in results/lgreco and is not repeated; the tables also go to
 results/lgreco/*.json. --quick: a few steps of everything, to see that it works.
@@ -38,7 +41,7 @@ class Setting:
     folder: pathlib.Path
     quick: bool
 
-    def train(self, model, compression, seed, steps, batch=16, period=100):
+    def train(self, model, compression, seed, steps, period=100, min_numel=1):
         """A run's summary. `period` puts the plans at the same places for every length."""
         if self.quick:
             steps, period = 24, 8
@@ -46,7 +49,7 @@ class Setting:
         if compression.startswith("lgreco("):
             compression = f"{compression[:-1]}, {schedule})"
         options = {"model": model, "compression": compression, "seed": seed, "steps": steps,
-                   "batch_size": batch, "lr": 0.05}
+                   "batch_size": 16, "lr": 0.05, "min_numel": min_numel}
         if self.quick:
             options |= {"train_samples": 2000, "test_samples": 500}
         return runs.summary(*runs.train(self.build, self.folder, options))
@@ -119,34 +122,39 @@ def saving(setting, seeds, full):
 
 def equal_bytes(setting, seeds):
     steps = 400
-    table = [["family and measure", "KB uniform", "KB adaptive", "uniform %", "adaptive %",
-              "difference", "+-", "better in", "loss difference", "+-"]]
+    table = [["setting", "KB", "KB, all layers", "accuracy %", "to uniform", "+-", "better in",
+              "test loss", "to uniform", "+-", "better in"]]
     results = []
+
+    def add(name, group, base):
+        def mean(key):
+            return runs.mean_and_error([run[key] for run in group])[0]
+
+        row = [name, kilobytes(mean("bytes")), kilobytes(mean("all_bytes"))]
+        for key, digits, sign in (("accuracy", 2, 1), ("loss", 4, -1)):
+            gains = [run[key] - plain[key] for run, plain in zip(group, base)]
+            gain, error = runs.mean_and_error(gains)
+            row.append(f"{mean(key):.{digits}f}")
+            row += ["", "", ""] if group is base else [
+                f"{gain:+.{digits}f}", "-" if error is None else f"{error:.{digits}f}",
+                f"{sum(sign * value > 0 for value in gains)} of {len(gains)}"]
+        table.append(row)
+        results.append({"setting": name, "runs": group})
+
     for uniform, arguments in (("topk(density=0.0026)", "family=topk, reference=0.0026"),
                                ("powersgd(rank=2)", "family=powersgd, reference=2")):
+        base = [setting.train("resnet20", uniform, seed, steps) for seed in seeds]
+        add(uniform, base, base)
         for measure in ("l2", "l2_squared"):
             spec = f"lgreco({arguments}, constraint=bytes, error={measure})"
-            pairs = [(setting.train("resnet20", uniform, seed, steps),
-                      setting.train("resnet20", spec, seed, steps)) for seed in seeds]
-            gains = [adaptive["accuracy"] - plain["accuracy"] for plain, adaptive in pairs]
-            losses = [adaptive["loss"] - plain["loss"] for plain, adaptive in pairs]
-            gain, gain_error = runs.mean_and_error(gains)
-            loss, loss_error = runs.mean_and_error(losses)
-
-            def mean(key, which):
-                return runs.mean_and_error([pair[which][key] for pair in pairs])[0]  # pylint: disable=cell-var-from-loop
-            table.append([
-                f"{uniform} {measure}", kilobytes(mean("bytes", 0)), kilobytes(mean("bytes", 1)),
-                f"{mean('accuracy', 0):.2f}", f"{mean('accuracy', 1):.2f}", f"{gain:+.2f}",
-                "-" if gain_error is None else f"{gain_error:.2f}",
-                f"{sum(value > 0 for value in gains)} of {len(gains)}", f"{loss:+.4f}",
-                "-" if loss_error is None else f"{loss_error:.4f}"])
-            results.append({"uniform": uniform, "adaptive": spec,
-                            "pairs": [{"uniform": plain, "adaptive": adaptive}
-                                      for plain, adaptive in pairs]})
+            add(f"  L-GreCo, {measure}",
+                [setting.train("resnet20", spec, seed, steps) for seed in seeds], base)
+        add("  uniform, small matrices uncompressed",
+            [setting.train("resnet20", uniform, seed, steps, min_numel=1024) for seed in seeds],
+            base)
     runs.print_table(table)
-    print("KB: sent a step by one rank for the layers that may be compressed; +-: standard error "
-          "of the\npaired difference over the seeds")
+    print("KB: sent a step by one rank for the layers that are compressed; to uniform: paired by "
+          "seed,\n+- the standard error of that difference")
     return results
 
 

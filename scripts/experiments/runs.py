@@ -94,7 +94,8 @@ def train(build, folder, options):
 def summary(lines, plan):
     """What the tables need of a run."""
     result, test = lines[-1], lines[-2]
-    return {"accuracy": 100 * result["test_accuracy"], "loss": test["train_loss"],
+    return {"accuracy": 100 * result["test_accuracy"], "loss": test["test_loss"],
+            "train_loss": test["train_loss"],
             "bytes": test["compressed_wire_bytes_per_step"],
             "dense_bytes": test["compressed_dense_bytes_per_step"],
             "all_bytes": result["wire_bytes_per_step"],

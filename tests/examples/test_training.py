@@ -87,6 +87,15 @@ class Training(training.TrainingTest):
         ratio = result["dense_bytes_per_step"] / result["wire_bytes_per_step"]
         self.assertAlmostEqual(ratio, 1, delta=0.001)
 
+    def test_matrices_below_the_least_size_are_sent_uncompressed(self):
+        most = self.train(by_hand(2), min_numel=1)
+        some = self.train(by_hand(2), min_numel=784 * 512)
+        none = self.train(by_hand(2), min_numel=784 * 512 + 1)
+        sizes = [result["wire_bytes_per_step"] for result in (most, some, none)]
+        self.assertLess(sizes[0], sizes[1])
+        self.assertLess(sizes[1], sizes[2])
+        self.assertAlmostEqual(sizes[2] / none["dense_bytes_per_step"], 1, delta=0.001)
+
 
 if __name__ == "__main__":
     unittest.main()
