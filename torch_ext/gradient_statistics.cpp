@@ -4,18 +4,25 @@
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <functional>
 #include <numeric>
 
 #include "thinwire/comm/failure.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/cast.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire {
 namespace {
 
-// Elements of the messages to all ranks together: 4 MiB each way, whatever the number of ranks.
+// Elements of the messages to all ranks together: 2 MiB each way, whatever the number of ranks.
 constexpr std::size_t kMessageElements = std::size_t{1} << 20;
+
+// Sums travel in bfloat16: curves do not notice its 0.2 %, and its range is that of float32.
+const kernels::CastFormat& wire_format() {
+  return kernels::cast_formats().front();
+}
 
 }  // namespace
 
@@ -98,28 +105,33 @@ std::uint64_t GradientStatistics::exchange(c10d::ProcessGroup& group, std::uint6
       return begin < size ? std::min(piece, size - begin) : 0;
     };
     const auto numbers = [](std::size_t n) { return static_cast<std::int64_t>(n); };
-    at::Tensor send = at::empty({numbers(piece * world)}, at::kFloat);
-    at::Tensor receive = at::empty({numbers(piece * world)}, at::kFloat);
+    const kernels::CastFormat& format = wire_format();
+    at::Tensor send = at::empty({numbers(format.bytes(piece * world))}, at::kByte);
+    at::Tensor receive = at::empty({numbers(format.bytes(piece * world))}, at::kByte);
+    std::vector<float> theirs(piece);
     for (std::size_t begin = 0; begin < largest; begin += piece) {
       std::vector<std::int64_t> send_splits, receive_splits;
-      auto* out = send.mutable_data_ptr<float>();
+      const std::size_t mine = piece_of(me, begin);
+      auto* out = static_cast<std::byte*>(send.mutable_data_ptr());
       for (std::size_t owner = 0; owner < world; ++owner) {
         const std::size_t count = piece_of(owner, begin);
-        out = std::copy_n(sums_.data() + region_begin_[owner] + begin, count, out);
-        send_splits.push_back(numbers(count));
-        receive_splits.push_back(numbers(piece_of(me, begin)));
-        if (owner != me) sent += count * sizeof(float);
+        format.encode(sums_.data() + region_begin_[owner] + begin, count, out);
+        out += format.bytes(count);
+        send_splits.push_back(numbers(format.bytes(count)));
+        receive_splits.push_back(numbers(format.bytes(mine)));
+        if (owner != me) sent += format.bytes(count);
       }
-      const std::size_t mine = piece_of(me, begin);
-      at::Tensor input = send.narrow(0, 0, out - send.const_data_ptr<float>());
-      at::Tensor output = receive.narrow(0, 0, numbers(mine * world));
+      const auto* first = static_cast<const std::byte*>(send.const_data_ptr());
+      at::Tensor input = send.narrow(0, 0, out - first);
+      at::Tensor output = receive.narrow(0, 0, numbers(format.bytes(mine) * world));
       comm::wait(group, group.alltoall_base(output, input, receive_splits, send_splits),
                  "exchange of the gradients' statistics", sequence);
-      const float* theirs = receive.const_data_ptr<float>();
+      const auto* in = static_cast<const std::byte*>(receive.const_data_ptr());
       float* sum = sums_.data() + region_begin_[me] + begin;
-      std::copy_n(theirs, mine, sum);
+      format.decode(in, mine, sum);
       for (std::size_t rank = 1; rank < world; ++rank) {
-        for (std::size_t i = 0; i < mine; ++i) sum[i] += theirs[rank * mine + i];
+        format.decode(in + rank * format.bytes(mine), mine, theirs.data());
+        for (std::size_t i = 0; i < mine; ++i) sum[i] += theirs[i];
       }
     }
   }

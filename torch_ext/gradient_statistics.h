@@ -15,10 +15,10 @@
 namespace thinwire {
 
 // Adds up the local gradients of some layers, step after step, and averages them over the ranks in
-// one exchange. Each layer has an owner, which alone gets its mean and measures its curve: half the
-// bytes of an all-reduce, and 1 / W of the work for each rank. Memory: one float32 copy of the
-// layers, and during the exchange messages of about 8 MiB. Not thread-safe, but the means may be
-// read from another thread between exchange() and reset().
+// one exchange. Each layer has an owner, which alone gets its mean and measures its curve: a
+// quarter of the bytes of an all-reduce, and 1 / W of the work for each rank. Memory: one float32
+// copy of the layers, and during the exchange messages of about 4 MiB. Not thread-safe, but the
+// means may be read from another thread between exchange() and reset().
 class GradientStatistics {
  public:
   // Equal `layers` on all ranks. Owners get about equally many elements each.
@@ -32,8 +32,9 @@ class GradientStatistics {
   // Ends one step: the mean divides by the number of steps.
   void finish_step() { ++steps_; }
 
-  // Sums over the ranks in rank order, in float32, so that the mean depends on nothing but the
-  // gradients. Collective; `sequence` is for messages. Returns the bytes that this rank sent.
+  // Rounds every rank's sums to bfloat16, the owner's too, and adds them in rank order in float32,
+  // so that the mean depends on nothing but the gradients. Collective; `sequence` is for messages.
+  // Returns the bytes that this rank sent.
   std::uint64_t exchange(c10d::ProcessGroup& group, std::uint64_t sequence);
 
   const std::vector<LayerInfo>& layers() const { return layers_; }
