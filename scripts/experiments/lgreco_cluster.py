@@ -84,18 +84,15 @@ class Bench:
         words = runs.slug({"compression": name, "seed": seed, **depends, **TRAINING,
                            **self.options})
         log = self.folder / f"{words}-{'hosts' if network else 'local'}.jsonl"
-        lines = runs.read_log(log)
-        if lines is None:
-            command = self.command(name, rate, seed, f"{log}.partial")
+
+        def run(partial):
+            command = self.command(name, rate, seed, partial)
             if network:
                 self.on_hosts(rate, command, name)
             else:
-                port = runs.free_port()
-                runs.start_and_wait([(command, runs.rank_environment(rank, port))
-                                     for rank in range(HOSTS)], name)
-            os.replace(f"{log}.partial", log)
-            lines = runs.read_log(log)
-        return [line for line in lines if line["event"] in ("test", "epoch")]
+                runs.start_ranks(command, name)
+
+        return [line for line in runs.kept(log, run) if line["event"] in ("test", "epoch")]
 
 
 def steps_to(tests, target):

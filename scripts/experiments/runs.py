@@ -42,6 +42,18 @@ def read_log(path):
     return lines if lines and lines[-1].get("event") == "result" else None
 
 
+def kept(log, run):
+    """The lines of a finished run's log; where there is none, `run` is to write it to the file that
+    it is given."""
+    lines = read_log(log)
+    if lines is None:
+        partial = f"{log}.partial"
+        run(partial)
+        os.replace(partial, log)
+        lines = read_log(log)
+    return lines
+
+
 def arguments_of(options):
     return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
 
@@ -72,22 +84,26 @@ def start_and_wait(commands_and_environments, what):
         raise RunError(f"{what}: " + "\n".join(text.strip()[-2000:] for text in outputs))
 
 
+def start_ranks(command, what):
+    """Runs the command as RANKS ranks of this machine, to the end."""
+    port = free_port()
+    start_and_wait([(command, rank_environment(rank, port)) for rank in range(RANKS)], what)
+
+
 def train(build, folder, options):
     """Trains on RANKS ranks of this machine over Gloo, or reads the log of an earlier time.
     Returns (log lines, plan or None)."""
     folder.mkdir(parents=True, exist_ok=True)
     name = slug(options)
     log, plan = folder / f"{name}.jsonl", folder / f"{name}.plan.json"
-    lines = read_log(log)
-    if lines is None:
+
+    def run(partial):
         began = time.monotonic()
-        command = [str(build / "bin" / "train_fashion_mnist"), "--backend=gloo", "--threads=1",
-                   f"--log={log}.partial", f"--plan={plan}", *arguments_of(options)]
-        port = free_port()
-        start_and_wait([(command, rank_environment(rank, port)) for rank in range(RANKS)], name)
-        os.replace(f"{log}.partial", log)
-        lines = read_log(log)
+        start_ranks([str(build / "bin" / "train_fashion_mnist"), "--backend=gloo", "--threads=1",
+                     f"--log={partial}", f"--plan={plan}", *arguments_of(options)], name)
         print(f"  {name}: {time.monotonic() - began:.0f} s", flush=True)
+
+    lines = kept(log, run)
     return lines, json.loads(plan.read_text()) if plan.exists() else None
 
 
