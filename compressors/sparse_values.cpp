@@ -75,6 +75,13 @@ void read_values(const std::byte* in, ValueType type, std::span<float> values) {
   }
 }
 
+float stored(float value, ValueType type) {
+  std::array<std::byte, sizeof(float)> bytes;
+  write_values(std::span(&value, 1), type, bytes.data());
+  read_values(bytes.data(), type, std::span(&value, 1));
+  return value;
+}
+
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
              const TensorView& output, WriteMode mode) {
   if (mode == WriteMode::kAssign && output.numel > 0) std::memset(output.data, 0, output.bytes());

@@ -26,6 +26,8 @@ std::size_t size_of(ValueType type);
 // finite value, so that only what was not finite decodes to something that is not.
 void write_values(std::span<const float> values, ValueType type, std::byte* out);
 void read_values(const std::byte* in, ValueType type, std::span<float> values);
+// What read_values() gives back for a value.
+float stored(float value, ValueType type);
 
 // output[indices[j]] = or += values[j]; with kAssign all other elements become zero.
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <optional>
 
 #include "thinwire/compressors/codec_checks.h"
 #include "thinwire/compressors/index_coder.h"
@@ -26,12 +25,12 @@ double standard_deviation(std::span<const float> values) {
 
 class Ternary final : public SparseCodec {
  public:
-  Ternary(double density, std::optional<double> alpha)
-      : SparseCodec("ternary"), density_(density), alpha_(alpha) {}
+  explicit Ternary(const TernaryOptions& options) : SparseCodec("ternary"), options_(options) {}
 
   std::string spec() const override {
-    return concat("ternary(density=", number_text(density_),
-                  alpha_ ? concat(", scale=std, alpha=", number_text(*alpha_)) : "", ")");
+    return concat("ternary(density=", number_text(options_.density),
+                  options_.alpha ? concat(", scale=std, alpha=", number_text(*options_.alpha)) : "",
+                  ")");
   }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
@@ -48,8 +47,9 @@ class Ternary final : public SparseCodec {
     auto& values = sent.values;
     double sum = 0;
     for (const float value : values) sum += std::abs(static_cast<double>(value));
-    const auto scale = static_cast<float>(alpha_ ? *alpha_ * standard_deviation(x)
-                                                 : sum / static_cast<double>(values.size()));
+    const auto scale =
+        static_cast<float>(options_.alpha ? *options_.alpha * standard_deviation(x)
+                                          : sum / static_cast<double>(values.size()));
     std::memcpy(output.data(), &scale, sizeof scale);
     std::size_t size = sizeof scale;
     size += encode_indices(sent.indices, x.size(), output.subspan(size));
@@ -91,24 +91,29 @@ class Ternary final : public SparseCodec {
 
  private:
   std::size_t kept(std::int64_t numel) const {
-    return static_cast<std::size_t>(kept_count(density_, numel));
+    return static_cast<std::size_t>(kept_count(options_.density, numel));
   }
 
-  double density_;
-  std::optional<double> alpha_;  // nullopt: the mean magnitude of the kept
+  TernaryOptions options_;
 };
 
 }  // namespace
 
-CodecPtr make_ternary(const Spec& spec) {
+TernaryOptions ternary_options(const Spec& spec) {
   SpecReader read(spec);
-  const double density = read.number("density", 0.01, 0, 1, true);
+  TernaryOptions options;
+  options.density = read.number("density", options.density, 0, 1, true);
   const bool by_deviation = read.choice("scale", {"mean", "std"}, 0) == 1;
   const double alpha = read.number("alpha", 1, 0, 1e6, true);
   check(by_deviation || !read.has("alpha"), "'", spec.str(),
         "': alpha counts standard deviations, so it needs scale=std");
   read.finish();
-  return std::make_shared<Ternary>(density, by_deviation ? std::optional(alpha) : std::nullopt);
+  if (by_deviation) options.alpha = alpha;
+  return options;
+}
+
+CodecPtr make_ternary(const Spec& spec) {
+  return std::make_shared<Ternary>(ternary_options(spec));
 }
 
 }  // namespace thinwire

@@ -13,12 +13,23 @@
 // arXiv 2311.13171.
 #pragma once
 
+#include <optional>
+
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/codec.h"
 
 namespace thinwire {
 
-// `ternary(density=0.01, scale=mean|std, alpha=1)`; alpha needs scale=std.
+struct TernaryOptions {
+  // Fraction of the entries that is kept, in (0, 1].
+  double density = 0.01;
+  // Standard deviations in the scale; none: the mean magnitude of the kept.
+  std::optional<double> alpha;
+};
+
+// `ternary(density=0.01, scale=mean|std, alpha=1)`; alpha needs scale=std. Throws InvalidArgument
+// for anything else.
+TernaryOptions ternary_options(const Spec& spec);
 CodecPtr make_ternary(const Spec& spec);
 
 }  // namespace thinwire

@@ -103,14 +103,18 @@ CodecPtr make_topk(const TopkOptions& options) {
   return std::make_shared<Topk>(options);
 }
 
-CodecPtr make_topk(const Spec& spec) {
+TopkOptions topk_options(const Spec& spec) {
   SpecReader read(spec);
   TopkOptions options;
   options.density = read.number("density", options.density, 0, 1, true);
   options.sampled = read.choice("select", {"exact", "sampled"}, 0) == 1;
   options.values = static_cast<ValueType>(read.choice("values", {"fp32", "fp16", "bf16"}, 0));
   read.finish();
-  return make_topk(options);
+  return options;
+}
+
+CodecPtr make_topk(const Spec& spec) {
+  return make_topk(topk_options(spec));
 }
 
 }  // namespace thinwire

@@ -25,7 +25,9 @@ struct TopkOptions {
   ValueType values = ValueType::kFloat32;
 };
 
-// `topk(density=0.01, select=exact|sampled, values=fp32|fp16|bf16)`
+// `topk(density=0.01, select=exact|sampled, values=fp32|fp16|bf16)`. Throws InvalidArgument for
+// anything else.
+TopkOptions topk_options(const Spec& spec);
 CodecPtr make_topk(const Spec& spec);
 // Throws InvalidArgument for a density outside (0, 1].
 CodecPtr make_topk(const TopkOptions& options);

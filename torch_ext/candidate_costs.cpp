@@ -22,7 +22,7 @@ enum class Way { kOwners, kEveryone, kAdded };
 
 Way way_of(const Spec& spec) {
   if (spec.name == "powersgd" || spec.name == "identity") return Way::kAdded;
-  return spec.name == "topk" ? Way::kEveryone : Way::kOwners;
+  return spec.name == "topk" || spec.name == "ternary" ? Way::kEveryone : Way::kOwners;
 }
 
 // Seconds of the fastest of a few calls.
@@ -70,7 +70,7 @@ comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model) {
   if (spec.name == "identity") return {};
   if (const auto* cost = model.codec(make_codec(spec)->spec())) return *cost;
   const auto size_of = [](const Spec& of) { return std::log(lgreco::parameter_value(of)); };
-  const bool has_size = spec.name == "quantize" || spec.name == "topk" || spec.name == "powersgd";
+  const bool has_size = lgreco::has_parameter(spec);
   const comm::CodecCost* nearest = nullptr;
   double least = std::numeric_limits<double>::infinity();
   for (const auto& [text, cost] : model.codecs) {

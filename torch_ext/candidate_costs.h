@@ -13,9 +13,9 @@
 namespace thinwire {
 
 // Bytes that one rank sends for a layer, without frames: uncompressed and quantised layers
-// 2 (W − 1) / W times their payload, powersgd's factors as much, topk's entries W − 1 times. Whole,
-// rounded up. One rank alone sends nothing; it is given the bytes of two, so that its plan is
-// not a whim.
+// 2 (W − 1) / W times their payload, powersgd's factors as much, the entries of topk and ternary
+// W − 1 times. Whole, rounded up. One rank alone sends nothing; it is given the bytes of two, so
+// that its plan is not a whim.
 double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, int world);
 
 // Seconds that so many bytes of one rank take on the wire: of all_to_all, which is how they travel,

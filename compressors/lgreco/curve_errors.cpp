@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <numeric>
+#include <cmath>
+#include <map>
 
 #include "thinwire/common/error.h"
 
@@ -22,11 +23,38 @@ double square(float x) {
   return static_cast<double>(x) * x;
 }
 
-struct Bin {
+// Sums over a set of entries.
+struct Sums {
   std::int64_t count = 0;
+  double magnitude = 0;
   double energy = 0;
-  std::vector<std::uint32_t> members;  // magnitudes, only where a threshold falls into the bin
+  double rounding = 0;  // squared error of storing the entries
+
+  void add(float x, ValueType values) {
+    ++count;
+    magnitude += std::abs(static_cast<double>(x));
+    energy += square(x);
+    if (values != ValueType::kFloat32) rounding += square(x - stored(x, values));
+  }
+  void add(const Sums& other) {
+    count += other.count;
+    magnitude += other.magnitude;
+    energy += other.energy;
+    rounding += other.rounding;
+  }
 };
+
+SelectionErrors errors_of(const Sums& dropped, const Sums& kept) {
+  SelectionErrors errors{dropped.energy, dropped.energy + kept.rounding, dropped.energy};
+  if (kept.count > 0) {
+    // The scale travels as float32.
+    const double scale = static_cast<float>(kept.magnitude / static_cast<double>(kept.count));
+    const double rest =
+        kept.energy + scale * (scale * static_cast<double>(kept.count) - 2 * kept.magnitude);
+    errors.ternary += std::max(rest, 0.0);
+  }
+  return errors;
+}
 
 // Elements that all codecs see before the next ones are read from memory.
 constexpr std::int64_t kPiece = 16384;
@@ -49,16 +77,13 @@ double difference(std::span<const float> a, std::span<const float> b) {
 
 }  // namespace
 
-std::vector<double> topk_squared_errors(std::span<const float> gradient,
-                                        std::span<const std::int64_t> counts) {
-  std::vector<Bin> bins(kBins);
-  for (float x : gradient) {
-    Bin& bin = bins[magnitude_bits(x) >> kBinShift];
-    ++bin.count;
-    bin.energy += square(x);
-  }
+std::vector<SelectionErrors> selection_squared_errors(std::span<const float> gradient,
+                                                      std::span<const std::int64_t> counts,
+                                                      ValueType values) {
+  std::vector<Sums> bins(kBins);
+  for (float x : gradient) bins[magnitude_bits(x) >> kBinShift].add(x, values);
   check(std::all_of(bins.begin() + (0x7F800000u >> kBinShift), bins.end(),
-                    [](const Bin& bin) { return bin.count == 0; }),
+                    [](const Sums& bin) { return bin.count == 0; }),
         "the gradient holds NaN or infinity");
 
   // The bin in which each count's last kept entry lies, and how many of it are kept.
@@ -68,6 +93,7 @@ std::vector<double> topk_squared_errors(std::span<const float> gradient,
     std::size_t below = 0;
   };
   std::vector<Cut> cuts;
+  std::map<std::size_t, std::vector<std::uint32_t>> members;  // magnitudes in the bins of cuts
   std::vector<bool> wanted(kBins, false);
   for (std::int64_t count : counts) {
     Cut cut{kBins, 0, kBins};
@@ -82,21 +108,25 @@ std::vector<double> topk_squared_errors(std::span<const float> gradient,
   }
   for (float x : gradient) {
     const std::uint32_t bits = magnitude_bits(x);
-    if (wanted[bits >> kBinShift]) bins[bits >> kBinShift].members.push_back(bits);
+    if (wanted[bits >> kBinShift]) members[bits >> kBinShift].push_back(bits);
   }
   // Non-negative floats are ordered as their bits.
-  for (Bin& bin : bins) std::sort(bin.members.begin(), bin.members.end());
+  for (auto& [bin, bits] : members) std::sort(bits.begin(), bits.end());
 
-  std::vector<double> errors;
+  std::vector<SelectionErrors> errors;
   for (const Cut& cut : cuts) {
-    double sum = 0;
-    for (std::size_t b = 0; b < cut.below; ++b) sum += bins[b].energy;
-    if (cut.bin < kBins) {
-      const auto& members = bins[cut.bin].members;
-      const auto dropped = members.size() - static_cast<std::size_t>(cut.kept);
-      for (std::size_t i = 0; i < dropped; ++i) sum += square(std::bit_cast<float>(members[i]));
+    Sums dropped, kept;
+    for (std::size_t b = 0; b < kBins; ++b) {
+      if (b != cut.bin) (b < cut.below ? dropped : kept).add(bins[b]);
     }
-    errors.push_back(sum);
+    if (cut.bin < kBins) {
+      const auto& bits = members[cut.bin];
+      const auto out = bits.size() - static_cast<std::size_t>(cut.kept);
+      for (std::size_t i = 0; i < bits.size(); ++i) {
+        (i < out ? dropped : kept).add(std::bit_cast<float>(bits[i]), values);
+      }
+    }
+    errors.push_back(errors_of(dropped, kept));
   }
   return errors;
 }

@@ -6,14 +6,23 @@
 #include <vector>
 
 #include "thinwire/compressors/codec.h"
+#include "thinwire/compressors/sparse_values.h"
 
 namespace thinwire::lgreco {
 
-// For each count the sum of squares of all but that many entries of largest magnitude: the squared
-// error of exact top-k with float32 values. Summed in double precision. Two passes over the
-// gradient and a sort of the few entries near each threshold. The gradient must be finite.
-std::vector<double> topk_squared_errors(std::span<const float> gradient,
-                                        std::span<const std::int64_t> counts);
+// What is lost where the entries of largest magnitude are kept and all others dropped.
+struct SelectionErrors {
+  double exact = 0;    // squared l2 norm of what is dropped
+  double rounded = 0;  // the kept entries are rounded to `values` besides
+  double ternary = 0;  // of each kept entry the sign is sent, and once the mean of their magnitudes
+};
+
+// These errors for each number of kept entries, summed in double precision: two passes over the
+// gradient and a sort of the few entries near each threshold. Throws InvalidArgument for a gradient
+// with NaN or infinity.
+std::vector<SelectionErrors> selection_squared_errors(std::span<const float> gradient,
+                                                      std::span<const std::int64_t> counts,
+                                                      ValueType values);
 
 // For each codec the squared l2 norm of gradient − decode(encode(gradient)), measured with the
 // codec itself, without error feedback. Codecs that code in blocks see the gradient once, a piece

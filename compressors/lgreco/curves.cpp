@@ -11,6 +11,8 @@
 #include "thinwire/compressors/lgreco/low_rank_energy.h"
 #include "thinwire/compressors/powersgd.h"
 #include "thinwire/compressors/sparse_values.h"
+#include "thinwire/compressors/ternary.h"
+#include "thinwire/compressors/topk.h"
 
 namespace thinwire::lgreco {
 namespace {
@@ -48,7 +50,7 @@ std::vector<double> values_around(const Spec& reference, std::span<const std::in
   std::vector<double> values;
   if (reference.name == "quantize") {
     for (int bits = 2; bits <= 8; ++bits) values.push_back(bits);
-  } else if (reference.name == "topk") {
+  } else if (reference.name == "topk" || reference.name == "ternary") {
     for (int i = -kDensitySteps; i <= kDensitySteps; ++i) {
       const double density = middle * std::pow(10.0, static_cast<double>(i) / kDensitySteps);
       if (density <= 1) values.push_back(rounded(density));
@@ -91,51 +93,52 @@ double index_bytes(double k, double n) {
   return kForm + std::ceil(k * std::max(1.0, entropy + kCodersLoss) / 8);
 }
 
-// top-k's errors follow from the magnitudes alone if it keeps exactly the largest ones in float32.
-bool is_plain_topk(const Spec& spec) {
-  if (spec.name != "topk") return false;
-  return std::none_of(spec.arguments.begin(), spec.arguments.end(), [](const auto& argument) {
-    return argument.key != "density" && argument.text != "exact" && argument.text != "fp32";
-  });
+// Codecs whose errors follow from the magnitudes alone, see SelectionErrors.
+bool is_exact_topk(const Spec& spec) {
+  return spec.name == "topk" && !topk_options(spec).sampled;
 }
-
-// The candidates of one way to measure, by their place in the set.
-struct Batch {
-  std::vector<std::size_t> places;
-  std::vector<std::int64_t> numbers;  // kept entries, or ranks
-  std::vector<CodecPtr> codecs;
-
-  void spread(const std::vector<double>& from, std::vector<double>& to) const {
-    for (std::size_t i = 0; i < places.size(); ++i) to[places[i]] = from[i];
-  }
-};
+bool is_ternary_of_mean(const Spec& spec) {
+  return spec.name == "ternary" && !ternary_options(spec).alpha;
+}
 
 std::vector<double> squared_errors(const std::vector<Spec>& specs, std::span<const float> gradient,
                                    std::span<const std::int64_t> shape) {
-  std::vector<double> errors(specs.size(), 0);
-  Batch topk, low_rank, measured;
+  // The candidates of one way to measure: their places in the set, and entries kept, ranks, codecs.
+  std::vector<std::size_t> selecting, low_rank, measured;
+  std::vector<std::int64_t> counts, ranks;
+  std::vector<CodecPtr> codecs;
+  ValueType values = ValueType::kFloat32;
   for (std::size_t i = 0; i < specs.size(); ++i) {
-    if (specs[i].name == "identity") continue;
-    if (is_plain_topk(specs[i])) {
-      topk.places.push_back(i);
-      topk.numbers.push_back(kept_count(parameter_value(specs[i]), numel_of(shape)));
-    } else if (specs[i].name == "powersgd") {
-      low_rank.places.push_back(i);
-      low_rank.numbers.push_back(static_cast<std::int64_t>(parameter_value(specs[i])));
+    const Spec& spec = specs[i];
+    if (spec.name == "identity") continue;
+    if (is_exact_topk(spec) || is_ternary_of_mean(spec)) {
+      selecting.push_back(i);
+      counts.push_back(kept_count(parameter_value(spec), numel_of(shape)));
+      // All candidates of topk store their values alike.
+      if (spec.name == "topk") values = topk_options(spec).values;
+    } else if (spec.name == "powersgd") {
+      low_rank.push_back(i);
+      ranks.push_back(static_cast<std::int64_t>(parameter_value(spec)));
     } else {
-      measured.places.push_back(i);
-      measured.codecs.push_back(make_codec(specs[i]));
+      measured.push_back(i);
+      codecs.push_back(make_codec(spec));
     }
   }
-  if (!topk.places.empty()) topk.spread(topk_squared_errors(gradient, topk.numbers), errors);
-  if (!low_rank.places.empty()) {
-    low_rank.spread(
-        low_rank_squared_errors(gradient, rows_of(shape), cols_of(shape), low_rank.numbers),
-        errors);
+  std::vector<double> errors(specs.size(), 0);
+  if (!selecting.empty()) {
+    const auto found = selection_squared_errors(gradient, counts, values);
+    for (std::size_t i = 0; i < selecting.size(); ++i) {
+      const bool ternary = specs[selecting[i]].name == "ternary";
+      errors[selecting[i]] = ternary ? found[i].ternary : found[i].rounded;
+    }
   }
-  if (!measured.places.empty()) {
-    measured.spread(measured_squared_errors(gradient, measured.codecs), errors);
+  const auto spread = [&](const std::vector<std::size_t>& places, const std::vector<double>& from) {
+    for (std::size_t i = 0; i < places.size(); ++i) errors[places[i]] = from[i];
+  };
+  if (!low_rank.empty()) {
+    spread(low_rank, low_rank_squared_errors(gradient, rows_of(shape), cols_of(shape), ranks));
   }
+  if (!measured.empty()) spread(measured, measured_squared_errors(gradient, codecs));
   return errors;
 }
 
@@ -148,19 +151,26 @@ double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape) {
   const std::int64_t numel = numel_of(shape);
   const CodecPtr codec = make_codec(spec);
   const auto most = static_cast<double>(codec->max_compressed_bytes(numel, DType::kFloat32));
-  if (!is_plain_topk(spec) || numel == 0) return most;
+  if (numel == 0 || !(is_exact_topk(spec) || spec.name == "ternary")) return most;
   const auto kept = static_cast<double>(kept_count(parameter_value(spec), numel));
-  constexpr double kHead = sizeof(std::uint32_t), kValue = sizeof(float);
-  return std::min(most, kHead + index_bytes(kept, static_cast<double>(numel)) + kValue * kept);
+  const double values = spec.name == "ternary"
+                            ? std::ceil(kept / 8)
+                            : kept * static_cast<double>(size_of(topk_options(spec).values));
+  constexpr double kHead = 4;
+  return std::min(most, kHead + index_bytes(kept, static_cast<double>(numel)) + values);
 }
 
 CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> shape) {
   CandidateSet set;
   set.specs.push_back(Spec::parse("identity"));
-  for (const char* codec : {"quantize", "topk", "powersgd"}) {
-    if (policy.family != Family::kMixed && name_of(policy.family) != codec) continue;
-    const bool of_reference = policy.reference.name == codec;
-    const Spec base = of_reference ? policy.reference : Spec::parse(codec);
+  // Values in bf16 cost topk about a millionth of a layer's energy, so values in float32 would
+  // never be chosen beside them. Ternary entries are a third the size of topk's and take over where
+  // topk's would be many.
+  for (const char* text : {"quantize", "topk(values=bf16)", "ternary(density=0.03)", "powersgd"}) {
+    const Spec other = Spec::parse(text);
+    if (policy.family != Family::kMixed && name_of(policy.family) != other.name) continue;
+    const bool of_reference = policy.reference.name == other.name;
+    const Spec& base = of_reference ? policy.reference : other;
     for (double value : values_around(base, shape)) {
       if (of_reference && value == parameter_value(base)) set.reference = set.specs.size();
       set.specs.push_back(with_parameter(base, value));

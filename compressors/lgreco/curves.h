@@ -17,11 +17,12 @@ namespace thinwire::lgreco {
 // bytes, each once:
 //   quantize  2 … 8 bits
 //   topk      21 densities in geometric steps from a tenth to ten times the reference, at most 1
+//   ternary   in a mixed family, the same
 //   powersgd  ranks from a quarter to four times the reference (all, or about 32 in geometric
 //   steps),
 //             below the layer's own rank. The layer is a matrix of shape[0] rows.
-// The reference's other parameters (bucket, norm, ...) are kept; the other codecs of a mixed family
-// take their defaults.
+// The reference's other parameters (bucket, norm, ...) are kept. The other codecs of a mixed family
+// take their defaults, but topk stores bf16 values and ternary's densities lie around 0.03.
 struct CandidateSet {
   std::vector<Spec> specs;
   // The uniform setting; 0 (identity) where it does not apply, as powersgd to a vector.
@@ -29,9 +30,9 @@ struct CandidateSet {
 };
 CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> shape);
 
-// Bytes of a layer's payload: powersgd's two float32 factors, for topk what entries spread at
-// random take (index_coder.h), else the codec's max_compressed_bytes(), which most codecs write
-// exactly. Whole. Thread-safe.
+// Bytes of a layer's payload: powersgd's two float32 factors, for topk and ternary what entries
+// spread at random take (index_coder.h), else the codec's max_compressed_bytes(), which most codecs
+// write exactly. Whole. Thread-safe.
 double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape);
 
 // Numbers that depend on how a codec is used; both must be thread-safe if curves are.
@@ -49,10 +50,10 @@ struct CurveMeasurement {
 };
 
 // Measures a gradient (float32, row-major, of the given shape), from one pass for each codec.
-// Errors are exact for quantize (and any codec that decodes locally) and topk; for powersgd they
-// are those of the best approximation, which its iteration approaches, see low_rank_energy.h.
-// Throws InvalidArgument for a shape that does not fit or a gradient with NaN or infinity; `name`
-// is for the message. Thread-safe.
+// Errors are exact for quantize (and any codec that decodes locally), topk and ternary; for
+// powersgd they are those of the best approximation, which its iteration approaches, see
+// low_rank_energy.h. Throws InvalidArgument for a shape that does not fit or a gradient with NaN or
+// infinity; `name` is for the message. Thread-safe.
 CurveMeasurement measure_curve(const std::string& name, std::span<const float> gradient,
                                std::span<const std::int64_t> shape, const Policy& policy);
 

@@ -23,7 +23,8 @@ const std::vector<std::string_view> kObjectives = {"bytes", "time"};
 // rank 32 there.
 constexpr std::array kParameters = {Parameter{"quantize", "bits", 4, 1, 8, true},
                                     Parameter{"topk", "density", 0.01, 0, 1, false},
-                                    Parameter{"powersgd", "rank", 4, 1, kMaxPowerSgdRank, true}};
+                                    Parameter{"powersgd", "rank", 4, 1, kMaxPowerSgdRank, true},
+                                    Parameter{"ternary", "density", 0.01, 0, 1, false}};
 
 const Spec::Argument* parameter_argument(const Spec& spec) {
   const Parameter& parameter = parameter_of(spec);
@@ -67,9 +68,14 @@ const Parameter& parameter_of(const Spec& spec) {
     known.emplace_back(parameter.codec);
   }
   const std::string near = nearest_name(spec.name, known);
-  throw InvalidArgument(concat("lgreco: candidates are made of quantize, topk and powersgd, got '",
-                               spec.str(), "'",
-                               near.empty() ? "" : concat(" (did you mean ", near, "?)")));
+  throw InvalidArgument(
+      concat("lgreco: candidates are made of quantize, topk, ternary and powersgd, got '",
+             spec.str(), "'", near.empty() ? "" : concat(" (did you mean ", near, "?)")));
+}
+
+bool has_parameter(const Spec& spec) {
+  return std::ranges::any_of(kParameters,
+                             [&](const Parameter& known) { return known.codec == spec.name; });
 }
 
 double parameter_value(const Spec& spec) {

@@ -9,7 +9,7 @@
 
 namespace thinwire::lgreco {
 
-// Codecs that the candidates are taken from.
+// Codecs that the candidates are taken from; mixed: all three, and ternary.
 enum class Family { kQuantize, kTopk, kPowersgd, kMixed };
 std::string_view name_of(Family family);
 
@@ -45,7 +45,7 @@ struct Policy {
 //
 //   family      quantize | topk | powersgd | mixed
 //   reference   a number (bits, density, rank) or a spec of the family. Defaults: quantize 4,
-//               topk 0.01, powersgd 4; mixed takes a spec of any of the three, default
+//               topk 0.01, powersgd 4; mixed takes a spec of any of these or of ternary, default
 //               quantize(bits=4)
 //   budget      factor on the reference's total, in (0, 1000]
 //   constraint  error: least bytes at that error | bytes: least error at those bytes
@@ -61,7 +61,7 @@ struct Policy {
 Policy parse_policy(const Spec& spec);
 
 // The number of a reference, and of every candidate, that a family varies: bits, density, rank.
-// `spec` must be one of the three codecs. Throws InvalidArgument if it is out of range.
+// `spec` must be quantize, topk, ternary or powersgd. Throws InvalidArgument if it is out of range.
 struct Parameter {
   std::string_view codec;
   std::string_view key;
@@ -69,6 +69,8 @@ struct Parameter {
   bool whole;
 };
 const Parameter& parameter_of(const Spec& spec);
+// Whether the codec is one of them.
+bool has_parameter(const Spec& spec);
 double parameter_value(const Spec& spec);
 // The same spec with the parameter replaced.
 Spec with_parameter(const Spec& spec, double value);

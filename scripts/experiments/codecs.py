@@ -39,7 +39,7 @@ def main():
     try:
         for codec in PLAIN + LATE:
             late = {"warmup_steps": chosen["steps"] // 10} if codec in LATE else {}
-            group = [runs.summary(*runs.train(options.build, folder, {
+            group = [runs.summary(runs.train(options.build, folder, {
                 "model": "cnn", "compression": codec, "seed": seed, "batch_size": 32, "lr": 0.05,
                 **chosen, **late})) for seed in seeds]
             accuracy, error = runs.mean_and_error([run["accuracy"] for run in group])

@@ -27,12 +27,15 @@ FAMILIES = {
     "quantize": ("quantize(bits=4)", "family=quantize, reference=4"),
     "powersgd": ("powersgd(rank=4)", "family=powersgd, reference=4"),
     "topk": ("topk(density=0.01)", "family=topk, reference=0.01"),
+    "topk without cap": ("topk(density=0.01)", "family=topk, reference=0.01, cap=0"),
     "mixed to quantize": ("quantize(bits=4)", "family=mixed, reference=quantize(bits=4)"),
     "mixed to powersgd": ("powersgd(rank=4)", "family=mixed, reference=powersgd(rank=4)"),
 }
 # Enough for a first table; --full has every model with every family and three seeds.
-CORE = {"mlp": tuple(FAMILIES), "resnet20": ("quantize", "topk", "mixed to quantize"),
+CORE = {"mlp": tuple(FAMILIES),
+        "resnet20": ("quantize", "topk", "topk without cap", "mixed to quantize"),
         "resnet_wide": ("powersgd", "mixed to powersgd")}
+STEPS = 400
 
 
 @dataclasses.dataclass
@@ -41,18 +44,21 @@ class Setting:
     folder: pathlib.Path
     quick: bool
 
-    def train(self, model, compression, seed, steps, period=100, min_numel=1):
-        """A run's summary. `period` puts the plans at the same places for every length."""
+    def train(self, model, compression, seed, period=100, min_numel=1, eval_every=None):
+        """A run's summary."""
+        steps = STEPS
         if self.quick:
-            steps, period = 24, 8
+            steps, period, eval_every = 24, 8, eval_every and 12
         schedule = f"period={period}, warmup=0, window={min(10, period // 2)}"
         if compression.startswith("lgreco("):
             compression = f"{compression[:-1]}, {schedule})"
         options = {"model": model, "compression": compression, "seed": seed, "steps": steps,
                    "batch_size": 16, "lr": 0.05, "min_numel": min_numel}
+        if eval_every:
+            options["eval_every"] = eval_every
         if self.quick:
             options |= {"train_samples": 2000, "test_samples": 500}
-        return runs.summary(*runs.train(self.build, self.folder, options))
+        return runs.summary(runs.train(self.build, self.folder, options))
 
 
 def uniform_of_size(spec, ratio):
@@ -74,30 +80,30 @@ def times(numerator, denominator):
 
 
 def saving(setting, seeds, full):
-    steps = {"mlp": 400, "resnet20": 200, "resnet_wide": 120}
-    table = [["model and setting", "KB/step", "saved", "last plan", "with all layers",
+    table = [["model and setting", "KB/step", "saved", "second half", "with all layers",
               "accuracy %", "+-", "to dense", "overhead %"]]
     results = []
     for model, families in CORE.items():
         families = tuple(FAMILIES) if full else families
 
         def train(compression):
-            return [setting.train(model, compression, seed, steps[model], period=steps[model] // 4)
+            return [setting.train(model, compression, seed, period=50, eval_every=STEPS // 2)
                     for seed in seeds]  # pylint: disable=cell-var-from-loop
 
         def add(label, group, base):
+            def mean(key, of=group):
+                return runs.mean_and_error([run[key] for run in of])[0]
+
             accuracy, error = runs.mean_and_error([run["accuracy"] for run in group])
-            size = runs.mean_and_error([run["bytes"] for run in group])[0]
-            whole = runs.mean_and_error([run["all_bytes"] for run in group])[0]
-            plans = [run["plan_reference_bytes"] / run["plan_bytes"] for run in group
-                     if run["plan_bytes"]]
+            size = mean("bytes")
             table.append([
-                f"{model} {label}", kilobytes(size), times(base["bytes"], size) if base else "",
-                f"{sum(plans) / len(plans):.2f}x" if plans else "",
-                times(group[0]["all_dense_bytes"], whole), f"{accuracy:.2f}",
+                f"{model} {label}", kilobytes(size),
+                *(times(mean(key, base), mean(key)) if base else ""
+                  for key in ("bytes", "late_bytes")),
+                times(mean("all_dense_bytes"), mean("all_bytes")), f"{accuracy:.2f}",
                 "-" if error is None else f"{error:.2f}",
                 f"{accuracy - dense_accuracy:+.2f}",
-                f"{100 * max(run['overhead'] for run in group):.2f}" if plans else ""])
+                f"{100 * max(run['overhead'] for run in group):.2f}" if group[0]["plans"] else ""])
             results.append({"model": model, "setting": label, "runs": group})
             return size
 
@@ -108,20 +114,19 @@ def saving(setting, seeds, full):
             uniform, arguments = FAMILIES[family]
             base = train(uniform)
             adaptive = train(f"lgreco({arguments}, constraint=error)")
-            add(f"uniform {uniform}", base, base[0])
-            size = add(f"adaptive, {family}", adaptive, base[0])
+            add(f"uniform {uniform}", base, base)
+            size = add(f"adaptive, {family}", adaptive, base)
             ratio = size / runs.mean_and_error([run["bytes"] for run in base])[0]
             same = uniform_of_size(uniform, ratio)
-            add(f"uniform at its bytes {same}", train(same), base[0])
+            add(f"uniform at its bytes {same}", train(same), base)
     runs.print_table(table)
     print("KB/step: sent by one rank for the layers that may be compressed; saved: against the "
-          "uniform\nsetting above; last plan: bytes of the reference over bytes of the plan; with "
-          "all layers:\nuncompressed over sent bytes, biases and statistics included")
+          "uniform\nsetting above, in the whole training and in its second half; with all layers: "
+          "uncompressed\nover sent bytes, biases and statistics included")
     return results
 
 
 def equal_bytes(setting, seeds):
-    steps = 400
     table = [["setting", "KB", "KB, all layers", "accuracy %", "to uniform", "+-", "better in",
               "test loss", "to uniform", "+-", "better in"]]
     results = []
@@ -143,14 +148,14 @@ def equal_bytes(setting, seeds):
 
     for uniform, arguments in (("topk(density=0.0026)", "family=topk, reference=0.0026"),
                                ("powersgd(rank=2)", "family=powersgd, reference=2")):
-        base = [setting.train("resnet20", uniform, seed, steps) for seed in seeds]
+        base = [setting.train("resnet20", uniform, seed) for seed in seeds]
         add(uniform, base, base)
         for measure in ("l2", "l2_squared"):
             spec = f"lgreco({arguments}, constraint=bytes, error={measure})"
             add(f"  L-GreCo, {measure}",
-                [setting.train("resnet20", spec, seed, steps) for seed in seeds], base)
+                [setting.train("resnet20", spec, seed) for seed in seeds], base)
         add("  uniform, small matrices uncompressed",
-            [setting.train("resnet20", uniform, seed, steps, min_numel=1024) for seed in seeds],
+            [setting.train("resnet20", uniform, seed, min_numel=1024) for seed in seeds],
             base)
     runs.print_table(table)
     print("KB: sent a step by one rank for the layers that are compressed; to uniform: paired by "
@@ -175,7 +180,7 @@ def main():
 
     try:
         if options.part in ("equal-bytes", "all"):
-            print("== uniform and adaptive at equal bytes, ResNet-20, 400 steps", flush=True)
+            print(f"== uniform and adaptive at equal bytes, ResNet-20, {STEPS} steps", flush=True)
             found = equal_bytes(setting, seeds(5))
             (folder / "equal-bytes.json").write_text(json.dumps(found, indent=1) + "\n")
         if options.part in ("saving", "all"):

@@ -92,7 +92,7 @@ def start_ranks(command, what):
 
 def train(build, folder, options):
     """Trains on RANKS ranks of this machine over Gloo, or reads the log of an earlier time.
-    Returns (log lines, plan or None)."""
+    Returns the lines of its log; L-GreCo's last plan lies beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     name = slug(options)
     log, plan = folder / f"{name}.jsonl", folder / f"{name}.plan.json"
@@ -103,23 +103,27 @@ def train(build, folder, options):
                      f"--log={partial}", f"--plan={plan}", *arguments_of(options)], name)
         print(f"  {name}: {time.monotonic() - began:.0f} s", flush=True)
 
-    lines = kept(log, run)
-    return lines, json.loads(plan.read_text()) if plan.exists() else None
+    return kept(log, run)
 
 
-def summary(lines, plan):
-    """What the tables need of a run."""
+def summary(lines):
+    """What the tables need of a run; late_bytes are those of a step after the first test."""
     result, test = lines[-1], lines[-2]
+    first = next(line for line in lines if line["event"] in ("test", "epoch"))
+    bytes_key = "compressed_wire_bytes_per_step"
+    # The logs have means since the start.
+    late_bytes = test[bytes_key]
+    if first["step"] < test["step"]:
+        late_bytes = ((test[bytes_key] * test["step"] - first[bytes_key] * first["step"]) /
+                      (test["step"] - first["step"]))
     return {"accuracy": 100 * result["test_accuracy"], "loss": test["test_loss"],
             "train_loss": test["train_loss"],
-            "bytes": test["compressed_wire_bytes_per_step"],
+            "bytes": test[bytes_key], "late_bytes": late_bytes,
             "dense_bytes": test["compressed_dense_bytes_per_step"],
             "all_bytes": result["wire_bytes_per_step"],
             "all_dense_bytes": result["dense_bytes_per_step"],
             "replicas_equal": result["replicas_equal"], "plans": test["plans"],
-            "overhead": test["adaptation_share"], "seconds": result["train_seconds"],
-            "plan_bytes": plan and plan["total_bytes"],
-            "plan_reference_bytes": plan and plan["reference_bytes"]}
+            "overhead": test["adaptation_share"], "seconds": result["train_seconds"]}
 
 
 def mean_and_error(values):

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <set>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codec_table.h"
@@ -49,6 +50,9 @@ TEST(Curves, EveryErrorEqualsTheCodecs) {
     const auto gradient = gaussian(numel, 1);
     const std::int64_t shape[] = {static_cast<std::int64_t>(numel)};
     for (const char* policy : {"lgreco(family=quantize)", "lgreco(family=topk, reference=0.05)",
+                               "lgreco(family=topk, reference=topk(density=0.05, values=fp16))",
+                               "lgreco(family=topk, reference=topk(0.05, exact, bf16))",
+                               "lgreco(family=mixed, reference=ternary(density=0.02))",
                                "lgreco(family=quantize, reference=quantize(bits=3, bucket=100))"}) {
       const Layer layer =
           rate_distortion_curve("w", gradient, shape, parse_policy(Spec::parse(policy)));
@@ -60,12 +64,12 @@ TEST(Curves, EveryErrorEqualsTheCodecs) {
   }
 }
 
-TEST(TopkErrors, EqualASortAlsoWithTiesAndExtremes) {
+TEST(SelectionErrors, EqualASortAlsoWithTiesAndExtremes) {
   auto gradient = gaussian(5000, 2);
   for (std::size_t i = 0; i < 2000; ++i) gradient[2 * i] = i % 3 ? 0.5f : -0.5f;
   gradient[7] = 1e30f, gradient[9] = 1e-40f, gradient[11] = -0.0f;
   std::vector<std::int64_t> counts = {0, 1, 2, 49, 50, 999, 2500, 4999, 5000, 6000};
-  const auto errors = topk_squared_errors(gradient, counts);
+  const auto errors = selection_squared_errors(gradient, counts, ValueType::kFloat32);
   std::vector<double> magnitudes(gradient.begin(), gradient.end());
   for (double& x : magnitudes) x = std::abs(x);
   std::sort(magnitudes.begin(), magnitudes.end());
@@ -74,8 +78,10 @@ TEST(TopkErrors, EqualASortAlsoWithTiesAndExtremes) {
     for (std::int64_t j = 0; j < 5000 - counts[i]; ++j) {
       sum += magnitudes[static_cast<std::size_t>(j)] * magnitudes[static_cast<std::size_t>(j)];
     }
-    EXPECT_NEAR(errors[i], sum, 1e-13 * sum) << counts[i];
+    EXPECT_NEAR(errors[i].exact, sum, 1e-13 * sum) << counts[i];
+    EXPECT_EQ(errors[i].rounded, errors[i].exact) << counts[i];
   }
+  EXPECT_EQ(errors[0].ternary, errors[0].exact);
 }
 
 TEST(SymmetricEigenvalues, AreThoseOfKnownMatrices) {
@@ -174,10 +180,15 @@ TEST(Curves, CandidatesAndReference) {
                                             parse_policy(Spec::parse("lgreco(family=mixed)")));
   EXPECT_EQ(mixed.candidates.front().spec, "identity");
   EXPECT_EQ(mixed.candidates[mixed.reference].spec, "quantize(bits=4)");
+  std::set<std::string> codecs;
   for (const Candidate& c : mixed.candidates) {
+    codecs.insert(Spec::parse(c.spec).name);
+    EXPECT_TRUE(!c.spec.starts_with("topk") || c.spec.ends_with("values=bf16)")) << c.spec;
     EXPECT_LT(c.error, mixed.norm) << c.spec;
     EXPECT_NO_THROW(make_codec(c.spec)) << c.spec;
   }
+  EXPECT_THAT(codecs,
+              ::testing::ElementsAre("identity", "powersgd", "quantize", "ternary", "topk"));
   // A vector has no rank: it stays as it is.
   const std::int64_t vector[] = {64 * 48};
   const Layer flat = rate_distortion_curve("b", gradient, vector,
@@ -202,17 +213,20 @@ TEST(Curves, RanksEndWhereTheCodecDoes) {
   }
 }
 
-TEST(Curves, BytesOfTopkAreWhatItWrites) {
+TEST(Curves, BytesOfSparseCodecsAreWhatTheyWrite) {
   for (const std::int64_t numel : {1000, 30000, 300000}) {
     const auto gradient = gaussian(static_cast<std::size_t>(numel), 7);
-    for (const char* density : {"0.0005", "0.01", "0.1", "0.5", "1"}) {
-      const Spec spec = Spec::parse(std::string("topk(density=") + density + ")");
+    for (const char* text :
+         {"topk(density=0.0005)", "topk(density=0.01)", "topk(density=0.1, values=bf16)",
+          "topk(density=0.5)", "topk(density=1, values=fp16)", "ternary(density=0.003)",
+          "ternary(density=0.03)", "ternary(density=0.3)"}) {
+      const Spec spec = Spec::parse(text);
       const CodecPtr codec = make_codec(spec);
       std::vector<std::byte> bytes(codec->max_compressed_bytes(numel, DType::kFloat32));
       const auto written =
           static_cast<double>(codec->compress(view_of(std::span(gradient)), {}, bytes));
       EXPECT_NEAR(payload_bytes(spec, {{numel}}) / written, 1, numel < 10000 ? 0.1 : 0.015)
-          << numel << " at " << density;
+          << numel << " by " << text;
     }
   }
 }
@@ -254,7 +268,7 @@ TEST(Policy, ErrorsSayWhatWouldBeRight) {
       {"lgreco(family=topk, reference=0)", "a number in (0, 1], got '0'"},
       {"lgreco(family=topk, reference=quantize(bits=4))", "need family=mixed"},
       {"lgreco(family=mixed, reference=4)", "must be a codec spec"},
-      {"lgreco(reference=onebit(x=1))", "made of quantize, topk and powersgd"},
+      {"lgreco(reference=onebit(x=1))", "made of quantize, topk, ternary and powersgd"},
       {"lgreco(period=5, window=6)", "window=6, period=5"},
       {"lgreco(budget=0)", "in (0, 1000]"},
       {"lgreco(perod=5)", "did you mean period?"}};
