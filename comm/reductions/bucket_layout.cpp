@@ -88,7 +88,9 @@ void choose_by_link(const Bucket& bucket, const Plan& plan, const AveragerOption
   for (std::size_t i = 0; i < ways.size(); ++i) {
     if (!ways[i].codec) continue;
     const BucketLayer& layer = bucket.layers[i];
-    specs[i] = ways[i].codec->spec() + (plan.of(layer.name).momentum ? " with momentum" : "");
+    const LayerSetting& setting = plan.of(layer.name);
+    specs[i] = concat(ways[i].codec->spec(), setting.momentum ? " with momentum" : "",
+                      setting.may_be_skipped ? "" : " on any link");
     const CodecFacts facts =
         facts_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape, options.link);
     auto [request, added] = requests.try_emplace(specs[i]);
@@ -96,12 +98,13 @@ void choose_by_link(const Bucket& bucket, const Plan& plan, const AveragerOption
       request->second = {.codec = facts,
                          .world = world,
                          .hosts = hosts_of(options),
-                         .link = &options.link->backend(backend)};
+                         .link = &options.link->backend(backend),
+                         .required_gain = setting.may_be_skipped ? kRequiredGain : 0};
       request->second.codec.payload_bytes = 0;
       request->second.codec.factor_bytes = 0;
       // What hierarchical cannot do beside what the codec says, see make_layout() and
       // check_hosts(); and what it costs is known of ranks that are numbered host by host alone.
-      if (plan.of(layer.name).momentum || !hosts_are_even(options.host_of_rank) ||
+      if (setting.momentum || !hosts_are_even(options.host_of_rank) ||
           !hosts_are_blockwise(options.host_of_rank)) {
         request->second.allowed = {Strategy::kDense, Strategy::kScatterReduce,
                                    Strategy::kGatherReduce, Strategy::kSparse, Strategy::kLowRank};

@@ -85,6 +85,7 @@ std::string LayerSetting::text() const {
                    momentum->nesterov ? ", Nesterov" : "");
   }
   if (!ramp.empty()) text += concat(", ramp of ", ramp_steps, " steps");
+  if (!may_be_skipped) text += ", on any link";
   return text;
 }
 

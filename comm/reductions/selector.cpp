@@ -1,6 +1,7 @@
 #include "thinwire/comm/reductions/selector.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "thinwire/common/error.h"
@@ -247,7 +248,8 @@ ReductionChoice select_reduction(const ReductionRequest& request) {
   choice.cost = choice.uncompressed_cost;
   // Nothing travels: there is nothing to gain.
   if (request.world == 1 || request.bytes == 0) return choice;
-  double limit = choice.uncompressed_cost / kRequiredGain;
+  const double limit = request.required_gain > 0 ? choice.uncompressed_cost / request.required_gain
+                                                 : std::numeric_limits<double>::infinity();
   for (const Strategy strategy : kStrategies) {
     if (!candidates.has(strategy)) continue;
     // The time inside a host is known from the pairs alone.

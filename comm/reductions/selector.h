@@ -86,6 +86,11 @@ struct CodecFacts {
 CodecFacts facts_of(const Codec& codec, std::int64_t numel, DType dtype,
                     std::span<const std::int64_t> shape, const LinkModel* link = nullptr);
 
+// The usual bar for compressing. A lower one would turn errors of the model into slower training on
+// networks as fast as memory, where both ways take about as long; a higher one would refuse 16-bit
+// casts, which save half.
+inline constexpr double kRequiredGain = 1.5;
+
 // Layers that share a codec, taken together: the latency of an exchange counts once for all.
 struct ReductionRequest {
   std::int64_t bytes = 0;  // of the layers on one rank, in `dtype`
@@ -96,8 +101,11 @@ struct ReductionRequest {
   int hosts = 1;
   // The backend's costs, measured with the same world; null: choose by bytes alone.
   const BackendLink* link = nullptr;
-  // What the caller can do. The answer "do not compress" is always possible.
+  // What the caller can do.
   Strategies allowed = Strategies::all();
+  // A compressed way must be predicted to be this many times faster than the uncompressed one; 0:
+  // take the fastest compressed way in any case.
+  double required_gain = kRequiredGain;
 };
 
 struct ReductionChoice {
@@ -110,16 +118,12 @@ struct ReductionChoice {
   double uncompressed_cost = 0;
 };
 
-// A compressed way must be predicted to be this many times faster than the uncompressed one. A
-// lower bar would turn errors of the model into slower training on networks as fast as memory,
-// where both ways take about as long; a higher one would refuse 16-bit casts, which save half.
-inline constexpr double kRequiredGain = 1.5;
-
-// The cheapest allowed way that the codec's traits permit, or "do not compress"; for powersgd
-// low_rank or nothing, where it is allowed. Ties go to the strategy that stands first in
-// kStrategies. Without a link model the bytes decide, with frames counted; with one the seconds,
-// coding and decoding included and added up as if nothing overlapped. Pure and thread-safe. Throws
-// InvalidArgument for sizes below 0 and for fewer than one host or fewer ranks than hosts.
+// The cheapest allowed way that the codec's traits permit, or "do not compress" where that gains too
+// little or nothing is allowed; for powersgd low_rank or nothing, where it is allowed. Ties go to
+// the strategy that stands first in kStrategies. Without a link model the bytes decide, with frames
+// counted; with one the seconds, coding and decoding included and added up as if nothing
+// overlapped. Pure and thread-safe. Throws InvalidArgument for sizes below 0 and for fewer than one
+// host or fewer ranks than hosts.
 ReductionChoice select_reduction(const ReductionRequest& request);
 
 // What the codec's traits and the world permit, whatever it costs.

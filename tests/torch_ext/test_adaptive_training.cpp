@@ -117,15 +117,43 @@ TEST(AdaptiveTrainingErrors, WrongSpecsAreToldToEveryRank) {
   EXPECT_THAT(differ, Each(AllOf(HasSubstr("period=50"), HasSubstr("period=60"))));
 }
 
+// A network of two hosts on which a byte takes `beta` seconds.
+void write_link(const std::filesystem::path& path, double beta) {
+  comm::LinkModel model;
+  model.world = 2;
+  model.hosts = {"a", "b"};
+  for (auto& cost : model.backends["gloo"].collectives) cost = {0, beta};
+  comm::write_link_model(model, path.string());
+}
+
+// Whoever asks for fewer bytes gets them, also where they take longer.
+TEST(AdaptiveTrainingTime, ALinkModelDoesNotOverruleThePlan) {
+  const auto path = std::filesystem::temp_directory_path() / "thinwire_test_plan_on_fast_link.json";
+  write_link(path, 1e-15);
+  const auto ratio_of = [&](const char* spec) {
+    double ratio = 0;
+    run_ranks(2, [&](RankContext& ctx) {
+      CompressionOptions compression(spec);
+      compression.link_model = path.string();
+      Ddp ddp(std::make_shared<Net>(), ctx.group, {.compression = compression});
+      for (int step = 0; step < 6; ++step) {
+        ddp.zero_grad();
+        loss_of(ddp, ctx.rank, step, true).backward();
+      }
+      if (ctx.rank == 0) ratio = ddp.summary().compressed_ratio();
+    });
+    return ratio;
+  };
+  EXPECT_EQ(ratio_of("quantize(bits=4)"), 1);
+  EXPECT_GT(ratio_of("lgreco(period=4, warmup=0, first=0, window=1)"), 5);
+  std::filesystem::remove(path);
+}
+
 // The uniform reference compresses; on a network as fast as memory it does not pay.
 TEST(AdaptiveTrainingTime, ObjectiveTimeTakesTheLinkModel) {
   const auto path = std::filesystem::temp_directory_path() / "thinwire_test_adaptive_link.json";
   const auto specs_on = [&](double beta) {
-    comm::LinkModel model;
-    model.world = 2;
-    model.hosts = {"a", "b"};
-    for (auto& cost : model.backends["gloo"].collectives) cost = {0, beta};
-    comm::write_link_model(model, path.string());
+    write_link(path, beta);
     std::vector<std::string> specs;
     run_ranks(2, [&](RankContext& ctx) {
       auto net = std::make_shared<Net>();

@@ -32,8 +32,10 @@ comm::LinkModel model_of(double beta) {
 TEST(CandidateCosts, BytesFollowTheWayThatACodecIsAveraged) {
   EXPECT_EQ(candidate_bytes(spec_of("identity"), kShape, 4), 1.5 * 4 * kNumel);
   EXPECT_EQ(candidate_bytes(spec_of("powersgd(rank=2)"), kShape, 4), 1.5 * 4 * 2 * (256 + 128));
-  const double payload = lgreco::payload_bytes(spec_of("topk(density=0.01)"), kShape);
-  EXPECT_EQ(candidate_bytes(spec_of("topk(density=0.01)"), kShape, 4), 3 * payload);
+  for (const char* text : {"topk(density=0.01)", "ternary(density=0.01)"}) {
+    const double payload = lgreco::payload_bytes(spec_of(text), kShape);
+    EXPECT_EQ(candidate_bytes(spec_of(text), kShape, 4), 3 * payload) << text;
+  }
   // Of three ranks two thirds, twice: rounded up to a whole number.
   EXPECT_EQ(candidate_bytes(spec_of("identity"), {{1, 1}}, 3), 6);
   // One rank alone reckons as two would.

@@ -177,6 +177,19 @@ TEST(Selector, SlowCodecsAreNotWorthItWhereFastOnesAre) {
   EXPECT_FALSE(select_reduction(request).compress);
 }
 
+TEST(Selector, WithoutARequiredGainTheFastestCompressedWayIsTaken) {
+  const BackendLink fast = network(1e15, 0, 4);
+  for (const char* spec : {"quantize(bits=4)", "topk(density=0.01)", "powersgd(rank=4)"}) {
+    ReductionRequest request = request_of(spec, 1024);
+    request.link = &fast;
+    EXPECT_FALSE(select_reduction(request).compress) << spec;
+    request.required_gain = 0;
+    const ReductionChoice choice = select_reduction(request);
+    EXPECT_TRUE(choice.compress) << spec;
+    EXPECT_GT(choice.cost, choice.uncompressed_cost) << spec;
+  }
+}
+
 TEST(Selector, TinyTensorsAreNotWorthTheirFrames) {
   EXPECT_FALSE(select_reduction(request_of("quantize(bits=4)", 4)).compress);
 }
