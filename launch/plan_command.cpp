@@ -55,6 +55,8 @@ void predict_seconds(lgreco::CurveFile& file, const Options& options) {
 }
 
 void solve(const Options& options) {
+  check(options.link.empty() || options.objective == "time", "--link ", options.link,
+        " is for --objective time, got --objective ", options.objective);
   lgreco::CurveFile file = lgreco::read_curves(options.curves);
   lgreco::AllocationOptions allocation;
   allocation.budget = options.budget;

@@ -14,9 +14,22 @@ import pathlib
 import sys
 
 FIELDS = ("name", "spec", "bytes", "error", "reference_spec", "reference_bytes", "reference_error")
+TEXTS = ("name", "spec", "reference_spec")
 TOTALS = ("total_bytes", "total_error", "reference_bytes", "reference_error")
 # Names and bars stay readable up to here; more layers make a wider picture.
 INCHES_PER_LAYER = 0.32
+
+
+def expect_fields(value, fields, place):
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: expected an object, found {value!r}")
+    for key in fields:
+        kind = str if key in TEXTS else (int, float)
+        if key not in value:
+            raise ValueError(f"{place}: {key} missing")
+        if not isinstance(value[key], kind):
+            raise ValueError(f"{place}: {key}: expected a {'text' if kind is str else 'number'}, "
+                             f"found {value[key]!r}")
 
 
 def read_plan(path):
@@ -29,13 +42,9 @@ def read_plan(path):
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(plan, dict) or not isinstance(plan.get("layers"), list):
         raise ValueError(f"{path}: not a plan: it has no list of layers")
-    missing = [key for key in TOTALS if key not in plan]
-    if missing:
-        raise ValueError(f"{path}: not a plan: {', '.join(missing)} missing")
+    expect_fields(plan, TOTALS, f"{path}: not a plan")
     for index, layer in enumerate(plan["layers"]):
-        missing = [key for key in FIELDS if key not in layer]
-        if missing:
-            raise ValueError(f"{path}: layers[{index}]: {', '.join(missing)} missing")
+        expect_fields(layer, FIELDS, f"{path}: layers[{index}]")
     if not plan["layers"]:
         raise ValueError(f"{path}: the plan has no layers")
     return plan

@@ -35,6 +35,19 @@ class Stopwatch {
   Clock::time_point begin_ = Clock::now();
 };
 
+// What fails on this rank alone, such as an allocation, is told to the others, which would wait for
+// it in a collective.
+template <typename Action>
+auto told_to_others(const c10d::ProcessGroup& group, const char* what, std::uint64_t round,
+                    const Action& action) {
+  try {
+    return action();
+  } catch (...) {
+    if (group.getSize() == 1) throw;
+    comm::raise_collective_failure(group, what, round, std::current_exception());
+  }
+}
+
 // The specs of all candidates of all layers, each once, in order.
 std::vector<Spec> all_candidates(const AdaptiveCompression& adaptive) {
   std::map<std::string, Spec> specs;
@@ -56,10 +69,12 @@ std::map<std::string, comm::CodecCost> agreed_codec_costs(c10d::ProcessGroup& gr
                                                           const comm::LinkModel& link) {
   std::vector<comm::CodecCost> costs(specs.size());
   if (group.getRank() == 0) {
-    for (std::size_t i = 0; i < specs.size(); ++i) {
-      const bool known = link.codec(make_codec(specs[i])->spec()) != nullptr;
-      costs[i] = known ? codec_cost(specs[i], link) : measured_codec_cost(specs[i]);
-    }
+    told_to_others(group, "measuring the codecs' speeds", 0, [&] {
+      for (std::size_t i = 0; i < specs.size(); ++i) {
+        const bool known = link.codec(make_codec(specs[i])->spec()) != nullptr;
+        costs[i] = known ? codec_cost(specs[i], link) : measured_codec_cost(specs[i]);
+      }
+    });
   }
   static_assert(sizeof(comm::CodecCost) == 3 * sizeof(double));
   // A tensor of its own: where another rank fails, the wait ends before the broadcast does.
@@ -75,23 +90,39 @@ std::map<std::string, comm::CodecCost> agreed_codec_costs(c10d::ProcessGroup& gr
   return result;
 }
 
+// For the layers of one element size.
 lgreco::CurveCosts costs_of(c10d::ProcessGroup& group, const AdaptiveCompression& adaptive,
-                            const std::optional<comm::LinkModel>& link) {
+                            std::size_t element_bytes, const std::optional<comm::LinkModel>& link,
+                            const std::map<std::string, comm::CodecCost>& codecs) {
   const int world = group.getSize();
   lgreco::CurveCosts costs;
-  costs.bytes = [world](const Spec& spec, std::span<const std::int64_t> shape) {
-    return candidate_bytes(spec, shape, world);
+  costs.bytes = [world, element_bytes](const Spec& spec, std::span<const std::int64_t> shape) {
+    return candidate_bytes(spec, shape, world, element_bytes);
   };
   if (adaptive.policy.objective == lgreco::Objective::kTime) {
-    THINWIRE_ASSERT(link.has_value());
     costs.seconds = [world, bytes = costs.bytes, backend = link->backend(comm::backend_name(group)),
-                     codecs = agreed_codec_costs(group, all_candidates(adaptive), *link)](
-                        const Spec& spec, std::span<const std::int64_t> shape) {
+                     codecs](const Spec& spec, std::span<const std::int64_t> shape) {
       std::int64_t numel = 1;
       for (const std::int64_t extent : shape) numel *= extent;
       return wire_seconds(bytes(spec, shape), backend) +
              coding_seconds(spec, numel, codecs.at(spec.str()), world);
     };
+  }
+  return costs;
+}
+
+std::map<std::size_t, lgreco::CurveCosts> all_costs(c10d::ProcessGroup& group,
+                                                    const AdaptiveCompression& adaptive,
+                                                    const std::optional<comm::LinkModel>& link) {
+  std::map<std::string, comm::CodecCost> codecs;
+  if (adaptive.policy.objective == lgreco::Objective::kTime) {
+    THINWIRE_ASSERT(link.has_value());
+    codecs = agreed_codec_costs(group, all_candidates(adaptive), *link);
+  }
+  std::map<std::size_t, lgreco::CurveCosts> costs;
+  for (const LayerInfo& layer : adaptive.layers) {
+    if (costs.contains(layer.element_bytes)) continue;
+    costs[layer.element_bytes] = costs_of(group, adaptive, layer.element_bytes, link, codecs);
   }
   return costs;
 }
@@ -104,7 +135,7 @@ AdaptivePlan::AdaptivePlan(c10::intrusive_ptr<c10d::ProcessGroup> group,
     : group_(std::move(group)),
       adaptive_(std::move(adaptive)),
       schedule_(adaptive_.policy, least_warmup),
-      costs_(costs_of(*group_, adaptive_, link)),
+      costs_(all_costs(*group_, adaptive_, link)),
       statistics_(adaptive_.layers, group_->getRank(), group_->getSize()),
       reference_(std::move(reference)),
       plan_(reference_) {
@@ -120,19 +151,22 @@ AdaptivePlan::~AdaptivePlan() = default;
 bool AdaptivePlan::begin_step(std::int64_t step) {
   if (step == begun_step_ || adaptive_.layers.empty()) return false;
   begun_step_ = step;
-  if (schedule_.gathers_before(step)) gather_curves();
-  const bool changed = schedule_.switches_before(step) && switch_plan(step);
-  if (schedule_.opens_window(step)) {
-    statistics_.reset();
-    window_is_whole_ = true;
-  }
-  return changed;
+  return told_to_others(*group_, "planning the compression", round_, [&] {
+    if (schedule_.gathers_before(step)) gather_curves();
+    const bool changed = schedule_.switches_before(step) && switch_plan(step);
+    if (schedule_.opens_window(step)) {
+      statistics_.reset();
+      window_is_whole_ = true;
+    }
+    return changed;
+  });
 }
 
 void AdaptivePlan::observe(const comm::Bucket& bucket, std::int64_t step) {
   if (!schedule_.observes(step)) return;
   Stopwatch watch(summary_.statistics_seconds);
-  statistics_.add(bucket);
+  told_to_others(*group_, "taking statistics of the gradients", round_,
+                 [&] { statistics_.add(bucket); });
 }
 
 void AdaptivePlan::finish_step(std::int64_t step) {
@@ -142,26 +176,23 @@ void AdaptivePlan::finish_step(std::int64_t step) {
 void AdaptivePlan::close_window() {
   if (adaptive_.layers.empty() || !window_is_whole_) return;
   ++round_;
-  {
-    Stopwatch watch(summary_.exchange_seconds);
-    summary_.sent_bytes += statistics_.exchange(*group_, round_);
-  }
-  if (statistics_.left_out() > 0) {
-    log::warn("lgreco: ", statistics_.left_out(), " gradients with NaN or infinity were left out ",
-              "of the statistics for plan ", round_);
-  }
-  measuring_ = std::async(std::launch::async, [this] { return measure_own_layers(); });
+  told_to_others(*group_, "sharing statistics of the gradients", round_, [&] {
+    {
+      Stopwatch watch(summary_.exchange_seconds);
+      summary_.sent_bytes += statistics_.exchange(*group_, round_);
+    }
+    if (statistics_.left_out() > 0) {
+      log::warn("lgreco: ", statistics_.left_out(), " gradients with NaN or infinity were left ",
+                "out of the statistics for plan ", round_);
+    }
+    measuring_ = std::async(std::launch::async, [this] { return measure_own_layers(); });
+  });
 }
 
 template <typename Result>
 Result AdaptivePlan::result_of(std::future<Result>& future, const char* what) {
   Stopwatch watch(summary_.wait_seconds);
-  try {
-    return future.get();
-  } catch (...) {
-    // Tells the others, which would wait for this rank.
-    comm::raise_collective_failure(*group_, what, round_, std::current_exception());
-  }
+  return told_to_others(*group_, what, round_, [&] { return future.get(); });
 }
 
 AdaptivePlan::CurveTable AdaptivePlan::measure_own_layers() const {
@@ -225,9 +256,10 @@ AdaptivePlan::Solution AdaptivePlan::solve(const CurveTable& table) const {
   std::vector<lgreco::Layer> layers;
   for (std::size_t i = 0; i < adaptive_.layers.size(); ++i) {
     const auto row = curve_in(table, i);
-    layers.push_back(lgreco::curve_of(adaptive_.layers[i].name, adaptive_.layers[i].shape,
-                                      adaptive_.policy, {row[0], {row.begin() + 1, row.end()}},
-                                      costs_));
+    const LayerInfo& layer = adaptive_.layers[i];
+    layers.push_back(lgreco::curve_of(layer.name, layer.shape, adaptive_.policy,
+                                      {row[0], {row.begin() + 1, row.end()}},
+                                      costs_.at(layer.element_bytes)));
   }
   const lgreco::AllocationOptions options = adaptive_.policy.allocation();
   Solution solution{lgreco::make_plan(layers, options, lgreco::allocate(layers, options)), 0};
@@ -284,11 +316,13 @@ void AdaptivePlan::restore(std::shared_ptr<const lgreco::Plan> allocation) {
 void AdaptivePlan::apply(const lgreco::Plan& allocation) {
   for (const lgreco::PlannedLayer& layer : allocation.layers) {
     const auto known = settings_.find(layer.chosen.spec);
-    plan_.set(layer.name,
-              known != settings_.end()
-                  ? known->second
-                  : settings_.emplace(layer.chosen.spec, adaptive_.setting(layer.chosen.spec))
-                        .first->second);
+    if (known != settings_.end()) {
+      plan_.set(layer.name, known->second);
+      continue;
+    }
+    comm::LayerSetting setting = adaptive_.setting(layer.chosen.spec);
+    setting.may_be_skipped = false;
+    plan_.set(layer.name, settings_.emplace(layer.chosen.spec, setting).first->second);
   }
 }
 

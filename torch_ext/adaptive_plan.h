@@ -102,7 +102,7 @@ class AdaptivePlan {
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
   const AdaptiveCompression adaptive_;
   const lgreco::Schedule schedule_;
-  const lgreco::CurveCosts costs_;
+  const std::map<std::size_t, lgreco::CurveCosts> costs_;  // by bytes of an element
   GradientStatistics statistics_;
   std::vector<std::size_t> table_begin_;  // of each layer's curve; one more for the end
   // Kept, as the settings chosen so far, because the averager may point to their codecs.

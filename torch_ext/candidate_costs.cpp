@@ -4,12 +4,16 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 
 #include "thinwire/comm/reductions/selector.h"
+#include "thinwire/comm/reductions/sparse_reduce.h"
 #include "thinwire/common/philox.h"
 #include "thinwire/compressors/codec_table.h"
 #include "thinwire/compressors/lgreco/curves.h"
+#include "thinwire/compressors/sparse_values.h"
 
 namespace thinwire {
 namespace {
@@ -41,11 +45,19 @@ double fastest(const Call& call) {
 
 }  // namespace
 
-double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, int world) {
-  const double payload = lgreco::payload_bytes(spec, shape);
-  const double ranks = std::max(world, 2);
-  const double factor = way_of(spec) == Way::kEveryone ? ranks - 1 : 2 * (ranks - 1) / ranks;
-  return std::ceil(factor * payload);
+double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, int world,
+                       std::size_t element_bytes) {
+  const std::int64_t numel =
+      std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  const double payload = spec.name == "identity"
+                             ? static_cast<double>(element_bytes) * static_cast<double>(numel)
+                             : lgreco::payload_bytes(spec, shape);
+  const int ranks = std::max(world, 2);
+  if (way_of(spec) == Way::kEveryone) {
+    const std::int64_t entries = kept_count(lgreco::parameter_value(spec), numel);
+    return std::ceil(std::min((ranks - 1) * payload, comm::bytes_by_owners(numel, entries, ranks)));
+  }
+  return std::ceil(2.0 * (ranks - 1) / ranks * payload);
 }
 
 double wire_seconds(double sent_bytes, const comm::BackendLink& link) {
@@ -87,6 +99,14 @@ comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model) {
 
 comm::CodecCost measured_codec_cost(const Spec& spec) {
   if (spec.name == "identity") return {};
+  // Larger ranks would not make the layer below smaller, so that it would be copied. Time grows
+  // with the rank.
+  constexpr double kMostRank = 32;
+  if (spec.name == "powersgd" && lgreco::parameter_value(spec) > kMostRank) {
+    comm::CodecCost cost = measured_codec_cost(lgreco::with_parameter(spec, kMostRank));
+    const double factor = lgreco::parameter_value(spec) / kMostRank;
+    return {factor * cost.compress, factor * cost.decompress, factor * cost.accumulate};
+  }
   constexpr std::int64_t kSide = 256;
   constexpr std::array<std::int64_t, 2> kShape = {kSide, kSide};
   const auto stream = PhiloxStream::of({.seed = 1});

@@ -14,9 +14,11 @@ namespace thinwire {
 
 // Bytes that one rank sends for a layer, without frames: uncompressed and quantised layers
 // 2 (W − 1) / W times their payload, powersgd's factors as much, the entries of topk and ternary
-// W − 1 times. Whole, rounded up. One rank alone sends nothing; it is given the bytes of two, so
-// that its plan is not a whim.
-double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, int world);
+// W − 1 times, or to owners and on from there where that is less (comm/reductions/sparse_reduce.h).
+// Uncompressed elements take `element_bytes`. Whole, rounded up. One rank alone sends nothing; it
+// is given the bytes of two, so that its plan is not a whim. Thread-safe.
+double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, int world,
+                       std::size_t element_bytes = sizeof(float));
 
 // Seconds that so many bytes of one rank take on the wire: of all_to_all, which is how they travel,
 // uncompressed layers beside compressed ones too. The exchanges' latency is left out: a bucket pays

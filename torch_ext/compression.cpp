@@ -85,9 +85,7 @@ bool stays_uncompressed(const LayerInfo& layer, const CompressionOptions& option
 comm::LayerSetting AdaptiveCompression::setting(const std::string& candidate) const {
   Spec spec = Spec::parse(candidate);
   spec.arguments.insert(spec.arguments.end(), layer_arguments.begin(), layer_arguments.end());
-  comm::LayerSetting setting = comm::parse_layer_setting(spec.str());
-  setting.may_be_skipped = false;
-  return setting;
+  return comm::parse_layer_setting(spec.str());
 }
 
 comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options) {

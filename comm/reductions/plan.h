@@ -24,8 +24,8 @@ struct LayerSetting {
   // first one first. Empty without a ramp.
   std::vector<CodecPtr> ramp;
   std::int64_t ramp_steps = 0;
-  // Whether the layer may go uncompressed where the link model says that its codec does not pay.
-  // Not where that has been weighed already, as by L-GreCo.
+  // Whether the layer may go uncompressed where the link model says that its codec does not pay. A
+  // plan of L-GreCo has weighed that already.
   bool may_be_skipped = true;
 
   // Whether a residual is kept: on request, or where the codec needs one.

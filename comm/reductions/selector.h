@@ -118,10 +118,10 @@ struct ReductionChoice {
   double uncompressed_cost = 0;
 };
 
-// The cheapest allowed way that the codec's traits permit, or "do not compress" where that gains too
-// little or nothing is allowed; for powersgd low_rank or nothing, where it is allowed. Ties go to
-// the strategy that stands first in kStrategies. Without a link model the bytes decide, with frames
-// counted; with one the seconds, coding and decoding included and added up as if nothing
+// The cheapest allowed way that the codec's traits permit, or "do not compress" where that gains
+// too little or nothing is allowed; for powersgd low_rank or nothing, where it is allowed. Ties go
+// to the strategy that stands first in kStrategies. Without a link model the bytes decide, with
+// frames counted; with one the seconds, coding and decoding included and added up as if nothing
 // overlapped. Pure and thread-safe. Throws InvalidArgument for sizes below 0 and for fewer than one
 // host or fewer ranks than hosts.
 ReductionChoice select_reduction(const ReductionRequest& request);

@@ -61,7 +61,11 @@ Totals totals_of(const std::vector<Layer>& layers, const Choice& choice) {
     error.add(c.error);
     seconds.add(c.seconds);
   }
-  return {bytes.value(), error.value(), seconds.value()};
+  const Totals totals{bytes.value(), error.value(), seconds.value()};
+  check(std::isfinite(totals.bytes) && std::isfinite(totals.error) && std::isfinite(totals.seconds),
+        "the sums over all layers must be finite, got bytes ", totals.bytes, ", error ",
+        totals.error, ", seconds ", totals.seconds);
+  return totals;
 }
 
 Choice reference_of(const std::vector<Layer>& layers) {
@@ -124,6 +128,8 @@ Allocation allocate(const std::vector<Layer>& layers, const AllocationOptions& o
   const double reference_cost = result.reference.*roles.total_cost;
   const double reference_weight = result.reference.*roles.total_weight;
   result.limit = options.budget * reference_weight;
+  check(std::isfinite(result.limit), "budget ", options.budget, " times the reference's total ",
+        roles.weight_name, ", ", reference_weight, ", is not finite");
 
   const KnapsackSolution solution = solve_knapsack(groups, result.limit);
   result.lower_bound = solution.lower_bound;

@@ -70,8 +70,11 @@ std::vector<double> values_around(const Spec& reference, std::span<const std::in
   }
   values.push_back(middle);
   if (reference.name == "powersgd") {
-    const auto limit = static_cast<double>(std::min(rows_of(shape), cols_of(shape)));
-    std::erase_if(values, [&](double rank) { return rank >= limit; });
+    // The codec sends the layer as it is, see low_rank_shape().
+    const auto saves_nothing = [&](double rank) {
+      return low_rank_shape(shape, DType::kFloat32, static_cast<int>(rank)).rank == 0;
+    };
+    std::erase_if(values, saves_nothing);
   }
   std::sort(values.begin(), values.end());
   values.erase(std::unique(values.begin(), values.end()), values.end());
@@ -146,7 +149,9 @@ std::vector<double> squared_errors(const std::vector<Spec>& specs, std::span<con
 
 double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape) {
   if (spec.name == "powersgd") {
-    return parameter_value(spec) * static_cast<double>(rows_of(shape) + cols_of(shape)) * 4;
+    const PowerSgdOptions options = powersgd_options(spec);
+    const auto factors = static_cast<double>(options.rank * (rows_of(shape) + cols_of(shape)));
+    return options.iterations * factors * sizeof(float);
   }
   const std::int64_t numel = numel_of(shape);
   const CodecPtr codec = make_codec(spec);

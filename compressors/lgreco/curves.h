@@ -19,20 +19,20 @@ namespace thinwire::lgreco {
 //   topk      21 densities in geometric steps from a tenth to ten times the reference, at most 1
 //   ternary   in a mixed family, the same
 //   powersgd  ranks from a quarter to four times the reference (all, or about 32 in geometric
-//   steps),
-//             below the layer's own rank. The layer is a matrix of shape[0] rows.
+//   steps)
+//             that make the layer smaller. The layer is a matrix of shape[0] rows.
 // The reference's other parameters (bucket, norm, ...) are kept. The other codecs of a mixed family
 // take their defaults, but topk stores bf16 values and ternary's densities lie around 0.03.
 struct CandidateSet {
   std::vector<Spec> specs;
-  // The uniform setting; 0 (identity) where it does not apply, as powersgd to a vector.
+  // The uniform setting; 0 (identity) where that sends the layer as it is, as powersgd a vector.
   std::size_t reference = 0;
 };
 CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> shape);
 
-// Bytes of a layer's payload: powersgd's two float32 factors, for topk and ternary what entries
-// spread at random take (index_coder.h), else the codec's max_compressed_bytes(), which most codecs
-// write exactly. Whole. Thread-safe.
+// Bytes of a layer's payload: powersgd's two float32 factors in every iteration, for topk and
+// ternary what entries spread at random take (index_coder.h), else the codec's
+// max_compressed_bytes(), which most codecs write exactly. Whole. Thread-safe.
 double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape);
 
 // Numbers that depend on how a codec is used; both must be thread-safe if curves are.

@@ -65,7 +65,8 @@ double JsonPlace::number() const {
 
 std::uint64_t JsonPlace::whole() const {
   if (!value_.is_number_unsigned()) {
-    fail(concat("expected a whole number that is not negative, found ", value_.dump()));
+    fail(concat("expected a whole number that is not negative, found ",
+                value_.is_number() ? value_.dump() : value_.type_name()));
   }
   return value_.get<std::uint64_t>();
 }

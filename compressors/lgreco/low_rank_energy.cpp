@@ -85,8 +85,8 @@ void qr_step(std::vector<double>& d, std::vector<double>& e, std::size_t first, 
 }
 
 // Sum over the longer side of the outer products of the vectors along the shorter one.
-std::vector<double> gram_of_shorter_side(std::span<const float> matrix, std::size_t rows,
-                                         std::size_t cols) {
+template <typename Real>
+std::vector<double> gram_of_shorter_side(const Real* matrix, std::size_t rows, std::size_t cols) {
   const std::size_t size = std::min(rows, cols), count = std::max(rows, cols);
   const std::size_t along = rows <= cols ? cols : 1, across = rows <= cols ? 1 : cols;
   std::vector<double> gram(size * size), vector(size);
@@ -165,8 +165,7 @@ std::vector<double> leading_energies(std::span<const float> matrix, std::size_t 
     right = multiply(matrix, rows, cols, left, vectors, true);
     if (round < kRounds) orthonormalise(right, vectors, cols);
   }
-  std::vector<double> gram =
-      gram_of_shorter_side(std::vector<float>(right.begin(), right.end()), vectors, cols);
+  std::vector<double> gram = gram_of_shorter_side(right.data(), vectors, cols);
   return symmetric_eigenvalues(gram, vectors);
 }
 
@@ -222,7 +221,7 @@ std::vector<double> low_rank_squared_errors(std::span<const float> matrix, std::
                      vectors == size;
   std::vector<double> energies;
   if (exact) {
-    auto gram = gram_of_shorter_side(matrix, m, n);
+    auto gram = gram_of_shorter_side(matrix.data(), m, n);
     energies = symmetric_eigenvalues(gram, size);
   } else {
     energies = leading_energies(matrix, m, n, vectors);

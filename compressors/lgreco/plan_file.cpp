@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
@@ -41,12 +40,17 @@ std::string read_spec(const JsonPlace& place) {
   }
 }
 
+std::int64_t read_numel(const JsonPlace& layer) {
+  const auto numel = static_cast<std::int64_t>(layer.at("numel").whole());
+  if (numel < 0) layer.at("numel").fail("does not fit in 63 bits");
+  return numel;
+}
+
 Layer read_layer(const JsonPlace& place, CurveFile& file) {
   place.expect_fields({"name", "numel", "reference", "norm", "candidates"});
   Layer layer;
   layer.name = place.at("name").text();
-  layer.numel = static_cast<std::int64_t>(place.at("numel").whole());
-  if (layer.numel < 0) place.at("numel").fail("does not fit in 63 bits");
+  layer.numel = read_numel(place);
   if (place.has("norm")) layer.norm = place.at("norm").number();
   const JsonPlace candidates = place.at("candidates");
   if (candidates.size() == 0) candidates.fail("a layer needs at least one candidate");
@@ -205,7 +209,7 @@ Plan parse_plan(std::string_view text, const std::string& source) {
                          "reference_seconds"});
     plan.layers.push_back(
         {layer.at("name").text(),
-         static_cast<std::int64_t>(layer.at("numel").whole()),
+         read_numel(layer),
          layer.at("choice").whole(),
          {read_spec(layer.at("spec")), layer.at("bytes").number(), layer.at("error").number(),
           layer.at("seconds").number()},
@@ -226,8 +230,12 @@ Plan read_plan(const std::string& path) {
 
 std::string read_text_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw FileError(concat("cannot read ", path));
+  // A stream catches what its buffer throws, for a directory, say; an iterator would not.
+  std::string text, piece(std::size_t{1} << 16, '\0');
+  while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())) || file.gcount() > 0) {
+    text.append(piece, 0, static_cast<std::size_t>(file.gcount()));
+  }
+  if (!file.eof()) throw FileError(concat("cannot read ", path));
   return text;
 }
 

@@ -31,8 +31,8 @@ struct CurveFile {
 
 // Throws FileError naming `source` and the place, `layers[3].candidates[1].bytes`, for text that is
 // no JSON, a missing, unknown or repeated field, a wrong type, a negative or non-finite number, no
-// candidate, a reference out of range, a candidate or layer name that occurs twice, or a spec that
-// does not follow the grammar.
+// candidate, a reference out of range, a layer name that occurs twice, or a spec that does not
+// follow the grammar.
 CurveFile parse_curves(std::string_view text, const std::string& source);
 CurveFile read_curves(const std::string& path);
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/codec_table.h"
 #include "thinwire/compressors/powersgd.h"
 #include "thinwire/compressors/sparse_values.h"
 
@@ -154,6 +155,13 @@ Policy parse_policy(const Spec& spec) {
         name_of(policy.family), "(...), got '", policy.reference.str(),
         "'; candidates of other codecs need family=mixed");
   policy.reference = with_parameter(policy.reference, parameter_value(policy.reference));
+  try {
+    make_codec(policy.reference);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(concat("lgreco: the reference is no codec: ", error.what(),
+                                 "; what is not the codec's own, such as error_feedback, is given "
+                                 "to lgreco(...) itself, for all layers"));
+  }
   return policy;
 }
 

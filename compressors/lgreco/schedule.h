@@ -18,7 +18,8 @@ namespace thinwire::lgreco {
 // Before "first + k·period" the statistics are exchanged; then each rank measures the curves of the
 // layers that it owns, away from the training thread. Before "gather" the ranks share the curves;
 // then each solves. Before "switch" the plan takes effect. Ranks that are not ready by then wait;
-// the lag, a fiftieth of the period, makes that rare. Value type.
+// the lag, a fiftieth of the period (1 … 10, less where two of them do not fit between windows),
+// makes that rare. Value type.
 class Schedule {
  public:
   // `least_warmup`: steps that are uncompressed even if the policy asks for fewer.

@@ -23,7 +23,7 @@ HOSTS = runs.RANKS
 TRAINING = {"batch_size": 32, "lr": 0.05}
 PYTORCH = "PyTorch DDP, PowerSGD rank 4"
 ADAPTIVE = "period=150, warmup=0, first=5, window=5"
-TIMED = "L-GreCo mixed, least time"
+TIMED = "L-GreCo mixed, for 4 bits, least time"
 ROWS = {
     "Gloo fp32": "none",
     "Gloo bf16": "cast(bf16)",
@@ -34,8 +34,9 @@ ROWS = {
     "L-GreCo quantize": f"lgreco(family=quantize, reference=4, {ADAPTIVE})",
     "L-GreCo powersgd": f"lgreco(family=powersgd, reference=4, {ADAPTIVE})",
     "L-GreCo topk": f"lgreco(family=topk, reference=0.01, {ADAPTIVE})",
-    "L-GreCo mixed": f"lgreco(family=mixed, reference=powersgd(rank=4), {ADAPTIVE})",
-    TIMED: f"lgreco(family=mixed, reference=powersgd(rank=4), objective=time, {ADAPTIVE})",
+    "L-GreCo mixed, for rank 4": f"lgreco(family=mixed, reference=powersgd(rank=4), {ADAPTIVE})",
+    "L-GreCo mixed, for 4 bits": f"lgreco(family=mixed, reference=quantize(bits=4), {ADAPTIVE})",
+    TIMED: f"lgreco(family=mixed, reference=quantize(bits=4), objective=time, {ADAPTIVE})",
 }
 
 
@@ -68,11 +69,12 @@ class Bench:
 
     def link_model(self, rate):
         """What `thinwire link` measures on the emulated network."""
-        path = self.folder / f"link-{rate}.json"
+        codecs = [f"quantize(bits={bits})" for bits in range(2, 9)]
+        codecs += [f"topk(density={density}, values=bf16)" for density in (0.001, 0.01, 0.1)]
+        codecs += [f"ternary(density={density})" for density in (0.003, 0.03, 0.3)]
+        codecs += [f"powersgd(rank={rank})" for rank in (1, 2, 4, 8, 16)]
+        path = self.folder / f"{runs.slug({'model': f'link {rate}', 'codecs': codecs})}.json"
         if not path.exists():
-            codecs = [f"quantize(bits={bits})" for bits in range(2, 9)]
-            codecs += [f"topk(density={density})" for density in (0.001, 0.01, 0.1)]
-            codecs += [f"powersgd(rank={rank})" for rank in (1, 2, 4, 8, 16)]
             self.on_hosts(rate, [str(self.build / "bin" / "thinwire"), "link", "--backend=gloo",
                                  "--no-pairs", f"--codec={';'.join(codecs)}", f"--output={path}"],
                           "thinwire link")
@@ -81,8 +83,8 @@ class Bench:
     def train(self, name, rate, seed, network):
         """The tests of one run; on the network, or on this machine without."""
         depends = {"rate": rate} if network or name == TIMED else {}
-        words = runs.slug({"compression": name, "seed": seed, **depends, **TRAINING,
-                           **self.options})
+        words = runs.slug({"compression": name, "spec": ROWS[name], "seed": seed, **depends,
+                           **TRAINING, **self.options})
         log = self.folder / f"{words}-{'hosts' if network else 'local'}.jsonl"
 
         def run(partial):

@@ -164,6 +164,11 @@ class BadInput(PlanTest):
         self.complaint(2, "--curves", path, "--budget", "0")
         self.complaint(2, "--curves", path, "--constraint", "size")
         self.complaint(2, "--curves", path, "--link", path)
+        text = self.complaint(1, "--curves", path, "--objective", "bytes", "--link", path)
+        self.assertIn("--objective bytes", text)
+        text = self.complaint(1, "--curves", path, "--budget", "1e308")
+        self.assertIn("is not finite", text)
+        self.assertIn(str(self.folder), self.complaint(1, "--curves", self.folder))
         self.assertIn("no.json", self.complaint(1, "--curves", self.folder / "no.json"))
         self.assertIn("c.json", self.complaint(1, "--show", path))
 
@@ -191,6 +196,14 @@ class Picture(PlanTest):
         result = self.plot(path, "-o", self.folder / "p.svg")
         self.assertEqual(result.returncode, 1)
         self.assertIn("total_bytes", result.stderr)
+        totals = dict.fromkeys(("total_bytes", "total_error", "reference_bytes",
+                                "reference_error"), 1)
+        for layers, complaint in (([1], "layers[0]: expected an object"),
+                                  ([{"name": 1}], "layers[0]: name: expected a text, found 1")):
+            path = self.write("p.json", {**totals, "layers": layers})
+            result = self.plot(path, "-o", self.folder / "p.svg")
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(complaint, result.stderr)
         self.assertEqual(self.plot(path, "-o", self.folder / "p.gif").returncode, 2)
 
 

@@ -36,6 +36,9 @@ TEST(CandidateCosts, BytesFollowTheWayThatACodecIsAveraged) {
     const double payload = lgreco::payload_bytes(spec_of(text), kShape);
     EXPECT_EQ(candidate_bytes(spec_of(text), kShape, 4), 3 * payload) << text;
   }
+  EXPECT_EQ(candidate_bytes(spec_of("identity"), kShape, 4, 2), 1.5 * 2 * kNumel);
+  // Where the entries of many ranks meet, owners send fewer on.
+  EXPECT_LT(candidate_bytes(spec_of("topk(density=0.1)"), kShape, 32), 5.0 * kNumel);
   // Of three ranks two thirds, twice: rounded up to a whole number.
   EXPECT_EQ(candidate_bytes(spec_of("identity"), {{1, 1}}, 3), 6);
   // One rank alone reckons as two would.

@@ -289,6 +289,14 @@ TEST(Allocator, RefusesBadNumbersNamingTheLayer) {
   EXPECT_THAT(message(layer_of("w", 0, {{"x", 1, 1, 0}}), nan), HasSubstr("budget"));
 }
 
+TEST(Allocator, RefusesSumsThatOverflow) {
+  const Layer layer{"w", 1, 0, {{"a", 1, 2, 1e308}}, 0};
+  EXPECT_THROW(allocate({layer, layer}), InvalidArgument);
+  AllocationOptions options;
+  options.budget = 1e308;
+  EXPECT_THROW(allocate({layer}, options), InvalidArgument);
+}
+
 TEST(ExactSum, DoesNotDependOnTheOrder) {
   EXPECT_EQ(exact_sum(std::vector<double>{1e100, 1, -1e100}), 1);
   EXPECT_EQ(exact_sum(std::vector<double>{0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1}), 1.0);

@@ -168,6 +168,14 @@ TEST(LowRank, EstimatesOfLargeMatricesAreAboveAndNearTheTruth) {
   }
 }
 
+TEST(LowRank, TheLargestGradientsDoNotOverflow) {
+  auto matrix = gaussian(300 * 300, 9);
+  for (float& x : matrix) x = std::copysign(1e36f, x) * std::min(std::abs(x), 1.0f);
+  const auto errors = low_rank_squared_errors(matrix, 300, 300, std::vector<std::int64_t>{1, 4});
+  EXPECT_TRUE(std::isfinite(errors[0]));
+  EXPECT_LT(errors[1], errors[0]);
+}
+
 TEST(Curves, CandidatesAndReference) {
   const std::int64_t matrix[] = {64, 16, 3};
   const auto gradient = gaussian(64 * 48, 5);
@@ -202,8 +210,25 @@ TEST(Curves, CandidatesAndReference) {
   EXPECT_NEAR(squared.candidates[2].error, std::pow(plain.candidates[2].error, 2), 1e-9);
 }
 
+// Where rank 32 sends the layer as it is, that is the reference.
+TEST(Curves, RanksThatSaveNothingAreNoCandidates) {
+  const auto gradient = gaussian(64 * 64, 8);
+  const std::int64_t shape[] = {64, 64};
+  const Layer layer = rate_distortion_curve(
+      "w", gradient, shape, parse_policy(Spec::parse("lgreco(family=powersgd, reference=32)")));
+  EXPECT_EQ(layer.candidates[layer.reference].spec, "identity");
+  EXPECT_EQ(layer.candidates[layer.reference].error, 0);
+  for (const Candidate& candidate : layer.candidates) EXPECT_LE(candidate.bytes, 4 * 64 * 64);
+}
+
+TEST(Curves, EveryIterationSendsTheFactorsAgain) {
+  const Spec once = Spec::parse("powersgd(rank=4)");
+  const Spec thrice = Spec::parse("powersgd(rank=4, iterations=3)");
+  EXPECT_EQ(payload_bytes(thrice, {{64, 48}}), 3 * payload_bytes(once, {{64, 48}}));
+}
+
 TEST(Curves, RanksEndWhereTheCodecDoes) {
-  const std::int64_t matrix[] = {2000, 2000};
+  const std::int64_t matrix[] = {4000, 4000};
   for (const char* reference : {"300", "1024"}) {
     const Policy policy = parse_policy(
         Spec::parse(std::string("lgreco(family=powersgd, reference=") + reference + ")"));
@@ -270,6 +295,8 @@ TEST(Policy, ErrorsSayWhatWouldBeRight) {
       {"lgreco(family=mixed, reference=4)", "must be a codec spec"},
       {"lgreco(reference=onebit(x=1))", "made of quantize, topk, ternary and powersgd"},
       {"lgreco(period=5, window=6)", "window=6, period=5"},
+      {"lgreco(reference=quantize(bits=4, error_feedback=on))", "to lgreco(...) itself"},
+      {"lgreco(family=powersgd, reference=powersgd(rank=4, iteration=2))", "iterations"},
       {"lgreco(budget=0)", "in (0, 1000]"},
       {"lgreco(perod=5)", "did you mean period?"}};
   for (const auto& [text, expected] : cases) {

@@ -59,6 +59,9 @@ TEST(CurveFile, RefusesBadCurvesWithThePlace) {
       {"\"reference\": 1", "\"reference\": 2", "layers[0].reference: index 2 is out of range"},
       {"\"reference\": 1", "\"reference\": -1", "layers[0].reference: expected a whole number"},
       {"\"reference\": 1", "\"reference\": 0.5", "layers[0].reference: expected a whole number"},
+      {"\"numel\": 20", "\"numel\": [[[2]]]",
+       "layers[1].numel: expected a whole number that is not "
+       "negative, found array"},
       {"\"numel\": 20", "\"numel\": 2.5", "layers[1].numel: expected a whole number"},
       {"\"name\": \"b\"", "\"name\": \"a\"", "layers[1].name: 'a' is also the name of layers[0]"},
       {"\"name\": \"b\"", "\"name\": 7", "layers[1].name: expected a text"},
