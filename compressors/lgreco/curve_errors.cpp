@@ -11,8 +11,8 @@
 namespace thinwire::lgreco {
 namespace {
 
-// Bins of magnitude are the exponent and the first five bits of the mantissa. 8,192 of them fit in
-// the first-level caches; a bin holds a few per cent of a layer at most.
+// Bins of magnitude are the exponent and the first five bits of the mantissa. The sums of
+// 8,192 of them fit in a second-level cache; a bin holds a few per cent of a layer at most.
 constexpr int kBinShift = 18;
 constexpr std::size_t kBins = std::size_t{1} << (31 - kBinShift);
 
@@ -45,7 +45,7 @@ struct Sums {
 };
 
 SelectionErrors errors_of(const Sums& dropped, const Sums& kept) {
-  SelectionErrors errors{dropped.energy, dropped.energy + kept.rounding, dropped.energy};
+  SelectionErrors errors{dropped.energy + kept.rounding, dropped.energy};
   if (kept.count > 0) {
     // The scale travels as float32.
     const double scale = static_cast<float>(kept.magnitude / static_cast<double>(kept.count));

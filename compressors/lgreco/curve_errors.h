@@ -10,16 +10,16 @@
 
 namespace thinwire::lgreco {
 
-// What is lost where the entries of largest magnitude are kept and all others dropped.
+// What is lost where the entries of largest magnitude are kept and all others dropped: squared l2
+// norms of gradient − decoded gradient.
 struct SelectionErrors {
-  double exact = 0;    // squared l2 norm of what is dropped
-  double rounded = 0;  // the kept entries are rounded to `values` besides
+  double topk = 0;     // the kept entries are stored in some ValueType
   double ternary = 0;  // of each kept entry the sign is sent, and once the mean of their magnitudes
 };
 
-// These errors for each number of kept entries, summed in double precision: two passes over the
-// gradient and a sort of the few entries near each threshold. Throws InvalidArgument for a gradient
-// with NaN or infinity.
+// These errors for each number of kept entries, which topk stores as `values`. Summed in double
+// precision, in two passes over the gradient and a sort of the few entries near each threshold.
+// Throws InvalidArgument for a gradient with NaN or infinity.
 std::vector<SelectionErrors> selection_squared_errors(std::span<const float> gradient,
                                                       std::span<const std::int64_t> counts,
                                                       ValueType values);

@@ -132,7 +132,7 @@ std::vector<double> squared_errors(const std::vector<Spec>& specs, std::span<con
     const auto found = selection_squared_errors(gradient, counts, values);
     for (std::size_t i = 0; i < selecting.size(); ++i) {
       const bool ternary = specs[selecting[i]].name == "ternary";
-      errors[selecting[i]] = ternary ? found[i].ternary : found[i].rounded;
+      errors[selecting[i]] = ternary ? found[i].ternary : found[i].topk;
     }
   }
   const auto spread = [&](const std::vector<std::size_t>& places, const std::vector<double>& from) {
