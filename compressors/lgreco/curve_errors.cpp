@@ -86,23 +86,22 @@ std::vector<SelectionErrors> selection_squared_errors(std::span<const float> gra
                     [](const Sums& bin) { return bin.count == 0; }),
         "the gradient holds NaN or infinity");
 
-  // The bin in which each count's last kept entry lies, and how many of it are kept.
+  // All bins below `bin` are dropped, and of `bin` itself all but `kept` entries, unless that is 0:
+  // then the cut lies between two bins.
   struct Cut {
-    std::size_t bin = kBins;  // kBins: the cut lies between two bins, all below `below` dropped
+    std::size_t bin = kBins;
     std::int64_t kept = 0;
-    std::size_t below = 0;
   };
   std::vector<Cut> cuts;
   std::map<std::size_t, std::vector<std::uint32_t>> members;  // magnitudes in the bins of cuts
   std::vector<bool> wanted(kBins, false);
   for (std::int64_t count : counts) {
-    Cut cut{kBins, 0, kBins};
+    Cut cut;
     std::int64_t left = std::max<std::int64_t>(count, 0);
-    while (cut.below > 0 && bins[cut.below - 1].count <= left) left -= bins[--cut.below].count;
-    if (cut.below > 0 && left > 0) {
-      cut.bin = --cut.below;
+    while (cut.bin > 0 && bins[cut.bin - 1].count <= left) left -= bins[--cut.bin].count;
+    if (cut.bin > 0 && left > 0) {
       cut.kept = left;
-      wanted[cut.bin] = true;
+      wanted[--cut.bin] = true;
     }
     cuts.push_back(cut);
   }
@@ -113,13 +112,21 @@ std::vector<SelectionErrors> selection_squared_errors(std::span<const float> gra
   // Non-negative floats are ordered as their bits.
   for (auto& [bin, bits] : members) std::sort(bits.begin(), bits.end());
 
+  // Sums over all bins below each, and over all from each on.
+  std::vector<Sums> below(kBins + 1), from(kBins + 1);
+  for (std::size_t b = 0; b < kBins; ++b) {
+    below[b + 1] = below[b];
+    below[b + 1].add(bins[b]);
+  }
+  for (std::size_t b = kBins; b-- > 0;) {
+    from[b] = from[b + 1];
+    from[b].add(bins[b]);
+  }
   std::vector<SelectionErrors> errors;
   for (const Cut& cut : cuts) {
-    Sums dropped, kept;
-    for (std::size_t b = 0; b < kBins; ++b) {
-      if (b != cut.bin) (b < cut.below ? dropped : kept).add(bins[b]);
-    }
-    if (cut.bin < kBins) {
+    Sums dropped = below[cut.bin];
+    Sums kept = from[cut.kept > 0 ? cut.bin + 1 : cut.bin];
+    if (cut.kept > 0) {
       const auto& bits = members[cut.bin];
       const auto out = bits.size() - static_cast<std::size_t>(cut.kept);
       for (std::size_t i = 0; i < bits.size(); ++i) {
