@@ -20,10 +20,9 @@ foreach(folder common compressors comm moe torch_ext launch)
     PATTERN "*_ref.h" EXCLUDE
     PATTERN "*-inl.h" EXCLUDE
     PATTERN "json_*.h" EXCLUDE
-    PATTERN "bench_*.h" EXCLUDE
-    PATTERN "link_measurement.h" EXCLUDE
+    PATTERN "cli" EXCLUDE
     PATTERN "*_abi.h" EXCLUDE
-    PATTERN "gloo_headers" EXCLUDE
+    PATTERN "headers" EXCLUDE
     PATTERN "python" EXCLUDE
     PATTERN "slurm" EXCLUDE)
 endforeach()

@@ -7,17 +7,17 @@
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
-#include "thinwire/comm/mpi_backend.h"
-#include "thinwire/comm/nccl_backend.h"
-#include "thinwire/comm/process_group.h"
-#include "thinwire/comm/torch_version.h"
+#include "thinwire/comm/backend/mpi/backend.h"
+#include "thinwire/comm/backend/nccl/backend.h"
+#include "thinwire/comm/backend/process_group.h"
+#include "thinwire/comm/backend/torch_version.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/launch/enrolment.h"
 #include "thinwire/launch/host.h"
-#include "thinwire/launch/rendezvous.h"
+#include "thinwire/launch/job_store.h"
 
 namespace thinwire::launch {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstddef>
 
 #include "thinwire/common/dtype.h"
-#include "thinwire/compressors/codec.h"
+#include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire::kernels {
 

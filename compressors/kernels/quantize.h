@@ -9,8 +9,8 @@
 
 #include "thinwire/common/dtype.h"
 #include "thinwire/common/philox.h"
-#include "thinwire/compressors/codec.h"
 #include "thinwire/compressors/kernels/quantize_math.h"
+#include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire::kernels {
 

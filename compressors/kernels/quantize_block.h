@@ -6,8 +6,8 @@
 // A body syncs where one thread reads what another wrote, and nowhere else; a bucket needs no sync
 // against the next one of the same block. The last sync before packing parts all reads of the
 // partial results from their next writes, and the syncs of the next bucket's reduction part all
-// reads of the grid from its next write. tests/compressors/test_quantize_block.cpp runs rows of
-// buckets on one block; without any one of the syncs ThreadSanitizer reports a race there.
+// reads of the grid from its next write. tests/compressors/kernels/test_quantize_block.cpp runs
+// rows of buckets on one block; without any one of the syncs ThreadSanitizer reports a race there.
 #pragma once
 
 #include "thinwire/compressors/kernels/block.h"

@@ -20,7 +20,7 @@
 
 #include "thinwire/common/dtype.h"
 #include "thinwire/compressors/peft/atomic_file.h"
-#include "thinwire/compressors/tensor_view.h"
+#include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire::peft {
 

@@ -12,7 +12,7 @@
 #include <span>
 #include <utility>
 
-#include "thinwire/compressors/tensor_view.h"
+#include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire::peft {
 

@@ -12,22 +12,17 @@
 #include <numbers>
 #include <optional>
 
-#include "thinwire/comm/failure.h"
+#include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/median.h"
 #include "thinwire/common/metrics.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/examples/support/run_settings.h"
-#include "thinwire/moe/telemetry.h"
-#include "thinwire/torch_ext/distributed_data_parallel.h"
+#include "thinwire/moe/layer/telemetry.h"
+#include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
 
 namespace thinwire::examples {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 // Linear warm-up over a tenth of the steps (at most 100), then a cosine down to a tenth.
 double learning_rate(const LanguageTrainingOptions& options, int step) {

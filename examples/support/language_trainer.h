@@ -8,7 +8,7 @@
 #include "thinwire/examples/support/language_options.h"
 #include "thinwire/examples/support/text_corpus.h"
 #include "thinwire/launch/world.h"
-#include "thinwire/torch_ext/gradient_exchange.h"
+#include "thinwire/torch_ext/ddp/gradient_exchange.h"
 
 namespace thinwire::examples {
 
@@ -36,7 +36,7 @@ struct LanguageResult {
 // Trains and evaluates. Collective. Rank 0 prints progress and writes options.log: lines "step" and
 // "evaluation", and at the end the result with the keys of train_fashion_mnist and, among others,
 //   "validation_bpc", "step_seconds", "moe_rows_fraction", "moe_bytes_dispatch", "gate_seconds"
-// (see moe/telemetry.h; these are sums over all training steps of rank 0).
+// (see moe/layer/telemetry.h; these are sums over all training steps of rank 0).
 LanguageResult train_language_model(const launch::World& world, const TextCorpus& text,
                                     const LanguageTrainingOptions& options);
 

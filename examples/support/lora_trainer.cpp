@@ -12,24 +12,20 @@
 #include <iostream>
 #include <optional>
 
-#include "thinwire/comm/failure.h"
+#include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/metrics.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/compressors/peft/pack.h"
 #include "thinwire/examples/support/run_settings.h"
-#include "thinwire/torch_ext/adapter_broadcast.h"
-#include "thinwire/torch_ext/lora.h"
+#include "thinwire/torch_ext/adapter/adapter_broadcast.h"
+#include "thinwire/torch_ext/adapter/lora.h"
 
 namespace thinwire::examples {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 namespace fs = std::filesystem;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 // Two hidden layers of one width.
 class WideMlp : public Classifier {

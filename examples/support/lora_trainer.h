@@ -9,7 +9,7 @@
 #include "thinwire/examples/support/fashion_mnist.h"
 #include "thinwire/examples/support/models.h"
 #include "thinwire/launch/world.h"
-#include "thinwire/torch_ext/outer_optimizer.h"
+#include "thinwire/torch_ext/outer/outer_optimizer.h"
 
 namespace CLI {
 class App;

@@ -8,7 +8,7 @@
 
 #include <torch/nn.h>
 
-#include "thinwire/moe/moe_layer.h"
+#include "thinwire/moe/layer/moe_layer.h"
 
 namespace thinwire::examples {
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "thinwire/torch_ext/gradient_exchange.h"
+#include "thinwire/torch_ext/ddp/gradient_exchange.h"
 
 namespace thinwire::examples {
 

@@ -7,23 +7,18 @@
 #include <iostream>
 #include <optional>
 
-#include "thinwire/comm/failure.h"
+#include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/metrics.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/common/timeline.h"
-#include "thinwire/compressors/lgreco/plan_file.h"
+#include "thinwire/compressors/allocation/plan_file.h"
 #include "thinwire/examples/support/progress.h"
 #include "thinwire/examples/support/run_settings.h"
-#include "thinwire/torch_ext/distributed_data_parallel.h"
+#include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
 
 namespace thinwire::examples {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 ImageSet first_samples(const ImageSet& set, std::int64_t count) {
   const auto numel = count == 0 ? set.labels.size(0) : std::min(count, set.labels.size(0));

@@ -9,7 +9,7 @@
 #include "thinwire/examples/support/models.h"
 #include "thinwire/examples/support/training_options.h"
 #include "thinwire/launch/world.h"
-#include "thinwire/torch_ext/gradient_exchange.h"
+#include "thinwire/torch_ext/ddp/gradient_exchange.h"
 
 namespace thinwire::examples {
 

@@ -23,7 +23,7 @@
 #include <immintrin.h>
 #endif
 
-#include "thinwire/compressors/codec_table.h"
+#include "thinwire/compressors/codecs/codec_table.h"
 
 namespace thinwire {
 namespace {

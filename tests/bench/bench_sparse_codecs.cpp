@@ -18,7 +18,7 @@
 #include <random>
 
 #include "thinwire/common/error.h"
-#include "thinwire/compressors/codec_table.h"
+#include "thinwire/compressors/codecs/codec_table.h"
 #include "thinwire/compressors/kernels/low_rank.h"
 
 namespace thinwire {

@@ -25,8 +25,8 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/lsh/cluster.h"
 #include "thinwire/compressors/peft/safetensors.h"
-#include "thinwire/moe/row_codec.h"
-#include "thinwire/moe/row_moments.h"
+#include "thinwire/moe/rows/row_codec.h"
+#include "thinwire/moe/rows/row_moments.h"
 
 namespace {
 

@@ -2,15 +2,12 @@
 
 import gzip
 import json
-import os
 import pathlib
 import random
-import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, os.path.join(os.environ["THINWIRE_SOURCE_DIR"], "tests", "launch"))
-import jobs  # noqa: E402, pylint: disable=wrong-import-position
+import jobs
 
 PROGRAM = jobs.PROGRAMS / "train_fashion_mnist"
 TRAIN_IMAGES = 640

@@ -1,15 +1,12 @@
 """train_moe_lm as its users start it: under every launcher, with every way of sending rows."""
 
 import json
-import os
 import pathlib
 import random
-import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, os.path.join(os.environ["THINWIRE_SOURCE_DIR"], "tests", "launch"))
-import jobs  # noqa: E402, pylint: disable=wrong-import-position
+import jobs
 
 PROGRAM = jobs.PROGRAMS / "train_moe_lm"
 LEGS = ("dispatch", "combine", "combine_backward", "dispatch_backward")

@@ -3,7 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
-#include "thinwire/launch/commands.h"
+#include "thinwire/launch/cli/commands.h"
 
 int main(int argc, char** argv) {
   CLI::App app("", "thinwire");

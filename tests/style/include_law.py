@@ -3,9 +3,11 @@
     common <- compressors <- comm <- {moe, torch_ext} <- launch <- examples
 
 An arrow points to who may include it. moe and torch_ext do not include each other, tests and
-benchmarks may include everything, nothing includes tests but tests.
+benchmarks may include everything, nothing includes tests but tests. Within a layer the rooms (folders)
+form floors as well: no two of them include each other, directly or in a circle.
 """
 
+import pathlib
 import re
 
 import source_tree
@@ -32,11 +34,11 @@ FORMAT = re.compile(r"^(fmt|spdlog)/")
 
 
 def may_include_cuda(file):
-    return file.name.endswith("_cuda.cu") or file.as_posix() == "comm/nccl_backend.cpp"
+    return file.name.endswith("_cuda.cu") or file.as_posix() == "comm/backend/nccl/backend.cpp"
 
 
 def may_include_mpi(file):
-    return file.parts[0] == "comm" and re.fullmatch(r"mpi_\w+\.cpp", file.name) is not None
+    return file.parts[:3] == ("comm", "backend", "mpi") and file.suffix == ".cpp"
 
 
 def may_include_format(file):
@@ -52,9 +54,9 @@ def outside_rule(include):
     if TORCH.match(path) and layer in ("common", "compressors"):
         return f"{layer}/ does not see torch"
     if MPI.search(path) and not may_include_mpi(file):
-        return "only comm/mpi_*.cpp includes MPI"
+        return "only comm/backend/mpi/*.cpp includes MPI"
     if CUDA.search(path) and not may_include_cuda(file):
-        return "only *_cuda.cu and comm/nccl_backend.cpp include CUDA"
+        return "only *_cuda.cu and comm/backend/nccl/backend.cpp include CUDA"
     if FORMAT.match(path) and not may_include_format(file):
         return "only common/*.cpp includes fmt and spdlog; use thinwire::concat()"
     return None
@@ -87,6 +89,42 @@ def project_rule(root, include):
     return None
 
 
+def rooms(root):
+    """Room -> {room that it includes: the first include line that says so}. A room is a folder of
+    sources; tests and examples are not rooms of the library."""
+    found = {}
+    for file in source_tree.cpp_files(root):
+        if (file.parts[0] not in LAYERS or file.parts[0] == "examples" or len(file.parts) == 1
+                or "headers" in file.parts):  # declarations that stand in for another project's
+            continue
+        room = found.setdefault(file.parent.as_posix(), {})
+        for include in source_tree.includes_of(root, file):
+            if not include.path.startswith("thinwire/"):
+                continue
+            other = pathlib.PurePosixPath(include.path.removeprefix("thinwire/")).parent.as_posix()
+            if other not in (".", file.parent.as_posix()):
+                room.setdefault(other, include)
+    return found
+
+
+def floors(root):
+    """Rooms from the ground up: each includes only rooms of the floors before its own. Raises
+    ValueError that names the include lines of a circle."""
+    left, built = rooms(root), []
+    while left:
+        below = {room for floor in built for room in floor}
+        floor = sorted(room for room, others in left.items()
+                       if all(other in below or other not in left for other in others))
+        if not floor:
+            raise ValueError("rooms include each other in a circle:\n" + "\n".join(
+                str(include) for others in left.values()
+                for other, include in others.items() if other in left))
+        built.append(floor)
+        for room in floor:
+            del left[room]
+    return built
+
+
 def violations(root):
     found = []
     for file in source_tree.cpp_files(root):
@@ -97,3 +135,16 @@ def violations(root):
             if reason:
                 found.append(f"{include}: {reason}")
     return found
+
+
+def main():
+    """Prints the floors of the tree, the top one first, and what each room includes."""
+    root = source_tree.root_folder()
+    arrows = rooms(root)
+    for number, floor in reversed(list(enumerate(floors(root)))):
+        for room in floor:
+            print(f"{number:2}  {room:24} {' '.join(sorted(arrows[room])) or '-'}")
+
+
+if __name__ == "__main__":
+    main()

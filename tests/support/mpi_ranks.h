@@ -10,9 +10,9 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-#include "thinwire/comm/gloo_backend.h"
-#include "thinwire/comm/mpi_backend.h"
-#include "thinwire/comm/mpi_runtime.h"
+#include "thinwire/comm/backend/gloo/backend.h"
+#include "thinwire/comm/backend/mpi/backend.h"
+#include "thinwire/comm/backend/mpi/runtime.h"
 
 namespace thinwire::testing {
 

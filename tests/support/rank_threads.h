@@ -16,7 +16,7 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
-#include "thinwire/comm/process_group.h"
+#include "thinwire/comm/backend/process_group.h"
 
 namespace thinwire::testing {
 

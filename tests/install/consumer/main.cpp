@@ -1,8 +1,8 @@
 // Codes a tensor to 8 bits and back with the installed library and LibTorch.
 #include <ATen/ATen.h>
-#include <thinwire/comm/tensor_bridge.h>
-#include <thinwire/comm/torch_version.h>
-#include <thinwire/compressors/codec_table.h>
+#include <thinwire/comm/backend/torch_version.h>
+#include <thinwire/comm/wire/tensor_bridge.h>
+#include <thinwire/compressors/codecs/codec_table.h>
 
 #include <cstdio>
 #include <vector>

@@ -1,5 +1,5 @@
 // Codes a vector to 4 bits and back with the installed core library.
-#include <thinwire/compressors/codec_table.h>
+#include <thinwire/compressors/codecs/codec_table.h>
 
 #include <cmath>
 #include <cstdio>

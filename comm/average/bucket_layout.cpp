@@ -1,0 +1,283 @@
+#include "thinwire/comm/average/bucket_layout.h"
+
+#include <ATen/ops/empty.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "thinwire/comm/average/reduce/exact_mean.h"
+#include "thinwire/comm/average/reduce/gather_reduce.h"
+#include "thinwire/comm/average/reduce/hierarchical.h"
+#include "thinwire/comm/average/reduce/low_rank.h"
+#include "thinwire/comm/average/reduce/scatter_reduce.h"
+#include "thinwire/comm/average/reduce/sparse_reduce.h"
+#include "thinwire/comm/average/reduce/summable_reduce.h"
+#include "thinwire/comm/backend/process_group.h"
+#include "thinwire/common/crc32c.h"
+#include "thinwire/common/error.h"
+#include "thinwire/common/spec.h"
+#include "thinwire/compressors/codecs/powersgd.h"
+#include "thinwire/compressors/codecs/sparse_values.h"
+
+namespace thinwire::comm {
+namespace {
+
+using Form = CodecFacts::Form;
+
+std::uint32_t id_of(std::string_view name) {
+  return crc32c(std::as_bytes(std::span(name.data(), name.size())));
+}
+
+int hosts_of(const AveragerOptions& options) {
+  const std::set<int> hosts(options.host_of_rank.begin(), options.host_of_rank.end());
+  return std::max(1, static_cast<int>(hosts.size()));
+}
+
+bool hosts_are_even(std::span<const int> host_of_rank) {
+  std::map<int, int> ranks;
+  for (const int host : host_of_rank) ++ranks[host];
+  return std::ranges::all_of(
+      ranks, [&](const auto& host) { return host.second == ranks.begin()->second; });
+}
+
+// Whether the ranks are numbered host by host: each host's follow one another.
+bool hosts_are_blockwise(std::span<const int> host_of_rank) {
+  const std::set<int> hosts(host_of_rank.begin(), host_of_rank.end());
+  std::size_t blocks = 0;
+  for (std::size_t r = 0; r < host_of_rank.size(); ++r) {
+    if (r == 0 || host_of_rank[r] != host_of_rank[r - 1]) ++blocks;
+  }
+  return blocks == hosts.size();
+}
+
+// The choice without a link model: the reduction that the codec was made for.
+Strategy usual_strategy(const CodecFacts& facts) {
+  if (facts.form == Form::kLowRank) return Strategy::kLowRank;
+  if (facts.form == Form::kSparse) return Strategy::kSparse;  // see choose_sparse_strategy()
+  if (facts.traits.summable) return Strategy::kDense;
+  if (facts.traits.fixed_size && facts.block_size > 0) return Strategy::kScatterReduce;
+  return Strategy::kGatherReduce;
+}
+
+// Owners of index ranges or an all_gather, for all sparse layers of the bucket together: they
+// share an exchange.
+void choose_sparse_strategy(const Bucket& bucket, int world, std::vector<LayerStrategy>& ways) {
+  std::int64_t numel = 0, entries = 0;
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    if (ways[i].strategy != Strategy::kSparse) continue;
+    const std::int64_t n = bucket.layers[i].numel();
+    const Spec spec = Spec::parse(ways[i].codec->spec());
+    numel += n;
+    entries += kept_count(SpecReader(spec).number("density", 0.01, 0, 1, true), n);
+    bytes += ways[i].codec->max_compressed_bytes(n, DType::kFloat32);
+  }
+  if (owners_send_less(numel, entries, bytes, world)) return;
+  for (LayerStrategy& way : ways) {
+    if (way.strategy == Strategy::kSparse) way.strategy = Strategy::kGatherReduce;
+  }
+}
+
+// By the link model: layers with one codec are taken together.
+void choose_by_link(const Bucket& bucket, const Plan& plan, const AveragerOptions& options,
+                    const std::string& backend, int world, std::vector<LayerStrategy>& ways) {
+  std::map<std::string, ReductionRequest> requests;
+  std::vector<std::string> specs(ways.size());
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    if (!ways[i].codec) continue;
+    const BucketLayer& layer = bucket.layers[i];
+    const LayerSetting& setting = plan.of(layer.name);
+    specs[i] = concat(ways[i].codec->spec(), setting.momentum ? " with momentum" : "",
+                      setting.may_be_skipped ? "" : " on any link");
+    const CodecFacts facts =
+        facts_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape, options.link);
+    auto [request, added] = requests.try_emplace(specs[i]);
+    if (added) {
+      request->second = {.codec = facts,
+                         .world = world,
+                         .hosts = hosts_of(options),
+                         .link = &options.link->backend(backend),
+                         .required_gain = setting.may_be_skipped ? kRequiredGain : 0};
+      request->second.codec.payload_bytes = 0;
+      request->second.codec.factor_bytes = 0;
+      // What hierarchical cannot do beside what the codec says, see make_layout() and
+      // check_hosts(); and what it costs is known of ranks that are numbered host by host alone.
+      if (setting.momentum || !hosts_are_even(options.host_of_rank) ||
+          !hosts_are_blockwise(options.host_of_rank)) {
+        request->second.allowed = {Strategy::kDense, Strategy::kScatterReduce,
+                                   Strategy::kGatherReduce, Strategy::kSparse, Strategy::kLowRank};
+      }
+    }
+    request->second.bytes += layer.numel() * static_cast<std::int64_t>(sizeof(float));
+    request->second.codec.payload_bytes += facts.payload_bytes;
+    request->second.codec.factor_bytes += facts.factor_bytes;
+  }
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    if (!ways[i].codec) continue;
+    const ReductionChoice choice = select_reduction(requests.at(specs[i]));
+    ways[i].strategy = choice.strategy;
+    if (!choice.compress) ways[i].codec = nullptr;
+  }
+}
+
+void force(Strategy strategy, const Bucket& bucket, int hosts, int world,
+           std::vector<LayerStrategy>& ways) {
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    if (!ways[i].codec) continue;
+    const BucketLayer& layer = bucket.layers[i];
+    const std::string spec = ways[i].codec->spec();
+    const CodecFacts facts = facts_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape);
+    check_strategy(strategy, concat(spec, " of layer '", layer.name, "'"), facts, world, hosts);
+    ways[i].strategy = strategy;
+  }
+}
+
+// The exchange that layers share: the strategy, and for low rank the number of iterations.
+using GroupKey = std::pair<Strategy, int>;
+
+GroupKey group_of(const LayerStrategy& way) {
+  if (way.strategy != Strategy::kLowRank) return {way.strategy, 0};
+  return {way.strategy, powersgd_options(Spec::parse(way.codec->spec())).iterations};
+}
+
+// Uncompressed layers of a bucket travel with others, as they are; on their own only where there
+// are none that take them.
+GroupKey group_of_uncompressed(const std::set<GroupKey>& groups) {
+  for (const Strategy strategy : {Strategy::kHierarchical, Strategy::kScatterReduce}) {
+    if (groups.contains({strategy, 0})) return {strategy, 0};
+  }
+  for (const GroupKey& group : groups) {
+    if (group.first == Strategy::kLowRank) return group;
+  }
+  return {Strategy::kScatterReduce, 0};
+}
+
+std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& bucket,
+                                          const std::vector<std::size_t>& indices,
+                                          const BucketLayout& layout,
+                                          const AveragerOptions& options, c10d::ProcessGroup& group,
+                                          const Peers& peers, WarmStarts& warm_starts) {
+  std::vector<PartitionLayer> layers;
+  std::vector<LowRank::Layer> matrices;
+  std::int64_t numel = 0;
+  for (const std::size_t i : indices) {
+    const Codec* codec = layout.layers[i].codec.get();
+    layers.push_back({bucket.layers[i].numel(), codec ? codec : &identity_codec()});
+    numel += layers.back().numel;
+    if (key.first != Strategy::kLowRank) continue;
+    const int rank = codec ? powersgd_options(Spec::parse(codec->spec())).rank : 0;
+    matrices.push_back({bucket.layers[i].shape, rank});
+  }
+  switch (key.first) {
+    case Strategy::kDense:
+      return std::make_unique<SummableReduce>(layers, peers, options.chunk_bytes);
+    case Strategy::kScatterReduce:
+      return std::make_unique<ScatterReduce>(layers, peers,
+                                             Partition::chunks_for(numel, options.chunk_bytes));
+    case Strategy::kGatherReduce:
+      return std::make_unique<GatherReduce>(layers);
+    case Strategy::kSparse:
+      return std::make_unique<SparseReduce>(layers, peers);
+    case Strategy::kLowRank:
+      return std::make_unique<LowRank>(matrices, key.second, peers, options.chunk_bytes,
+                                       warm_starts);
+    case Strategy::kHierarchical:
+      return std::make_unique<Hierarchical>(layers, group, options.host_of_rank,
+                                            options.chunk_bytes);
+  }
+  THINWIRE_ASSERT(false);
+  return nullptr;
+}
+
+}  // namespace
+
+std::vector<LayerStrategy> choose_strategies(const Bucket& bucket, const Plan& plan,
+                                             std::int64_t step, const AveragerOptions& options,
+                                             const std::string& backend, int world) {
+  std::vector<LayerStrategy> ways;
+  for (const BucketLayer& layer : bucket.layers) {
+    ways.push_back({.codec = plan.of(layer.name).codec_at(step)});
+  }
+  if (options.strategy) {
+    for (const BucketLayer& layer : bucket.layers) {
+      check(*options.strategy != Strategy::kHierarchical || !plan.of(layer.name).momentum,
+            "strategy hierarchical adds up the gradients of a host before it picks entries, so a "
+            "rank cannot tell which of its own were sent: layer '",
+            layer.name, "' cannot have momentum correction");
+    }
+    force(*options.strategy, bucket, hosts_of(options), world, ways);
+  } else if (options.link) {
+    choose_by_link(bucket, plan, options, backend, world, ways);
+  } else {
+    for (std::size_t i = 0; i < ways.size(); ++i) {
+      if (!ways[i].codec) continue;
+      ways[i].strategy = usual_strategy(facts_of(*ways[i].codec, bucket.layers[i].numel(),
+                                                 DType::kFloat32, bucket.layers[i].shape));
+    }
+    choose_sparse_strategy(bucket, world, ways);
+  }
+  return ways;
+}
+
+std::unique_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan, std::int64_t step,
+                                          const AveragerOptions& options, c10d::ProcessGroup& group,
+                                          const Peers& peers, WarmStarts& warm_starts) {
+  auto layout = std::make_unique<BucketLayout>();
+  const auto ways =
+      choose_strategies(bucket, plan, step, options, backend_name(group), group.getSize());
+  const bool is_float = bucket.buffer.scalar_type() == at::kFloat;
+  const bool compresses =
+      std::ranges::any_of(ways, [](const LayerStrategy& way) { return way.codec != nullptr; });
+
+  std::set<GroupKey> keys;
+  for (const LayerStrategy& way : ways) {
+    if (way.codec) keys.insert(group_of(way));
+  }
+  std::map<GroupKey, std::vector<std::size_t>> groups;
+  layout->layers.resize(ways.size());
+  layout->text =
+      concat("bucket ", bucket.index, " of ", toString(bucket.buffer.scalar_type()), "\n");
+  std::int64_t dense_numel = 0;
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    const BucketLayer& layer = bucket.layers[i];
+    const LayerSetting& setting = plan.of(layer.name);
+    layout->layers[i].id = id_of(layer.name);
+    layout->layers[i].codec = ways[i].codec;
+    layout->text += concat(layer.name, " [", at::IntArrayRef(layer.shape), "] at ", layer.offset,
+                           ": ", setting.text());
+    if (ways[i].codec) {
+      layout->text += concat(" as ", ways[i].codec->spec(), " by ", name_of(ways[i].strategy));
+    }
+    layout->text += "\n";
+    // An all_reduce of the buffer's own type is best where nothing is compressed, and exact where
+    // float32 would narrow; else all sums are in rank order on every backend.
+    if (!ways[i].codec && !(is_float && compresses)) {
+      layout->dense.push_back(i);
+      dense_numel += layer.numel();
+      continue;
+    }
+    if (!is_float) layout->layers[i].converted.resize(static_cast<std::size_t>(layer.numel()));
+    groups[ways[i].codec ? group_of(ways[i]) : group_of_uncompressed(keys)].push_back(i);
+  }
+  layout->hash = XXH3_64bits(layout->text.data(), layout->text.size());
+  if (dense_numel > 0 && layout->dense.size() < bucket.layers.size()) {
+    layout->dense_buffer = at::empty({dense_numel}, bucket.buffer.options());
+  }
+  for (auto& [key, indices] : groups) {
+    LayerGroup& made = layout->groups.emplace_back();
+    made.reduction =
+        make_reduction(key, bucket, indices, *layout, options, group, peers, warm_starts);
+    for (const Piece& piece : made.reduction->owned()) {
+      const std::size_t i = indices[piece.layer];
+      if (layout->layers[i].codec && plan.of(bucket.layers[i].name).uses_second_residual()) {
+        layout->layers[i].owned.push_back({piece.begin, piece.numel});
+      }
+    }
+    made.layers = std::move(indices);
+  }
+  return layout;
+}
+
+}  // namespace thinwire::comm

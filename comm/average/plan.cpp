@@ -1,0 +1,158 @@
+#include "thinwire/comm/average/plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+#include <vector>
+
+#include "thinwire/common/error.h"
+#include "thinwire/common/spec.h"
+#include "thinwire/compressors/codecs/codec_table.h"
+#include "thinwire/compressors/codecs/sparse_values.h"
+
+namespace thinwire::comm {
+namespace {
+
+constexpr std::string_view kFeedbackKeys[] = {"error_feedback",
+                                              "residual_decay",
+                                              "residual_reset",
+                                              "second_residual",
+                                              "momentum",
+                                              "nesterov",
+                                              "ramp"};
+// The warm-up of DGC takes four epochs, each of one density.
+constexpr int kRampStages = 4;
+
+bool is_feedback_key(const Spec::Argument& argument) {
+  return std::find(std::begin(kFeedbackKeys), std::end(kFeedbackKeys), argument.key) !=
+         std::end(kFeedbackKeys);
+}
+
+bool sends_entries(std::string_view codec) {
+  return codec == "topk" || codec == "randomk" || codec == "ternary";
+}
+
+// The codecs of the ramp: the spec with higher and higher densities replaced.
+std::vector<CodecPtr> ramp_of(const Spec& spec) {
+  const auto density_argument = std::find_if(
+      spec.arguments.begin(), spec.arguments.end(),
+      [](const auto& argument) { return argument.key == "density" || argument.key.empty(); });
+  double target = 0;
+  if (density_argument == spec.arguments.end()) {
+    // The codec's own text names its default.
+    const CodecPtr codec = make_codec(spec);
+    return ramp_of(Spec::parse(codec->spec()));
+  }
+  Spec density_only = spec;
+  std::erase_if(density_only.arguments, [](const auto& argument) {
+    return argument.key != "density" && !argument.key.empty();
+  });
+  target = SpecReader(density_only).number("density", 0.01, 0, 1, true);
+  std::vector<CodecPtr> stages;
+  for (int stage = 0; stage < kRampStages; ++stage) {
+    Spec copy = spec;
+    auto& argument =
+        copy.arguments[static_cast<std::size_t>(density_argument - spec.arguments.begin())];
+    argument.text = number_text(warmup_density(target, stage, kRampStages));
+    stages.push_back(make_codec(copy));
+  }
+  return stages;
+}
+
+}  // namespace
+
+const CodecPtr& LayerSetting::codec_at(std::int64_t step, int* stage) const {
+  const bool ramping = !ramp.empty() && step < ramp_steps;
+  const auto index =
+      ramping ? static_cast<std::size_t>(step) * ramp.size() / static_cast<std::size_t>(ramp_steps)
+              : 0;
+  if (stage) *stage = ramping ? static_cast<int>(index) + 1 : 0;
+  return ramping ? ramp[index] : codec;
+}
+
+std::string LayerSetting::text() const {
+  if (!codec) return "none";
+  std::string text = codec->spec();
+  if (uses_feedback()) {
+    text += concat(" with error feedback, decay ", feedback.decay);
+    if (feedback.reset_every > 0) text += concat(", reset every ", feedback.reset_every);
+  }
+  if (uses_second_residual() != uses_feedback()) {
+    text += uses_second_residual() ? ", with second residual" : ", without second residual";
+  }
+  if (momentum) {
+    text += concat(" with momentum correction, momentum ", momentum->momentum,
+                   momentum->nesterov ? ", Nesterov" : "");
+  }
+  if (!ramp.empty()) text += concat(", ramp of ", ramp_steps, " steps");
+  if (!may_be_skipped) text += ", on any link";
+  return text;
+}
+
+LayerSetting parse_layer_setting(std::string_view text) {
+  Spec codec_spec = Spec::parse(text);
+  Spec feedback_spec = codec_spec;
+  std::erase_if(codec_spec.arguments, is_feedback_key);
+  std::erase_if(feedback_spec.arguments,
+                [](const auto& argument) { return !is_feedback_key(argument); });
+
+  LayerSetting setting;
+  SpecReader read(feedback_spec);
+  setting.feedback.mode = static_cast<ErrorFeedbackOptions::Mode>(
+      read.choice(kFeedbackKeys[0], {"auto", "on", "off"}, 0));
+  setting.feedback.decay = read.number(kFeedbackKeys[1], 1.0, 0.0, 1.0);
+  setting.feedback.reset_every = read.integer(kFeedbackKeys[2], 0, 0, 1'000'000'000);
+  setting.feedback.second_residual = static_cast<ErrorFeedbackOptions::Mode>(
+      read.choice(kFeedbackKeys[3], {"auto", "on", "off"}, 0));
+  if (read.has("momentum")) {
+    setting.momentum.emplace();
+    setting.momentum->momentum = read.number("momentum", 0.9, 0.0, 1.0);
+    check(setting.momentum->momentum < 1, "momentum must be in [0, 1), got ",
+          setting.momentum->momentum, " in '", text, "'");
+    setting.momentum->nesterov = read.flag("nesterov", false);
+    check(setting.feedback.mode != ErrorFeedbackOptions::Mode::kOff,
+          "momentum correction keeps a residual, so error_feedback cannot be off: '", text, "'");
+    for (const auto key : {kFeedbackKeys[1], kFeedbackKeys[2]}) {
+      check(!read.has(key), "'", key, "' belongs to error feedback and has no meaning with ",
+            "momentum: '", text, "'");
+    }
+  }
+  setting.ramp_steps = read.integer("ramp", 0, 0, 1'000'000'000'000);
+  read.finish();
+
+  if (codec_spec.name == "none") {
+    check(codec_spec.arguments.empty() && feedback_spec.arguments.empty(),
+          "'none' sends a layer uncompressed and takes no parameters, got '", text, "'");
+    return setting;
+  }
+  setting.codec = make_codec(codec_spec);
+  check(!(setting.momentum || setting.ramp_steps > 0) || sends_entries(codec_spec.name),
+        "momentum and ramp are for codecs that send chosen entries (topk, randomk, ternary), got '",
+        text, "'");
+  if (setting.ramp_steps > 0) setting.ramp = ramp_of(codec_spec);
+  // identity would only add frames to what an all-reduce does better.
+  if (setting.codec->traits().lossless) setting.codec = nullptr;
+  return setting;
+}
+
+void Plan::set(std::string name, LayerSetting setting) {
+  static std::atomic<std::uint64_t> last_id = 0;
+  id_ = ++last_id;
+  layers_.insert_or_assign(std::move(name), std::move(setting));
+  compresses_ = std::any_of(layers_.begin(), layers_.end(),
+                            [](const auto& layer) { return layer.second.codec != nullptr; });
+}
+
+const LayerSetting& Plan::of(std::string_view name) const {
+  static const LayerSetting kUncompressed;
+  const auto found = layers_.find(name);
+  return found == layers_.end() ? kUncompressed : found->second;
+}
+
+std::string Plan::text() const {
+  std::string text;
+  for (const auto& [name, setting] : layers_) text += concat(name, ": ", setting.text(), "\n");
+  return text;
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,74 @@
+// Averaging matrices by their low-rank factors: PowerSGD's two all-reduces.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "thinwire/comm/average/memory/warm_start.h"
+#include "thinwire/comm/average/reduce/exact_mean.h"
+#include "thinwire/comm/average/reduce/reduction.h"
+#include "thinwire/compressors/codecs/powersgd.h"
+
+namespace thinwire::comm {
+
+// Terms: M_i the corrected gradient of rank i as [rows, cols], r the rank.
+//
+//   1. P_i = M_i Q, with the Q of the step before; P = mean of the P_i, of all layers in one
+//      all_reduce; P is made orthonormal;
+//   2. Q_i = M_iᵀ P; Q = mean of the Q_i, of all layers in another;
+//   3. with more iterations again, from Q made orthonormal;
+//   4. the mean is P Qᵀ; rank i's own reconstruction is P Q_iᵀ, whose mean over the ranks it is, so
+//      that residuals and updates together hold every gradient.
+//
+// All-reduces are exact (ExactMean). Layers that low rank would not make smaller travel as they
+// are, with the first P of the others. Bytes sent by a rank: 2 (W − 1) / W of both factors, for
+// each iteration.
+//
+// A warm start with fewer columns than asked for is extended by random ones, equal on all ranks;
+// one with more gives its first. Vogels et al., "PowerSGD", NeurIPS 2019, algorithms 1 and 2.
+class LowRank final : public Reduction {
+ public:
+  struct Layer {
+    std::vector<std::int64_t> shape;
+    int rank = 4;
+  };
+
+  // `iterations` is that of all layers. `warm_starts` outlives the object and is written by
+  // commit() only.
+  LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
+          std::size_t chunk_bytes, WarmStarts& warm_starts);
+
+  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
+  void commit(std::span<const LayerValues> layers) override;
+
+ private:
+  struct Matrix {
+    LowRankShape shape;
+    std::size_t p = 0, q = 0;  // where the factors begin in p_ and q_; a dense layer is all P
+    std::size_t rows() const { return static_cast<std::size_t>(shape.rows); }
+    std::size_t cols() const { return static_cast<std::size_t>(shape.cols); }
+    std::size_t rank() const { return static_cast<std::size_t>(shape.rank); }
+  };
+
+  void load_warm_starts(const ReductionContext& context, std::span<const LayerValues> layers);
+  void first_multiply(const LayerValues& layer, const Matrix& m);
+  bool reconstruct(const ReductionContext& context, std::span<const LayerValues> layers);
+  static std::span<float> corrected(const LayerValues& layer);
+  template <typename Visit>
+  void for_each_block(const Matrix& m, const Visit& visit);
+
+  const int iterations_;
+  std::vector<Matrix> matrices_;
+  std::size_t factors_ = 0;           // floats of p_ that are factors; dense layers follow
+  std::vector<float> p_, q_, own_q_;  // of all layers; own_q_: before the average
+  std::vector<float> block_p_;        // of the block of rows being worked on
+  std::unique_ptr<ExactMean> first_p_, later_p_, q_mean_;
+  WarmStarts& warm_starts_;
+};
+
+}  // namespace thinwire::comm

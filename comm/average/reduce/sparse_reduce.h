@@ -1,0 +1,68 @@
+// Averaging sparse gradients where the entries of many ranks meet: owners of index ranges.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "thinwire/comm/average/reduce/frames.h"
+#include "thinwire/comm/average/reduce/reduction.h"
+#include "thinwire/comm/wire/sparse_entries.h"
+
+namespace thinwire::comm {
+
+// Terms: W ranks, n elements of all layers in a row, k entries a rank; rank w owns the elements
+// from ⌊n w / W⌋ to ⌊n (w + 1) / W⌋.
+//
+//   1. every rank picks its entries with the layers' codecs and sends each owner those of its range
+//      (all_to_all);
+//   2. the owner adds them in rank order, in float32, and divides by W;
+//   3. the owner sends the entries that are then not zero to all, or all elements of its range
+//      where that is smaller.
+//
+// The result is that of GatherReduce, bit for bit but for the sign of zeros: means travel as
+// float32 and are not encoded again. Bytes sent by a rank: (W − 1) / W of its entries, and as much
+// of the union of all ranks' entries, which is never more than n floats.
+//
+// The codecs are those whose decoded tensors are mostly zero; see sparse_entries.h for what an
+// entry costs. At most 2^32 − 1 elements.
+class SparseReduce final : public Reduction {
+ public:
+  SparseReduce(std::span<const PartitionLayer> layers, const Peers& peers);
+
+  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
+
+ private:
+  std::int64_t begin_of(int owner) const;
+  std::uint64_t numel_of(int owner) const;
+
+  void pick(const ReductionContext& context, std::span<const LayerValues> layers);
+  int add_up(const ReductionContext& context, const ReceivedFrames& received);
+  bool spread(const ReductionContext& context, std::span<const LayerValues> layers,
+              const ReceivedFrames& received);
+  void write_range(std::span<const LayerValues> layers, int owner, const SparseEntries& entries);
+
+  const int world_;
+  const int rank_;
+  std::int64_t numel_ = 0;
+  std::size_t most_ = 0;  // bytes of a frame
+  std::vector<std::byte> encoded_;
+  std::vector<float> decoded_;          // one layer, as its codec decodes it
+  std::vector<SparseEntries> entries_;  // this rank's, by owner
+  std::vector<FrameBuffer> to_owners_;
+  std::vector<float> sums_;  // of the own range
+  FrameBuffer mean_;
+  SparseEntries union_, scratch_;
+};
+
+// Bytes that one rank sends where owners of index ranges add `entries` of `numel` elements a rank,
+// if these lie at random: then numel · (1 − (1 − entries / numel)^world) elements meet and are sent
+// on; fewer where gradients agree on what is large. A pure function.
+double bytes_by_owners(std::int64_t numel, std::int64_t entries, int world);
+
+// Whether that is less than GatherReduce sends, of which each rank's payload is `payload_bytes`.
+bool owners_send_less(std::int64_t numel, std::int64_t entries, std::size_t payload_bytes,
+                      int world);
+
+}  // namespace thinwire::comm

@@ -1,0 +1,75 @@
+// All that one rank carries over from step to step, by parameter name: what compression lost, and
+// where low rank starts.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "thinwire/comm/average/memory/error_feedback.h"
+#include "thinwire/comm/average/memory/momentum_correction.h"
+#include "thinwire/comm/average/memory/second_residual.h"
+#include "thinwire/comm/average/memory/warm_start.h"
+#include "thinwire/comm/average/plan.h"
+
+namespace thinwire::comm {
+
+// A copy of it, for checkpoints. Bit-exact.
+struct AveragerState {
+  ErrorFeedback::State residuals;
+  MomentumCorrection::State momentum;
+  SecondResidual::State second;
+  WarmStarts warm_starts;
+  bool operator==(const AveragerState&) const = default;
+};
+
+// What every rank of another world should start with, from the states of all ranks of the old one:
+// the mean of the residuals and velocities, so that what was owed to the parameters still is, and
+// the warm starts, which are equal on all ranks. Throws InvalidArgument for states of different
+// models.
+AveragerState merge_states(std::span<const AveragerState> of_all_ranks);
+
+// Throws InvalidArgument unless everything in the state belongs to one of the layers, given with
+// their numbers of elements, and has its size.
+void check_fits(const AveragerState& state,
+                const std::map<std::string, std::int64_t, std::less<>>& numel_of_layer);
+
+// Adds what a layer is owed to its gradient, and stores what it is owed afterwards. Whatever the
+// plan does with a layer from one step to the next, updates and residuals together hold every
+// gradient: a layer that goes uncompressed gets its residual back.
+//
+// A step is transactional: correct() changes nothing that a later correct() would see, commit()
+// does, once the averages proved finite. Not thread-safe.
+class Residuals {
+ public:
+  using Extents = std::span<const SecondResidual::Extent>;
+
+  // values (the gradient) plus what is returned become the corrected gradient: a layer's residual
+  // is left to be added where the gradient is read. `owned` are the ranges of which this rank
+  // keeps the second residual in this step, of a group of `world` ranks.
+  ErrorFeedback::Carried correct(std::string_view name, std::span<float> values,
+                                 const LayerSetting& setting, bool compressed, Extents owned,
+                                 int world, std::int64_t step);
+
+  // Whether correct() would change the gradient of a layer that goes uncompressed.
+  bool carries(std::string_view name) const;
+
+  // `residual` is what the step lost; not looked at where the layer keeps none, and where `finite`
+  // says that it is not finite the layer keeps its earlier one. Its contents are undefined
+  // afterwards.
+  void commit(std::string_view name, const LayerSetting& setting, bool compressed, Extents owned,
+              std::vector<float>& residual, bool finite);
+
+  // Factor of a layer's second residual in this step: its decay, 0 where it is reset.
+  static float second_decay(const LayerSetting& setting, std::int64_t step);
+
+  ErrorFeedback feedback;
+  MomentumCorrection momentum;
+  SecondResidual second;
+  WarmStarts warm_starts;
+};
+
+}  // namespace thinwire::comm

@@ -1,0 +1,101 @@
+#include "thinwire/comm/average/state_tensors.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <charconv>
+#include <string_view>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+namespace {
+
+at::Tensor to_tensor(std::span<const float> values) {
+  at::Tensor tensor = at::empty({static_cast<std::int64_t>(values.size())}, at::kFloat);
+  std::ranges::copy(values, tensor.mutable_data_ptr<float>());
+  return tensor;
+}
+
+std::vector<float> to_vector(const std::string& name, const at::Tensor& tensor, std::int64_t dims) {
+  check(tensor.defined() && tensor.scalar_type() == at::kFloat && tensor.is_cpu() &&
+            tensor.dim() == dims,
+        "'", name, "' of a saved state must be a float32 CPU tensor of ", dims, " dimension(s), ",
+        tensor.defined() ? concat("got ", toString(tensor.scalar_type()), " ", tensor.sizes())
+                         : std::string("it is undefined"));
+  const at::Tensor flat = tensor.contiguous();
+  const auto* data = flat.const_data_ptr<float>();
+  return {data, data + flat.numel()};
+}
+
+[[noreturn]] void refuse(const std::string& name) {
+  throw InvalidArgument(concat("a saved state has no tensor '", name,
+                               "'; names begin with residual/, velocity/, momentum_residual/, "
+                               "second_residual/ or warm_start/"));
+}
+
+void add_second(const std::string& name, std::string_view rest, const at::Tensor& tensor,
+                SecondResidual::State& second) {
+  SecondResidual::Range range;
+  const char* const end = rest.data() + rest.size();
+  const auto [stop, error] = std::from_chars(rest.data(), end, range.begin);
+  check(error == std::errc{} && range.begin >= 0 && stop != end && *stop == '/' && stop + 1 != end,
+        "'", name, "' of a saved state should be second_residual/BEGIN/PARAMETER");
+  range.values = to_vector(name, tensor, 1);
+  second[std::string(stop + 1, end)].push_back(std::move(range));
+}
+
+}  // namespace
+
+std::map<std::string, at::Tensor> to_tensors(const AveragerState& state) {
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [name, values] : state.residuals) {
+    tensors["residual/" + name] = to_tensor(values);
+  }
+  for (const auto& [name, layer] : state.momentum) {
+    tensors["velocity/" + name] = to_tensor(layer.velocity);
+    tensors["momentum_residual/" + name] = to_tensor(layer.residual);
+  }
+  for (const auto& [name, ranges] : state.second) {
+    for (const auto& range : ranges) {
+      tensors[concat("second_residual/", range.begin, "/", name)] = to_tensor(range.values);
+    }
+  }
+  for (const auto& [name, start] : state.warm_starts) {
+    tensors["warm_start/" + name] = to_tensor(start.q).view({-1, start.cols});
+  }
+  return tensors;
+}
+
+AveragerState state_from_tensors(const std::map<std::string, at::Tensor>& tensors) {
+  AveragerState state;
+  for (const auto& [name, tensor] : tensors) {
+    const std::size_t slash = std::min(name.find('/'), name.size());
+    const std::string kind = name.substr(0, slash);
+    const std::string layer = name.substr(std::min(slash + 1, name.size()));
+    if (layer.empty()) {
+      refuse(name);
+    } else if (kind == "residual") {
+      state.residuals.emplace(layer, to_vector(name, tensor, 1));
+    } else if (kind == "velocity") {
+      state.momentum[layer].velocity = to_vector(name, tensor, 1);
+    } else if (kind == "momentum_residual") {
+      state.momentum[layer].residual = to_vector(name, tensor, 1);
+    } else if (kind == "second_residual") {
+      add_second(name, layer, tensor, state.second);
+    } else if (kind == "warm_start") {
+      WarmStart start{.q = to_vector(name, tensor, 2)};
+      start.cols = tensor.size(1);
+      state.warm_starts.emplace(layer, std::move(start));
+    } else {
+      refuse(name);
+    }
+  }
+  for (const auto& [name, layer] : state.momentum) {
+    check(layer.velocity.size() == layer.residual.size(), "the saved velocity of '", name, "' has ",
+          layer.velocity.size(), " elements and its residual ", layer.residual.size());
+  }
+  return state;
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,23 @@
+// The state of a BucketAverager as named tensors, for checkpoints.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+#include "thinwire/comm/average/residuals.h"
+
+namespace thinwire::comm {
+
+// float32 tensors on the CPU, which own their memory. Names, for a parameter P:
+//   residual/P, velocity/P, momentum_residual/P   of its number of elements
+//   second_residual/B/P                           the elements from B on
+//   warm_start/P                                  [rank, columns]
+std::map<std::string, at::Tensor> to_tensors(const AveragerState& state);
+
+// The inverse, bit for bit. Throws InvalidArgument that names a tensor of another type or shape, or
+// with a name that to_tensors() does not give, or a velocity without its residual.
+AveragerState state_from_tensors(const std::map<std::string, at::Tensor>& tensors);
+
+}  // namespace thinwire::comm

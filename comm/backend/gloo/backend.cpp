@@ -1,0 +1,78 @@
+#include "thinwire/comm/backend/gloo/backend.h"
+
+#include <cstdlib>
+#include <exception>
+
+// The only file that may include this; see Note [Gloo headers] in gloo_headers/.
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+
+#include "thinwire/common/env.h"
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+namespace {
+
+using c10d::ProcessGroupGloo;
+
+std::shared_ptr<gloo::transport::Device> make_device(const GlooOptions& options) {
+  std::string interface = options.interface;
+  if (interface.empty() && options.hostname.empty()) {
+    interface = Env::get().gloo_interface;
+    // LibTorch itself reads this variable in its Python layer only.
+    const char* torch_interface = std::getenv("GLOO_SOCKET_IFNAME");
+    if (interface.empty() && torch_interface != nullptr) interface = torch_interface;
+  }
+  try {
+    if (!interface.empty()) return ProcessGroupGloo::createDeviceForInterface(interface);
+    if (!options.hostname.empty())
+      return ProcessGroupGloo::createDeviceForHostname(options.hostname);
+    return ProcessGroupGloo::createDefaultDevice();
+  } catch (const std::exception& error) {
+    const std::string place = !interface.empty()          ? concat("interface '", interface, "'")
+                              : !options.hostname.empty() ? concat("'", options.hostname, "'")
+                                                          : "this host's address";
+    throw InvalidArgument(
+        concat("Gloo cannot listen on ", place,
+               "; THINWIRE_GLOO_INTERFACE names another interface. Gloo says: ", error.what()));
+  }
+}
+
+// Note [Flight recorder]
+// Every Gloo operation is entered into a record of the process, and the record adds a group to its
+// map without a lock. A program's thread and the communication thread, on different groups, then
+// crash each other now and then. Switched off the record returns first. It reads this variable
+// once, at the first operation of the process; whoever sets it keeps the record, and the risk.
+void switch_off_flight_recorder() {
+  static const int done = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
+  static_cast<void>(done);
+}
+
+c10::intrusive_ptr<c10d::Backend> connect(const c10::intrusive_ptr<c10d::Store>& store, int rank,
+                                          int size, std::shared_ptr<gloo::transport::Device> device,
+                                          std::chrono::milliseconds timeout) {
+  switch_off_flight_recorder();
+  auto options = ProcessGroupGloo::Options::create(timeout);
+  options->devices.push_back(std::move(device));
+  return c10::make_intrusive<ProcessGroupGloo>(store, rank, size, std::move(options));
+}
+
+}  // namespace
+
+c10::intrusive_ptr<c10d::Backend> make_gloo_backend(const c10::intrusive_ptr<c10d::Store>& store,
+                                                    int rank, int size,
+                                                    const GlooOptions& options) {
+  return connect(store, rank, size, make_device(options), options.timeout);
+}
+
+c10::intrusive_ptr<c10d::Backend> duplicate_gloo_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend,
+    const c10::intrusive_ptr<c10d::Store>& store) {
+  auto* gloo = dynamic_cast<ProcessGroupGloo*>(backend.get());
+  check(gloo != nullptr, "backend '", backend->getBackendName(), "' is not Gloo");
+  const auto options = gloo->getOptions();
+  THINWIRE_ASSERT(!options->devices.empty());
+  return connect(store, gloo->getRank(), gloo->getSize(), options->devices.front(),
+                 options->timeout);
+}
+
+}  // namespace thinwire::comm

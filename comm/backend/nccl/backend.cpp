@@ -1,0 +1,74 @@
+#include "thinwire/comm/backend/nccl/backend.h"
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+namespace {
+
+using c10d::ProcessGroupNCCL;
+
+// Zero also where there is no driver; cudaGetDeviceCount then fails and starts nothing.
+int gpu_count(std::string& reason) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return count;
+  reason = cudaGetErrorString(status);
+  cudaGetLastError();  // so that later calls do not report this one
+  return 0;
+}
+
+c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& store, int rank,
+                                       int size, std::chrono::milliseconds timeout,
+                                       c10::Device device) {
+  auto options = ProcessGroupNCCL::Options::create();
+  options->timeout = timeout;
+  c10::intrusive_ptr<c10d::Backend> backend =
+      c10::make_intrusive<ProcessGroupNCCL>(store, rank, size, std::move(options));
+  backend->setBoundDeviceId(device);
+  return backend;
+}
+
+}  // namespace
+
+bool nccl_backend_usable() {
+  std::string reason;
+  return gpu_count(reason) > 0;
+}
+
+void check_nccl_backend(int cuda_device) {
+  std::string reason;
+  const int count = gpu_count(reason);
+  check(count > 0, "the backend nccl needs a GPU and this host has none",
+        reason.empty() ? "" : concat(" (", reason, ")"), "; use gloo or mpi for CPU tensors");
+  check(cuda_device >= 0 && cuda_device < count, "there is no CUDA device ", cuda_device,
+        ", this process sees ", count);
+}
+
+c10::intrusive_ptr<c10d::Backend> make_nccl_backend(const c10::intrusive_ptr<c10d::Store>& store,
+                                                    int rank, int size,
+                                                    std::chrono::milliseconds timeout,
+                                                    int cuda_device) {
+  check_nccl_backend(cuda_device);
+  return make(store, rank, size, timeout,
+              c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(cuda_device)));
+}
+
+c10::intrusive_ptr<c10d::Backend> duplicate_nccl_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend,
+    const c10::intrusive_ptr<c10d::Store>& store) {
+  auto* nccl = dynamic_cast<ProcessGroupNCCL*>(backend.get());
+  check(nccl != nullptr, "backend '", backend->getBackendName(), "' is not NCCL");
+  // A program that never named its device runs on its current one.
+  int current = 0;
+  const auto bound = nccl->getBoundDeviceId();
+  if (!bound.has_value())
+    check(cudaGetDevice(&current) == cudaSuccess, "CUDA has no current device");
+  const c10::Device device =
+      bound.value_or(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(current)));
+  return make(store, nccl->getRank(), nccl->getSize(), nccl->getOptions()->timeout, device);
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,174 @@
+#include "thinwire/comm/failure/failure.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include <ATen/core/ivalue_inl.h>
+
+#include "thinwire/comm/failure/failure_board.h"
+#include "thinwire/comm/failure/roll_call.h"
+#include "thinwire/common/log.h"
+
+namespace thinwire::comm {
+namespace {
+
+using Kind = FailureReport::Kind;
+
+constexpr auto kPatience = std::chrono::seconds(2);
+// How often a rank that waits for a collective looks whether another rank has failed meanwhile.
+// A collective that finishes sooner never asks; the question costs two small messages.
+constexpr auto kAskEvery = std::chrono::milliseconds(200);
+
+FailureReport describe(int rank, const std::exception_ptr& cause) {
+  try {
+    std::rethrow_exception(cause);
+  } catch (const InvalidArgument& error) {
+    return {Kind::kInvalidArgument, rank, 0, error.what()};
+  } catch (const FrameError& error) {
+    return {Kind::kFrameError, rank, 0, error.what()};
+  } catch (const CommError& error) {
+    return {Kind::kComm, rank, 0, error.what()};
+  } catch (const Error& error) {
+    return {Kind::kOther, rank, 0, error.what()};
+  } catch (const std::bad_alloc& error) {
+    return {Kind::kOther, rank, 0, error.what()};
+  } catch (const c10::Error& error) {
+    return {Kind::kComm, rank, 0, error.what_without_backtrace()};
+  } catch (const std::exception& error) {
+    return {Kind::kComm, rank, 0, error.what()};
+  } catch (...) {
+    return {Kind::kOther, rank, 0, "an exception of unknown type"};
+  }
+}
+
+std::string join(const std::vector<int>& ranks) {
+  std::string text;
+  for (int rank : ranks) text += concat(text.empty() ? "" : ", ", rank);
+  return text;
+}
+
+// Marks what raise_collective_failure() throws, so that it knows its own exceptions.
+struct Answered {
+  const c10d::Store* board;  // where the failure was posted; compared, never followed
+};
+
+template <typename ErrorType>
+struct AnsweredError final : ErrorType, Answered {
+  AnsweredError(const ErrorType& error, const c10d::Store* where)
+      : ErrorType(error), Answered{where} {}
+};
+
+bool is_answered(const std::exception_ptr& cause, const c10d::Store* board) {
+  try {
+    std::rethrow_exception(cause);
+  } catch (const Answered& answered) {
+    return answered.board == board;
+  } catch (...) {
+    return false;
+  }
+}
+
+[[noreturn]] void raise(const RollCall& roll, const FailureReport& mine, int size,
+                        const std::string& operation, std::uint64_t sequence,
+                        const c10d::Store* board) {
+  const auto comm_error = [&](int rank, const std::string& reason) {
+    return AnsweredError(CommError(rank, operation, sequence, reason), board);
+  };
+  if (roll.store_is_gone)
+    // Nobody but the store's host could say more. That is rank 0, unless the launcher serves the
+    // store, and then the launcher is gone and the job with it.
+    throw comm_error(mine.rank == 0 ? -1 : 0,
+                     concat("the store does not answer, so the rank that hosts it is gone too; "
+                            "this rank saw: ",
+                            mine.text));
+  for (const FailureReport& report : roll.reports) {
+    if (report.kind == Kind::kInvalidArgument)
+      throw AnsweredError(InvalidArgument(report.text), board);
+    if (report.kind == Kind::kFrameError) throw AnsweredError(FrameError(report.text), board);
+  }
+  for (const FailureReport& report : roll.reports)
+    if (report.kind == Kind::kOther)
+      throw comm_error(report.rank, concat("rank ", report.rank, " reports: ", report.text));
+  if (!roll.silent.empty())
+    throw comm_error(roll.silent.front(), concat("rank(s) ", join(roll.silent), " of ", size,
+                                                 " are dead or hung; this rank saw: ", mine.text));
+  const FailureReport& first = roll.reports.front();
+  throw comm_error(
+      -1, concat("every rank is alive; rank ", first.rank, " was the first to fail: ", first.text));
+}
+
+// Blocks until `work` has finished, or another rank has posted a failure (then returns false).
+bool finished_before_any_failure(const c10d::ProcessGroup& group,
+                                 const c10::intrusive_ptr<c10d::Work>& work) {
+  struct Signal {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool finished = false;
+  };
+  c10::intrusive_ptr<c10::ivalue::Future> future;
+  try {
+    future = work->getFuture();
+  } catch (const c10::Error&) {
+    return true;  // Gloo's send and recv have none; their own wait() has to do
+  }
+  // The future of a GPU collective completes when it is enqueued, wait() is what synchronises.
+  if (future == nullptr || !future->devices().empty()) return true;
+  const auto signal = std::make_shared<Signal>();
+  future->addCallback([signal](c10::ivalue::Future&) {
+    const std::lock_guard lock(signal->mutex);
+    signal->finished = true;
+    signal->changed.notify_all();
+  });
+  const auto board = DuplicateStore::board_of(group.getStore());
+  bool can_ask = board != nullptr;
+  std::unique_lock lock(signal->mutex);
+  while (!signal->changed.wait_for(lock, kAskEvery, [&] { return signal->finished; })) {
+    if (!can_ask) continue;
+    lock.unlock();
+    try {
+      if (failure_is_posted(board, group.getRank())) return false;
+    } catch (const std::exception& error) {
+      // The collective itself tells more, within its timeout.
+      log::debug("the store does not answer: ", error.what());
+      can_ask = false;
+    }
+    lock.lock();
+  }
+  return true;
+}
+
+}  // namespace
+
+void raise_collective_failure(const c10d::ProcessGroup& group, const std::string& operation,
+                              std::uint64_t sequence, std::exception_ptr cause) {
+  const auto board = DuplicateStore::board_of(group.getStore());
+  if (is_answered(cause, board.get())) std::rethrow_exception(std::move(cause));
+  const FailureReport mine = describe(group.getRank(), cause);
+  if (board == nullptr) {
+    if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
+    throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());
+  }
+  raise(call_roll(board, mine, group.getSize(), kPatience), mine, group.getSize(), operation,
+        sequence, board.get());
+}
+
+bool another_rank_has_failed(const c10d::ProcessGroup& group) {
+  const auto board = DuplicateStore::board_of(group.getStore());
+  return board != nullptr && failure_is_posted(board, group.getRank());
+}
+
+void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
+          const std::string& operation, std::uint64_t sequence) {
+  try {
+    if (!finished_before_any_failure(group, work))
+      throw CommError(-1, operation, sequence, "another rank has failed");
+    if (!work->wait()) throw CommError(-1, operation, sequence, "it was aborted");
+  } catch (...) {
+    raise_collective_failure(group, operation, sequence, std::current_exception());
+  }
+}
+
+}  // namespace thinwire::comm

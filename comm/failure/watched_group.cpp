@@ -1,0 +1,97 @@
+#include "thinwire/comm/failure/watched_group.h"
+
+#include <map>
+#include <string>
+
+#include <ATen/core/ivalue.h>
+
+#include "thinwire/comm/failure/failure.h"
+
+namespace thinwire::comm {
+namespace {
+
+using c10d::Backend;
+using c10d::ProcessGroup;
+using WorkPtr = c10::intrusive_ptr<c10d::Work>;
+using Tensors = std::vector<at::Tensor>;
+
+class WatchedWork final : public c10d::Work {
+ public:
+  WatchedWork(c10::intrusive_ptr<ProcessGroup> group, WorkPtr work, std::string operation,
+              std::uint64_t sequence)
+      : Work(group->getRank()),
+        group_(std::move(group)),
+        work_(std::move(work)),
+        operation_(std::move(operation)),
+        sequence_(sequence) {}
+
+  bool wait(std::chrono::milliseconds /*timeout*/) override {
+    comm::wait(*group_, work_, operation_, sequence_);
+    return true;
+  }
+  bool isCompleted() override { return work_->isCompleted(); }
+  bool isSuccess() const override { return work_->isSuccess(); }
+  std::exception_ptr exception() const override { return work_->exception(); }
+  Tensors result() override { return work_->result(); }
+  void synchronize() override { work_->synchronize(); }
+  void abort() override { work_->abort(); }
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override { return work_->getFuture(); }
+
+ private:
+  c10::intrusive_ptr<ProcessGroup> group_;
+  WorkPtr work_;
+  std::string operation_;
+  std::uint64_t sequence_;
+};
+
+class WatchedBackend final : public Backend {
+ public:
+  WatchedBackend(c10::intrusive_ptr<ProcessGroup> group, c10::intrusive_ptr<Backend> backend)
+      : Backend(backend->getRank(), backend->getSize()),
+        group_(std::move(group)),
+        backend_(std::move(backend)) {}
+
+  const std::string getBackendName() const override { return backend_->getBackendName(); }
+  c10::intrusive_ptr<Options> getBackendOptions() override { return backend_->getBackendOptions(); }
+
+  WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override {
+    return watch(backend_->broadcast(tensors, options), "broadcast");
+  }
+  WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
+    return watch(backend_->allreduce(tensors, options), "all_reduce");
+  }
+
+ private:
+  WorkPtr watch(WorkPtr work, const char* operation) {
+    return c10::make_intrusive<WatchedWork>(group_, std::move(work), operation, calls_++);
+  }
+
+  c10::intrusive_ptr<ProcessGroup> group_;
+  c10::intrusive_ptr<Backend> backend_;
+  std::uint64_t calls_ = 0;
+};
+
+}  // namespace
+
+c10::intrusive_ptr<ProcessGroup> watched(const c10::intrusive_ptr<ProcessGroup>& group) {
+  auto result =
+      c10::make_intrusive<ProcessGroup>(group->getStore(), group->getRank(), group->getSize());
+  // Of no type that c10d knows: its Logger takes what calls itself Gloo for a ProcessGroupGloo and
+  // reads that object's options.
+  result->setDefaultBackend(ProcessGroup::BackendType::CUSTOM);
+  result->setBoundDeviceId(group->getBoundDeviceId());
+  // One backend may serve several device types.
+  std::map<const Backend*, c10::intrusive_ptr<Backend>> made;
+  for (const auto& device : group->getDeviceTypes()) {
+    const auto backend = group->getBackend(device.type());
+    auto& watching = made[backend.get()];
+    if (watching == nullptr) watching = c10::make_intrusive<WatchedBackend>(group, backend);
+    const auto type = ProcessGroup::strToBackendType(backend->getBackendName());
+    result->setBackend(device.type(),
+                       type == group->getBackendType() ? ProcessGroup::BackendType::CUSTOM : type,
+                       watching);
+  }
+  return result;
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,34 @@
+// Entries of a sparse vector as bytes, without loss and without knowing which codec chose them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "thinwire/compressors/codecs/codec.h"
+
+namespace thinwire::comm {
+
+// Payload, little-endian:
+//
+//   u32 number of entries · u8 form of the values · [indices, index_coder.h] · values
+//
+//   form 0  float32          1  float16          2  bfloat16
+//        3  one magnitude (float32) and a sign bit each
+//        4  all elements as float32, without indices; the number is that of the elements
+//
+// Of the forms that give back every bit the smallest is taken: entries of topk(values=fp16) go as
+// float16, those of ternary as signs, and form 4 where so many elements are set that their indices
+// would cost more than the zeros.
+std::size_t max_entries_bytes(std::uint64_t numel);
+
+// Writes the entries of a vector of `numel` elements (at most 2^32 − 1) to `out`, which holds
+// max_entries_bytes(); returns the bytes written.
+std::size_t encode_entries(const SparseEntries& entries, std::uint64_t numel,
+                           std::span<std::byte> out);
+
+// Reads the whole of `in` into `entries`. Throws FrameError for anything that cannot be a vector of
+// `numel` elements.
+void decode_entries(std::span<const std::byte> in, std::uint64_t numel, SparseEntries& entries);
+
+}  // namespace thinwire::comm

@@ -1,0 +1,46 @@
+#include "thinwire/compressors/codecs/codec.h"
+
+#include <algorithm>
+
+#include "thinwire/compressors/codecs/codec_checks.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
+
+namespace thinwire {
+
+std::size_t Codec::compress_and_reconstruct(ConstTensorView input, const RandomKey& key,
+                                            std::span<std::byte> output,
+                                            TensorView reconstruction) const {
+  check_same_kind(input, reconstruction);
+  const std::size_t bytes = compress(input, key, output);
+  decompress(output.first(bytes), key, reconstruction, WriteMode::kAssign);
+  return bytes;
+}
+
+std::size_t Codec::compress_and_subtract(TensorView values, const RandomKey& key,
+                                         std::span<std::byte> output) const {
+  check_subtractable(values);
+  thread_local std::vector<float> scratch;
+  scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(values.numel)));
+  TensorView reconstruction = values;
+  reconstruction.data = scratch.data();
+  const std::size_t bytes = compress_and_reconstruct(as_const(values), key, output, reconstruction);
+  kernels::subtract({static_cast<float*>(values.data), static_cast<std::size_t>(values.numel)},
+                    scratch.data());
+  return bytes;
+}
+
+bool Codec::decompress_entries(std::span<const std::byte>, std::int64_t, SparseEntries&) const {
+  return false;
+}
+
+void SparseEntries::clear() {
+  indices.clear();
+  values.clear();
+}
+
+void SparseEntries::add(std::uint32_t index, float value) {
+  indices.push_back(index);
+  values.push_back(value);
+}
+
+}  // namespace thinwire

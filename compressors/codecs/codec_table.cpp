@@ -1,0 +1,71 @@
+#include "thinwire/compressors/codecs/codec_table.h"
+
+#include <array>
+
+#include "thinwire/common/error.h"
+#include "thinwire/compressors/codecs/cast.h"
+#include "thinwire/compressors/codecs/identity.h"
+#include "thinwire/compressors/codecs/onebit.h"
+#include "thinwire/compressors/codecs/powersgd.h"
+#include "thinwire/compressors/codecs/quantize.h"
+#include "thinwire/compressors/codecs/randomk.h"
+#include "thinwire/compressors/codecs/ternary.h"
+#include "thinwire/compressors/codecs/terngrad.h"
+#include "thinwire/compressors/codecs/topk.h"
+#include "thinwire/compressors/kernels/simd.h"
+
+namespace thinwire {
+namespace {
+
+// Ids are part of the frame format: append, never renumber.
+constexpr std::array kTable = {
+    CodecEntry{"identity", 0, "", "the tensor's own bytes", make_identity},
+    CodecEntry{"cast", 1, "format=bf16|fp16|fp8_e4m3|fp8_e5m2",
+               "narrower floating point, rounded to nearest even", make_cast},
+    CodecEntry{"quantize", 2,
+               "bits=4 (1..8), bucket=1024, norm=minmax|linf|l2, rounding=nearest|stochastic",
+               "bucketed uniform quantisation; QSGD, Alistarh et al., NeurIPS 2017", make_quantize},
+    CodecEntry{"topk", 3, "density=0.01, select=exact|sampled, values=fp32|fp16|bf16",
+               "largest magnitudes with packed indices; Stich et al., NeurIPS 2018", make_topk},
+    CodecEntry{"randomk", 4, "density=0.01, unbiased=off|on",
+               "random entries, the same on all ranks; Stich et al., NeurIPS 2018", make_randomk},
+    CodecEntry{"onebit", 5, "bucket=1024 (a multiple of 64)",
+               "signs and the mean of either sign; Seide et al., Interspeech 2014", make_onebit},
+    CodecEntry{"terngrad", 6, "bucket=1024 (a multiple of 64), clip=0",
+               "stochastic -s, 0 or s; TernGrad, Wen et al., NeurIPS 2017", make_terngrad},
+    CodecEntry{"ternary", 7, "density=0.01, scale=mean|std, alpha=1 (scale=std)",
+               "signs of the largest magnitudes and their mean; ComPEFT, arXiv 2311.13171",
+               make_ternary},
+    CodecEntry{"powersgd", 8, "rank=4 (1..1024), iterations=1 (1..16)",
+               "low-rank factors; PowerSGD, Vogels et al., NeurIPS 2019", make_powersgd},
+};
+
+}  // namespace
+
+std::span<const CodecEntry> codec_table() {
+  return kTable;
+}
+
+const CodecEntry& codec_entry(std::string_view name) {
+  std::vector<std::string> known;
+  for (const auto& entry : kTable) {
+    if (entry.name == name) return entry;
+    known.emplace_back(entry.name);
+  }
+  std::string list;
+  for (const auto& word : known) list += (list.empty() ? "" : ", ") + word;
+  const std::string nearest = nearest_name(name, known);
+  throw InvalidArgument(concat("unknown codec '", name, "'; the codecs are: ", list,
+                               nearest.empty() ? "" : concat(" (did you mean '", nearest, "'?)")));
+}
+
+CodecPtr make_codec(const Spec& spec) {
+  kernels::apply_simd_environment();
+  return codec_entry(spec.name).make(spec);
+}
+
+CodecPtr make_codec(std::string_view spec) {
+  return make_codec(Spec::parse(spec));
+}
+
+}  // namespace thinwire

@@ -1,0 +1,182 @@
+#include "thinwire/compressors/codecs/powersgd.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <vector>
+
+#include "thinwire/compressors/codecs/codec_checks.h"
+#include "thinwire/compressors/codecs/float_view.h"
+#include "thinwire/compressors/kernels/low_rank.h"
+
+namespace thinwire {
+namespace {
+
+struct Scratch {
+  std::vector<float> matrix, p, q;
+};
+Scratch& scratch() {
+  thread_local Scratch instance;
+  return instance;
+}
+
+// Payload: the factors P and Q in float32, or the tensor's own bytes where low rank does not pay.
+class PowerSgd final : public Codec {
+ public:
+  explicit PowerSgd(PowerSgdOptions options) : options_(options) {}
+
+  std::string spec() const override {
+    return concat("powersgd(rank=", options_.rank, ", iterations=", options_.iterations, ")");
+  }
+
+  CodecTraits traits() const override {
+    // Not summable: every rank ends with another Q. The factors one by one are, see low_rank in
+    // comm/average.
+    return {.needs_error_feedback = true};
+  }
+
+  std::int64_t block_size() const override { return 0; }
+
+  // Without the shape only this is known: factors are sent where they are smaller than the tensor.
+  std::size_t max_compressed_bytes(std::int64_t numel, DType dtype) const override {
+    return static_cast<std::size_t>(numel) * size_of(dtype);
+  }
+
+  std::size_t compress(ConstTensorView input, const RandomKey& key,
+                       std::span<std::byte> output) const override {
+    check_view("powersgd", input);
+    check_on_cpu("powersgd", input);
+    const LowRankShape shape = checked_shape(input.shape, input.numel, input.dtype);
+    const std::size_t bytes = payload_bytes(shape, input.numel, input.dtype);
+    check_output("powersgd", output, bytes);
+    if (shape.rank == 0) {
+      if (bytes > 0) std::memcpy(output.data(), input.data, bytes);
+      return bytes;
+    }
+    Scratch& s = scratch();
+    const auto m = as_floats(input, s.matrix);
+    const auto rows = static_cast<std::size_t>(shape.rows);
+    const auto cols = static_cast<std::size_t>(shape.cols);
+    const auto r = static_cast<std::size_t>(shape.rank);
+    s.p.resize(rows * r);
+    s.q.resize(cols * r);
+    init_factor(key, shape.cols, 0, shape.rank, s.q);
+    for (int round = 0; round < options_.iterations; ++round) {
+      // Orthonormal columns keep further rounds from drowning the smaller singular values.
+      if (round > 0) kernels::orthogonalize(s.q.data(), cols, r);
+      kernels::low_rank_multiply(m.data(), rows, cols, s.q.data(), r, s.p.data());
+      kernels::orthogonalize(s.p.data(), rows, r);
+      kernels::low_rank_multiply_transposed(m.data(), rows, cols, s.p.data(), r, s.q.data());
+    }
+    std::memcpy(output.data(), s.p.data(), s.p.size() * sizeof(float));
+    std::memcpy(output.data() + s.p.size() * sizeof(float), s.q.data(), s.q.size() * sizeof(float));
+    return bytes;
+  }
+
+  void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
+                  WriteMode mode) const override {
+    check_view("powersgd", output);
+    check_on_cpu("powersgd", output);
+    const LowRankShape shape = checked_shape(output.shape, output.numel, output.dtype);
+    check_payload_size("powersgd", input, payload_bytes(shape, output.numel, output.dtype),
+                       output.numel);
+    if (shape.rank == 0) {
+      if (mode == WriteMode::kAccumulate) {
+        kernels::add_elements(output.dtype, output.data, input.data(),
+                              static_cast<std::size_t>(output.numel));
+      } else if (!input.empty()) {
+        std::memcpy(output.data, input.data(), input.size());
+      }
+      return;
+    }
+    Scratch& s = scratch();
+    const auto rows = static_cast<std::size_t>(shape.rows);
+    const auto cols = static_cast<std::size_t>(shape.cols);
+    const auto r = static_cast<std::size_t>(shape.rank);
+    s.p.resize(rows * r);
+    s.q.resize(cols * r);
+    std::memcpy(s.p.data(), input.data(), s.p.size() * sizeof(float));
+    std::memcpy(s.q.data(), input.data() + s.p.size() * sizeof(float), s.q.size() * sizeof(float));
+    const bool aligned = std::bit_cast<std::uintptr_t>(output.data) % alignof(float) == 0;
+    if (output.dtype == DType::kFloat32 && aligned && mode == WriteMode::kAssign) {
+      return kernels::low_rank_reconstruct(s.p.data(), s.q.data(), rows, cols, r,
+                                           static_cast<float*>(output.data));
+    }
+    s.matrix.resize(rows * cols);
+    kernels::low_rank_reconstruct(s.p.data(), s.q.data(), rows, cols, r, s.matrix.data());
+    kernels::store_floats(output.dtype, output.data, 0, s.matrix.size(), s.matrix.data(), mode);
+  }
+
+ private:
+  LowRankShape checked_shape(std::span<const std::int64_t> shape, std::int64_t numel,
+                             DType dtype) const {
+    std::int64_t product = 1;
+    for (const std::int64_t extent : shape) product *= extent;
+    check(shape.empty() || product == numel, "powersgd: the tensor has ", numel,
+          " elements, its shape ", product);
+    return low_rank_shape(shape, dtype, options_.rank);
+  }
+
+  static std::size_t payload_bytes(const LowRankShape& shape, std::int64_t numel, DType dtype) {
+    return shape.rank > 0 ? static_cast<std::size_t>(shape.factor_numel()) * sizeof(float)
+                          : static_cast<std::size_t>(numel) * size_of(dtype);
+  }
+
+  PowerSgdOptions options_;
+};
+
+}  // namespace
+
+LowRankShape low_rank_shape(std::span<const std::int64_t> shape, DType dtype, int rank) {
+  LowRankShape result;
+  if (shape.size() < 2) return result;
+  result.rows = shape[0];
+  result.cols = 1;
+  for (const std::int64_t extent : shape.subspan(1)) result.cols *= extent;
+  result.rank = std::min({static_cast<std::int64_t>(rank), result.rows, result.cols});
+  const auto dense = static_cast<std::uint64_t>(result.rows * result.cols) * size_of(dtype);
+  if (static_cast<std::uint64_t>(result.factor_numel()) * sizeof(float) >= dense) result.rank = 0;
+  return result;
+}
+
+void init_factor(const RandomKey& key, std::int64_t cols, std::int64_t first, std::int64_t count,
+                 std::span<float> q) {
+  const PhiloxStream stream =
+      PhiloxStream::of({.seed = key.seed, .step = key.step, .layer = key.layer});
+  THINWIRE_ASSERT(q.size() == static_cast<std::size_t>(cols * count));
+  const auto begin = static_cast<std::uint64_t>(first * cols);
+  for (std::size_t i = 0; i < q.size(); ++i) {
+    std::uint64_t sum = 0;
+    for (const std::uint32_t word : stream.block(begin + i)) sum += word >> 8;
+    // Four uniform numbers of [0, 2^24): mean 2^25 - 2, variance 2^48 / 3.
+    q[i] = static_cast<float>(static_cast<std::int64_t>(sum) - ((std::int64_t{1} << 25) - 2)) *
+           (1.7320508f * 0x1p-24f);
+  }
+}
+
+void resize_factor(const RandomKey& key, std::int64_t cols, std::int64_t old_rank,
+                   std::int64_t rank, std::vector<float>& q) {
+  THINWIRE_ASSERT(q.size() == static_cast<std::size_t>(cols * old_rank));
+  q.resize(static_cast<std::size_t>(cols * rank));
+  for (std::int64_t c = 0; c < rank; ++c) {
+    const auto column =
+        std::span(q).subspan(static_cast<std::size_t>(c * cols), static_cast<std::size_t>(cols));
+    const bool empty = std::all_of(column.begin(), column.end(), [](float x) { return x == 0; });
+    if (c >= old_rank || empty) init_factor(key, cols, c, 1, column);
+  }
+}
+
+PowerSgdOptions powersgd_options(const Spec& spec) {
+  SpecReader read(spec);
+  PowerSgdOptions options;
+  options.rank = static_cast<int>(read.integer("rank", options.rank, 1, kMaxPowerSgdRank));
+  options.iterations = static_cast<int>(read.integer("iterations", options.iterations, 1, 16));
+  read.finish();
+  return options;
+}
+
+CodecPtr make_powersgd(const Spec& spec) {
+  return std::make_shared<PowerSgd>(powersgd_options(spec));
+}
+
+}  // namespace thinwire

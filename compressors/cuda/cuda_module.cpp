@@ -1,0 +1,104 @@
+#include "thinwire/compressors/cuda/cuda_module.h"
+
+#include <dlfcn.h>
+
+#include <filesystem>
+
+#include "thinwire/common/env.h"
+#include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/cuda_abi.h"
+
+namespace thinwire {
+namespace {
+
+constexpr const char* kModule = "libthinwire_cuda.so";
+
+// Sets `function` to the module's function of that name.
+template <typename Function>
+void look_up(void* module, const std::string& path, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(module, name));
+  check(function != nullptr, "tensors in GPU memory: ", path, " has no function ", name,
+        "; install the module that was built with this library");
+}
+
+void* load(const std::vector<std::string>& modules, std::string& path) {
+  std::string failures;
+  for (const std::string& candidate : modules) {
+    if (void* module = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+      path = candidate;
+      return module;
+    }
+    failures += concat(failures.empty() ? "" : "; ", dlerror());
+  }
+  throw InvalidArgument(
+      concat("tensors in GPU memory need thinwire's CUDA module ", kModule,
+             ", which cannot be loaded (", failures,
+             "). Build thinwire with THINWIRE_WITH_CUDA=ON, which needs nvcc, and keep the module "
+             "beside libthinwire_core.so; or give tensors in host memory"));
+}
+
+void check_aligned(const void* data, DType dtype) {
+  check(reinterpret_cast<std::uintptr_t>(data) % size_of(dtype) == 0, "the tensor at ", data,
+        " in GPU memory must be aligned to its elements of ", size_of(dtype), " bytes");
+}
+
+}  // namespace
+
+CudaModule::Places CudaModule::Places::of_process() {
+  Places places;
+  places.disabled = Env::get().disable_cuda;
+  Dl_info library{};
+  if (dladdr(&kModule, &library) != 0 && library.dli_fname != nullptr) {
+    places.modules.push_back(std::filesystem::path(library.dli_fname).replace_filename(kModule));
+  }
+  places.modules.emplace_back(kModule);
+  return places;
+}
+
+const CudaModule& CudaModule::get() {
+  static const CudaModule module(Places::of_process());
+  return module;
+}
+
+CudaModule::CudaModule(const Places& places) {
+  check(
+      !places.disabled,
+      "tensors in GPU memory: THINWIRE_DISABLE_CUDA=1 keeps thinwire from using CUDA; unset it, or "
+      "give tensors in host memory");
+  // Only asked whether it is there: CUDA's runtime in the module loads it by itself.
+  void* const driver = dlopen(places.driver.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (driver == nullptr) {
+    throw InvalidArgument(concat("tensors in GPU memory need NVIDIA's driver, but ", places.driver,
+                                 " cannot be loaded (", dlerror(),
+                                 "); install the driver, or give tensors in host memory"));
+  }
+  // Neither is ever closed: threads may be inside, and CUDA does not survive it.
+  void* const module = load(places.modules, path_);
+  std::int32_t (*abi)() = nullptr;
+  look_up(module, path_, "thinwire_cuda_abi", abi);
+  check(abi() == kernels::kCudaAbi, "tensors in GPU memory: ", path_, " has interface version ",
+        abi(), ", but this library needs ", kernels::kCudaAbi,
+        "; install the module that was built with this library");
+  look_up(module, path_, "thinwire_cuda_error", error_);
+  look_up(module, path_, "thinwire_cuda_quantize", quantize_);
+  look_up(module, path_, "thinwire_cuda_dequantize", dequantize_);
+}
+
+void CudaModule::check_launch(const char* what, std::int32_t error) const {
+  if (error == 0) return;
+  throw Error(concat("CUDA could not start the kernel of ", what, ": ", error_(error), " (error ",
+                     error, ")"));
+}
+
+void CudaModule::quantize(const kernels::QuantizeTask& task, void* stream) const {
+  check_aligned(task.input, task.shape.dtype);
+  check_aligned(task.reconstruction, task.shape.dtype);
+  check_launch("quantize", quantize_(&task, stream));
+}
+
+void CudaModule::dequantize(const kernels::DequantizeTask& task, void* stream) const {
+  check_aligned(task.output, task.shape.dtype);
+  check_launch("dequantize", dequantize_(&task, stream));
+}
+
+}  // namespace thinwire

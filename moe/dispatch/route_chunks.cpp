@@ -1,0 +1,228 @@
+#include "thinwire/moe/dispatch/route_chunks.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include <ATen/ops/empty.h>
+
+#include "thinwire/comm/failure/failure.h"
+
+namespace thinwire::moe {
+namespace {
+
+// Pairs whose rows lie in part `chunk` of `chunks`.
+struct Part {
+  std::int64_t first_row, rows;
+  std::span<const SentRows::Pair> pairs;
+  std::size_t first_pair;
+};
+
+Part part_of(const SentRows& all, std::int64_t chunk, std::int64_t chunks) {
+  const std::int64_t begin = all.count * chunk / chunks;
+  const std::int64_t end = all.count * (chunk + 1) / chunks;
+  const auto at_row = [&](std::int64_t row) {
+    return std::lower_bound(
+        all.pairs.begin(), all.pairs.end(), row,
+        [](const SentRows::Pair& pair, std::int64_t r) { return pair.row < r; });
+  };
+  const auto first = at_row(begin);
+  return {begin,
+          end - begin,
+          {first, at_row(end)},
+          static_cast<std::size_t>(first - all.pairs.begin())};
+}
+
+// Positions of the pairs of a part, by expert; those of one expert stay in order.
+std::vector<std::vector<std::size_t>> by_expert(const Part& part, std::int64_t experts) {
+  std::vector<std::vector<std::size_t>> lists(static_cast<std::size_t>(experts));
+  for (std::size_t i = 0; i < part.pairs.size(); ++i) {
+    lists[static_cast<std::size_t>(part.pairs[i].expert)].push_back(i);
+  }
+  return lists;
+}
+
+bool is_identity(const std::vector<std::int32_t>& index) {
+  for (std::size_t i = 0; i < index.size(); ++i) {
+    if (index[i] != static_cast<std::int32_t>(i)) return false;
+  }
+  return true;
+}
+
+// Null where it would change nothing.
+RowMapPtr gather_unless_identity(std::vector<std::int32_t> index, std::int64_t inputs) {
+  if (static_cast<std::int64_t>(index.size()) == inputs && is_identity(index)) return {};
+  return gather_map(std::move(index), inputs);
+}
+
+// What this rank does with the rows of all ranks in one chunk.
+void fill_receiver(RouteChunk& chunk, const std::vector<Part>& parts, std::int64_t experts) {
+  std::vector<std::vector<std::vector<std::size_t>>> lists;
+  std::vector<std::int64_t> begin;  // of the rows of each source
+  std::int64_t arrivals = 0;
+  for (const Part& part : parts) {
+    lists.push_back(by_expert(part, experts));
+    begin.push_back(arrivals);
+    arrivals += part.rows;
+    chunk.received.push_back(part.rows);
+    chunk.computed.push_back(static_cast<std::int64_t>(part.pairs.size()));
+  }
+  std::vector<std::int32_t> arrival;                           // of every row in the experts' order
+  std::vector<std::vector<std::int32_t>> place(parts.size());  // and the other way, per source
+  for (std::size_t s = 0; s < parts.size(); ++s) place[s].resize(parts[s].pairs.size());
+  for (std::int64_t e = 0; e < experts; ++e) {
+    const std::size_t before = arrival.size();
+    for (std::size_t s = 0; s < parts.size(); ++s) {
+      for (const std::size_t i : lists[s][static_cast<std::size_t>(e)]) {
+        place[s][i] = static_cast<std::int32_t>(arrival.size());
+        arrival.push_back(
+            static_cast<std::int32_t>(begin[s] + parts[s].pairs[i].row - parts[s].first_row));
+      }
+    }
+    chunk.expert_rows.push_back(static_cast<std::int64_t>(arrival.size() - before));
+  }
+  std::vector<std::int32_t> departure;
+  for (std::size_t s = 0; s < parts.size(); ++s) {
+    for (const auto& of_expert : lists[s]) {
+      for (const std::size_t i : of_expert) departure.push_back(place[s][i]);
+    }
+  }
+  const auto rows = static_cast<std::int64_t>(arrival.size());
+  chunk.by_expert = gather_map(std::move(arrival), arrivals);
+  chunk.by_source = gather_map(std::move(departure), rows);
+}
+
+}  // namespace
+
+std::vector<SentRows> rows_to_send(const ExpertPlacement& placement,
+                                   const std::vector<std::int64_t>& expert_rows,
+                                   const std::vector<std::int64_t>& keys) {
+  struct Entry {
+    std::int64_t key;
+    std::int32_t expert, source;
+  };
+  check(static_cast<std::int64_t>(expert_rows.size()) == placement.experts, "row counts of ",
+        placement.experts, " experts expected, got ", expert_rows.size());
+  std::vector<SentRows> all(static_cast<std::size_t>(placement.ranks));
+  std::int32_t source = 0;
+  for (int rank = 0; rank < placement.ranks; ++rank) {
+    std::vector<Entry> entries;
+    for (std::int64_t e = placement.first(rank); e < placement.first(rank + 1); ++e) {
+      const auto expert = static_cast<std::int32_t>(e - placement.first(rank));
+      for (std::int64_t i = 0; i < expert_rows[static_cast<std::size_t>(e)]; ++i, ++source) {
+        entries.push_back({source, expert, source});
+        if (keys.empty()) continue;
+        check(source < static_cast<std::int64_t>(keys.size()), "keys of at least ", source + 1,
+              " rows expected, got ", keys.size());
+        const std::int64_t key = entries.back().key = keys[static_cast<std::size_t>(source)];
+        check(i == 0 || keys[static_cast<std::size_t>(source - 1)] < key,
+              "the keys of an expert's rows must ascend, but row ", source, " has ", key);
+      }
+    }
+    if (!keys.empty()) {
+      std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+        return std::pair(a.key, a.expert) < std::pair(b.key, b.expert);
+      });
+    }
+    SentRows& rows = all[static_cast<std::size_t>(rank)];
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      if (i == 0 || entries[i].key != entries[i - 1].key) ++rows.count;
+      rows.pairs.push_back({static_cast<std::int32_t>(rows.count - 1), entries[i].expert});
+      rows.source.push_back(entries[i].source);
+    }
+  }
+  return all;
+}
+
+SentRows rows_of_counts(std::span<const std::int64_t> expert_rows) {
+  SentRows rows;
+  for (std::size_t e = 0; e < expert_rows.size(); ++e) {
+    for (std::int64_t i = 0; i < expert_rows[e]; ++i) {
+      rows.pairs.push_back({static_cast<std::int32_t>(rows.count++), static_cast<std::int32_t>(e)});
+    }
+  }
+  return rows;
+}
+
+std::int64_t mask_bytes(const ExpertPlacement& placement) {
+  return (placement.count(0) + 7) / 8;
+}
+
+std::vector<SentRows> exchange_masks(c10d::ProcessGroup& group, const ExpertPlacement& placement,
+                                     const std::vector<SentRows>& sent,
+                                     const std::vector<std::int64_t>& counts, at::Device device,
+                                     std::uint64_t sequence) {
+  const std::int64_t width = mask_bytes(placement);
+  std::vector<std::int64_t> send;
+  for (const SentRows& rows : sent) send.push_back(rows.count);
+  const auto total = [](const std::vector<std::int64_t>& rows) {
+    return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+  };
+  at::Tensor input = at::empty({total(send), width}, at::kByte).zero_();
+  auto* out = input.mutable_data_ptr<std::uint8_t>();
+  for (const SentRows& rows : sent) {
+    for (const SentRows::Pair& pair : rows.pairs) {
+      out[pair.row * width + pair.expert / 8] |= static_cast<std::uint8_t>(1 << pair.expert % 8);
+    }
+    out += rows.count * width;
+  }
+  input = input.to(device);
+  at::Tensor output = at::empty({total(counts), width}, input.options());
+  auto receive = counts;
+  comm::wait(group, group.alltoall_base(output, input, receive, send),
+             "which experts want each row", sequence);
+  const at::Tensor host = output.cpu();
+  const auto* in = host.const_data_ptr<std::uint8_t>();
+  const std::int64_t experts = placement.count(group.getRank());
+  std::vector<SentRows> received;
+  for (const std::int64_t rows : counts) {
+    SentRows& from = received.emplace_back();
+    from.count = rows;
+    for (std::int64_t row = 0; row < rows; ++row, in += width) {
+      for (std::int64_t e = 0; e < experts; ++e) {
+        if ((in[e / 8] >> e % 8 & 1) == 0) continue;
+        from.pairs.push_back({static_cast<std::int32_t>(row), static_cast<std::int32_t>(e)});
+      }
+    }
+  }
+  return received;
+}
+
+void fill_chunks(RowRoutes& plan, const ExpertPlacement& placement, int rank, std::int64_t count,
+                 const std::vector<SentRows>& sent, const std::vector<SentRows>& received) {
+  std::size_t rows = 0;
+  for (const SentRows& to : sent) rows += to.source.size();
+  std::vector<std::int32_t> order(rows), sent_of(rows);
+  std::int32_t results = 0, sent_rows = 0;
+  for (std::int64_t c = 0; c < count; ++c) {
+    RouteChunk& chunk = plan.chunks.emplace_back();
+    std::vector<std::int32_t> outgoing;
+    std::vector<Part> parts;
+    for (int peer = 0; peer < placement.ranks; ++peer) {
+      const SentRows& all = sent[static_cast<std::size_t>(peer)];
+      const Part part = part_of(all, c, count);
+      chunk.sent.push_back(part.rows);
+      chunk.returned.push_back(static_cast<std::int64_t>(part.pairs.size()));
+      for (std::size_t i = 0; i < part.pairs.size(); ++i) {
+        const std::int32_t source = all.source[part.first_pair + i];
+        if (i == 0 || part.pairs[i].row != part.pairs[i - 1].row) {
+          outgoing.push_back(source);
+          ++sent_rows;
+        }
+        sent_of[static_cast<std::size_t>(source)] = sent_rows - 1;
+      }
+      for (const auto& of_expert : by_expert(part, placement.count(peer))) {
+        for (const std::size_t i : of_expert) {
+          order[static_cast<std::size_t>(all.source[part.first_pair + i])] = results++;
+        }
+      }
+      parts.push_back(part_of(received[static_cast<std::size_t>(peer)], c, count));
+    }
+    chunk.outgoing = gather_unless_identity(std::move(outgoing), static_cast<std::int64_t>(rows));
+    fill_receiver(chunk, parts, placement.count(rank));
+  }
+  plan.sent_rows = sent_rows;
+  plan.order = gather_unless_identity(std::move(order), static_cast<std::int64_t>(rows));
+  plan.sent_of = gather_unless_identity(std::move(sent_of), sent_rows);
+}
+
+}  // namespace thinwire::moe

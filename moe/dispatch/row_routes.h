@@ -1,0 +1,79 @@
+// One forward pass of an exchange: who sends which rows to whom.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+
+#include "thinwire/moe/rows/leg_bytes.h"
+#include "thinwire/moe/rows/row_codec.h"
+#include "thinwire/moe/rows/row_ops.h"
+
+namespace thinwire::moe {
+
+class TokenDispatcher;
+
+// A part of the rows that travels and is computed while other parts travel.
+//
+// Dispatch and its gradient move `sent`/`received` rows, combine and its gradient `returned`/
+// `computed` rows; these are more where a row that several experts of one rank want is sent once.
+struct RouteChunk {
+  std::vector<std::int64_t> sent;         // [ranks] from this rank to the experts of each
+  std::vector<std::int64_t> received;     // [ranks] from each to the experts of this rank
+  std::vector<std::int64_t> returned;     // [ranks] results that each computes for this rank
+  std::vector<std::int64_t> computed;     // [ranks] results that this rank computes for each
+  std::vector<std::int64_t> expert_rows;  // [local experts] rows of all ranks
+  RowMapPtr outgoing;                     // rows of this rank -> sent rows; null: all, in order
+  RowMapPtr by_expert;                    // received rows -> rows sorted by expert, then by source
+  RowMapPtr by_source;                    // these -> sorted by source, then by expert
+
+  // Of what is under way; the same chunk has at most one leg in each direction of time.
+  struct Pending {
+    c10::intrusive_ptr<c10d::Work> work;
+    at::Tensor outgoing, incoming;  // bytes
+    at::ScalarType dtype = at::kFloat;
+  };
+  std::array<Pending, kLegs> pending;
+  at::Tensor dispatched;                                   // coded rows, where asked for
+  std::chrono::steady_clock::time_point experts_gradient;  // when it came back
+};
+
+struct RowRoutes : torch::CustomClassHolder {
+  std::shared_ptr<TokenDispatcher> exchange;
+  std::uint64_t sequence = 0;
+  std::vector<std::int64_t> global_expert_rows;  // [experts] rows of all ranks
+  std::int64_t sent_rows = 0;                    // of this rank, to whatever rank
+  std::vector<RouteChunk> chunks;
+  RowMapPtr order;    // results in order of arrival -> rows of this rank; null: equal
+  RowMapPtr sent_of;  // sent rows, chunk by chunk -> rows of this rank; null: equal
+  std::array<RowCodec, kLegs> codecs;  // as they were when the plan was made
+  bool needs_input_gradient = false;   // some rank wants the gradient of its rows
+  bool training = true;
+  bool keep_dispatched = false;
+  // Sums over the ranks, in rank order, of the values that they passed to plan().
+  std::array<double, 2> sums{};
+};
+using RowRoutesPtr = c10::intrusive_ptr<RowRoutes>;
+
+// What a rank brings to a plan.
+struct RouteRequest {
+  std::vector<std::int64_t> expert_rows;  // [experts] rows of this rank
+  // [rows] or empty. Rows of one rank's experts with equal keys are equal, and are sent once. Keys
+  // must ascend within an expert.
+  std::vector<std::int64_t> row_keys;
+  at::ScalarType dtype = at::kFloat;
+  at::Device device = at::kCPU;
+  bool training = true;
+  bool needs_input_gradient = false;
+  std::array<double, 2> sums{};
+  // Not empty: this rank cannot go on, and says why to all the others.
+  std::string failure;
+};
+
+}  // namespace thinwire::moe

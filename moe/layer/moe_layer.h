@@ -1,0 +1,176 @@
+// A Mixture-of-Experts layer whose experts are spread over the ranks of a process group.
+//
+//   auto layer = std::make_shared<moe::MoELayer>(options, group);
+//   auto result = layer->forward(tokens);
+//   loss = task_loss(result.output) + result.loss;
+//
+// Every rank brings its own tokens (any number, also none) and holds its own experts; the router
+// and the shared expert are replicated, and their gradients must be averaged over the ranks as in
+// any data-parallel program. The gradients of the experts must not be: see ExpertGradient.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/api/include/torch/nn/module.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/moe/dispatch/token_dispatcher.h"
+#include "thinwire/moe/layer/experts.h"
+#include "thinwire/moe/layer/telemetry.h"
+#include "thinwire/moe/merge/dedup.h"
+#include "thinwire/moe/router/router.h"
+
+namespace thinwire::moe {
+
+// An expert's gradient is the sum over the ranks whose tokens it saw.
+enum class ExpertGradient {
+  kMean,  // divided by the number of ranks: fits losses that are means over a rank's own tokens,
+          // as the average of the replicated parameters' gradients does
+  kSum    // as it is: fits losses that are sums
+};
+
+enum class BalanceLoss { kSwitch, kGShard };
+
+struct MoEOptions {
+  RouterOptions router;  // its dim, experts and top_k are those of the layer
+  // Experts: a two-layer perceptron each, or whatever `factory` makes.
+  std::int64_t hidden = 0;
+  Activation activation = Activation::kGelu;
+  bool bias = true;
+  ExpertFactory factory;
+  // Hidden size of one more expert that sees every token on its own rank; 0: none.
+  std::int64_t shared_hidden = 0;
+
+  // Rows per expert and rank; 0: as many as come (dropless).
+  double capacity_factor = 0;
+  DropPolicy drop = DropPolicy::kPosition;
+
+  // Row codecs of the four legs, and merging of similar rows before them.
+  LegSpecs rows;
+  DedupOptions dedup;
+  // Parts in which rows travel while the experts compute; 0: chosen by size.
+  int chunks = 0;
+  // Whether a token that several experts of one rank want is sent to it once. Lossless; sums of
+  // gradients may round differently.
+  bool share_rows = true;
+  ExpertGradient expert_gradient = ExpertGradient::kMean;
+
+  // Factors of the auxiliary losses in MoEOutput::loss; 0: not computed.
+  double balance_factor = 0.01;
+  BalanceLoss balance = BalanceLoss::kSwitch;
+  double z_factor = 0;
+  double importance_factor = 0;
+
+  std::uint32_t layer = 0;  // number of the layer in the model
+  std::uint64_t seed = 0;   // of initial weights and of random rounding
+};
+
+// Everything that must be equal on all ranks and that the exchange does not know of itself.
+std::string agreement_of(const MoEOptions& options);
+
+// What one forward pass did on this rank.
+struct MoECounters {
+  std::int64_t tokens = 0;
+  std::int64_t pairs = 0;                        // (token, expert) pairs that the router chose
+  std::int64_t dropped = 0;                      // of them, over capacity
+  std::int64_t rows = 0;                         // pairs that went to an expert
+  std::int64_t rows_sent = 0;                    // after merging and sharing
+  std::vector<std::int64_t> global_expert_rows;  // [experts] rows that the experts of all ranks saw
+  MergeSummary dedup;
+  LegBytes wire;                // of this forward pass; backward legs are 0
+  double gate_seconds = 0;      // router and order of the rows
+  double expert_seconds = 0;    // this rank's experts, forward
+  double exchange_seconds = 0;  // plan, dispatch and combine, forward, codecs and waiting included
+};
+
+struct MoEOutput {
+  at::Tensor output;  // shape and dtype of the tokens
+  at::Tensor loss;    // weighted sum of the auxiliary losses, a scalar; undefined if all are off
+  at::Tensor balance_loss, z_loss, importance_loss;  // unweighted; undefined where off
+  MoECounters counters;
+};
+
+// Name -> tensor. Experts are named by their global number: "experts.<number>.<parameter>".
+using MoEState = std::map<std::string, at::Tensor>;
+// A state as bytes, for files and messages, and back (c10::Error for bytes that hold none).
+std::vector<char> to_bytes(const MoEState& state);
+MoEState state_from_bytes(const std::vector<char>& bytes);
+
+// Not thread-safe. See exchange.h for what else may use the group meanwhile.
+class MoELayer : public torch::nn::Module {
+ public:
+  // `group` may be null: a single rank with all experts. Not collective. Throws InvalidArgument for
+  // options that cannot work.
+  MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGroup> group);
+
+  // tokens: [..., dim] of float32, float64, float16 or bfloat16; padding: [...] bool, true for
+  // tokens that do not count (they get zeros, or the shared expert's output), or undefined.
+  // Collective, and so is its backward pass, in which every rank must take part.
+  //
+  // Throws InvalidArgument on every rank, with one text, when the tokens of any rank have a wrong
+  // shape or the ranks disagree; CommError when a rank is gone.
+  MoEOutput forward(const at::Tensor& tokens, const at::Tensor& padding = {});
+
+  // For the sigmoid_bias gate, once per optimiser step: evens out the load that all ranks saw since
+  // the last call. Not collective, and equal on all ranks.
+  void update_expert_bias();
+
+  // Draws new rotations for merging from the next step on; all ranks must do it at the same step.
+  void refresh_rotations() { dedup_.refresh(); }
+
+  // Parameters of this rank's experts; the others are replicated.
+  std::vector<at::Tensor> expert_parameters() const;
+  std::vector<at::Tensor> replicated_parameters() const;
+  // The same as modules with their names ("router", "shared"), for a model whose parameters are
+  // averaged over the ranks: such a model must not hold the layer itself, which holds experts.
+  std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>> replicated_modules()
+      const;
+
+  // Copies of everything that this rank holds.
+  MoEState local_state() const;
+  // The same for all ranks together; equal on all. Collective.
+  MoEState full_state() const;
+  // Takes this rank's part of a full state, whatever the number of ranks that made it. Throws
+  // InvalidArgument for missing tensors or shapes that do not fit, before a parameter is changed.
+  //
+  // A state also holds how rows were merged. kFromState makes this layer merge as the saved one
+  // did, its options included: a model that was trained with compensation may need the merging in
+  // evaluation, too (evaluation=on). kKeepOptions keeps this layer's own options.
+  enum class Merging { kFromState, kKeepOptions };
+  void load_state(const MoEState& state, Merging merging = Merging::kFromState);
+
+  const MoEOptions& options() const { return options_; }
+  Router& router() { return *router_; }
+  ExpertGroup& experts() { return *experts_; }
+  const Dedup& dedup() const { return dedup_; }
+  // All that this rank has sent so far, backward passes and evaluation included.
+  LegBytes wire_bytes() const { return exchange_->use().wire; }
+  // The training passes so far (those with gradients), backward passes included.
+  MoESummary summary() const;
+
+ private:
+  struct Prepared;
+  Prepared prepare(const at::Tensor& tokens, const at::Tensor& padding);
+  at::Tensor run_experts(const RowRoutes& plan, const at::Tensor& rows,
+                         const std::vector<std::int64_t>& counts);
+  void count(const DispatchSummary& before, const RouteRequest& request, const RowRoutes& plan,
+             const TokenLayout& layout, const MoECounters& counters);
+  void add_losses(const Routing& routing, MoEOutput& result) const;
+
+  MoEOptions options_;
+  std::shared_ptr<TokenDispatcher> exchange_;
+  std::shared_ptr<Router> router_;
+  std::shared_ptr<ExpertGroup> experts_;
+  std::shared_ptr<GroupedFfn> shared_;
+  Dedup dedup_;
+  std::vector<std::int64_t> load_;  // rows of every expert since update_expert_bias()
+  MoESummary summary_;              // without what the exchange itself counts
+  DispatchSummary evaluation_use_;  // of passes without gradients
+};
+
+}  // namespace thinwire::moe

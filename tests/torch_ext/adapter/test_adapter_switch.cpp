@@ -1,0 +1,270 @@
+#include "thinwire/torch_ext/adapter/adapter_switch.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cstring>
+#include <fstream>
+
+#include "thinwire/common/error.h"
+#include "thinwire/compressors/peft/merge.h"
+#include "thinwire/compressors/peft/pack.h"
+#include "thinwire/tests/compressors/peft/peft_fixtures.h"
+#include "thinwire/tests/support/rank_errors.h"
+#include "thinwire/torch_ext/adapter/adapter_broadcast.h"
+#include "thinwire/torch_ext/adapter/adapter_state.h"
+
+namespace thinwire {
+namespace {
+
+using peft::test::TemporaryDir;
+using ::testing::Each;
+using ::testing::HasSubstr;
+using Weights = std::map<std::string, at::Tensor>;
+
+at::Tensor random(at::IntArrayRef shape, std::uint64_t seed, at::ScalarType dtype = at::kFloat) {
+  return at::randn(shape, at::detail::createCPUGenerator(seed), at::kFloat).to(dtype);
+}
+
+Weights base_weights() {
+  return {{"a", random({300, 70}, 1)},
+          {"b", random({129}, 2, at::kBFloat16)},
+          {"c", random({40, 7}, 3, at::kHalf)},
+          {"steps", at::arange(5)}};
+}
+
+Weights copy_of(const Weights& weights) {
+  Weights copy;
+  for (const auto& [name, tensor] : weights) copy[name] = tensor.clone();
+  return copy;
+}
+
+bool same_bits(const Weights& x, const Weights& y) {
+  for (const auto& [name, tensor] : x)
+    if (std::memcmp(tensor.const_data_ptr(), y.at(name).const_data_ptr(), tensor.nbytes()) != 0)
+      return false;
+  return x.size() == y.size();
+}
+
+void save(const std::filesystem::path& path, const Weights& weights) {
+  std::vector<peft::TensorInfo> layout;
+  for (const auto& [name, tensor] : weights)
+    layout.push_back({name, safetensors_dtype(tensor), tensor.sizes().vec()});
+  peft::SafetensorsWriter writer(path, layout, {}, true);
+  for (const auto& [name, tensor] : weights)
+    writer.write(std::as_bytes(
+        std::span(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes())));
+  writer.commit();
+}
+
+Weights load(const std::filesystem::path& path) {
+  const peft::SafetensorsFile file(path);
+  Weights weights;
+  for (const auto& info : file.tensors()) {
+    weights[info.name] = at::empty(info.shape, scalar_type_of(info.dtype));
+    std::memcpy(weights[info.name].mutable_data_ptr(), file.bytes(info.name).data(), info.bytes());
+  }
+  return weights;
+}
+
+// base.safetensors and packed deltas of two experts against it.
+struct Experts {
+  explicit Experts(const TemporaryDir& dir) {
+    save(dir / "base", base_weights());
+    for (const int expert : {1, 2}) {
+      Weights tuned = base_weights();
+      for (auto& [name, tensor] : tuned)
+        if (tensor.is_floating_point())
+          tensor.add_(random(tensor.sizes(), static_cast<std::uint64_t>(10 * expert))
+                          .to(tensor.scalar_type()),
+                      0.1);
+      tuned["steps"].add_(expert);
+      save(dir / "tuned", tuned);
+      peft::pack(peft::open_pair(dir / "tuned", dir / "base"),
+                 dir / ("expert" + std::to_string(expert)), {.density = 0.1});
+    }
+  }
+};
+
+TEST(AddTernary, AddsInPlaceToAnyFloatType) {
+  const auto planes = peft::test::random_planes(1000, 0.2, 5);
+  for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    at::Tensor x = random({30, 20}, 4, dtype), expected = x.clone();
+    for (std::int64_t i = 0; i < x.numel(); ++i) {
+      const int trit = planes.view().trit(77 + i);
+      if (trit != 0)
+        expected.view({-1})[i] = (expected.view({-1})[i].to(at::kFloat) + 0.25 * trit).to(dtype);
+    }
+    add_ternary(x, 0.25f, planes.view(), 77);
+    EXPECT_TRUE(at::equal(x, expected));
+  }
+  at::Tensor wide = at::zeros({20, 30});
+  EXPECT_THROW(add_ternary(wide.t(), 1, planes.view()), InvalidArgument);
+  EXPECT_THROW(add_ternary(at::zeros({4}, at::kLong), 1, planes.view()), InvalidArgument);
+  EXPECT_THROW(add_ternary(at::zeros({1001}), 1, planes.view()), InvalidArgument);
+}
+
+TEST(AdapterSwitch, DeltasEqualTheAppliedFileAndLeaveNoTrace) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  const Weights base = base_weights();
+  Weights weights = copy_of(base);
+  AdapterSwitch model(weights);
+  for (const char* name : {"expert1", "expert2", "expert1"}) {
+    const peft::PackedFile file(dir / name);
+    peft::apply_packed(dir / "base", {&file}, dir / "applied", true);
+    model.swap(file);
+    EXPECT_EQ(model.current(), file.manifest().id);
+    EXPECT_TRUE(same_bits(weights, load(dir / "applied"))) << name;
+    EXPECT_FALSE(same_bits(weights, base));
+  }
+  model.remove();
+  EXPECT_EQ(model.current(), "");
+  EXPECT_TRUE(same_bits(weights, base));
+  model.remove();  // nothing is on
+  EXPECT_TRUE(same_bits(weights, base));
+}
+
+// While nothing is on, a program may train the weights or load others into them.
+TEST(AdapterSwitch, TheBaseIsCheckedAnewAfterTheWeightsChanged) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  Weights weights = base_weights();
+  AdapterSwitch model(weights);
+  const peft::PackedFile file(dir / "expert1");
+  model.swap(file);
+  model.remove();
+  weights.at("a").add_(1);
+  const Weights changed = copy_of(weights);
+  EXPECT_THROW(model.swap(file), InvalidArgument);
+  EXPECT_TRUE(same_bits(weights, changed));
+}
+
+TEST(AdapterSwitch, DenseMergesAreSwitchedToo) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  const peft::PackedFile first(dir / "expert1");
+  // Weights that are kept by value have to agree before files can be merged.
+  for (const int expert : {1, 2}) {
+    Weights other = base_weights();
+    for (auto& [name, tensor] : other)
+      if (tensor.is_floating_point())
+        tensor.add_(random(tensor.sizes(), static_cast<std::uint64_t>(20 * expert))
+                        .to(tensor.scalar_type()));
+    save(dir / "tuned", other);
+    peft::pack(peft::open_pair(dir / "tuned", dir / "base"),
+               dir / ("merge" + std::to_string(expert)), {.density = 0.1});
+  }
+  const peft::PackedFile x(dir / "merge1"), y(dir / "merge2");
+  peft::merge_packed(peft::MergeMethod::kTies, {&x, &y}, {}, dir / "merged", false);
+  const peft::PackedFile merged(dir / "merged");
+  peft::apply_packed(dir / "base", {&merged}, dir / "applied", true);
+  Weights weights = base_weights();
+  AdapterSwitch model(weights);
+  model.swap(first);
+  model.swap(merged);  // its values come from the bare weights, not from the first expert's
+  EXPECT_TRUE(same_bits(weights, load(dir / "applied")));
+  model.remove();
+  EXPECT_TRUE(same_bits(weights, base_weights()));
+}
+
+TEST(AdapterSwitch, AdaptersReplaceTheirTensors) {
+  const TemporaryDir dir;
+  const Weights before = {{"x.ia3_l", at::full({50}, 1.0f)}, {"y.ia3_l", at::full({20, 3}, 1.0f)}};
+  Weights tuned = copy_of(before);
+  for (auto& [name, tensor] : tuned) tensor.add_(random(tensor.sizes(), 9), 0.1);
+  write_adapter({R"({"peft_type": "IA3"})", tuned}, dir / "adapter", false);
+  peft::pack(peft::open_adapter_dir(dir / "adapter"), dir / "packed", {.density = 0.3});
+  Weights weights = copy_of(before);
+  for (auto& [name, tensor] : weights) tensor.mul_(3);  // whatever was there
+  const Weights bare = copy_of(weights);
+  AdapterSwitch model(weights);
+  model.swap(peft::PackedFile(dir / "packed"));
+  EXPECT_TRUE(same_bits(weights, read_adapter(dir / "packed").tensors));
+  model.remove();
+  EXPECT_TRUE(same_bits(weights, bare));
+}
+
+TEST(AdapterSwitch, WhatDoesNotFitChangesNothing) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  const auto error_with = [&](const std::function<void(Weights&)>& change) {
+    Weights weights = base_weights();
+    change(weights);
+    const Weights before = copy_of(weights);
+    AdapterSwitch model(weights);
+    std::string text;
+    try {
+      model.swap(peft::PackedFile(dir / "expert1"));
+    } catch (const InvalidArgument& error) {
+      text = error.what();
+      EXPECT_TRUE(same_bits(weights, before));
+      EXPECT_EQ(model.current(), "");
+    }
+    return text;
+  };
+  EXPECT_EQ(error_with([](Weights&) {}), "");
+  EXPECT_THAT(error_with([](Weights& w) { w.erase("b"); }), HasSubstr("holds 'b'"));
+  EXPECT_THAT(error_with([](Weights& w) { w["d"] = at::zeros({2}); }),
+              HasSubstr("lacks the weight 'd'"));
+  EXPECT_THAT(error_with([](Weights& w) {
+                w["a"] = at::zeros({70, 300});
+              }),
+              HasSubstr("'a' is F32 [300, 70]"));
+  EXPECT_THAT(error_with([](Weights& w) { w["b"] = w["b"].to(at::kHalf); }),
+              HasSubstr("the weight is F16"));
+  EXPECT_THAT(error_with([](Weights& w) { w["a"][0][0].add_(1); }), HasSubstr("wrong base"));
+  EXPECT_THROW(AdapterSwitch({{"a", at::zeros({3, 4}).t()}}), InvalidArgument);
+}
+
+TEST(BroadcastExpert, PutsTheSameExpertOnEveryRank) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  const peft::PackedFile file(dir / "expert2");
+  peft::apply_packed(dir / "base", {&file}, dir / "applied", true);
+  const Weights expected = load(dir / "applied");
+  testing::run_ranks(3, [&](testing::RankContext& ctx) {
+    Weights weights = base_weights();
+    AdapterSwitch model(weights);
+    model.swap(peft::PackedFile(dir / "expert1"));
+    const auto path = ctx.rank == 1 ? dir / "expert2" : std::filesystem::path("nowhere");
+    EXPECT_EQ(broadcast_expert(model, *ctx.group, 1, path), file.manifest().id);
+    EXPECT_TRUE(same_bits(weights, expected));
+  });
+}
+
+TEST(BroadcastExpert, AFailureOnOneRankKeepsTheOldExpertOnAll) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  {
+    std::ifstream in(dir / "expert2", std::ios::binary);
+    std::string bytes{std::istreambuf_iterator<char>(in), {}};
+    bytes[bytes.size() / 2] ^= 1;
+    std::ofstream(dir / "damaged", std::ios::binary) << bytes;
+  }
+  const auto errors = [&](const std::string& name, bool other_base) {
+    return testing::errors_of<FileError>(3, [&](testing::RankContext& ctx) {
+      Weights weights = base_weights();
+      if (other_base && ctx.rank == 2) weights["a"][3][3].add_(1);
+      AdapterSwitch model(weights);
+      if (!other_base) model.swap(peft::PackedFile(dir / "expert1"));
+      const Weights before = copy_of(weights);
+      const std::string id = model.current();
+      try {
+        broadcast_expert(model, *ctx.group, 0, dir / name);
+      } catch (...) {
+        EXPECT_TRUE(same_bits(weights, before));
+        EXPECT_EQ(model.current(), id);
+        throw;
+      }
+    });
+  };
+  EXPECT_THAT(errors("damaged", false), Each(HasSubstr("rank 0: ")));
+  EXPECT_THAT(errors("missing", false), Each(HasSubstr("is not a file")));
+  EXPECT_THAT(errors("expert2", true), Each(HasSubstr("rank 2: wrong base")));
+  EXPECT_THAT(errors("expert2", false), Each("no error"));
+}
+
+}  // namespace
+}  // namespace thinwire

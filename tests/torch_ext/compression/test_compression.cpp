@@ -1,0 +1,79 @@
+#include "thinwire/torch_ext/compression/compression.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
+
+const std::vector<LayerInfo> kLayers = {{"conv.weight", {32, 16, 3, 3}},
+                                        {"conv.bias", {32}},
+                                        {"norm.weight", {4096}},
+                                        {"small.weight", {10, 10}},
+                                        {"fc.weight", {100, 100}}};
+
+TEST(MakePlan, LeavesFlatAndSmallLayersUncompressed) {
+  const comm::Plan plan = make_plan(kLayers, "quantize(bits=4)");
+  EXPECT_NE(plan.of("conv.weight").codec, nullptr);
+  EXPECT_NE(plan.of("fc.weight").codec, nullptr);
+  EXPECT_EQ(plan.of("conv.bias").codec, nullptr);
+  EXPECT_EQ(plan.of("norm.weight").codec, nullptr);
+  EXPECT_EQ(plan.of("small.weight").codec, nullptr);
+}
+
+TEST(MakePlan, LimitsCanBeMoved) {
+  CompressionOptions options("quantize(bits=4)");
+  options.min_numel = 0;
+  options.compress_1d = true;
+  const comm::Plan plan = make_plan(kLayers, options);
+  for (const LayerInfo& layer : kLayers) EXPECT_NE(plan.of(layer.name).codec, nullptr);
+}
+
+TEST(MakePlan, TheFirstMatchingOverrideWins) {
+  CompressionOptions options("quantize(bits=4)");
+  options.overrides = {{"conv.*", "cast(bf16)"}, {"*.weight", "quantize(bits=8)"}};
+  const comm::Plan plan = make_plan(kLayers, options);
+  EXPECT_THAT(plan.of("conv.bias").text(), HasSubstr("bf16"));
+  EXPECT_THAT(plan.of("conv.weight").text(), HasSubstr("bf16"));
+  EXPECT_THAT(plan.of("small.weight").text(), HasSubstr("bits=8"));
+}
+
+TEST(MakePlan, RefusesWhatCannotBeMeant) {
+  const auto with = [](auto change) {
+    CompressionOptions options("quantize(bits=4)");
+    change(options);
+    return [options] { make_plan(kLayers, options); };
+  };
+  EXPECT_THAT(with([](auto& o) {
+                o.overrides = {{"cnov.*", "none"}};
+              }),
+              ThrowsMessage<InvalidArgument>(HasSubstr("'cnov.*' matches none")));
+  EXPECT_THAT(with([](auto& o) {
+                o.overrides = {{"fc.*", "tokp"}};
+              }),
+              ThrowsMessage<InvalidArgument>(HasSubstr("topk")));
+  EXPECT_THAT(with([](auto& o) { o.warmup_steps = -1; }),
+              ThrowsMessage<InvalidArgument>(HasSubstr("-1")));
+  EXPECT_THAT(with([](auto& o) { o.spec = "quantize(bits=4"; }),
+              ThrowsMessage<InvalidArgument>(HasSubstr("position")));
+}
+
+TEST(MatchesPattern, StarsAndQuestionMarks) {
+  EXPECT_TRUE(matches_pattern("*", ""));
+  EXPECT_TRUE(matches_pattern("a*c*e", "abcde"));
+  EXPECT_TRUE(matches_pattern("a*c", "acbc"));
+  EXPECT_TRUE(matches_pattern("a?c", "abc"));
+  EXPECT_TRUE(matches_pattern("**.weight", "layer.1.weight"));
+  EXPECT_FALSE(matches_pattern("a?c", "ac"));
+  EXPECT_FALSE(matches_pattern("a*c", "ab"));
+  EXPECT_FALSE(matches_pattern("", "a"));
+  EXPECT_FALSE(matches_pattern("weight", "layer.weight"));
+}
+
+}  // namespace
+}  // namespace thinwire

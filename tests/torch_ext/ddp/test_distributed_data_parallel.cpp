@@ -1,0 +1,305 @@
+#include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/generated/variable_factories.h>
+#include <torch/optim/sgd.h>
+
+#include <tuple>
+
+#include "thinwire/common/error.h"
+#include "thinwire/tests/support/rank_errors.h"
+
+namespace thinwire {
+namespace {
+
+using ::testing::AllOf;
+using testing::errors_of;
+using ::testing::HasSubstr;
+using testing::RankContext;
+using testing::run_ranks;
+
+// Two layers and one that may stay unused; forward gives a pair, to exercise "any signature".
+struct Net : torch::nn::Module {
+  explicit Net(std::uint64_t seed, std::int64_t hidden = 48) {
+    auto generator = at::detail::createCPUGenerator(seed);
+    const auto random = [&](at::IntArrayRef shape) {
+      return (at::randn(shape, generator, at::kDouble) * 0.2).to(at::kFloat);
+    };
+    first = register_parameter("first", random({hidden, 32}));
+    bias = register_parameter("bias", random({hidden}));
+    second = register_parameter("second", random({1, hidden}));
+    spare = register_parameter("spare", random({40, 40}));
+    seen = register_buffer("seen", at::zeros({1}));
+  }
+  std::pair<at::Tensor, at::Tensor> forward(const at::Tensor& x, bool use_spare) {
+    const auto h = at::relu(at::linear(x, first, bias));
+    auto y = at::linear(h, second);
+    if (use_spare) y = y + spare.sum() * 0.01;
+    return {y, h};
+  }
+  at::Tensor first, bias, second, spare, seen;
+};
+
+at::Tensor inputs(int rank, int step) {
+  auto generator = at::detail::createCPUGenerator(static_cast<std::uint64_t>(100 * step + rank));
+  return at::randn({16, 32}, generator, at::kFloat);
+}
+
+at::Tensor loss_of(const at::Tensor& y, const at::Tensor& x) {
+  return (y - x.narrow(1, 0, 4).sum(1, true)).pow(2).mean();
+}
+
+using Ddp = DistributedDataParallel<std::shared_ptr<Net>>;
+
+void train_step(Ddp& ddp, torch::optim::SGD& optimizer, int rank, int step, bool use_spare = true) {
+  ddp.zero_grad();
+  const auto x = inputs(rank, step);
+  loss_of(ddp.forward(x, use_spare).first, x).backward();
+  optimizer.step();
+}
+
+// One process with the batches of all ranks.
+std::shared_ptr<Net> trained_alone(int world, int steps) {
+  auto net = std::make_shared<Net>(1);
+  torch::optim::SGD optimizer(net->parameters(), 0.05);
+  for (int step = 0; step < steps; ++step) {
+    optimizer.zero_grad();
+    for (int rank = 0; rank < world; ++rank) {
+      const auto x = inputs(rank, step);
+      (loss_of(net->forward(x, true).first, x) / world).backward();
+    }
+    optimizer.step();
+  }
+  return net;
+}
+
+class DdpOnRanks : public ::testing::TestWithParam<std::tuple<int, bool>> {};
+
+TEST_P(DdpOnRanks, UncompressedEqualsOneProcessWithAllBatches) {
+  const auto [world, views] = GetParam();
+  const auto alone = trained_alone(world, 10);
+  run_ranks(world, [&, views = views](RankContext& ctx) {
+    // Ranks start from different weights: rank 0's must win.
+    auto net = std::make_shared<Net>(static_cast<std::uint64_t>(ctx.rank) + 1);
+    Ddp ddp(net, ctx.group, {.compression = "none", .gradient_as_bucket_view = views});
+    torch::optim::SGD optimizer(net->parameters(), 0.05);
+    for (int step = 0; step < 10; ++step) train_step(ddp, optimizer, ctx.rank, step);
+    for (const auto& item : alone->named_parameters()) {
+      const auto found = net->named_parameters()[item.key()];
+      EXPECT_LE((found - item.value()).abs().max().item<double>(), 1e-5) << item.key();
+    }
+    EXPECT_TRUE(ddp.replicas_equal());
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Worlds, DdpOnRanks,
+                         ::testing::Combine(::testing::Values(1, 2, 4), ::testing::Bool()));
+
+class DdpWithCodec : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(DdpWithCodec, TrainsAndKeepsReplicasEqual) {
+  run_ranks(3, [spec = GetParam()](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    // A bucket cap far below the model's size, so that there are several buckets.
+    Ddp ddp(net, ctx.group, {.compression = spec, .bucket_cap_mb = 0.004});
+    torch::optim::SGD optimizer(net->parameters(), 0.05);
+    double first = 0, last = 0;
+    for (int step = 0; step < 60; ++step) {
+      ddp.zero_grad();
+      const auto x = inputs(ctx.rank, step);
+      const auto loss = loss_of(ddp.forward(x, true).first, x);
+      loss.backward();
+      optimizer.step();
+      (step < 5 ? first : last) += loss.item<double>() * (step < 5 || step >= 55);
+    }
+    EXPECT_LT(last, 0.7 * first);
+    EXPECT_TRUE(ddp.replicas_equal());
+    EXPECT_EQ(ddp.summary().steps, 60);
+    EXPECT_GT(ddp.summary().ratio(), 1.5);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, DdpWithCodec,
+                         ::testing::Values("quantize(bits=4)", "cast(bf16)", "topk(density=0.05)",
+                                           "quantize(bits=2, rounding=stochastic)"));
+
+TEST(DistributedDataParallel, NoSyncAddsUpAndTheNextPassSendsTheSum) {
+  run_ranks(2, [](RankContext& ctx) {
+    auto once = std::make_shared<Net>(1);
+    auto twice = std::make_shared<Net>(1);
+    Ddp ddp_once(once, ctx.group);
+    Ddp ddp_twice(twice, ctx.group);
+    const auto x = inputs(ctx.rank, 0);
+    const auto y = inputs(ctx.rank, 1);
+    (loss_of(ddp_once.forward(x, true).first, x) + loss_of(ddp_once.forward(y, true).first, y))
+        .backward();
+    {
+      const auto guard = ddp_twice.no_sync();
+      loss_of(ddp_twice.forward(x, true).first, x).backward();
+      EXPECT_EQ(ddp_twice.summary().steps, 0);
+    }
+    loss_of(ddp_twice.forward(y, true).first, y).backward();
+    EXPECT_LE((once->first.grad() - twice->first.grad()).abs().max().item<double>(), 1e-5);
+    EXPECT_EQ(ddp_twice.summary().steps, 1);
+  });
+}
+
+TEST(DistributedDataParallel, UnusedParametersAreFoundOnRequest) {
+  run_ranks(2, [](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    Ddp ddp(net, ctx.group, {.find_unused_parameters = true});
+    torch::optim::SGD optimizer(net->parameters(), 0.05);
+    // Rank 1 never uses the spare layer, rank 0 in every other step.
+    for (int step = 0; step < 6; ++step) {
+      train_step(ddp, optimizer, ctx.rank, step, ctx.rank == 0 && step % 2 == 0);
+    }
+    EXPECT_TRUE(ddp.replicas_equal());
+  });
+}
+
+TEST(DistributedDataParallel, BuffersComeFromRankZero) {
+  run_ranks(2, [](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    net->seen.fill_(ctx.rank + 5);
+    Ddp ddp(net, ctx.group);
+    EXPECT_EQ(net->seen.item<float>(), 5.0f) << "at construction";
+    net->seen.fill_(ctx.rank + 7);
+    const auto x = inputs(ctx.rank, 0);
+    loss_of(ddp.forward(x, true).first, x).backward();
+    EXPECT_EQ(net->seen.item<float>(), 7.0f) << "before a forward pass";
+  });
+}
+
+TEST(DistributedDataParallel, WarmupStepsAreUncompressedAndCountedApart) {
+  run_ranks(2, [](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    CompressionOptions compression("quantize(bits=4)");
+    compression.warmup_steps = 4;
+    Ddp ddp(net, ctx.group, {.compression = compression});
+    torch::optim::SGD optimizer(net->parameters(), 0.05);
+    for (int step = 0; step < 4; ++step) train_step(ddp, optimizer, ctx.rank, step);
+    const CommunicationSummary warm = ddp.summary();
+    EXPECT_EQ(warm.warmup_steps, 4);
+    EXPECT_EQ(warm.total.sent_bytes, warm.total.dense_bytes);
+    for (int step = 4; step < 10; ++step) train_step(ddp, optimizer, ctx.rank, step);
+    const CommunicationSummary summary = ddp.summary();
+    EXPECT_EQ(summary.steps, 10);
+    EXPECT_EQ(summary.warmup_steps, 4);
+    EXPECT_GT(summary.ratio(), 3.0);
+    EXPECT_LT(summary.wire_bytes_per_step(), 0.4 * summary.dense_bytes_per_step());
+  });
+}
+
+// ---- what goes wrong ---------------------------------------------------------------------------
+
+TEST(DistributedDataParallel, ADifferentModelIsNamedOnEveryRank) {
+  const auto errors = errors_of<InvalidArgument>(3, [](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1, ctx.rank == 1 ? 50 : 48);
+    Ddp ddp(net, ctx.group);
+  });
+  for (const std::string& error : errors) {
+    EXPECT_THAT(error, AllOf(HasSubstr("the model"), HasSubstr("first [48, 32]"),
+                             HasSubstr("first [50, 32]"), HasSubstr("rank 1")));
+  }
+}
+
+TEST(DistributedDataParallel, ADifferentCompressionIsNamedOnEveryRank) {
+  const auto errors = errors_of<InvalidArgument>(2, [](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    Ddp ddp(net, ctx.group, {.compression = ctx.rank == 0 ? "cast(bf16)" : "cast(fp16)"});
+  });
+  for (const std::string& error : errors) {
+    EXPECT_THAT(error, AllOf(HasSubstr("bf16"), HasSubstr("fp16"), HasSubstr("rank 1")));
+  }
+}
+
+TEST(DistributedDataParallel, RefusesBadArguments) {
+  run_ranks(1, [](RankContext& ctx) {
+    EXPECT_THROW(Ddp(nullptr, ctx.group), InvalidArgument);
+    EXPECT_THROW(Ddp(std::make_shared<Net>(1), nullptr), InvalidArgument);
+    EXPECT_THROW(Ddp(std::make_shared<Net>(1), ctx.group, {.bucket_cap_mb = 0}), InvalidArgument);
+    auto frozen = std::make_shared<Net>(1);
+    for (auto& parameter : frozen->parameters()) parameter.set_requires_grad(false);
+    EXPECT_THROW(Ddp(frozen, ctx.group), InvalidArgument);
+    auto shared = std::make_shared<Net>(1);
+    shared->register_parameter("alias", shared->first);
+    EXPECT_THROW(Ddp(shared, ctx.group), InvalidArgument);
+  });
+}
+
+TEST(DistributedDataParallel, AveragesByTheStrategyThatItsOptionsName) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"quantize(bits=4)", "scatter_reduce"},    {"quantize(bits=4)", "gather_reduce"},
+      {"topk(density=0.1)", "gather_reduce"},    {"topk(density=0.1)", "sparse"},
+      {"powersgd(rank=2)", "low_rank"},          {"randomk(density=0.2)", "dense"},
+      {"randomk(density=0.2)", "gather_reduce"}, {"cast(fp8_e4m3)", "scatter_reduce"}};
+  for (const auto& [spec, strategy] : cases) {
+    SCOPED_TRACE(concat(spec, " by ", strategy));
+    run_ranks(3, [&, spec = spec, strategy = strategy](RankContext& ctx) {
+      auto net = std::make_shared<Net>(1);
+      CompressionOptions compression(spec);
+      compression.strategy = strategy;
+      Ddp ddp(net, ctx.group, {.compression = compression});
+      torch::optim::SGD optimizer(net->parameters(), 0.05);
+      const auto x = inputs(ctx.rank, 0);
+      const double before = loss_of(ddp.forward(x, true).first, x).item<double>();
+      for (int step = 0; step < 12; ++step) train_step(ddp, optimizer, ctx.rank, step);
+      EXPECT_LT(loss_of(ddp.forward(x, true).first, x).item<double>(), before);
+      EXPECT_TRUE(ddp.replicas_equal());
+      EXPECT_GT(ddp.summary().ratio(), 1.5);
+    });
+  }
+  // What a codec cannot do, and what does not exist.
+  const std::tuple<const char*, const char*, const char*> wrong[] = {
+      {"quantize(bits=4)", "dense", "dense"},
+      {"topk(density=0.1)", "low_rank", "low_rank"},
+      {"powersgd(rank=2)", "hierarchical", "hierarchical"},
+      {"quantize(bits=4)", "hierarchical", "several hosts"},
+      {"topk(density=0.1)", "sprase", "did you mean sparse?"}};
+  for (const auto& [spec, strategy, expected] : wrong) {
+    SCOPED_TRACE(concat(spec, " by ", strategy));
+    const auto errors =
+        errors_of<InvalidArgument>(2, [&, spec = spec, strategy = strategy](RankContext& ctx) {
+          CompressionOptions compression(spec);
+          compression.strategy = strategy;
+          auto net = std::make_shared<Net>(1);
+          Ddp ddp(net, ctx.group, {.compression = compression});
+          torch::optim::SGD optimizer(net->parameters(), 0.05);
+          train_step(ddp, optimizer, ctx.rank, 0);
+        });
+    EXPECT_THAT(errors, ::testing::Each(HasSubstr(expected)));
+  }
+}
+
+TEST(DistributedDataParallel, ADeadRankSurfacesInBackward) {
+  testing::RankOptions options;
+  options.timeout = std::chrono::seconds(5);
+  std::atomic<bool> gone = false;
+  std::string error;
+  run_ranks(
+      2,
+      [&](RankContext& ctx) {
+        auto net = std::make_shared<Net>(1);
+        auto ddp = std::make_unique<Ddp>(net, ctx.group);
+        torch::optim::SGD optimizer(net->parameters(), 0.05);
+        train_step(*ddp, optimizer, ctx.rank, 0);
+        if (ctx.rank == 1) {
+          ddp.reset();
+          ctx.group.reset();
+          gone = true;
+          return;
+        }
+        while (!gone) std::this_thread::yield();
+        try {
+          for (int step = 1; step < 3; ++step) train_step(*ddp, optimizer, 0, step);
+        } catch (const std::exception& failure) {
+          error = failure.what();
+        }
+      },
+      options);
+  EXPECT_NE(error, "");
+}
+
+}  // namespace
+}  // namespace thinwire

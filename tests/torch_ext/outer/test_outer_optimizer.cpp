@@ -1,0 +1,421 @@
+#include "thinwire/torch_ext/outer/outer_optimizer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cmath>
+#include <filesystem>
+#include <mutex>
+
+#include "thinwire/common/error.h"
+#include "thinwire/tests/common/temporary_file.h"
+#include "thinwire/tests/support/rank_errors.h"
+#include "thinwire/tests/support/rank_threads.h"
+
+namespace thinwire {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Each;
+using testing::errors_of;
+using ::testing::HasSubstr;
+using testing::RankContext;
+using testing::run_ranks;
+
+// Weights that are moved by made-up gradients, a function of rank and step.
+struct Toy : torch::nn::Module {
+  explicit Toy(at::ScalarType dtype = at::kFloat) {
+    const auto generator = at::detail::createCPUGenerator(7);
+    const auto values = [&](at::IntArrayRef shape) {
+      return at::randn(shape, generator, at::kFloat).to(dtype);
+    };
+    big = register_parameter("lora_A", values({60, 40}));
+    small = register_parameter("lora_B", values({50, 30}).mul(0.001));
+    bias = register_parameter("bias", values({50}));
+    frozen = register_parameter("frozen", values({4}), /*requires_grad=*/false);
+    counts = register_buffer("counts", at::zeros({3}));
+  }
+  void set_gradients(int rank, std::int64_t step) {
+    const auto generator =
+        at::detail::createCPUGenerator(static_cast<std::uint64_t>(1000 + 100 * rank + step));
+    for (at::Tensor* parameter : {&big, &small, &bias}) {
+      const auto values = at::randn(parameter->sizes(), generator, at::kFloat);
+      parameter->mutable_grad() = values.to(parameter->scalar_type());
+    }
+  }
+  at::Tensor flat() const {
+    std::vector<at::Tensor> parts;
+    for (const at::Tensor& p : parameters())
+      if (p.requires_grad()) parts.push_back(p.detach().flatten().to(at::kFloat));
+    return at::cat(parts);
+  }
+  at::Tensor big, small, bias, frozen, counts;
+};
+
+constexpr double kRate = 0.1;
+
+// Trains `steps` inner steps and returns the optimizer's last state.
+OuterState train(RankContext& ctx, Toy& toy, const OuterOptimizerOptions& options, int steps) {
+  torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+  OuterOptimizer optimizer(toy, inner, ctx.group, options);
+  for (int step = 0; step < steps; ++step) {
+    toy.set_gradients(ctx.rank, step);
+    optimizer.step();
+  }
+  return optimizer.state();
+}
+
+void expect_same_on_all(RankContext& ctx, const at::Tensor& mine) {
+  std::vector<std::vector<at::Tensor>> all(1);
+  for (int r = 0; r < ctx.size; ++r) all[0].push_back(at::empty_like(mine));
+  std::vector<at::Tensor> in = {mine};
+  ctx.group->allgather(all, in)->wait();
+  for (const at::Tensor& other : all[0]) EXPECT_TRUE(at::equal(other, mine));
+}
+
+// The definition, for all ranks in one process, in float64.
+at::Tensor reference(int world, const OuterOptimizerOptions& options, int steps) {
+  Toy start;
+  at::Tensor s = start.flat().to(at::kDouble), m = at::zeros_like(s);
+  std::vector<at::Tensor> x;
+  for (int rank = 0; rank < world; ++rank) x.push_back(s.clone());
+  for (int step = 0; step < steps; ++step) {
+    for (int rank = 0; rank < world; ++rank) {
+      Toy gradients;
+      gradients.set_gradients(rank, step);
+      x[static_cast<std::size_t>(rank)].sub_(
+          at::cat({gradients.big.grad().flatten(), gradients.small.grad().flatten(),
+                   gradients.bias.grad().flatten()}),
+          kRate);
+    }
+    if ((step + 1) % options.inner_steps != 0) continue;
+    at::Tensor d = at::zeros_like(s);
+    for (const at::Tensor& replica : x) d.add_(s - replica, 1.0 / world);
+    m = options.momentum * m + d;
+    s = s - options.learning_rate * (options.nesterov ? d + options.momentum * m : m);
+    for (at::Tensor& replica : x) replica = s.clone();
+  }
+  return x[0];
+}
+
+TEST(OuterOptimizer, DenseEqualsASingleProcess) {
+  for (const bool nesterov : {true, false}) {
+    const OuterOptimizerOptions options{
+        .inner_steps = 3, .nesterov = nesterov, .compression = "none"};
+    const at::Tensor expected = reference(3, options, 12);
+    run_ranks(3, [&](RankContext& ctx) {
+      Toy toy;
+      train(ctx, toy, options, 12);
+      EXPECT_LT((toy.flat() - expected).abs().max().item<double>(), 2e-6);
+      expect_same_on_all(ctx, toy.flat());
+    });
+  }
+}
+
+TEST(OuterOptimizer, OneInnerStepWithoutMomentumIsPlainAveraging) {
+  run_ranks(2, [](RankContext& ctx) {
+    Toy toy;
+    train(ctx, toy, {.inner_steps = 1, .learning_rate = 1, .momentum = 0, .compression = "none"},
+          4);
+    Toy mean;
+    for (int step = 0; step < 4; ++step) {
+      at::NoGradGuard no_grad;
+      Toy first, second;
+      first.set_gradients(0, step);
+      second.set_gradients(1, step);
+      mean.big.sub_(first.big.grad() + second.big.grad(), kRate / 2);
+      mean.small.sub_(first.small.grad() + second.small.grad(), kRate / 2);
+      mean.bias.sub_(first.bias.grad() + second.bias.grad(), kRate / 2);
+    }
+    EXPECT_LT((toy.flat() - mean.flat()).abs().max().item<double>(), 1e-6);
+  });
+}
+
+TEST(OuterOptimizer, TernaryDeltasReachEveryoneAndResidualsHoldTheRest) {
+  // With momentum 0 and rate 1, what was sent and what the residuals hold is all that was trained.
+  const OuterOptimizerOptions options{.inner_steps = 2, .learning_rate = 1, .momentum = 0};
+  std::mutex mutex;
+  std::vector<OuterState> states(2);
+  at::Tensor reached;
+  run_ranks(2, [&](RankContext& ctx) {
+    Toy toy;
+    const auto state = train(ctx, toy, options, 10);
+    expect_same_on_all(ctx, toy.flat());
+    const std::lock_guard lock(mutex);
+    states[static_cast<std::size_t>(ctx.rank)] = state;
+    reached = toy.flat();
+  });
+  const at::Tensor dense = reference(2, options, 10);
+  const OuterState merged = merge_states(states, 1);
+  ASSERT_EQ(merged.averager.residuals.size(), 2);  // the bias is small and travels uncompressed
+  at::Tensor carried = at::zeros_like(dense);
+  carried.narrow(0, 0, 2400).copy_(at::tensor(merged.averager.residuals.at("lora_A")));
+  carried.narrow(0, 2400, 1500).copy_(at::tensor(merged.averager.residuals.at("lora_B")));
+  EXPECT_LT((reached - carried - dense).abs().max().item<double>(), 1e-5);
+  EXPECT_GT(carried.abs().max().item<double>(), 0.1);
+}
+
+TEST(OuterOptimizer, GranularityDecidesWhoSharesAThreshold) {
+  const auto moved = [](peft::Granularity granularity) {
+    std::vector<std::int64_t> counts;
+    run_ranks(2, [&](RankContext& ctx) {
+      Toy toy, before;
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(1));
+      OuterOptimizer optimizer(toy, inner, ctx.group,
+                               {.inner_steps = 1,
+                                .compression = "ternary(density=0.1)",
+                                .granularity = granularity,
+                                .min_numel = 1});
+      toy.set_gradients(0, 0);  // equal on both ranks, so that both keep the same entries
+      toy.small.mutable_grad().mul_(0.001);
+      optimizer.step();
+      if (ctx.rank != 0) return;
+      for (const auto& item : toy.named_parameters())
+        counts.push_back(
+            at::ne(item.value(), before.named_parameters()[item.key()]).sum().item<std::int64_t>());
+    });
+    return counts;
+  };
+  // lora_A has 2400 entries, lora_B 1500 (moved a thousandth as far), bias 50, frozen none.
+  EXPECT_EQ(moved(peft::Granularity::kTensor), (std::vector<std::int64_t>{240, 150, 5, 0}));
+  EXPECT_EQ(moved(peft::Granularity::kGroup), (std::vector<std::int64_t>{240, 150, 5, 0}));
+  const auto global = moved(peft::Granularity::kGlobal);
+  EXPECT_EQ(global[1], 0);
+  EXPECT_EQ(global[0] + global[2], 395);
+}
+
+TEST(OuterOptimizer, SendsLessThanCastDeltas) {
+  const auto bytes = [](const std::string& compression) {
+    std::uint64_t sent = 0;
+    run_ranks(4, [&](RankContext& ctx) {
+      torch::nn::Linear net(700, 700);
+      torch::optim::SGD inner(net->parameters(), torch::optim::SGDOptions(1));
+      OuterOptimizer optimizer(*net, inner, ctx.group,
+                               {.inner_steps = 1, .compression = compression});
+      const auto generator = at::detail::createCPUGenerator(static_cast<std::uint64_t>(ctx.rank));
+      for (at::Tensor& p : net->parameters()) p.mutable_grad() = at::randn(p.sizes(), generator);
+      optimizer.step();
+      const OuterSummary summary = optimizer.summary();
+      EXPECT_EQ(summary.outer_steps, 1);
+      EXPECT_GT(summary.exchange_seconds, 0);
+      if (ctx.rank == 0) sent = summary.traffic.sent_bytes;
+    });
+    return static_cast<double>(sent);
+  };
+  EXPECT_GT(bytes("cast(bf16)") / bytes("ternary(density=0.05)"), 20);
+}
+
+TEST(OuterOptimizer, NarrowWeightsFollowTheirFloat32Copy) {
+  run_ranks(2, [](RankContext& ctx) {
+    Toy toy(at::kBFloat16);
+    const auto state = train(ctx, toy, {.inner_steps = 2, .compression = "none"}, 8);
+    const at::Tensor rounded = at::tensor(state.synchronised).to(at::kBFloat16).to(at::kFloat);
+    EXPECT_TRUE(at::equal(toy.flat(), rounded));
+    expect_same_on_all(ctx, toy.flat());
+  });
+  // Without training nothing moves, though float32 and bfloat16 differ.
+  run_ranks(2, [](RankContext& ctx) {
+    Toy toy(at::kBFloat16);
+    const auto state = train(ctx, toy, {.inner_steps = 2, .compression = "none"}, 2);
+    torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(toy, inner, ctx.group, {.momentum = 0, .compression = "none"});
+    optimizer.load_state(state);
+    optimizer.outer_step();
+    EXPECT_EQ(optimizer.state().synchronised, state.synchronised);
+  });
+}
+
+TEST(OuterOptimizer, WarnsOfScalesThatDivergeUnderFeedback) {
+  run_ranks(2, [](RankContext& ctx) {
+    const auto warnings = [&](const std::string& compression) {
+      Toy toy;
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+      return OuterOptimizer(toy, inner, ctx.group, {.compression = compression}).warnings();
+    };
+    EXPECT_THAT(warnings("ternary(density=0.2)"), ::testing::IsEmpty());
+    EXPECT_THAT(warnings("ternary(density=0.05, scale=std, alpha=2)"), ::testing::IsEmpty());
+    EXPECT_THAT(warnings("ternary(density=0.05, scale=std, alpha=4)"),
+                AllOf(::testing::SizeIs(2), Each(HasSubstr("residual never settles"))));
+    EXPECT_THAT(warnings("ternary(density=0.2, scale=std, alpha=3.6)"),
+                Each(AllOf(HasSubstr("lora_"), HasSubstr("larger than the delta"))));
+    // Without residuals nothing is added up.
+    EXPECT_THAT(warnings("ternary(density=0.2, scale=std, alpha=5, error_feedback=off)"),
+                ::testing::IsEmpty());
+  });
+}
+
+TEST(OuterOptimizer, ALargeAlphaDivergesWhereTheMeanSettles) {
+  const auto residual_after = [](const std::string& compression, int steps) {
+    double norm = 0;
+    run_ranks(2, [&](RankContext& ctx) {
+      Toy toy;
+      const auto state = train(ctx, toy, {.inner_steps = 1, .compression = compression}, steps);
+      double squares = 0;
+      for (const float value : state.averager.residuals.at("lora_A"))
+        squares += double{value} * value;
+      if (ctx.rank == 0) norm = std::sqrt(squares);
+    });
+    return norm;
+  };
+  EXPECT_LT(residual_after("ternary(density=0.2)", 40),
+            2 * residual_after("ternary(density=0.2)", 20));
+  EXPECT_GT(residual_after("ternary(density=0.2, scale=std, alpha=5)", 40),
+            10 * residual_after("ternary(density=0.2, scale=std, alpha=5)", 20));
+}
+
+// Whatever the codec carries: residuals, what owners of slices owe, warm starts, velocities.
+class SavedState : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(SavedState, GoesOnWithTheSameBits) {
+  const OuterOptimizerOptions options{
+      .inner_steps = 3, .compression = GetParam(), .granularity = peft::Granularity::kTensor};
+  const TemporaryFile files[2] = {TemporaryFile("outer0"), TemporaryFile("outer1")};
+  at::Tensor straight, resumed;
+  run_ranks(2, [&](RankContext& ctx) {
+    Toy toy;
+    train(ctx, toy, options, 18);
+    if (ctx.rank == 0) straight = toy.flat();
+  });
+  run_ranks(2, [&](RankContext& ctx) {
+    const auto& file = files[ctx.rank].path();
+    Toy first, second;
+    {
+      torch::optim::SGD inner(first.parameters(), torch::optim::SGDOptions(kRate));
+      OuterOptimizer optimizer(first, inner, ctx.group, options);
+      for (int step = 0; step < 10; ++step) {  // not at a meeting
+        first.set_gradients(ctx.rank, step);
+        optimizer.step();
+      }
+      save_outer_state(optimizer.state(), file);
+    }
+    torch::optim::SGD inner(second.parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(second, inner, ctx.group, options);
+    optimizer.load_state(load_outer_state(file));
+    {
+      at::NoGradGuard no_grad;
+      for (auto& item : second.named_parameters())
+        item.value().copy_(first.named_parameters()[item.key()]);
+    }
+    for (int step = 10; step < 18; ++step) {
+      second.set_gradients(ctx.rank, step);
+      optimizer.step();
+    }
+    EXPECT_EQ(optimizer.summary().outer_steps, 6);
+    if (ctx.rank == 0) resumed = second.flat();
+  });
+  EXPECT_TRUE(at::equal(straight, resumed));
+}
+
+INSTANTIATE_TEST_SUITE_P(OuterOptimizer, SavedState,
+                         ::testing::Values("ternary(density=0.05)", "quantize(bits=4)",
+                                           "powersgd(rank=2)", "topk(density=0.05, momentum=0.9)"));
+
+TEST(OuterOptimizer, StatesOfOtherJobsAreRefused) {
+  OuterState state;
+  run_ranks(1, [&](RankContext& ctx) {
+    Toy toy;
+    state = train(ctx, toy, {.inner_steps = 1}, 2);
+  });
+  const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+    Toy toy;
+    torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1});
+    optimizer.load_state(merge_states({state}, 2));  // fits
+    optimizer.load_state(state);
+  });
+  EXPECT_THAT(errors, Each(HasSubstr("one of 1 ranks, this job has 2")));
+  run_ranks(1, [&](RankContext& ctx) {
+    torch::nn::Linear other(3, 3);
+    torch::optim::SGD inner(other->parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(*other, inner, ctx.group);
+    EXPECT_THROW(optimizer.load_state(state), InvalidArgument);
+  });
+  EXPECT_THROW(merge_states({state, state}, 2), InvalidArgument);
+  const TemporaryFile file("outer");
+  EXPECT_THROW(load_outer_state(file.path()), FileError);
+}
+
+TEST(OuterOptimizer, ADeltaThatIsNotFiniteTakesAllBackToTheLastMeeting) {
+  for (const char* compression : {"none", "ternary(density=0.2)"}) {
+    run_ranks(2, [&](RankContext& ctx) {
+      Toy toy;
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+      OuterOptimizer optimizer(toy, inner, ctx.group,
+                               {.inner_steps = 1, .compression = compression});
+      toy.set_gradients(ctx.rank, 0);
+      optimizer.step();
+      const OuterState before = optimizer.state();
+      toy.set_gradients(ctx.rank, 1);
+      if (ctx.rank == 1) toy.big.mutable_grad()[3][4] = std::nan("");
+      optimizer.step();
+      const OuterState after = optimizer.state();
+      EXPECT_EQ(after.skipped_steps, 1);
+      EXPECT_EQ(after.synchronised, before.synchronised);
+      EXPECT_EQ(after.momentum, before.momentum);
+      EXPECT_EQ(after.averager.residuals, before.averager.residuals);
+      EXPECT_TRUE(at::equal(toy.flat(), at::tensor(before.synchronised)));
+      toy.set_gradients(ctx.rank, 2);
+      optimizer.step();
+      EXPECT_NE(optimizer.state().synchronised, before.synchronised);
+    });
+  }
+}
+
+TEST(OuterOptimizer, RanksThatDisagreeAllSaySo) {
+  const auto errors = [](const std::function<void(int, OuterOptimizerOptions&)>& change) {
+    return errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+      Toy toy;
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+      OuterOptimizerOptions options;
+      change(ctx.rank, options);
+      OuterOptimizer optimizer(toy, inner, ctx.group, options);
+    });
+  };
+  EXPECT_THAT(errors([](int rank, auto& o) { o.inner_steps = 5 + rank; }),
+              Each(HasSubstr("inner steps 6")));
+  EXPECT_THAT(errors([](int rank, auto& o) { o.momentum = rank; }),
+              Each(HasSubstr("outer momentum")));
+  EXPECT_THAT(errors([](int, auto& o) { o.learning_rate = -1; }),
+              Each(HasSubstr("learning rate must be positive, got -1")));
+  EXPECT_THAT(errors([](int rank, auto& o) { o.compression = rank ? "ternery" : "ternary"; }),
+              Each(HasSubstr("ternery")));
+  EXPECT_THAT(errors([](int, auto& o) { o.compression = "lgreco(family=quantize)"; }),
+              Each(HasSubstr("take a codec, got 'lgreco(family=quantize)'")));
+}
+
+TEST(OuterOptimizer, ReplicasThatDriftedApartAreNoticed) {
+  const auto errors = errors_of<InternalError>(2, [](RankContext& ctx) {
+    Toy toy;
+    torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1});
+    OuterState state = optimizer.state();
+    if (ctx.rank == 1) state.momentum[5] = 1;
+    optimizer.load_state(state);
+    toy.set_gradients(ctx.rank, 0);
+    optimizer.step();
+  });
+  EXPECT_THAT(errors, Each(HasSubstr("not bit-equal")));
+}
+
+TEST(OuterOptimizer, StartsFromTheLeaderAndSharesItsBuffers) {
+  run_ranks(2, [](RankContext& ctx) {
+    Toy toy;
+    {
+      at::NoGradGuard no_grad;
+      toy.big.add_(ctx.rank);
+      toy.frozen.add_(ctx.rank);
+    }
+    torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1});
+    EXPECT_TRUE(at::equal(toy.big, Toy().big));
+    EXPECT_TRUE(at::equal(toy.frozen, Toy().frozen));
+    toy.counts.fill_(5 + ctx.rank);
+    toy.set_gradients(ctx.rank, 0);
+    optimizer.step();
+    EXPECT_EQ(toy.counts.min().item<float>(), 5);
+  });
+}
+
+}  // namespace
+}  // namespace thinwire

@@ -1,0 +1,132 @@
+#include "thinwire/torch_ext/compression/compression.h"
+
+#include <algorithm>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <numeric>
+
+#include "thinwire/common/env.h"
+#include "thinwire/common/error.h"
+
+namespace thinwire {
+
+bool matches_pattern(std::string_view pattern, std::string_view name) {
+  // Greedy with one point of return: the last '*', which is let match one character more.
+  std::size_t p = 0, n = 0;
+  std::size_t star = std::string_view::npos, resume = 0;
+  while (n < name.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      resume = n;
+    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == name[n])) {
+      ++p;
+      ++n;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      n = ++resume;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
+}
+
+namespace {
+
+constexpr std::string_view kLayerKeys[] = {"error_feedback", "residual_decay", "residual_reset"};
+
+bool is_layer_key(const Spec::Argument& argument) {
+  return std::find(std::begin(kLayerKeys), std::end(kLayerKeys), argument.key) !=
+         std::end(kLayerKeys);
+}
+
+std::string usual_spec(const CompressionOptions& options) {
+  const std::string spec = options.spec.empty() ? Env::get().compression : options.spec;
+  return spec.empty() ? "none" : spec;
+}
+
+// The policy without layers, where the spec is one.
+std::optional<AdaptiveCompression> parse_adaptive(const std::string& text) {
+  Spec spec = Spec::parse(text);
+  if (spec.name != "lgreco") return std::nullopt;
+  AdaptiveCompression adaptive;
+  std::copy_if(spec.arguments.begin(), spec.arguments.end(),
+               std::back_inserter(adaptive.layer_arguments), is_layer_key);
+  std::erase_if(spec.arguments, is_layer_key);
+  adaptive.policy = lgreco::parse_policy(spec);
+  return adaptive;
+}
+
+comm::LayerSetting parse_override(const std::string& pattern, const std::string& text) {
+  check(Spec::parse(text).name != "lgreco", "the override '", pattern,
+        "' must name a codec; lgreco(...) is for the model as a whole, got '", text, "'");
+  return comm::parse_layer_setting(text);
+}
+
+const std::pair<std::string, std::string>* override_of(const LayerInfo& layer,
+                                                       const CompressionOptions& options) {
+  for (const auto& entry : options.overrides) {
+    if (matches_pattern(entry.first, layer.name)) return &entry;
+  }
+  return nullptr;
+}
+
+// Whether the rules for small and flat layers rule the layer out.
+bool stays_uncompressed(const LayerInfo& layer, const CompressionOptions& options) {
+  const auto numel =
+      std::accumulate(layer.shape.begin(), layer.shape.end(), std::int64_t{1}, std::multiplies<>());
+  return numel < options.min_numel || (layer.shape.size() < 2 && !options.compress_1d);
+}
+
+}  // namespace
+
+comm::LayerSetting AdaptiveCompression::setting(const std::string& candidate) const {
+  Spec spec = Spec::parse(candidate);
+  spec.arguments.insert(spec.arguments.end(), layer_arguments.begin(), layer_arguments.end());
+  return comm::parse_layer_setting(spec.str());
+}
+
+comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options) {
+  check(options.warmup_steps >= 0, "warmup_steps must not be negative, got ", options.warmup_steps);
+  check(options.min_numel >= 0, "min_numel must not be negative, got ", options.min_numel);
+  const std::string spec = usual_spec(options);
+  const auto adaptive = parse_adaptive(spec);
+  const comm::LayerSetting usual = adaptive ? adaptive->setting(adaptive->policy.reference.str())
+                                            : comm::parse_layer_setting(spec);
+
+  std::map<std::string, comm::LayerSetting> overrides;
+  for (const auto& [pattern, text] : options.overrides) {
+    overrides.emplace(pattern, parse_override(pattern, text));
+    check(std::any_of(layers.begin(), layers.end(),
+                      [&, &pattern = pattern](const LayerInfo& layer) {
+                        return matches_pattern(pattern, layer.name);
+                      }),
+          "the override '", pattern, "' matches none of the model's parameters");
+  }
+
+  comm::Plan plan;
+  for (const LayerInfo& layer : layers) {
+    if (const auto* exception = override_of(layer, options)) {
+      plan.set(layer.name, overrides.at(exception->first));
+    } else {
+      plan.set(layer.name, stays_uncompressed(layer, options) ? comm::LayerSetting{} : usual);
+    }
+  }
+  return plan;
+}
+
+std::optional<AdaptiveCompression> adaptive_compression(const std::vector<LayerInfo>& layers,
+                                                        const CompressionOptions& options) {
+  auto adaptive = parse_adaptive(usual_spec(options));
+  if (!adaptive) return std::nullopt;
+  for (const LayerInfo& layer : layers) {
+    if (!override_of(layer, options) && !stays_uncompressed(layer, options)) {
+      adaptive->layers.push_back(layer);
+    }
+  }
+  return adaptive;
+}
+
+}  // namespace thinwire

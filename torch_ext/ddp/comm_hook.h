@@ -1,0 +1,33 @@
+// The hook through which c10d's Reducer (and so PyTorch's own DistributedDataParallel) hands its
+// gradient buckets to thinwire.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include <torch/csrc/distributed/c10d/comm.hpp>
+
+#include "thinwire/torch_ext/ddp/gradient_exchange.h"
+
+namespace thinwire {
+
+// The hook averages each bucket in place; the Reducer then copies it to the gradients. It divides
+// by the number of ranks itself, as the Reducer expects of a hook. Register it before the first
+// backward pass, once per Reducer.
+class CompressionHook : public c10d::CommHookInterface {
+ public:
+  // `names` maps a parameter's tensor (by TensorImpl) to its name.
+  CompressionHook(std::shared_ptr<GradientExchange> exchange,
+                  std::unordered_map<const c10::TensorImpl*, std::string> names)
+      : exchange_(std::move(exchange)), names_(std::move(names)) {}
+
+  c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override;
+  at::Tensor parseHookResult(const c10::IValue& result) override { return result.toTensor(); }
+
+ private:
+  std::shared_ptr<GradientExchange> exchange_;
+  std::unordered_map<const c10::TensorImpl*, std::string> names_;
+};
+
+}  // namespace thinwire

@@ -1,0 +1,277 @@
+#include "thinwire/torch_ext/ddp/gradient_exchange.h"
+
+#include <c10/util/accumulate.h>
+
+#include <algorithm>
+#include <future>
+#include <string_view>
+#include <utility>
+
+#include "thinwire/comm/backend/process_group.h"
+#include "thinwire/comm/failure/agreement.h"
+#include "thinwire/comm/join/host_layout.h"
+#include "thinwire/comm/link/link_model.h"
+#include "thinwire/common/env.h"
+#include "thinwire/common/error.h"
+#include "thinwire/torch_ext/compression/agreed_plan.h"
+
+namespace thinwire {
+namespace {
+
+double per_step(std::uint64_t bytes, std::int64_t steps) {
+  return steps == 0 ? 0.0 : static_cast<double>(bytes) / static_cast<double>(steps);
+}
+
+std::string link_model_path(const CompressionOptions& options) {
+  return options.link_model.empty() ? Env::get().link_model : options.link_model;
+}
+
+// `link` outlives what is made with the options.
+comm::AveragerOptions averager_options(const c10d::ProcessGroup& group, const std::string& name,
+                                       const CompressionOptions& options,
+                                       const std::optional<comm::LinkModel>& link,
+                                       Timeline* timeline) {
+  comm::AveragerOptions made{.seed = options.seed,
+                             .check_replicas_every = Env::get().check_replicas_every,
+                             .timeline = timeline};
+  if (options.strategy != "auto") made.strategy = comm::parse_strategy(options.strategy);
+  if (link) made.link = &*link;
+  if (link || made.strategy == comm::Strategy::kHierarchical) {
+    made.host_of_rank = comm::hosts_of_ranks(group, name);
+  }
+  return made;
+}
+
+std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                                            const std::string& name,
+                                            const std::vector<LayerInfo>& layers,
+                                            const CompressionOptions& options,
+                                            const comm::Plan& reference,
+                                            const std::optional<comm::LinkModel>& link) {
+  auto adaptive = adaptive_compression(layers, options);
+  if (!adaptive) return nullptr;
+  comm::agree_on_text(*group, name + "/policy", "the policy", adaptive->policy.str());
+  check(adaptive->policy.objective != lgreco::Objective::kTime || link,
+        "lgreco(objective=time) needs to know the network: name a file that `thinwire link` "
+        "wrote in the option link_model or in THINWIRE_LINK_MODEL");
+  return std::make_unique<AdaptivePlan>(group, std::move(*adaptive), reference,
+                                        options.warmup_steps, link);
+}
+
+// The link model, if one is named, once all ranks are known to have the same or none.
+std::optional<comm::LinkModel> agreed_link_model(const c10d::ProcessGroup& group,
+                                                 const std::string& name,
+                                                 const CompressionOptions& options) {
+  const std::string path = link_model_path(options);
+  std::optional<comm::LinkModel> model;
+  comm::agree_on_result(group, name + "/link_model", "the link model", [&]() -> std::string {
+    if (path.empty()) return "none";
+    model = comm::read_link_model(path);
+    check(model->world == group.getSize(), path, " was measured with ", model->world,
+          " ranks, this job has ", group.getSize());
+    model->backend(comm::backend_name(group));
+    return comm::to_json(*model);
+  });
+  return model;
+}
+
+// Bytes of a dense all-reduce of the layers that are never compressed.
+std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan& plan, int world) {
+  double bytes = 0;
+  for (const LayerInfo& layer : layers) {
+    if (plan.of(layer.name).codec) continue;
+    const double tensor = static_cast<double>(layer.element_bytes) *
+                          static_cast<double>(c10::multiply_integers(layer.shape));
+    bytes += comm::sent_bytes(comm::Collective::kAllReduce, tensor, world);
+  }
+  return static_cast<std::uint64_t>(bytes);
+}
+
+}  // namespace
+
+double CommunicationSummary::wire_bytes_per_step() const {
+  return steps > warmup_steps ? per_step(after_warmup.sent_bytes, steps - warmup_steps)
+                              : per_step(total.sent_bytes, steps);
+}
+
+double CommunicationSummary::dense_bytes_per_step() const {
+  return steps > warmup_steps ? per_step(after_warmup.dense_bytes, steps - warmup_steps)
+                              : per_step(total.dense_bytes, steps);
+}
+
+double CommunicationSummary::ratio() const {
+  return wire_bytes_per_step() == 0 ? 1.0 : dense_bytes_per_step() / wire_bytes_per_step();
+}
+
+double CommunicationSummary::compressed_wire_bytes_per_step() const {
+  const bool warm = steps > warmup_steps;
+  const std::int64_t counted = warm ? steps - warmup_steps : steps;
+  return std::max(0.0, wire_bytes_per_step() - static_cast<double>(fixed_bytes_per_step) -
+                           per_step(adaptation.sent_bytes, counted));
+}
+
+double CommunicationSummary::compressed_dense_bytes_per_step() const {
+  return std::max(0.0, dense_bytes_per_step() - static_cast<double>(fixed_bytes_per_step));
+}
+
+double CommunicationSummary::compressed_ratio() const {
+  const double sent = compressed_wire_bytes_per_step();
+  return sent == 0 ? 1.0 : compressed_dense_bytes_per_step() / sent;
+}
+
+GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                                   const std::string& model, const std::vector<LayerInfo>& layers,
+                                   CompressionOptions options, Timeline* timeline)
+    : GradientExchange(group, detail::next_name(*group, "gradients"), model, layers,
+                       std::move(options), timeline) {}
+
+GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                                   const std::string& name, const std::string& model,
+                                   const std::vector<LayerInfo>& layers, CompressionOptions options,
+                                   Timeline* timeline)
+    : name_(name),
+      options_(std::move(options)),
+      plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
+                                options_)),
+      timeline_(timeline),
+      link_(agreed_link_model(*group, name, options_)),
+      averager_(comm::duplicate(group, name),
+                averager_options(*group, name, options_, link_, timeline)),
+      adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_, link_)),
+      warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
+      current_plan_(std::make_shared<const comm::Plan>(plan_)),
+      thread_(std::make_unique<comm::CommunicationThread>()) {
+  summary_.fixed_bytes_per_step = fixed_bytes(layers, plan_, group->getSize());
+  for (const LayerInfo& layer : layers)
+    numel_of_layer_.emplace(layer.name, c10::multiply_integers(layer.shape));
+}
+
+void GradientExchange::submit(comm::Bucket bucket, bool last,
+                              comm::CommunicationThread::Done done) {
+  const auto queued = Timeline::Clock::now();
+  const std::int64_t step = submitted_steps_;
+  thread_->submit(
+      [this, bucket = std::move(bucket), last, queued, step]() mutable {
+        const auto begun = Timeline::Clock::now();
+        if (!began_) began_ = begun;
+        if (timeline_) {
+          timeline_->record(concat("bucket ", bucket.index), "QUEUE", queued, begun);
+        }
+        average(bucket, step);
+        if (last) finish_step(step);
+      },
+      std::move(done));
+  if (!last) return;
+  ++submitted_steps_;
+  if (adaptive_ && adaptive_->schedule().closes_window(step)) {
+    // A job of its own: the backward pass need not wait for it.
+    thread_->submit([this] { adaptive_->close_window(); }, [](const std::exception_ptr&) {});
+  }
+}
+
+void GradientExchange::average(comm::Bucket& bucket, std::int64_t step) {
+  const comm::Plan* plan = &plan_;
+  if (adaptive_) {
+    if (adaptive_->begin_step(step)) {
+      std::lock_guard lock(mutex_);
+      current_plan_ = std::make_shared<const comm::Plan>(adaptive_->plan());
+      allocation_ = adaptive_->allocation();
+    }
+    adaptive_->observe(bucket, step);
+    plan = &adaptive_->plan();
+  }
+  averager_.average(bucket, step < warmup_steps_ ? uncompressed_ : *plan, step);
+}
+
+void GradientExchange::finish_step(std::int64_t step) {
+  if (adaptive_) adaptive_->finish_step(step);
+  comm::Traffic now = averager_.traffic();
+  std::lock_guard lock(mutex_);
+  if (adaptive_) {
+    summary_.adaptation = adaptive_->summary();
+    now.sent_bytes += summary_.adaptation.sent_bytes;
+  }
+  summary_.adaptation.training_seconds =
+      std::chrono::duration<double>(Timeline::Clock::now() - *began_).count();
+  ++summary_.steps;
+  summary_.total = now;
+  if (step < warmup_steps_) {
+    ++summary_.warmup_steps;
+  } else {
+    summary_.after_warmup.sent_bytes += now.sent_bytes - at_last_step_.sent_bytes;
+    summary_.after_warmup.dense_bytes += now.dense_bytes - at_last_step_.dense_bytes;
+  }
+  at_last_step_ = now;
+}
+
+comm::Plan GradientExchange::plan() const {
+  std::lock_guard lock(mutex_);
+  return *current_plan_;
+}
+
+std::shared_ptr<const lgreco::SolvedPlan> GradientExchange::allocation() const {
+  std::lock_guard lock(mutex_);
+  return allocation_;
+}
+
+CommunicationSummary GradientExchange::summary() const {
+  std::lock_guard lock(mutex_);
+  return summary_;
+}
+
+void GradientExchange::on_thread(const std::function<void()>& job) const {
+  std::promise<void> done;
+  thread_->submit(job, [&](const std::exception_ptr& error) {
+    if (error) {
+      done.set_exception(error);
+    } else {
+      done.set_value();
+    }
+  });
+  done.get_future().get();
+}
+
+GradientState GradientExchange::state() const {
+  detail::SavedGradients saved;
+  saved.world = averager_.group()->getSize();
+  saved.steps = submitted_steps_;
+  on_thread([&] {
+    saved.averager = averager_.state();
+    if (adaptive_ && adaptive_->allocation()) {
+      saved.plan = lgreco::plan_text(*adaptive_->allocation());
+    }
+  });
+  return detail::put_together(saved);
+}
+
+void GradientExchange::load_state(const GradientState& state) {
+  detail::SavedGradients saved;
+  std::shared_ptr<const lgreco::SolvedPlan> plan;
+  const auto make = [&] {
+    saved = detail::taken_apart(state);
+    const int world = averager_.group()->getSize();
+    check(saved.world == world, "the state is that of one of ", saved.world,
+          " ranks, this job has ", world, "; merge_gradient_states() makes it fit");
+    comm::check_fits(saved.averager, numel_of_layer_);
+    if (!saved.plan.empty()) {
+      check(adaptive_ != nullptr,
+            "the state has a plan of lgreco(...), which this compression is not");
+      plan = std::make_shared<const lgreco::SolvedPlan>(detail::plan_of(saved.plan));
+      adaptive_->check_fits(*plan);
+    }
+    return concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0);
+  };
+  comm::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
+                        make);
+  on_thread([&] {
+    if (adaptive_) adaptive_->restore(plan);
+    averager_.load_state(std::move(saved.averager));
+  });
+  submitted_steps_ = saved.steps;
+  if (!adaptive_) return;
+  const std::lock_guard lock(mutex_);
+  current_plan_ = std::make_shared<const comm::Plan>(adaptive_->plan());
+  allocation_ = adaptive_->allocation();
+}
+
+}  // namespace thinwire

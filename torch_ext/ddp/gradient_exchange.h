@@ -1,0 +1,112 @@
+// The gradients of one model on their way to the other ranks.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/comm/average/bucket_averager.h"
+#include "thinwire/comm/average/communication_thread.h"
+#include "thinwire/torch_ext/adaptive/adaptive_plan.h"
+#include "thinwire/torch_ext/compression/compression.h"
+#include "thinwire/torch_ext/ddp/gradient_state.h"
+
+namespace thinwire {
+
+// What one rank has sent, over finished steps.
+struct CommunicationSummary {
+  std::int64_t steps = 0;
+  std::int64_t warmup_steps = 0;  // of these, sent uncompressed
+  comm::Traffic total;            // all steps
+  comm::Traffic after_warmup;     // without the warm-up steps
+  // Of dense_bytes in one step: layers that are never compressed (biases, small ones, overrides).
+  std::uint64_t fixed_bytes_per_step = 0;
+  // What lgreco(...) has done; its bytes are part of `total` and `after_warmup`.
+  AdaptationSummary adaptation;
+
+  double wire_bytes_per_step() const;  // mean over the steps after warm-up, else over all
+  double dense_bytes_per_step() const;
+  // Uncompressed bytes over sent bytes, over the same steps.
+  double ratio() const;
+
+  // The same of the layers that may be compressed alone, without the exchange of statistics.
+  double compressed_wire_bytes_per_step() const;
+  double compressed_dense_bytes_per_step() const;
+  double compressed_ratio() const;
+};
+
+// Averages buckets on a communication thread of its own, over a duplicate of the program's group,
+// so that its messages cannot interleave with the program's. Buckets must be submitted in the same
+// order on every rank. submit(), summary(), plan() and allocation() are thread-safe.
+class GradientExchange {
+ public:
+  // `layers` are the model's parameters in order, `model` describes the whole model, a line a
+  // tensor. Collective: duplicates the group and makes sure that all ranks have the same model and
+  // the same plan (else InvalidArgument on every rank, naming the first difference).
+  GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& model,
+                   const std::vector<LayerInfo>& layers, CompressionOptions options,
+                   Timeline* timeline = nullptr);
+
+  // Averages `bucket` in place, then calls `done` on the communication thread, with the exception
+  // if there was one. `last` marks the last bucket of a step.
+  void submit(comm::Bucket bucket, bool last, comm::CommunicationThread::Done done);
+
+  CommunicationSummary summary() const;
+  // The plan in use after warm-up; lgreco(...) changes it now and then.
+  comm::Plan plan() const;
+  // What that plan was solved from; null without lgreco(...) and before its first plan.
+  std::shared_ptr<const lgreco::SolvedPlan> allocation() const;
+
+  // Only between steps: after the last backward pass has returned and before the next begins. A
+  // model with the parameters of then, the same world and options, and this state goes on with the
+  // same bits where its buckets are the same: without find_unused_parameters LibTorch's Reducer
+  // orders them anew after a first step, and what a rank kept of ranges that it no longer owns is
+  // paid back in that step. Of lgreco(...) the statistics of a plan to come are not saved: after a
+  // state from between the first step of a window and the switch, that plan is left out.
+  GradientState state() const;
+  // Collective. Throws InvalidArgument, on every rank and before anything is changed, where a
+  // rank's state is not of this model, compression and number of ranks, or the ranks' states are of
+  // different steps or plans.
+  void load_state(const GradientState& state);
+
+ private:
+  GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
+                   const std::string& model, const std::vector<LayerInfo>& layers,
+                   CompressionOptions options, Timeline* timeline);
+  void average(comm::Bucket& bucket, std::int64_t step);
+  void finish_step(std::int64_t step);
+  // Does `job` on the communication thread, after what was submitted before, and waits for it.
+  void on_thread(const std::function<void()>& job) const;
+
+  const std::string name_;
+  std::uint64_t loads_ = 0;
+  std::map<std::string, std::int64_t, std::less<>> numel_of_layer_;
+  const CompressionOptions options_;
+  const comm::Plan uncompressed_;
+  const comm::Plan plan_;  // at the start
+  Timeline* timeline_;
+  const std::optional<comm::LinkModel> link_;
+  comm::BucketAverager averager_;
+  const std::unique_ptr<AdaptivePlan> adaptive_;  // null: the plan stays
+  const std::int64_t warmup_steps_;
+  std::int64_t submitted_steps_ = 0;
+  std::optional<Timeline::Clock::time_point> began_;
+  comm::Traffic at_last_step_;
+  mutable std::mutex mutex_;
+  CommunicationSummary summary_;
+  // What others than the communication thread see of adaptive_.
+  std::shared_ptr<const comm::Plan> current_plan_;
+  std::shared_ptr<const lgreco::SolvedPlan> allocation_;
+  // Last, so that it is destroyed first: its jobs use everything above.
+  std::unique_ptr<comm::CommunicationThread> thread_;
+};
+
+}  // namespace thinwire

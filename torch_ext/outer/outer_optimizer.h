@@ -1,0 +1,130 @@
+// Training that meets seldom: local SGD and DiLoCo.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/comm/average/bucket_averager.h"
+#include "thinwire/compressors/peft/pack.h"
+#include "thinwire/torch_ext/outer/outer_state.h"
+
+namespace thinwire {
+
+// Every rank must pass the same values.
+struct OuterOptimizerOptions {
+  std::int64_t inner_steps = 50;  // of the inner optimizer between two exchanges
+  double learning_rate = 0.7;     // of the outer step; 1 with momentum 0 averages the replicas
+  double momentum = 0.9;          // of the outer step, in [0, 1)
+  bool nesterov = true;
+  // Any codec's spec, as for gradients: `none`, `cast(bf16)`, `ternary(density=0.05)`, with
+  // error_feedback=auto|on|off where wanted.
+  std::string compression = "ternary(density=0.05)";
+  // What shares one threshold and one scale: each tensor; LoRA's A factors, its B factors and all
+  // others; everything. Codecs that look at a tensor's shape (powersgd) need kTensor.
+  peft::Granularity granularity = peft::Granularity::kTensor;
+  // Parts of fewer entries travel uncompressed.
+  std::int64_t min_numel = 1024;
+  // Exceptions by name of the part, as in CompressionOptions.
+  std::vector<std::pair<std::string, std::string>> overrides = {};
+  std::uint64_t seed = 0;
+  // Compare a checksum of all weights across ranks after every outer step.
+  bool check_replicas = true;
+  Timeline* timeline = nullptr;  // not owned; must outlive the object
+};
+
+// What one rank's outer steps have cost.
+struct OuterSummary {
+  std::int64_t inner_steps = 0;
+  std::int64_t outer_steps = 0;
+  std::int64_t skipped_steps = 0;  // of these, dropped because a delta was not finite
+  comm::Traffic traffic;
+  double wait_seconds = 0;      // until the last rank had come to an outer step
+  double exchange_seconds = 0;  // from then on: encoding, sending, decoding
+};
+
+// Every rank trains its own replica with any optimizer of torch; after every `inner_steps` of them
+// the replicas meet. With s the weights at the last meeting and x_r those of rank r now:
+//
+//   d = mean over ranks of D(C(s - x_r + residual_r))     (residuals where the codec needs them)
+//   m = momentum * m + d
+//   s = s - learning_rate * (d + momentum * m)             (m alone without nesterov)
+//
+// and every rank goes on from s. Stich, "Local SGD converges fast and communicates little", ICLR
+// 2019 (momentum 0, learning rate 1); Douillard et al., "DiLoCo", arXiv 2311.08105. The state of
+// the inner optimizer stays with its rank. s and m are kept in float32; weights of another float
+// type are s, rounded.
+//
+// Deltas of the weights are what ComPEFT compresses (arXiv 2311.13171), hence the default codec.
+// Its scale must be the mean of the kept magnitudes: with `scale=std` an alpha of 4 or more makes
+// residuals grow without bound, which warnings() says.
+//
+//   torch::optim::AdamW inner(net->parameters(), 1e-3);
+//   thinwire::OuterOptimizer optimizer(*net, inner, world.group());
+//   for (...) { inner.zero_grad(); loss(...).backward(); optimizer.step(); }
+//
+// Not thread-safe. Parameters are CPU tensors.
+class OuterOptimizer {
+ public:
+  // Takes the module's parameters that require a gradient; `inner` must optimise these. Collective:
+  // duplicates the group, compares names, shapes, types and options (InvalidArgument on every rank,
+  // naming the first difference), and copies rank 0's parameters and buffers to all.
+  OuterOptimizer(const torch::nn::Module& module, torch::optim::Optimizer& inner,
+                 const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                 OuterOptimizerOptions options = {});
+  ~OuterOptimizer();
+  OuterOptimizer(const OuterOptimizer&) = delete;
+  OuterOptimizer& operator=(const OuterOptimizer&) = delete;
+
+  // One step of the inner optimizer and, after every inner_steps of them, an outer step; returns
+  // whether there was one. Every rank must make the same number of calls.
+  bool step();
+
+  // Meets now, whatever the number of inner steps since the last time. Collective. All ranks hold
+  // the same bits afterwards; buffers (batch-norm statistics) are rank 0's. If any rank's delta is
+  // not finite, all ranks go back to the weights of the last meeting and momentum stays as it was.
+  // Throws like BucketAverager::average(); InternalError where the checksums differ.
+  void outer_step();
+
+  void set_learning_rate(double learning_rate);
+  OuterSummary summary() const;
+  const comm::Plan& plan() const { return plan_; }
+  // Settings that would diverge, with the reason; also logged by rank 0.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  // CRC-32C of the weights of the last meeting; equal on all ranks.
+  std::uint32_t synchronised_crc32c() const;
+
+  // Everything but the parameters and the inner optimizer, which the program saves. Restoring both
+  // and this goes on with the same bits. load_state() throws InvalidArgument for the state of
+  // another model or another number of ranks (see merge_states()).
+  OuterState state() const;
+  void load_state(const OuterState& state);
+
+ private:
+  struct Part;
+
+  void broadcast_from_leader(const torch::nn::Module& module);
+  void collect_warnings();
+  void write_parameters();
+  void apply(std::span<const float> delta);
+
+  OuterOptimizerOptions options_;
+  torch::optim::Optimizer& inner_;
+  std::string layout_;
+  std::vector<at::Tensor> parameters_;  // in the order of the buffer
+  std::vector<at::Tensor> buffers_;
+  comm::Bucket bucket_;
+  comm::Plan plan_;
+  std::unique_ptr<comm::BucketAverager> averager_;
+  std::vector<float> synchronised_, momentum_;
+  std::vector<std::string> warnings_;
+  OuterSummary summary_;
+};
+
+}  // namespace thinwire
