@@ -29,6 +29,12 @@ test: ## Build everything and run every test
 	@scripts/build.sh $(PRESET) $(JOBS)
 	@scripts/run_tests.sh $(BUILD)
 
+.PHONY: slurm-test
+slurm-test: ## Run the tests under a real Slurm of emulated hosts alone (root)
+	@scripts/setup.sh test
+	@scripts/build.sh $(PRESET) $(JOBS) rank_probe train_fashion_mnist
+	@scripts/run_tests.sh $(BUILD) -R '^slurm$$'
+
 .PHONY: build
 build: setup ## Build everything into build/release
 	@scripts/build.sh $(PRESET) $(JOBS)

@@ -92,4 +92,5 @@ foreach(name thinwire thinwire-core)
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endforeach()
 
+install(DIRECTORY launch/slurm DESTINATION ${CMAKE_INSTALL_DATADIR}/thinwire)
 install(FILES LICENSE CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR})

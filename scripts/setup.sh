@@ -8,9 +8,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 job=${1:?usage: setup.sh run|test|lint}
+wanted=""  # groups that are taken only where they can be installed
 case $job in
   run) groups="build run" requirements=(requirements.txt) ;;
-  test) groups="build run test" requirements=(requirements.txt requirements-test.txt) ;;
+  test) groups="build run test" wanted="slurm" requirements=(requirements.txt requirements-test.txt) ;;
   lint) groups="build run lint" requirements=(requirements.txt) ;;
   *) echo "setup: unknown job '$job' (run, test or lint)" >&2; exit 2 ;;
 esac
@@ -23,6 +24,17 @@ if [[ -f $stamp && $(<"$stamp") == "$key" ]]; then
 fi
 
 say() { printf '\n== setup: %s\n' "$*"; }
+
+if ((EUID == 0)); then
+  as_root=()
+elif sudo -n true 2>/dev/null; then
+  as_root=(sudo -n)
+else
+  as_root=(false)
+fi
+if [[ ${as_root[*]} != false ]]; then
+  groups+=" $wanted"
+fi
 
 packages_of_groups() {
   local group
@@ -48,11 +60,7 @@ else
   if ((${#missing[@]} == 0)); then
     echo "All $(packages_of_groups | wc -l) packages are installed."
   else
-    if ((EUID == 0)); then
-      as_root=()
-    elif sudo -n true 2>/dev/null; then
-      as_root=(sudo -n)
-    else
+    if [[ ${as_root[*]} == false ]]; then
       echo "These packages are missing, and installing them needs root:" >&2
       printf '  %s\n' "${missing[@]}" >&2
       echo "Run this, then start again:" >&2

@@ -15,6 +15,7 @@ for wrong arguments. Whatever happens, nothing is left behind; emulated_hosts.py
 
 import argparse
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -22,7 +23,8 @@ import sys
 import threading
 import time
 
-import emulated_hosts as hosts_module
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import emulated_hosts as hosts_module  # noqa: E402, pylint: disable=wrong-import-position
 
 MASTER_PORT = 29500
 # How long other ranks may take to notice that one has failed before they are killed.

@@ -97,11 +97,13 @@ class Cluster:
             f"{name}={holder.pid}" for name, holder in zip(self.names, self.holders))
 
     def _write_hosts_file(self):
-        """Names for all hosts, mounted over /etc/hosts in the enclosure alone."""
+        """Names for all hosts, mounted over /etc/hosts in the enclosure alone. The second form of
+        each address is the one by which torch's sockets look up a peer."""
         call("mount", "-t", "tmpfs", "none", "/dev/shm")
         path = pathlib.Path("/dev/shm/hosts")
         path.write_text("127.0.0.1 localhost\n" + "".join(
-            f"{address} {name}\n" for address, name in zip(self.addresses, self.names)))
+            f"{address} {name}\n::ffff:{address} {name}\n"
+            for address, name in zip(self.addresses, self.names)))
         call("mount", "--bind", str(path), "/etc/hosts")
 
     def _add_host(self, index, rate):
