@@ -7,6 +7,7 @@
 #include "thinwire/comm/backend/gloo/backend.h"
 #include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/backend/nccl/backend.h"
+#include "thinwire/comm/backend/wrapper_backend.h"
 #include "thinwire/comm/failure/failure_board.h"
 #include "thinwire/comm/join/meet.h"
 #include "thinwire/common/error.h"
@@ -32,8 +33,9 @@ c10::intrusive_ptr<Backend> make_backend(const std::string& name,
 }
 
 // The same ranks, connected once more, whoever made `backend`.
-c10::intrusive_ptr<Backend> duplicate_backend(const c10::intrusive_ptr<Backend>& backend,
+c10::intrusive_ptr<Backend> duplicate_backend(const c10::intrusive_ptr<Backend>& any,
                                               const c10::intrusive_ptr<c10d::Store>& store) {
+  const c10::intrusive_ptr<Backend> backend = unwrapped(any);
   const std::string name = backend->getBackendName();
   if (name == "gloo") return duplicate_gloo_backend(backend, store);
   if (name == "mpi") return duplicate_mpi_backend(backend);

@@ -1,0 +1,140 @@
+#include "thinwire/torch_ext/backend/backend_engine.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+
+#include <future>
+#include <utility>
+
+#include "thinwire/comm/average/state_tensors.h"
+#include "thinwire/comm/backend/process_group.h"
+#include "thinwire/common/error.h"
+
+namespace thinwire::detail {
+namespace {
+
+// An averager keeps buffers for every list of shapes that it has met. DDP's and FSDP's calls have
+// few; a program whose calls have ever new ones must not fill memory with them.
+constexpr std::size_t kShapesKept = 64;
+
+constexpr const char* kAveragerPrefix = "all_reduce/";
+constexpr const char* kCollectivesPrefix = "parts/";
+
+comm::LayerSetting without_feedback(comm::LayerSetting setting) {
+  setting.feedback.mode = ErrorFeedbackOptions::Mode::kOff;
+  setting.feedback.second_residual = ErrorFeedbackOptions::Mode::kOff;
+  return setting;
+}
+
+}  // namespace
+
+BackendEngine::BackendEngine(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                             const BackendSettings& settings)
+    : settings_(settings),
+      board_(std::make_shared<CallBoard>(group)),
+      duplicate_(comm::duplicate(group, "compressed")),
+      collectives_(duplicate_, settings.seed),
+      averager_(duplicate_, {.seed = settings.seed}),
+      thread_(std::make_unique<comm::CommunicationThread>()) {}
+
+void BackendEngine::on_thread(const std::function<void()>& job) {
+  // Shared, for the thread may still be in set_value() when the waiting one has gone on.
+  const auto done = std::make_shared<std::promise<void>>();
+  auto finished = done->get_future();
+  thread_->submit(job, [done](const std::exception_ptr& failure) {
+    if (failure) {
+      done->set_exception(failure);
+    } else {
+      done->set_value();
+    }
+  });
+  finished.get();
+}
+
+void BackendEngine::drain() {
+  on_thread([] {});
+}
+
+comm::BucketAverager& BackendEngine::plain_averager(const std::string& shapes) {
+  plain_shapes_.try_emplace(shapes, 0);
+  if (!plain_ || plain_shapes_.size() > kShapesKept) {
+    // Nothing is carried from call to call, so any rank may begin anew; all do at the same call.
+    plain_ = std::make_unique<comm::BucketAverager>(duplicate_,
+                                                    comm::AveragerOptions{.seed = settings_.seed});
+    plain_shapes_ = {{shapes, 0}};
+  }
+  return *plain_;
+}
+
+std::uint64_t BackendEngine::all_reduce(const std::vector<at::Tensor>& tensors, bool mean,
+                                        const std::string& key) {
+  const at::NoGradGuard no_grad;
+  comm::Bucket bucket;
+  std::vector<at::Tensor> flat;
+  std::string shapes = toString(tensors.front().scalar_type());
+  comm::Plan& plan = key.empty() ? plain_plan_ : plan_;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& tensor = tensors[i];
+    const std::string name =
+        tensors.size() == 1 ? (key.empty() ? "0" : key) : concat(key, key.empty() ? "" : "/", i);
+    if (!plan.layers().contains(name)) {
+      plan.set(name, key.empty() ? without_feedback(settings_.reduce) : settings_.reduce);
+    }
+    const std::int64_t offset =
+        bucket.layers.empty() ? 0 : bucket.layers.back().offset + bucket.layers.back().numel();
+    bucket.layers.push_back({name, offset, tensor.sizes().vec()});
+    flat.push_back(tensor.detach().contiguous().view({-1}));
+    shapes += concat(" ", tensor.sizes());
+  }
+  bucket.buffer = flat.size() == 1 ? flat.front() : at::cat(flat);
+  comm::BucketAverager& averager = key.empty() ? plain_averager(shapes) : averager_;
+  const std::uint64_t before = averager.traffic().sent_bytes;
+  averager.average(bucket, plan, static_cast<std::int64_t>(next_step(key)));
+  if (!mean) bucket.buffer.mul_(duplicate_->getSize());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto& layer = bucket.layers[i];
+    const at::Tensor part = bucket.buffer.narrow(0, layer.offset, layer.numel());
+    if (part.const_data_ptr() != tensors[i].const_data_ptr() || !tensors[i].is_contiguous()) {
+      tensors[i].detach().copy_(part.view(tensors[i].sizes()));
+    }
+  }
+  return averager.traffic().sent_bytes - before;
+}
+
+std::map<std::string, at::Tensor> BackendEngine::state() const {
+  std::map<std::string, at::Tensor> state;
+  for (auto& [name, tensor] : comm::to_tensors(averager_.state()))
+    state.emplace(concat(kAveragerPrefix, name), tensor);
+  for (auto& [name, tensor] : collectives_.state())
+    state.emplace(concat(kCollectivesPrefix, name), tensor);
+  for (const auto& [key, step] : steps_) {
+    state.emplace(concat("steps/", key),
+                  at::scalar_tensor(static_cast<std::int64_t>(step), at::TensorOptions(at::kLong)));
+  }
+  return state;
+}
+
+void BackendEngine::load_state(std::map<std::string, at::Tensor> state) {
+  std::map<std::string, at::Tensor> averager, collectives;
+  std::map<std::string, std::uint64_t> steps;
+  for (auto& [name, tensor] : state) {
+    const auto rest_after = [&, &name = name](std::string_view prefix) {
+      return name.substr(prefix.size());
+    };
+    if (name.starts_with(kAveragerPrefix)) {
+      averager.emplace(rest_after(kAveragerPrefix), tensor);
+    } else if (name.starts_with(kCollectivesPrefix)) {
+      collectives.emplace(rest_after(kCollectivesPrefix), tensor);
+    } else {
+      check(name.starts_with("steps/") && tensor.numel() == 1, "'", name,
+            "' is not of the state of a process group that compresses");
+      steps[rest_after("steps/")] = static_cast<std::uint64_t>(tensor.item<std::int64_t>());
+    }
+  }
+  auto made = comm::state_from_tensors(averager);
+  collectives_.load_state(collectives);
+  averager_.load_state(std::move(made));
+  steps_ = std::move(steps);
+}
+
+}  // namespace thinwire::detail
