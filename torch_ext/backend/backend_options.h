@@ -12,7 +12,7 @@ namespace thinwire {
 // those of a gradient's layer, parse_layer_setting().
 struct BackendOptions {
   // all_reduce and reduce_scatter, of sums and means. Empty: THINWIRE_COMPRESSION, else none.
-  std::string compression;
+  std::string compression = {};
   // Kept apart, because what these carry is used as it is and not added up: weights, activations.
   std::string all_gather = "none";
   std::string all_to_all = "none";

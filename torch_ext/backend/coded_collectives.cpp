@@ -46,6 +46,12 @@ RandomKey key_of(const comm::ReductionContext& context, const CodedCall& call, i
           .stage = static_cast<std::uint32_t>(receiver)};
 }
 
+// No frame for this rank itself, whatever the buffer held in an earlier call.
+void leave_empty(comm::FrameBuffer& frame, const FrameHeader& header) {
+  frame.payload(0);
+  frame.finish(header, 0);
+}
+
 std::size_t most_bytes(const Codec& codec, std::size_t numel) {
   return codec.max_compressed_bytes(static_cast<std::int64_t>(numel), DType::kFloat32);
 }
@@ -117,6 +123,7 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
       const at::Tensor values = as_flat_floats(parts[p]);
       if (p == self) {
         if (!kernels::all_finite(floats_in(values))) finite = 0;
+        leave_empty(frames_[p], expected[self]);
         continue;
       }
       const auto random = key_of(context, call, peers_.rank(), static_cast<int>(p));
@@ -252,7 +259,10 @@ std::size_t CodedCollectives::all_to_all(const CodedCall& call, const std::vecto
   const auto operation = [] { return "all_to_all"; };
   comm::guard(*group_, operation, sequence_, [&] {
     for (std::size_t p = 0; p < size; ++p) {
-      if (p == self) continue;
+      if (p == self) {
+        leave_empty(frames_[p], own[p]);
+        continue;
+      }
       if (ins[p].numel() >= min_numel) {
         encode_into(frames_[p], own[p], codec, floats_in(as_flat_floats(ins[p])),
                     key_of(context, call, peers_.rank(), static_cast<int>(p)));

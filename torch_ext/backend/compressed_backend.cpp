@@ -14,8 +14,10 @@
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/spec.h"
 #include "thinwire/torch_ext/backend/backend_engine.h"
 #include "thinwire/torch_ext/backend/backend_work.h"
+#include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire {
 namespace {
@@ -136,11 +138,14 @@ c10::intrusive_ptr<c10d::Work> CompressedBackend::exact(Kind kind,
   ++counters(kind).exact;
   // Only where another rank may have made a coded call of it.
   if (!engine_ || !setting.codec || !is_codable(tensor)) return work;
-  const char* operation = kOperations[static_cast<std::size_t>(kind)];
+  const std::uint64_t number = calls_++;
+  // Gloo's reduce_scatter can only be waited for in its own way.
+  if (kind == Kind::kReduceScatter && inner_->getBackendName() == "gloo") return work;
   return c10::make_intrusive<ExactWork>(
-      std::move(work), detail::WatchedCall{engine_->board(), calls_++,
-                                           concat(operation, " of ", toString(tensor.scalar_type()),
-                                                  " ", tensor.sizes(), ", uncompressed")});
+      std::move(work), detail::WatchedCall{engine_->board(), number,
+                                           concat(kOperations[static_cast<std::size_t>(kind)],
+                                                  " of ", toString(tensor.scalar_type()), " ",
+                                                  tensor.sizes(), ", uncompressed")});
 }
 
 c10::intrusive_ptr<c10d::Work> CompressedBackend::coded(Kind kind, OpType type,
@@ -156,11 +161,12 @@ c10::intrusive_ptr<c10d::Work> CompressedBackend::coded(Kind kind, OpType type,
       getRank(), type, lasting(concat(inner_->getBackendName(), ":", operation)), coded_calls_,
       inputs, std::move(outputs), detail::WatchedCall{engine_->board(), calls_++, std::move(text)});
   engine_->submit(
-      [this, kind, dense_bytes, rest = std::move(rest), job = std::move(job), operation] {
+      [this, kind, dense_bytes, rest = std::move(rest), job = std::move(job), operation,
+       number = coded_calls_] {
         const at::NoGradGuard no_grad;
         counters(kind).sent += job();
         counters(kind).dense += dense_bytes;
-        if (rest) comm::wait(*engine_->duplicate(), rest, operation, coded_calls_);
+        if (rest) comm::wait(*engine_->duplicate(), rest, operation, number);
       },
       [work](const std::exception_ptr& failure) { work->complete(failure); });
   return work;
@@ -446,8 +452,8 @@ c10::intrusive_ptr<c10d::Work> CompressedBackend::endCoalescing() {
       getRank(), OpType::COALESCED, nullptr, coded_calls_, results, results,
       detail::WatchedCall{engine_->board(), calls_++, "coalesced calls"});
   engine_->submit(
-      [this, rest] {
-        if (rest) comm::wait(*engine_->duplicate(), rest, "coalesced calls", coded_calls_);
+      [this, rest, number = coded_calls_] {
+        if (rest) comm::wait(*engine_->duplicate(), rest, "coalesced calls", number);
       },
       [work](const std::exception_ptr& failure) { work->complete(failure); });
   return work;
@@ -563,7 +569,8 @@ c10::intrusive_ptr<ProcessGroup> compressed_group(const c10::intrusive_ptr<Proce
       c10::DeviceType::CPU, ProcessGroup::BackendType::CUSTOM,
       c10::make_intrusive<CompressedBackend>(
           group->getBackend(c10::DeviceType::CPU),
-          c10::make_intrusive<c10d::PrefixStore>("thinwire/compressed", group->getStore()),
+          c10::make_intrusive<c10d::PrefixStore>(
+              "thinwire/" + detail::next_name(*group, "compressed"), group->getStore()),
           options));
   return result;
 }

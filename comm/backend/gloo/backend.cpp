@@ -53,6 +53,9 @@ c10::intrusive_ptr<c10d::Backend> connect(const c10::intrusive_ptr<c10d::Store>&
   switch_off_flight_recorder();
   auto options = ProcessGroupGloo::Options::create(timeout);
   options->devices.push_back(std::move(device));
+  // split() looks its ranks up in it.
+  for (int r = 0; r < size; ++r)
+    options->global_ranks_in_group.push_back(static_cast<std::uint64_t>(r));
   return c10::make_intrusive<ProcessGroupGloo>(store, rank, size, std::move(options));
 }
 
