@@ -5,7 +5,6 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "thinwire/comm/average/bucket_layout.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
@@ -15,6 +14,7 @@
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/crc32c.h"
+#include "thinwire/common/shape.h"
 
 namespace thinwire::comm {
 namespace {
@@ -63,7 +63,7 @@ std::uint64_t ring_bytes(std::int64_t bytes, int world) {
 }
 
 std::int64_t BucketLayer::numel() const {
-  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  return numel_of(shape);
 }
 
 BucketAverager::BucketAverager(c10::intrusive_ptr<c10d::ProcessGroup> group,

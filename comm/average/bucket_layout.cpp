@@ -15,16 +15,12 @@
 #include "thinwire/comm/average/reduce/sparse_reduce.h"
 #include "thinwire/comm/average/reduce/summable_reduce.h"
 #include "thinwire/comm/backend/process_group.h"
+#include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
-#include "thinwire/common/spec.h"
-#include "thinwire/compressors/codecs/powersgd.h"
-#include "thinwire/compressors/codecs/sparse_values.h"
 
 namespace thinwire::comm {
 namespace {
-
-using Form = CodecFacts::Form;
 
 std::uint32_t id_of(std::string_view name) {
   return crc32c(std::as_bytes(std::span(name.data(), name.size())));
@@ -52,31 +48,26 @@ bool hosts_are_blockwise(std::span<const int> host_of_rank) {
   return blocks == hosts.size();
 }
 
-// The choice without a link model: the reduction that the codec was made for.
-Strategy usual_strategy(const CodecFacts& facts) {
-  if (facts.form == Form::kLowRank) return Strategy::kLowRank;
-  if (facts.form == Form::kSparse) return Strategy::kSparse;  // see choose_sparse_strategy()
-  if (facts.traits.summable) return Strategy::kDense;
-  if (facts.traits.fixed_size && facts.block_size > 0) return Strategy::kScatterReduce;
-  return Strategy::kGatherReduce;
-}
-
-// Owners of index ranges or an all_gather, for all sparse layers of the bucket together: they
-// share an exchange.
-void choose_sparse_strategy(const Bucket& bucket, int world, std::vector<LayerStrategy>& ways) {
-  std::int64_t numel = 0, entries = 0;
-  std::size_t bytes = 0;
+// Without a link model. Sparse layers of the bucket share an exchange, so one choice is made for
+// them together.
+void choose_usual(const Bucket& bucket, int world, std::vector<LayerStrategy>& ways) {
+  std::optional<CodecUse> sparse;
+  const auto is_sparse = [](const LayerStrategy& way) {
+    return way.codec && way.codec->facts().form == CodecFacts::Form::kSparse;
+  };
   for (std::size_t i = 0; i < ways.size(); ++i) {
-    if (ways[i].strategy != Strategy::kSparse) continue;
-    const std::int64_t n = bucket.layers[i].numel();
-    const Spec spec = Spec::parse(ways[i].codec->spec());
-    numel += n;
-    entries += kept_count(SpecReader(spec).number("density", 0.01, 0, 1, true), n);
-    bytes += ways[i].codec->max_compressed_bytes(n, DType::kFloat32);
+    if (!ways[i].codec) continue;
+    const BucketLayer& layer = bucket.layers[i];
+    const CodecUse use = use_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape);
+    ways[i].strategy = usual_strategy(use, world, kFrameHeaderBytes);
+    if (!is_sparse(ways[i])) continue;
+    if (sparse) sparse->add_layers(use);
+    if (!sparse) sparse = use;
   }
-  if (owners_send_less(numel, entries, bytes, world)) return;
+  if (!sparse) return;
+  const Strategy together = usual_strategy(*sparse, world, kFrameHeaderBytes);
   for (LayerStrategy& way : ways) {
-    if (way.strategy == Strategy::kSparse) way.strategy = Strategy::kGatherReduce;
+    if (is_sparse(way)) way.strategy = together;
   }
 }
 
@@ -91,17 +82,15 @@ void choose_by_link(const Bucket& bucket, const Plan& plan, const AveragerOption
     const LayerSetting& setting = plan.of(layer.name);
     specs[i] = concat(ways[i].codec->spec(), setting.momentum ? " with momentum" : "",
                       setting.may_be_skipped ? "" : " on any link");
-    const CodecFacts facts =
-        facts_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape, options.link);
+    const CodecUse use =
+        use_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape, options.link);
     auto [request, added] = requests.try_emplace(specs[i]);
     if (added) {
-      request->second = {.codec = facts,
+      request->second = {.codec = use,
                          .world = world,
                          .hosts = hosts_of(options),
                          .link = &options.link->backend(backend),
                          .required_gain = setting.may_be_skipped ? kRequiredGain : 0};
-      request->second.codec.payload_bytes = 0;
-      request->second.codec.factor_bytes = 0;
       // What hierarchical cannot do beside what the codec says, see make_layout() and
       // check_hosts(); and what it costs is known of ranks that are numbered host by host alone.
       if (setting.momentum || !hosts_are_even(options.host_of_rank) ||
@@ -111,8 +100,7 @@ void choose_by_link(const Bucket& bucket, const Plan& plan, const AveragerOption
       }
     }
     request->second.bytes += layer.numel() * static_cast<std::int64_t>(sizeof(float));
-    request->second.codec.payload_bytes += facts.payload_bytes;
-    request->second.codec.factor_bytes += facts.factor_bytes;
+    if (!added) request->second.codec.add_layers(use);
   }
   for (std::size_t i = 0; i < ways.size(); ++i) {
     if (!ways[i].codec) continue;
@@ -128,8 +116,8 @@ void force(Strategy strategy, const Bucket& bucket, int hosts, int world,
     if (!ways[i].codec) continue;
     const BucketLayer& layer = bucket.layers[i];
     const std::string spec = ways[i].codec->spec();
-    const CodecFacts facts = facts_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape);
-    check_strategy(strategy, concat(spec, " of layer '", layer.name, "'"), facts, world, hosts);
+    const CodecUse use = use_of(*ways[i].codec, layer.numel(), DType::kFloat32, layer.shape);
+    check_strategy(strategy, concat(spec, " of layer '", layer.name, "'"), use, world, hosts);
     ways[i].strategy = strategy;
   }
 }
@@ -139,7 +127,7 @@ using GroupKey = std::pair<Strategy, int>;
 
 GroupKey group_of(const LayerStrategy& way) {
   if (way.strategy != Strategy::kLowRank) return {way.strategy, 0};
-  return {way.strategy, powersgd_options(Spec::parse(way.codec->spec())).iterations};
+  return {way.strategy, way.codec->facts().iterations};
 }
 
 // Uncompressed layers of a bucket travel with others, as they are; on their own only where there
@@ -167,7 +155,7 @@ std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& buc
     layers.push_back({bucket.layers[i].numel(), codec ? codec : &identity_codec()});
     numel += layers.back().numel;
     if (key.first != Strategy::kLowRank) continue;
-    const int rank = codec ? powersgd_options(Spec::parse(codec->spec())).rank : 0;
+    const int rank = codec ? codec->facts().rank : 0;
     matrices.push_back({bucket.layers[i].shape, rank});
   }
   switch (key.first) {
@@ -211,12 +199,7 @@ std::vector<LayerStrategy> choose_strategies(const Bucket& bucket, const Plan& p
   } else if (options.link) {
     choose_by_link(bucket, plan, options, backend, world, ways);
   } else {
-    for (std::size_t i = 0; i < ways.size(); ++i) {
-      if (!ways[i].codec) continue;
-      ways[i].strategy = usual_strategy(facts_of(*ways[i].codec, bucket.layers[i].numel(),
-                                                 DType::kFloat32, bucket.layers[i].shape));
-    }
-    choose_sparse_strategy(bucket, world, ways);
+    choose_usual(bucket, world, ways);
   }
   return ways;
 }

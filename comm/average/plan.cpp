@@ -1,6 +1,7 @@
 #include "thinwire/comm/average/plan.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <utility>
 #include <vector>
@@ -8,58 +9,38 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/codecs/codec_table.h"
-#include "thinwire/compressors/codecs/sparse_values.h"
 
 namespace thinwire::comm {
 namespace {
 
-constexpr std::string_view kFeedbackKeys[] = {"error_feedback",
-                                              "residual_decay",
-                                              "residual_reset",
-                                              "second_residual",
-                                              "momentum",
-                                              "nesterov",
-                                              "ramp"};
+// What a layer's spec says of error feedback, and what of momentum correction.
+constexpr std::array<std::string_view, 4> kFeedbackKeys = {"error_feedback", "residual_decay",
+                                                           "residual_reset", "second_residual"};
+constexpr std::array<std::string_view, 3> kMomentumKeys = {"momentum", "nesterov", "ramp"};
+
 // The warm-up of DGC takes four epochs, each of one density.
 constexpr int kRampStages = 4;
 
-bool is_feedback_key(const Spec::Argument& argument) {
-  return std::find(std::begin(kFeedbackKeys), std::end(kFeedbackKeys), argument.key) !=
-         std::end(kFeedbackKeys);
+bool is_layer_key(const Spec::Argument& argument) {
+  return is_feedback_key(argument.key) ||
+         std::ranges::find(kMomentumKeys, argument.key) != kMomentumKeys.end();
 }
 
-bool sends_entries(std::string_view codec) {
-  return codec == "topk" || codec == "randomk" || codec == "ternary";
-}
-
-// The codecs of the ramp: the spec with higher and higher densities replaced.
-std::vector<CodecPtr> ramp_of(const Spec& spec) {
-  const auto density_argument = std::find_if(
-      spec.arguments.begin(), spec.arguments.end(),
-      [](const auto& argument) { return argument.key == "density" || argument.key.empty(); });
-  double target = 0;
-  if (density_argument == spec.arguments.end()) {
-    // The codec's own text names its default.
-    const CodecPtr codec = make_codec(spec);
-    return ramp_of(Spec::parse(codec->spec()));
-  }
-  Spec density_only = spec;
-  std::erase_if(density_only.arguments, [](const auto& argument) {
-    return argument.key != "density" && !argument.key.empty();
-  });
-  target = SpecReader(density_only).number("density", 0.01, 0, 1, true);
+// The codec with higher and higher densities before its own.
+std::vector<CodecPtr> ramp_of(const Codec& codec) {
   std::vector<CodecPtr> stages;
   for (int stage = 0; stage < kRampStages; ++stage) {
-    Spec copy = spec;
-    auto& argument =
-        copy.arguments[static_cast<std::size_t>(density_argument - spec.arguments.begin())];
-    argument.text = number_text(warmup_density(target, stage, kRampStages));
-    stages.push_back(make_codec(copy));
+    stages.push_back(
+        codec.with_density(warmup_density(*codec.facts().density, stage, kRampStages)));
   }
   return stages;
 }
 
 }  // namespace
+
+bool is_feedback_key(std::string_view key) {
+  return std::ranges::find(kFeedbackKeys, key) != kFeedbackKeys.end();
+}
 
 const CodecPtr& LayerSetting::codec_at(std::int64_t step, int* stage) const {
   const bool ramping = !ramp.empty() && step < ramp_steps;
@@ -92,9 +73,9 @@ std::string LayerSetting::text() const {
 LayerSetting parse_layer_setting(std::string_view text) {
   Spec codec_spec = Spec::parse(text);
   Spec feedback_spec = codec_spec;
-  std::erase_if(codec_spec.arguments, is_feedback_key);
+  std::erase_if(codec_spec.arguments, is_layer_key);
   std::erase_if(feedback_spec.arguments,
-                [](const auto& argument) { return !is_feedback_key(argument); });
+                [](const auto& argument) { return !is_layer_key(argument); });
 
   LayerSetting setting;
   SpecReader read(feedback_spec);
@@ -126,10 +107,10 @@ LayerSetting parse_layer_setting(std::string_view text) {
     return setting;
   }
   setting.codec = make_codec(codec_spec);
-  check(!(setting.momentum || setting.ramp_steps > 0) || sends_entries(codec_spec.name),
+  check(!(setting.momentum || setting.ramp_steps > 0) || setting.codec->facts().density.has_value(),
         "momentum and ramp are for codecs that send chosen entries (topk, randomk, ternary), got '",
         text, "'");
-  if (setting.ramp_steps > 0) setting.ramp = ramp_of(codec_spec);
+  if (setting.ramp_steps > 0) setting.ramp = ramp_of(*setting.codec);
   // identity would only add frames to what an all-reduce does better.
   if (setting.codec->traits().lossless) setting.codec = nullptr;
   return setting;

@@ -60,6 +60,10 @@ struct LayerSetting {
 //   density falls from 25 % in four equal stages of N / 4 steps, counted from step 0)
 LayerSetting parse_layer_setting(std::string_view spec);
 
+// Whether `key` is one of the four of error feedback, which any codec takes, and so a policy that
+// gives every layer its codec.
+bool is_feedback_key(std::string_view key);
+
 // The settings of all layers, by parameter name; a name that it does not list is uncompressed.
 // Value type; layers are added, never taken away.
 class Plan {

@@ -17,7 +17,7 @@ struct FrameHeader {
   // the others in the frames that it still owes them, so that all raise the same error.
   enum class Status : std::uint8_t { kOk = 0, kPeerFrameInvalid = 1, kNonFinite = 2, kFailed = 3 };
 
-  std::uint16_t codec_id = 0;  // CodecEntry::id, or kMixedCodecs
+  std::uint16_t codec_id = 0;  // CodecFacts::id, or kMixedCodecs
   std::uint8_t dtype = 0;      // DType of the tensors, as a number
   Status status = Status::kOk;
   std::uint32_t sender = 0;    // rank in the group

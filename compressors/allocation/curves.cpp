@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/shape.h"
 #include "thinwire/compressors/allocation/curve_errors.h"
 #include "thinwire/compressors/allocation/low_rank_energy.h"
 #include "thinwire/compressors/codecs/codec_table.h"
@@ -20,12 +21,6 @@ namespace {
 // Ten steps to each side of the reference: 26 % from one density to the next.
 constexpr int kDensitySteps = 10;
 constexpr std::int64_t kMostRanks = 32;
-
-std::int64_t numel_of(std::span<const std::int64_t> shape) {
-  std::int64_t numel = 1;
-  for (std::int64_t extent : shape) numel *= extent;
-  return numel;
-}
 
 std::int64_t rows_of(std::span<const std::int64_t> shape) {
   return shape.empty() ? 1 : shape[0];

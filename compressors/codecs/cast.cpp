@@ -32,6 +32,8 @@ class Cast final : public Codec {
     return {.fixed_size = true, .needs_error_feedback = format_.element_bytes == 1};
   }
 
+  CodecFacts facts() const override { return {.id = CodecId::kCast}; }
+
   std::int64_t block_size() const override { return static_cast<std::int64_t>(format_.block); }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {

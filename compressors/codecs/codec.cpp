@@ -7,6 +7,10 @@
 
 namespace thinwire {
 
+std::shared_ptr<const Codec> Codec::with_density(double) const {
+  return nullptr;
+}
+
 std::size_t Codec::compress_and_reconstruct(ConstTensorView input, const RandomKey& key,
                                             std::span<std::byte> output,
                                             TensorView reconstruction) const {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,39 @@
 #include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire {
+
+// The codecs. The values are part of the frame format: append, never renumber.
+enum class CodecId : std::uint16_t {
+  kIdentity = 0,
+  kCast = 1,
+  kQuantize = 2,
+  kTopk = 3,
+  kRandomk = 4,
+  kOnebit = 5,
+  kTerngrad = 6,
+  kTernary = 7,
+  kPowerSgd = 8,
+};
+
+// The parameters of a codec as numbers, for whoever plans with it: nobody reads its spec again.
+struct CodecFacts {
+  // What a payload holds: values block by block (or of the whole tensor, where they cannot be cut);
+  // chosen entries with their indices; two factors.
+  enum class Form { kBlocks, kSparse, kLowRank };
+
+  CodecId id = CodecId::kIdentity;
+  Form form = Form::kBlocks;
+  // Of quantize: bits an element, headers left out.
+  std::optional<int> bits = {};
+  // Of codecs that send chosen entries, with indices or without: kept_count(density, numel) of
+  // them, or about so many.
+  std::optional<double> density = {};
+  // Of ternary: standard deviations in its scale; none: the scale is a mean.
+  std::optional<double> alpha = {};
+  // Of powersgd: columns of a factor, and how often both are improved, and so travel.
+  int rank = 0;
+  int iterations = 1;
+};
 
 struct CodecTraits {
   // Payloads of equal length can be added element by element and decode to the sum (randomk with a
@@ -55,11 +89,18 @@ class Codec {
   // of it gives an equal codec.
   virtual std::string spec() const = 0;
   virtual CodecTraits traits() const = 0;
+  virtual CodecFacts facts() const = 0;
 
   // Elements that are coded together: a tensor that is cut at multiples of it and coded piecewise
   // (with RandomKey::first_element set) decodes to the same values as the whole.
   // 0: pieces do not decode to the same values as the whole (topk, powersgd).
   virtual std::int64_t block_size() const = 0;
+  // Whether a tensor can be cut between ranks, each of which encodes its part: pieces decode to
+  // what the whole does, and everyone knows how long they are.
+  bool can_be_cut() const { return block_size() > 0 && traits().fixed_size; }
+
+  // The same codec with another density, in (0, 1]; null for codecs without one.
+  virtual std::shared_ptr<const Codec> with_density(double density) const;
 
   // Most bytes that compress() can write; exactly that many for a fixed_size codec.
   virtual std::size_t max_compressed_bytes(std::int64_t numel, DType dtype) const = 0;

@@ -17,26 +17,25 @@
 namespace thinwire {
 namespace {
 
-// Ids are part of the frame format: append, never renumber.
 constexpr std::array kTable = {
-    CodecEntry{"identity", 0, "", "the tensor's own bytes", make_identity},
-    CodecEntry{"cast", 1, "format=bf16|fp16|fp8_e4m3|fp8_e5m2",
+    CodecEntry{"identity", CodecId::kIdentity, "", "the tensor's own bytes", make_identity},
+    CodecEntry{"cast", CodecId::kCast, "format=bf16|fp16|fp8_e4m3|fp8_e5m2",
                "narrower floating point, rounded to nearest even", make_cast},
-    CodecEntry{"quantize", 2,
+    CodecEntry{"quantize", CodecId::kQuantize,
                "bits=4 (1..8), bucket=1024, norm=minmax|linf|l2, rounding=nearest|stochastic",
                "bucketed uniform quantisation; QSGD, Alistarh et al., NeurIPS 2017", make_quantize},
-    CodecEntry{"topk", 3, "density=0.01, select=exact|sampled, values=fp32|fp16|bf16",
+    CodecEntry{"topk", CodecId::kTopk, "density=0.01, select=exact|sampled, values=fp32|fp16|bf16",
                "largest magnitudes with packed indices; Stich et al., NeurIPS 2018", make_topk},
-    CodecEntry{"randomk", 4, "density=0.01, unbiased=off|on",
+    CodecEntry{"randomk", CodecId::kRandomk, "density=0.01, unbiased=off|on",
                "random entries, the same on all ranks; Stich et al., NeurIPS 2018", make_randomk},
-    CodecEntry{"onebit", 5, "bucket=1024 (a multiple of 64)",
+    CodecEntry{"onebit", CodecId::kOnebit, "bucket=1024 (a multiple of 64)",
                "signs and the mean of either sign; Seide et al., Interspeech 2014", make_onebit},
-    CodecEntry{"terngrad", 6, "bucket=1024 (a multiple of 64), clip=0",
+    CodecEntry{"terngrad", CodecId::kTerngrad, "bucket=1024 (a multiple of 64), clip=0",
                "stochastic -s, 0 or s; TernGrad, Wen et al., NeurIPS 2017", make_terngrad},
-    CodecEntry{"ternary", 7, "density=0.01, scale=mean|std, alpha=1 (scale=std)",
+    CodecEntry{"ternary", CodecId::kTernary, "density=0.01, scale=mean|std, alpha=1 (scale=std)",
                "signs of the largest magnitudes and their mean; ComPEFT, arXiv 2311.13171",
                make_ternary},
-    CodecEntry{"powersgd", 8, "rank=4 (1..1024), iterations=1 (1..16)",
+    CodecEntry{"powersgd", CodecId::kPowerSgd, "rank=4 (1..1024), iterations=1 (1..16)",
                "low-rank factors; PowerSGD, Vogels et al., NeurIPS 2019", make_powersgd},
 };
 

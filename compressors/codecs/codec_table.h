@@ -12,8 +12,8 @@ namespace thinwire {
 // One row of the table.
 struct CodecEntry {
   std::string_view name;
-  // Written into frames; never renumber.
-  std::uint16_t id;
+  // CodecFacts::id of what `make` makes.
+  CodecId id;
   // Parameters with their defaults and ranges, as the documentation prints them.
   std::string_view parameters;
   // One line: what it does and its source.

@@ -21,6 +21,8 @@ class Identity final : public Codec {
             .exact_on_constants = true};
   }
 
+  CodecFacts facts() const override { return {.id = CodecId::kIdentity}; }
+
   std::int64_t block_size() const override { return 1; }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType dtype) const override {

@@ -12,6 +12,7 @@ class Onebit final : public Codec {
 
   std::string spec() const override { return concat("onebit(bucket=", bucket_, ")"); }
   CodecTraits traits() const override { return {.fixed_size = true, .needs_error_feedback = true}; }
+  CodecFacts facts() const override { return {.id = CodecId::kOnebit}; }
   std::int64_t block_size() const override { return static_cast<std::int64_t>(bucket_); }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "thinwire/common/shape.h"
 #include "thinwire/compressors/codecs/codec_checks.h"
 #include "thinwire/compressors/codecs/float_view.h"
 #include "thinwire/compressors/kernels/low_rank.h"
@@ -33,6 +34,13 @@ class PowerSgd final : public Codec {
     // Not summable: every rank ends with another Q. The factors one by one are, see low_rank in
     // comm/average.
     return {.needs_error_feedback = true};
+  }
+
+  CodecFacts facts() const override {
+    return {.id = CodecId::kPowerSgd,
+            .form = CodecFacts::Form::kLowRank,
+            .rank = options_.rank,
+            .iterations = options_.iterations};
   }
 
   std::int64_t block_size() const override { return 0; }
@@ -110,10 +118,8 @@ class PowerSgd final : public Codec {
  private:
   LowRankShape checked_shape(std::span<const std::int64_t> shape, std::int64_t numel,
                              DType dtype) const {
-    std::int64_t product = 1;
-    for (const std::int64_t extent : shape) product *= extent;
-    check(shape.empty() || product == numel, "powersgd: the tensor has ", numel,
-          " elements, its shape ", product);
+    check(shape.empty() || numel_of(shape) == numel, "powersgd: the tensor has ", numel,
+          " elements, its shape ", numel_of(shape));
     return low_rank_shape(shape, dtype, options_.rank);
   }
 
@@ -131,8 +137,7 @@ LowRankShape low_rank_shape(std::span<const std::int64_t> shape, DType dtype, in
   LowRankShape result;
   if (shape.size() < 2) return result;
   result.rows = shape[0];
-  result.cols = 1;
-  for (const std::int64_t extent : shape.subspan(1)) result.cols *= extent;
+  result.cols = numel_of(shape.subspan(1));
   result.rank = std::min({static_cast<std::int64_t>(rank), result.rows, result.cols});
   const auto dense = static_cast<std::uint64_t>(result.rows * result.cols) * size_of(dtype);
   if (static_cast<std::uint64_t>(result.factor_numel()) * sizeof(float) >= dense) result.rank = 0;

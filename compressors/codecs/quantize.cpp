@@ -30,6 +30,8 @@ class Quantize final : public Codec {
             .exact_on_constants = true};
   }
 
+  CodecFacts facts() const override { return {.id = CodecId::kQuantize, .bits = config_.bits}; }
+
   std::int64_t block_size() const override { return config_.bucket; }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {

@@ -50,6 +50,12 @@ class Randomk final : public Codec {
             .needs_error_feedback = !unbiased_};
   }
 
+  CodecFacts facts() const override { return {.id = CodecId::kRandomk, .density = density_}; }
+
+  CodecPtr with_density(double density) const override {
+    return std::make_shared<Randomk>(density, unbiased_);
+  }
+
   std::int64_t block_size() const override { return 0; }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {

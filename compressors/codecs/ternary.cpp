@@ -33,6 +33,19 @@ class Ternary final : public SparseCodec {
                   ")");
   }
 
+  CodecFacts facts() const override {
+    return {.id = CodecId::kTernary,
+            .form = CodecFacts::Form::kSparse,
+            .density = options_.density,
+            .alpha = options_.alpha};
+  }
+
+  CodecPtr with_density(double density) const override {
+    TernaryOptions changed = options_;
+    changed.density = density;
+    return std::make_shared<Ternary>(changed);
+  }
+
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
     check_numel(numel);
     if (numel == 0) return 0;

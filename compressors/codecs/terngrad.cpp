@@ -19,6 +19,7 @@ class Terngrad final : public Codec {
     // All elements of a constant bucket are sent: |x| = s. Unless clipping cuts below it.
     return {.unbiased = clip_ == 0, .fixed_size = true, .exact_on_constants = clip_ == 0};
   }
+  CodecFacts facts() const override { return {.id = CodecId::kTerngrad}; }
   std::int64_t block_size() const override { return static_cast<std::int64_t>(bucket_); }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {

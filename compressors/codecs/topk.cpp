@@ -31,6 +31,16 @@ class Topk final : public SparseCodec {
                   ", values=", name_of(options_.values), ")");
   }
 
+  CodecFacts facts() const override {
+    return {.id = CodecId::kTopk, .form = CodecFacts::Form::kSparse, .density = options_.density};
+  }
+
+  CodecPtr with_density(double density) const override {
+    TopkOptions changed = options_;
+    changed.density = density;
+    return make_topk(changed);
+  }
+
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
     check_numel(numel);
     if (numel == 0) return 0;

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/shape.h"
 #include "thinwire/compressors/peft/content_hash.h"
 #include "thinwire/compressors/peft/json_strict.h"
 
@@ -59,9 +60,7 @@ std::optional<DType> float_dtype(std::string_view dtype) {
 }
 
 std::int64_t TensorInfo::numel() const {
-  std::int64_t product = 1;
-  for (const std::int64_t extent : shape) product *= extent;
-  return product;
+  return numel_of(shape);
 }
 
 std::size_t TensorInfo::bytes() const {

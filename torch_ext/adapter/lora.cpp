@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/pattern.h"
 #include "thinwire/compressors/peft/json_strict.h"
 #include "thinwire/torch_ext/compression/compression.h"
 

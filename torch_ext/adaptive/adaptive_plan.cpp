@@ -4,7 +4,6 @@
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
@@ -14,6 +13,8 @@
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
+#include "thinwire/common/shape.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/compressors/allocation/plan_table.h"
 #include "thinwire/compressors/codecs/codec_table.h"
 #include "thinwire/torch_ext/adaptive/candidate_costs.h"
@@ -21,13 +22,11 @@
 namespace thinwire {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // Adds the time of its life to a counter.
 class Stopwatch {
  public:
   explicit Stopwatch(double& seconds) : seconds_(seconds) {}
-  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
+  ~Stopwatch() { seconds_ += seconds_since(begin_); }
   Stopwatch(const Stopwatch&) = delete;
   Stopwatch& operator=(const Stopwatch&) = delete;
 
@@ -90,10 +89,8 @@ lgreco::CurveCosts costs_of(c10d::ProcessGroup& group, const AdaptiveCompression
   if (adaptive.policy.objective == lgreco::Objective::kTime) {
     costs.seconds = [world, bytes = costs.bytes, backend = link->backend(comm::backend_name(group)),
                      codecs](const Spec& spec, std::span<const std::int64_t> shape) {
-      std::int64_t numel = 1;
-      for (const std::int64_t extent : shape) numel *= extent;
       return wire_seconds(bytes(spec, shape), backend) +
-             coding_seconds(spec, numel, codecs.at(spec.str()), world);
+             coding_seconds(spec, numel_of(shape), codecs.at(spec.str()), world);
     };
   }
   return costs;
@@ -203,7 +200,7 @@ AdaptivePlan::CurveTable AdaptivePlan::measure_own_layers() const {
     std::copy(measured.squared_errors.begin(), measured.squared_errors.end(), row + 1);
   }
   // This rank's own time, which it keeps to itself.
-  table.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+  table.push_back(seconds_since(begin));
   return table;
 }
 
@@ -251,7 +248,7 @@ AdaptivePlan::Solution AdaptivePlan::solve(const CurveTable& table) const {
   }
   const lgreco::AllocationOptions options = adaptive_.policy.allocation();
   Solution solution{lgreco::make_plan(layers, options, lgreco::allocate(layers, options)), 0};
-  solution.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  solution.seconds = seconds_since(begin);
   return solution;
 }
 

@@ -2,43 +2,39 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
-#include <functional>
 #include <limits>
-#include <numeric>
 
-#include "thinwire/comm/average/reduce/sparse_reduce.h"
 #include "thinwire/comm/average/selector.h"
 #include "thinwire/common/philox.h"
+#include "thinwire/common/shape.h"
 #include "thinwire/compressors/allocation/curves.h"
 #include "thinwire/compressors/codecs/codec_table.h"
-#include "thinwire/compressors/codecs/sparse_values.h"
 
 namespace thinwire {
 namespace {
 
-using comm::Collective;
-
-// How a codec's payloads are averaged, see comm/average: decoded by owners, by everyone, or
-// added as they are.
-enum class Way { kOwners, kEveryone, kAdded };
-
-Way way_of(const Spec& spec) {
-  if (spec.name == "powersgd" || spec.name == "identity") return Way::kAdded;
-  return spec.name == "topk" || spec.name == "ternary" ? Way::kEveryone : Way::kOwners;
+// A layer of its own, for want of the bucket that it will travel in: the latencies and frames of
+// that are the same whatever the layer's codec. One rank alone is given the costs of two.
+comm::CodecUse layer_use(const Spec& spec, std::span<const std::int64_t> shape) {
+  const CodecPtr codec = make_codec(spec);
+  comm::CodecUse use = comm::use_of(*codec, numel_of(shape), DType::kFloat32, shape);
+  if (use.facts.form == CodecFacts::Form::kSparse) {
+    // What is expected, not the most.
+    use.payload_bytes = static_cast<std::int64_t>(lgreco::payload_bytes(spec, shape));
+  }
+  return use;
 }
 
 // Seconds of the fastest of a few calls.
 template <typename Call>
-double fastest(const Call& call) {
-  using Clock = std::chrono::steady_clock;
+double fastest(const std::function<double()>& clock, const Call& call) {
   constexpr int kRuns = 3;
   double best = std::numeric_limits<double>::infinity();
   for (int run = 0; run < kRuns; ++run) {
-    const auto begin = Clock::now();
+    const double begin = clock();
     call();
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+    best = std::min(best, clock() - begin);
   }
   return best;
 }
@@ -47,35 +43,26 @@ double fastest(const Call& call) {
 
 double candidate_bytes(const Spec& spec, std::span<const std::int64_t> shape, int world,
                        std::size_t element_bytes) {
-  const std::int64_t numel =
-      std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
-  const double payload = spec.name == "identity"
-                             ? static_cast<double>(element_bytes) * static_cast<double>(numel)
-                             : lgreco::payload_bytes(spec, shape);
-  const int ranks = std::max(world, 2);
-  if (way_of(spec) == Way::kEveryone) {
-    const std::int64_t entries = kept_count(lgreco::parameter_value(spec), numel);
-    return std::ceil(std::min((ranks - 1) * payload, comm::bytes_by_owners(numel, entries, ranks)));
+  comm::CodecUse use = layer_use(spec, shape);
+  if (use.facts.id == CodecId::kIdentity) {
+    use.payload_bytes = use.numel * static_cast<std::int64_t>(element_bytes);
   }
-  return std::ceil(2.0 * (ranks - 1) / ranks * payload);
+  const comm::ReductionPlace place = {.world = std::max(world, 2)};
+  const comm::Strategy strategy = comm::usual_strategy(use, place.world, place.frame_bytes);
+  return std::ceil(comm::sent_bytes(strategy, use, place));
 }
 
 double wire_seconds(double sent_bytes, const comm::BackendLink& link) {
-  return sent_bytes * link.of(Collective::kAllToAll).beta;
+  return sent_bytes * link.of(comm::Collective::kAllToAll).beta;
 }
 
 double coding_seconds(const Spec& spec, std::int64_t numel, const comm::CodecCost& cost,
                       int world) {
-  const double floats = sizeof(float) * static_cast<double>(numel);
-  switch (way_of(spec)) {
-    case Way::kOwners:
-      return floats * (cost.compress + cost.accumulate + cost.compress / world + cost.decompress);
-    case Way::kEveryone:
-      return floats * (cost.compress + world * cost.accumulate);
-    case Way::kAdded:
-      break;
-  }
-  return floats * (cost.compress + cost.decompress);
+  comm::CodecUse use = layer_use(spec, std::array{numel});
+  use.cost = cost;
+  const comm::ReductionPlace place = {.world = std::max(world, 2)};
+  const comm::Strategy strategy = comm::usual_strategy(use, place.world, place.frame_bytes);
+  return comm::coding_seconds(strategy, use, place);
 }
 
 comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model) {
@@ -94,16 +81,16 @@ comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model) {
       nearest = &cost;
     }
   }
-  return nearest ? *nearest : comm::CodecFacts::kAssumedCost;
+  return nearest ? *nearest : comm::CodecUse::kAssumedCost;
 }
 
-comm::CodecCost measured_codec_cost(const Spec& spec) {
+comm::CodecCost measured_codec_cost(const Spec& spec, const std::function<double()>& clock) {
   if (spec.name == "identity") return {};
   // Larger ranks would not make the layer below smaller, so that it would be copied. Time grows
   // with the rank.
   constexpr double kMostRank = 32;
   if (spec.name == "powersgd" && lgreco::parameter_value(spec) > kMostRank) {
-    comm::CodecCost cost = measured_codec_cost(lgreco::with_parameter(spec, kMostRank));
+    comm::CodecCost cost = measured_codec_cost(lgreco::with_parameter(spec, kMostRank), clock);
     const double factor = lgreco::parameter_value(spec) / kMostRank;
     return {factor * cost.compress, factor * cost.decompress, factor * cost.accumulate};
   }
@@ -128,9 +115,9 @@ comm::CodecCost measured_codec_cost(const Spec& spec) {
     codec->decompress(std::span(bytes).first(written), {}, output, mode);
   };
   comm::CodecCost cost;
-  cost.compress = fastest([&] { written = codec->compress(input, {}, bytes); }) / floats;
-  cost.decompress = fastest([&] { decode(WriteMode::kAssign); }) / floats;
-  cost.accumulate = fastest([&] { decode(WriteMode::kAccumulate); }) / floats;
+  cost.compress = fastest(clock, [&] { written = codec->compress(input, {}, bytes); }) / floats;
+  cost.decompress = fastest(clock, [&] { decode(WriteMode::kAssign); }) / floats;
+  cost.accumulate = fastest(clock, [&] { decode(WriteMode::kAccumulate); }) / floats;
   return cost;
 }
 

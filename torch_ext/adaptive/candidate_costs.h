@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "thinwire/comm/link/link_model.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/common/stopwatch.h"
 
 namespace thinwire {
 
@@ -35,8 +37,9 @@ double coding_seconds(const Spec& spec, std::int64_t numel, const comm::CodecCos
 // InvalidArgument for a spec that names no codec.
 comm::CodecCost codec_cost(const Spec& spec, const comm::LinkModel& model);
 
-// The same from a clock: the codec on a small layer of random numbers, the fastest of a few runs,
-// about a millisecond in all. Not deterministic.
-comm::CodecCost measured_codec_cost(const Spec& spec);
+// The same from a clock, which tells seconds: the codec on a small layer of random numbers, the
+// fastest of a few runs, about a millisecond in all. Not deterministic.
+comm::CodecCost measured_codec_cost(const Spec& spec,
+                                    const std::function<double()>& clock = clock_seconds);
 
 }  // namespace thinwire

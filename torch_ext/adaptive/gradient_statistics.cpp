@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <functional>
 #include <numeric>
 
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/shape.h"
 #include "thinwire/compressors/kernels/cast.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
@@ -29,9 +29,7 @@ const kernels::CastFormat& wire_format() {
 GradientStatistics::GradientStatistics(std::vector<LayerInfo> layers, int rank, int world)
     : layers_(std::move(layers)), rank_(rank), world_(world), places_(layers_.size()) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const auto& shape = layers_[i].shape;
-    places_[i].numel = static_cast<std::size_t>(
-        std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+    places_[i].numel = static_cast<std::size_t>(numel_of(layers_[i].shape));
     const bool added = index_.emplace(layers_[i].name, i).second;
     check(added, "two layers are called '", layers_[i].name, "'");
   }

@@ -1,45 +1,19 @@
 #include "thinwire/torch_ext/compression/compression.h"
 
 #include <algorithm>
-#include <functional>
 #include <iterator>
 #include <map>
-#include <numeric>
 
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/pattern.h"
+#include "thinwire/common/shape.h"
 
 namespace thinwire {
-
-bool matches_pattern(std::string_view pattern, std::string_view name) {
-  // Greedy with one point of return: the last '*', which is let match one character more.
-  std::size_t p = 0, n = 0;
-  std::size_t star = std::string_view::npos, resume = 0;
-  while (n < name.size()) {
-    if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      resume = n;
-    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == name[n])) {
-      ++p;
-      ++n;
-    } else if (star != std::string_view::npos) {
-      p = star + 1;
-      n = ++resume;
-    } else {
-      return false;
-    }
-  }
-  while (p < pattern.size() && pattern[p] == '*') ++p;
-  return p == pattern.size();
-}
-
 namespace {
 
-constexpr std::string_view kLayerKeys[] = {"error_feedback", "residual_decay", "residual_reset"};
-
-bool is_layer_key(const Spec::Argument& argument) {
-  return std::find(std::begin(kLayerKeys), std::end(kLayerKeys), argument.key) !=
-         std::end(kLayerKeys);
+bool is_every_layers(const Spec::Argument& argument) {
+  return comm::is_feedback_key(argument.key);
 }
 
 std::string usual_spec(const CompressionOptions& options) {
@@ -53,8 +27,8 @@ std::optional<AdaptiveCompression> parse_adaptive(const std::string& text) {
   if (spec.name != "lgreco") return std::nullopt;
   AdaptiveCompression adaptive;
   std::copy_if(spec.arguments.begin(), spec.arguments.end(),
-               std::back_inserter(adaptive.layer_arguments), is_layer_key);
-  std::erase_if(spec.arguments, is_layer_key);
+               std::back_inserter(adaptive.layer_arguments), is_every_layers);
+  std::erase_if(spec.arguments, is_every_layers);
   adaptive.policy = lgreco::parse_policy(spec);
   return adaptive;
 }
@@ -75,9 +49,8 @@ const std::pair<std::string, std::string>* override_of(const LayerInfo& layer,
 
 // Whether the rules for small and flat layers rule the layer out.
 bool stays_uncompressed(const LayerInfo& layer, const CompressionOptions& options) {
-  const auto numel =
-      std::accumulate(layer.shape.begin(), layer.shape.end(), std::int64_t{1}, std::multiplies<>());
-  return numel < options.min_numel || (layer.shape.size() < 2 && !options.compress_1d);
+  return numel_of(layer.shape) < options.min_numel ||
+         (layer.shape.size() < 2 && !options.compress_1d);
 }
 
 }  // namespace

@@ -71,7 +71,4 @@ struct AdaptiveCompression {
 std::optional<AdaptiveCompression> adaptive_compression(const std::vector<LayerInfo>& layers,
                                                         const CompressionOptions& options);
 
-// Whether `pattern` matches the whole of `name`; '*' matches any text, '?' one character.
-bool matches_pattern(std::string_view pattern, std::string_view name);
-
 }  // namespace thinwire

@@ -14,7 +14,6 @@
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
-#include "thinwire/common/spec.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
@@ -128,14 +127,13 @@ OuterOptimizer::~OuterOptimizer() = default;
 void OuterOptimizer::collect_warnings() {
   for (const auto& [name, setting] : plan_.layers()) {
     if (!setting.uses_feedback()) continue;
-    const Spec spec = Spec::parse(setting.codec->spec());
-    SpecReader read(spec);
-    if (spec.name != "ternary" || !read.has("alpha")) continue;
-    const double density = read.number("density", 1, 0, 1, true);
-    const double alpha = read.number("alpha", 1, 0, 1e6, true);
-    const auto warning = peft::repeat_warning(alpha, peft::gaussian_mean_kept(density));
+    const CodecFacts facts = setting.codec->facts();
+    if (!facts.alpha || !facts.density) continue;
+    const auto warning =
+        peft::repeat_warning(*facts.alpha, peft::gaussian_mean_kept(*facts.density));
     if (warning.empty()) continue;
-    warnings_.push_back(concat("outer deltas of '", name, "', ", spec.str(), ": ", warning));
+    warnings_.push_back(
+        concat("outer deltas of '", name, "', ", setting.codec->spec(), ": ", warning));
     if (averager_->group()->getRank() == 0) log::warn(warnings_.back());
   }
 }

@@ -65,9 +65,7 @@ Hierarchical::Hierarchical(std::span<const PartitionLayer> layers, c10d::Process
   });
   // Whether a lane scatters and gathers is decided by all layers, whatever is in its slice: the
   // lanes make their exchanges together.
-  const auto scatters = [](const PartitionLayer& layer) {
-    return layer.codec->traits().fixed_size && layer.codec->block_size() > 0;
-  };
+  const auto scatters = [](const PartitionLayer& layer) { return layer.codec->can_be_cut(); };
   const bool any_scattered = std::ranges::any_of(layers, scatters);
   const bool any_gathered = !std::ranges::all_of(layers, scatters);
   for (int chunk = 0; chunk < inside_->partition().chunks(); ++chunk) {

@@ -6,7 +6,7 @@
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/error.h"
-#include "thinwire/compressors/codecs/codec_table.h"
+#include "thinwire/compressors/codecs/codec.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
@@ -25,14 +25,13 @@ FrameHeader header_of(FrameHeader slice_header, const ReductionContext& context,
   return slice_header;
 }
 
-// A table id for frames whose layers all have one codec, else kMixedCodecs.
+// The codec's id for frames whose layers all have one codec, else kMixedCodecs.
 std::uint16_t codec_id_of(std::span<const LayerValues> layers, const Slice& slice) {
   std::optional<std::uint16_t> id;
   for (const Piece& piece : slice.pieces) {
-    const std::string spec = layers[piece.layer].codec->spec();
-    const auto entry = codec_entry(std::string_view(spec).substr(0, spec.find('(')));
-    if (id && *id != entry.id) return kMixedCodecs;
-    id = entry.id;
+    const auto next = static_cast<std::uint16_t>(layers[piece.layer].codec->facts().id);
+    if (id && *id != next) return kMixedCodecs;
+    id = next;
   }
   return id.value_or(kMixedCodecs);
 }

@@ -179,22 +179,4 @@ void SparseReduce::write_range(std::span<const LayerValues> layers, int owner,
   }
 }
 
-double bytes_by_owners(std::int64_t numel, std::int64_t entries, int world) {
-  // An entry is a float and about a byte of index.
-  constexpr double kEntryBytes = 5;
-  if (numel == 0) return 0;
-  const auto n = static_cast<double>(numel);
-  const auto k = static_cast<double>(entries);
-  // Multiplied out, not pow(), which may differ between the ranks' mathematics libraries.
-  double untouched = n;
-  for (int rank = 0; rank < world; ++rank) untouched *= 1 - k / n;
-  const double meeting = std::min((n - untouched) * kEntryBytes, n * sizeof(float));
-  return (world - 1) * (k * kEntryBytes + meeting) / world;
-}
-
-bool owners_send_less(std::int64_t numel, std::int64_t entries, std::size_t payload_bytes,
-                      int world) {
-  return bytes_by_owners(numel, entries, world) < (world - 1) * static_cast<double>(payload_bytes);
-}
-
 }  // namespace thinwire::comm

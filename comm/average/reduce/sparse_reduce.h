@@ -56,13 +56,4 @@ class SparseReduce final : public Reduction {
   SparseEntries union_, scratch_;
 };
 
-// Bytes that one rank sends where owners of index ranges add `entries` of `numel` elements a rank,
-// if these lie at random: then numel · (1 − (1 − entries / numel)^world) elements meet and are sent
-// on; fewer where gradients agree on what is large. A pure function.
-double bytes_by_owners(std::int64_t numel, std::int64_t entries, int world);
-
-// Whether that is less than GatherReduce sends, of which each rank's payload is `payload_bytes`.
-bool owners_send_less(std::int64_t numel, std::int64_t entries, std::size_t payload_bytes,
-                      int world);
-
 }  // namespace thinwire::comm

@@ -105,6 +105,7 @@ class FailingCodec final : public Codec {
 
   std::string spec() const override { return inner_->spec(); }
   CodecTraits traits() const override { return inner_->traits(); }
+  CodecFacts facts() const override { return inner_->facts(); }
   std::int64_t block_size() const override { return inner_->block_size(); }
   std::size_t max_compressed_bytes(std::int64_t numel, DType dtype) const override {
     return inner_->max_compressed_bytes(numel, dtype);

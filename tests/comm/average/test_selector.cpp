@@ -40,7 +40,7 @@ ReductionRequest request_of(const char* spec, std::int64_t side, int world = 4, 
   const std::array<std::int64_t, 2> shape = {side, side};
   ReductionRequest request;
   request.bytes = 4 * side * side;
-  request.codec = facts_of(*make_codec(spec), side * side, DType::kFloat32, shape);
+  request.codec = use_of(*make_codec(spec), side * side, DType::kFloat32, shape);
   request.world = world;
   request.hosts = hosts;
   return request;
@@ -198,21 +198,20 @@ TEST(Selector, TakesTheMeasuredCostOfACodec) {
   LinkModel model;
   const CodecPtr codec = make_codec("quantize(bits=4)");
   model.codecs[codec->spec()] = {1, 2, 3};
-  EXPECT_EQ(facts_of(*codec, kNumel, DType::kFloat32, {}, &model).cost, (CodecCost{1, 2, 3}));
+  EXPECT_EQ(use_of(*codec, kNumel, DType::kFloat32, {}, &model).cost, (CodecCost{1, 2, 3}));
   const CodecPtr other = make_codec("onebit");
-  EXPECT_EQ(facts_of(*other, kNumel, DType::kFloat32, {}, &model).cost, CodecFacts::kAssumedCost);
+  EXPECT_EQ(use_of(*other, kNumel, DType::kFloat32, {}, &model).cost, CodecUse::kAssumedCost);
   // Entries that were not sent are not touched.
-  const CodecFacts sparse =
-      facts_of(*make_codec("topk(density=0.01)"), kNumel, DType::kFloat32, {});
-  EXPECT_LT(sparse.cost.accumulate, CodecFacts::kAssumedCost.accumulate / 10);
+  const CodecUse sparse = use_of(*make_codec("topk(density=0.01)"), kNumel, DType::kFloat32, {});
+  EXPECT_LT(sparse.cost.accumulate, CodecUse::kAssumedCost.accumulate / 10);
 }
 
 TEST(Selector, LowRankPayloadFollowsTheShape) {
   const CodecPtr codec = make_codec("powersgd(rank=4)");
   const std::array<std::int64_t, 2> shape = {100, 50};
-  EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, shape).payload_bytes, 4 * 4 * 150);
+  EXPECT_EQ(use_of(*codec, 5000, DType::kFloat32, shape).payload_bytes, 4 * 4 * 150);
   // One dimension cannot be factored.
-  EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, {}).payload_bytes, 20000);
+  EXPECT_EQ(use_of(*codec, 5000, DType::kFloat32, {}).payload_bytes, 20000);
 }
 
 TEST(Selector, LowRankSendsItsFactorsInEveryIteration) {
@@ -232,8 +231,8 @@ TEST(Selector, LowRankSendsItsFactorsInEveryIteration) {
   }
   // What low rank cannot make smaller travels once.
   const CodecPtr codec = make_codec("powersgd(rank=4, iterations=3)");
-  EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, {}).factor_bytes, 0);
-  EXPECT_EQ(facts_of(*codec, 5000, DType::kFloat32, {}).payload_bytes, 20000);
+  EXPECT_EQ(use_of(*codec, 5000, DType::kFloat32, {}).factor_bytes, 0);
+  EXPECT_EQ(use_of(*codec, 5000, DType::kFloat32, {}).payload_bytes, 20000);
 }
 
 TEST(Selector, PowerSgdApproximatesTheMeanWhateverTheLatency) {

@@ -16,16 +16,61 @@ using ::testing::ThrowsMessage;
 
 TEST(CodecTable, NamesAndIdsAreUnique) {
   std::set<std::string_view> seen;
-  std::set<std::uint16_t> ids;
+  std::set<CodecId> ids;
   for (const auto& entry : codec_table()) {
     EXPECT_TRUE(seen.insert(entry.name).second) << entry.name;
-    EXPECT_TRUE(ids.insert(entry.id).second) << entry.id;
+    EXPECT_TRUE(ids.insert(entry.id).second) << entry.name;
+    EXPECT_EQ(make_codec(entry.name)->facts().id, entry.id) << entry.name;
     EXPECT_FALSE(entry.summary.empty());
   }
   // Part of the frame format.
-  EXPECT_EQ(codec_entry("identity").id, 0);
-  EXPECT_EQ(codec_entry("cast").id, 1);
-  EXPECT_EQ(codec_entry("quantize").id, 2);
+  const std::vector<std::string_view> names = {"identity", "cast",    "quantize",
+                                               "topk",     "randomk", "onebit",
+                                               "terngrad", "ternary", "powersgd"};
+  for (std::size_t id = 0; id < names.size(); ++id) {
+    EXPECT_EQ(static_cast<std::size_t>(codec_entry(names[id]).id), id) << names[id];
+  }
+}
+
+// What a codec says of itself is what its spec says.
+TEST(CodecTable, FactsAreTheParameters) {
+  using Form = CodecFacts::Form;
+  const auto facts = [](const char* spec) { return make_codec(spec)->facts(); };
+  EXPECT_EQ(facts("quantize(bits=3)").bits, 3);
+  EXPECT_EQ(facts("quantize").form, Form::kBlocks);
+  EXPECT_EQ(facts("cast(bf16)").bits, std::nullopt);
+  EXPECT_EQ(facts("topk(density=0.03)").density, 0.03);
+  EXPECT_EQ(facts("topk(density=0.03)").form, Form::kSparse);
+  EXPECT_EQ(facts("randomk(0.2)").density, 0.2);
+  EXPECT_EQ(facts("randomk(0.2)").form, Form::kBlocks) << "its payload holds no indices";
+  EXPECT_EQ(facts("ternary(density=0.1)").density, 0.1);
+  EXPECT_EQ(facts("ternary(density=0.1)").form, Form::kSparse);
+  EXPECT_EQ(facts("ternary(density=0.1)").alpha, std::nullopt);
+  EXPECT_EQ(facts("ternary(density=0.1, scale=std, alpha=2.5)").alpha, 2.5);
+  EXPECT_EQ(facts("onebit").density, std::nullopt);
+  EXPECT_EQ(facts("powersgd(rank=7, iterations=3)").rank, 7);
+  EXPECT_EQ(facts("powersgd(rank=7, iterations=3)").iterations, 3);
+  EXPECT_EQ(facts("powersgd").form, Form::kLowRank);
+}
+
+TEST(CodecTable, AnotherDensityChangesNothingElse) {
+  const auto at = [](const char* spec, double density) {
+    return make_codec(spec)->with_density(density)->spec();
+  };
+  EXPECT_EQ(at("topk(density=0.01, select=sampled, values=bf16)", 0.25),
+            "topk(density=0.25, select=sampled, values=bf16)");
+  EXPECT_EQ(at("randomk(density=0.01, unbiased=on)", 0.5), "randomk(density=0.5, unbiased=on)");
+  EXPECT_EQ(at("ternary(scale=std, alpha=2)", 0.5), "ternary(density=0.5, scale=std, alpha=2)");
+  EXPECT_EQ(make_codec("onebit")->with_density(0.5), nullptr);
+}
+
+TEST(CodecTable, OnlyFixedBlocksCanBeCut) {
+  for (const char* spec : {"identity", "cast(bf16)", "quantize", "onebit", "terngrad"}) {
+    EXPECT_TRUE(make_codec(spec)->can_be_cut()) << spec;
+  }
+  for (const char* spec : {"topk", "randomk", "ternary", "powersgd"}) {
+    EXPECT_FALSE(make_codec(spec)->can_be_cut()) << spec;
+  }
 }
 
 TEST(CodecTable, UnknownNameListsTheKnownAndTheNearest) {

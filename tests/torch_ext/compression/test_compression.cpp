@@ -63,16 +63,20 @@ TEST(MakePlan, RefusesWhatCannotBeMeant) {
               ThrowsMessage<InvalidArgument>(HasSubstr("position")));
 }
 
-TEST(MatchesPattern, StarsAndQuestionMarks) {
-  EXPECT_TRUE(matches_pattern("*", ""));
-  EXPECT_TRUE(matches_pattern("a*c*e", "abcde"));
-  EXPECT_TRUE(matches_pattern("a*c", "acbc"));
-  EXPECT_TRUE(matches_pattern("a?c", "abc"));
-  EXPECT_TRUE(matches_pattern("**.weight", "layer.1.weight"));
-  EXPECT_FALSE(matches_pattern("a?c", "ac"));
-  EXPECT_FALSE(matches_pattern("a*c", "ab"));
-  EXPECT_FALSE(matches_pattern("", "a"));
-  EXPECT_FALSE(matches_pattern("weight", "layer.weight"));
+TEST(MakePlan, APolicyGivesEveryLayerItsFeedback) {
+  const auto setting = [](const std::string& spec) {
+    const auto adaptive = adaptive_compression(kLayers, spec);
+    EXPECT_TRUE(adaptive.has_value());
+    return adaptive->setting("quantize(bits=3)");
+  };
+  EXPECT_TRUE(setting("lgreco").uses_second_residual());
+  EXPECT_FALSE(setting("lgreco(family=quantize, second_residual=off)").uses_second_residual());
+  EXPECT_TRUE(setting("lgreco(family=quantize, second_residual=off)").uses_feedback());
+  EXPECT_FALSE(setting("lgreco(error_feedback=off)").uses_feedback());
+  EXPECT_EQ(setting("lgreco(residual_decay=0.5, residual_reset=7)").feedback.decay, 0.5);
+  EXPECT_EQ(setting("lgreco(residual_decay=0.5, residual_reset=7)").feedback.reset_every, 7);
+  // Momentum correction is for chosen entries, and a policy may also choose not to compress.
+  EXPECT_THROW(setting("lgreco(family=topk, momentum=0.9)"), InvalidArgument);
 }
 
 }  // namespace

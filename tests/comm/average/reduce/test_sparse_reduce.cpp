@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 
+#include "thinwire/comm/average/selector.h"
 #include "thinwire/common/error.h"
 #include "thinwire/tests/comm/average/averager_fixture.h"
 #include "thinwire/tests/support/rank_threads.h"
@@ -130,11 +131,18 @@ TEST(SparseReduce, GivesWhatGatherReduceGives) {
 
 TEST(SparseReduce, IsChosenWhereItSendsLess) {
   // At random, four ranks' tenths hardly meet; halves do; and equal supports of one percent would,
-  // but that is not known beforehand.
-  const auto topk_bytes = [](std::int64_t k) { return static_cast<std::size_t>(5 * k); };
-  EXPECT_FALSE(owners_send_less(1'000'000, 10'000, topk_bytes(10'000), 4));
-  EXPECT_TRUE(owners_send_less(1'000'000, 500'000, topk_bytes(500'000), 4));
-  EXPECT_TRUE(owners_send_less(1'000'000, 100'000, topk_bytes(100'000), 64));
+  // but that is not known beforehand. A payload of top-k takes five bytes an entry.
+  const auto owners_send_less = [](std::int64_t numel, std::int64_t entries,
+                                   std::int64_t payload_bytes, int world) {
+    const CodecUse use = {.facts = {.form = CodecFacts::Form::kSparse},
+                          .numel = numel,
+                          .payload_bytes = payload_bytes,
+                          .entries = entries};
+    return usual_strategy(use, world, 0) == Strategy::kSparse;
+  };
+  EXPECT_FALSE(owners_send_less(1'000'000, 10'000, 50'000, 4));
+  EXPECT_TRUE(owners_send_less(1'000'000, 500'000, 2'500'000, 4));
+  EXPECT_TRUE(owners_send_less(1'000'000, 100'000, 500'000, 64));
   EXPECT_FALSE(owners_send_less(1'000'000, 100'000, 100'000, 4)) << "signs alone are cheap";
   EXPECT_FALSE(owners_send_less(0, 0, 0, 4));
 
