@@ -79,7 +79,7 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
     if (name == "mpi") check_mpi_backend(rank, size);
     if (name == "nccl") check_nccl_backend(options.cuda_device);
   } catch (const InvalidArgument& error) {
-    decline(store, rank, error.what());
+    decline(store, rank, size, error.what());
     throw;
   }
 

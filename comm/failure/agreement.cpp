@@ -1,26 +1,29 @@
 #include "thinwire/comm/failure/agreement.h"
 
 #include <ATen/ops/empty.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <chrono>
 #include <exception>
-#include <thread>
 #include <vector>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/join/error_text.h"
+#include "thinwire/comm/join/store_meeting.h"
+#include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
 namespace {
 
-std::vector<std::uint8_t> bytes_of(std::string_view text) {
-  return {text.begin(), text.end()};
-}
+// The outcomes of the meeting: all have one text, rank R (the number follows) is the first whose
+// text is not that of rank 0, or a rank has none and says why.
+constexpr std::string_view kSame = "same", kDiffers = "differs ", kRefused = "refused ";
 
-std::string store_key(std::string_view key, int rank) {
-  return concat("thinwire/agree/", key, "/", rank);
-}
+// How often a rank that waits looks whether another one has failed elsewhere, as comm::wait() does:
+// each look costs two more requests.
+constexpr auto kLookEvery = std::chrono::milliseconds(200);
 
 // The first line in which two texts differ, as "'a' on rank 0, 'b' on rank 2".
 std::string first_difference(std::string_view zero, std::string_view other, int rank) {
@@ -50,68 +53,139 @@ std::chrono::milliseconds timeout_of(const c10d::ProcessGroup& group, const c10d
   }
 }
 
-// What every rank posted under `key`. Polls, since a rank that waited for a key could not learn
-// that another one has failed.
-std::vector<std::string> everyones_text(const c10d::ProcessGroup& group, c10d::Store& store,
-                                        std::string_view key, const std::string& operation) {
-  std::vector<std::string> texts(static_cast<std::size_t>(group.getSize()));
-  std::vector<int> absent;
-  for (int rank = 0; rank < group.getSize(); ++rank) absent.push_back(rank);
-  const auto timeout = timeout_of(group, store);
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  auto pause = std::chrono::milliseconds(1);
-  while (true) {
-    std::erase_if(absent, [&](int rank) {
-      if (!store.check({store_key(key, rank)})) return false;
-      texts[static_cast<std::size_t>(rank)] = store.get_to_str(store_key(key, rank));
-      return true;
-    });
-    if (absent.empty()) return texts;
-    if (another_rank_has_failed(group))
-      throw CommError(-1, operation, 0, "another rank has failed");
-    if (std::chrono::steady_clock::now() >= deadline)
-      throw CommError(absent.front(), operation, 0,
-                      concat("it did not say what it has within ",
-                             static_cast<double>(timeout.count()) / 1000, " s"));
-    std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::milliseconds(50));
-  }
+std::string hash_word(std::string_view text) {
+  return std::to_string(XXH3_64bits(text.data(), text.size()));
 }
+
+// On rank 0: which rank, if any, is the first that differs from it.
+std::string compare_words(const std::vector<LogEntry>& words) {
+  const auto zero = std::ranges::find(words, 0, &LogEntry::rank);
+  THINWIRE_ASSERT(zero != words.end());
+  const LogEntry* odd = nullptr;
+  for (const LogEntry& word : words)
+    if (word.text != zero->text && (odd == nullptr || word.rank < odd->rank)) odd = &word;
+  return std::string(odd == nullptr ? kSame : kDiffers) +
+         (odd == nullptr ? "" : std::to_string(odd->rank));
+}
+
+// One agreement of this rank with the others.
+class TextAgreement {
+ public:
+  TextAgreement(const c10d::ProcessGroup& group, std::string_view key, std::string_view what)
+      : group_(group),
+        store_(group.getStore()),
+        key_(concat("agree/", key)),
+        what_(what),
+        operation_(concat("comparing ", what)) {
+    THINWIRE_ASSERT(store_);
+    timeout_ = timeout_of(group, *store_);
+    deadline_ = StorePoll::Clock::now() + timeout_;
+    next_look_ = StorePoll::Clock::now() + kLookEvery;
+  }
+
+  void agree(std::string_view text) {
+    const std::string outcome = within_the_group([&] {
+      StoreMeeting meeting = make_meeting();
+      StorePoll poll(group_.getSize(), deadline_);
+      std::string end = meeting.attend(hash_word(text), compare_words, [&] {
+        look_for_failures();
+        if (!poll.pause()) give_up(meeting.absent());
+      });
+      if (end == kSame) meeting.leave();
+      return end;
+    });
+    if (outcome != kSame) refuse(outcome, text);
+  }
+
+  [[noreturn]] void refuse_for(const std::string& reason) {
+    const std::string mine = concat(kRefused, "rank ", group_.getRank(), ": ", reason);
+    refuse(within_the_group([&] { return make_meeting().end(mine); }), "");
+  }
+
+ private:
+  StoreMeeting make_meeting() { return {*store_, key_, group_.getRank(), group_.getSize()}; }
+
+  template <typename Action>
+  auto within_the_group(const Action& action) -> decltype(action()) {
+    try {
+      return action();
+    } catch (...) {
+      raise_collective_failure(group_, operation_, 0, std::current_exception());
+    }
+  }
+
+  void look_for_failures() {
+    const auto now = StorePoll::Clock::now();
+    if (now < next_look_) return;
+    next_look_ = now + kLookEvery;
+    if (another_rank_has_failed(group_))
+      throw CommError(-1, operation_, 0, "another rank has failed");
+  }
+
+  [[noreturn]] void give_up(const std::vector<int>& absent) const {
+    // All have come, but rank 0 did not say what it found.
+    const int rank = absent.empty() ? 0 : absent.front();
+    throw CommError(rank, operation_, 0,
+                    concat("it did not say what it has within ",
+                           static_cast<double>(timeout_.count()) / 1000, " s"));
+  }
+
+  [[noreturn]] void refuse(std::string_view outcome, std::string_view text) {
+    if (outcome.starts_with(kRefused))
+      throw InvalidArgument(std::string(outcome.substr(kRefused.size())));
+    const int odd = std::stoi(std::string(outcome.substr(kDiffers.size())));
+    const auto [zero, other] = within_the_group([&] { return fetch_texts(odd, text); });
+    throw InvalidArgument(
+        concat("the ranks disagree on ", what_, ": ", first_difference(zero, other, odd)));
+  }
+
+  // The texts of rank 0 and of rank `odd`, which those two post now.
+  std::pair<std::string, std::string> fetch_texts(int odd, std::string_view mine) {
+    const auto text_key = [&](int rank) {
+      return concat("thinwire/", key_, "/text/", std::to_string(rank));
+    };
+    if (group_.getRank() == 0 || group_.getRank() == odd)
+      store_->set(text_key(group_.getRank()), std::vector<std::uint8_t>(mine.begin(), mine.end()));
+    StorePoll poll(group_.getSize(), deadline_);
+    while (!store_->check({text_key(0), text_key(odd)})) {
+      look_for_failures();
+      if (!poll.pause()) give_up({store_->check({text_key(0)}) ? odd : 0});
+    }
+    return {store_->get_to_str(text_key(0)), store_->get_to_str(text_key(odd))};
+  }
+
+  const c10d::ProcessGroup& group_;
+  c10::intrusive_ptr<c10d::Store> store_;
+  std::string key_, what_, operation_;
+  std::chrono::milliseconds timeout_{};
+  StorePoll::Clock::time_point deadline_, next_look_;
+};
 
 }  // namespace
 
 void agree_on_text(const c10d::ProcessGroup& group, std::string_view key, std::string_view what,
                    std::string_view text) {
   if (group.getSize() == 1) return;
-  const auto store = group.getStore();
-  THINWIRE_ASSERT(store);
-  const std::string operation = concat("comparing ", what);
-  std::vector<std::string> texts;
-  try {
-    store->set(store_key(key, group.getRank()), bytes_of(text));
-    texts = everyones_text(group, *store, key, operation);
-  } catch (...) {
-    raise_collective_failure(group, operation, 0, std::current_exception());
-  }
-  for (int rank = 1; rank < group.getSize(); ++rank) {
-    const auto& other = texts[static_cast<std::size_t>(rank)];
-    check(other == texts[0], "the ranks disagree on ", what, ": ",
-          first_difference(texts[0], other, rank));
-  }
+  TextAgreement(group, key, what).agree(text);
 }
 
 void agree_on_result(const c10d::ProcessGroup& group, std::string_view key, std::string_view what,
                      const std::function<std::string()>& make) {
-  std::string text;
-  std::exception_ptr mistake;
+  if (group.getSize() == 1) {
+    make();
+    return;
+  }
+  TextAgreement agreement(group, key, what);
+  std::string text, reason;
+  bool failed = false;
   try {
     text = make();
   } catch (const std::exception& error) {
-    mistake = std::current_exception();
-    text = concat("unusable: ", error.what());
+    failed = true;
+    reason = error_text(error);
   }
-  agree_on_text(group, key, what, text);
-  if (mistake) std::rethrow_exception(mistake);
+  if (failed) agreement.refuse_for(reason);
+  agreement.agree(text);
 }
 
 HashAgreement::HashAgreement(c10d::ProcessGroup& group, std::uint64_t sequence, std::uint64_t hash,

@@ -13,15 +13,16 @@ namespace thinwire::comm {
 
 // Throws InvalidArgument, with one text on every rank, unless all ranks pass the same `text`. The
 // message names `what`, the first rank that differs from rank 0 and the first line in which it
-// does. `text` may have any size: it travels through the group's store. `key` must be new for every
-// call on a group and equal on all ranks. Collective; throws CommError if a rank does not come
-// within the group's timeout.
+// does. `text` may have any size: its hash travels through the group's store (see Note [Meetings]),
+// itself only where it differs. `key` must be new for every call on a group and equal on all ranks.
+// Collective; throws CommError if a rank does not come within the group's timeout.
 void agree_on_text(const c10d::ProcessGroup& group, std::string_view key, std::string_view what,
                    std::string_view text);
 
-// agree_on_text() of what `make` gives. A rank whose `make` throws tells the others its reason, so
-// that all of them throw at once, each naming the rank, instead of waiting for it: for whatever a
-// constructor or a load checks on one rank alone.
+// agree_on_text() of what `make` gives: for whatever a constructor or a load checks on one rank
+// alone. Where `make` throws on one rank, every rank throws InvalidArgument "rank 2: <its message>"
+// at once, that rank included, instead of waiting for it; of several that throw the first one
+// counts. With one rank the exception of `make` passes as it is.
 void agree_on_result(const c10d::ProcessGroup& group, std::string_view key, std::string_view what,
                      const std::function<std::string()>& make);
 

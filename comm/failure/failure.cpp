@@ -1,7 +1,9 @@
 #include "thinwire/comm/failure/failure.h"
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -10,6 +12,8 @@
 
 #include "thinwire/comm/failure/failure_board.h"
 #include "thinwire/comm/failure/roll_call.h"
+#include "thinwire/comm/join/error_text.h"
+#include "thinwire/comm/join/store_meeting.h"
 #include "thinwire/common/log.h"
 
 namespace thinwire::comm {
@@ -22,32 +26,48 @@ constexpr auto kPatience = std::chrono::seconds(2);
 // A collective that finishes sooner never asks; the question costs two small messages.
 constexpr auto kAskEvery = std::chrono::milliseconds(200);
 
-FailureReport describe(int rank, const std::exception_ptr& cause) {
+FailureReport describe(int rank, std::string operation, const std::exception_ptr& cause) {
+  FailureReport report{Kind::kOther, rank, std::move(operation), ""};
+  const auto is = [&](Kind kind, const std::exception& error) {
+    report.kind = kind;
+    report.text = error_text(error);
+  };
   try {
     std::rethrow_exception(cause);
   } catch (const InvalidArgument& error) {
-    return {Kind::kInvalidArgument, rank, 0, error.what()};
+    is(Kind::kInvalidArgument, error);
   } catch (const FrameError& error) {
-    return {Kind::kFrameError, rank, 0, error.what()};
+    is(Kind::kFrameError, error);
   } catch (const CommError& error) {
-    return {Kind::kComm, rank, 0, error.what()};
+    is(Kind::kComm, error);
   } catch (const Error& error) {
-    return {Kind::kOther, rank, 0, error.what()};
+    is(Kind::kOther, error);
   } catch (const std::bad_alloc& error) {
-    return {Kind::kOther, rank, 0, error.what()};
-  } catch (const c10::Error& error) {
-    return {Kind::kComm, rank, 0, error.what_without_backtrace()};
+    is(Kind::kOther, error);
   } catch (const std::exception& error) {
-    return {Kind::kComm, rank, 0, error.what()};
+    is(Kind::kComm, error);
   } catch (...) {
-    return {Kind::kOther, rank, 0, "an exception of unknown type"};
+    report.text = "an exception of unknown type";
   }
+  return report;
 }
 
-std::string join(const std::vector<int>& ranks) {
+// Where every rank is alive and none has an error of its own, they wait for each other: in which
+// operations. Empty where all name the same.
+std::string differing_operations(const std::vector<FailureReport>& reports) {
+  std::map<std::string, std::vector<int>> ranks_of;
+  for (const FailureReport& report : reports) ranks_of[report.operation].push_back(report.rank);
+  if (ranks_of.size() < 2) return "";
+  // The fewest ranks first, for they are the odd ones.
+  std::vector<std::pair<std::string, std::vector<int>>> groups(ranks_of.begin(), ranks_of.end());
+  std::ranges::stable_sort(groups, {}, [](const auto& group) { return group.second.size(); });
   std::string text;
-  for (int rank : ranks) text += concat(text.empty() ? "" : ", ", rank);
-  return text;
+  for (auto& [operation, ranks] : groups) {
+    std::ranges::sort(ranks);
+    text += concat(text.empty() ? "" : ", ", ranks.size() == 1 ? "rank " : "ranks ", list_of(ranks),
+                   " in ", operation);
+  }
+  return "the ranks wait for each other in different operations: " + text + "; ";
 }
 
 // Marks what raise_collective_failure() throws, so that it knows its own exceptions.
@@ -93,11 +113,11 @@ bool is_answered(const std::exception_ptr& cause, const c10d::Store* board) {
     if (report.kind == Kind::kOther)
       throw comm_error(report.rank, concat("rank ", report.rank, " reports: ", report.text));
   if (!roll.silent.empty())
-    throw comm_error(roll.silent.front(), concat("rank(s) ", join(roll.silent), " of ", size,
+    throw comm_error(roll.silent.front(), concat("rank(s) ", list_of(roll.silent), " of ", size,
                                                  " are dead or hung; this rank saw: ", mine.text));
   const FailureReport& first = roll.reports.front();
-  throw comm_error(
-      -1, concat("every rank is alive; rank ", first.rank, " was the first to fail: ", first.text));
+  throw comm_error(-1, concat("every rank is alive; ", differing_operations(roll.reports), "rank ",
+                              first.rank, " was the first to fail: ", first.text));
 }
 
 // Blocks until `work` has finished, or another rank has posted a failure (then returns false).
@@ -146,7 +166,7 @@ void raise_collective_failure(const c10d::ProcessGroup& group, const std::string
                               std::uint64_t sequence, std::exception_ptr cause) {
   const auto board = DuplicateStore::board_of(group.getStore());
   if (is_answered(cause, board.get())) std::rethrow_exception(std::move(cause));
-  const FailureReport mine = describe(group.getRank(), cause);
+  const FailureReport mine = describe(group.getRank(), concat(operation, " #", sequence), cause);
   if (board == nullptr) {
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
     throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());

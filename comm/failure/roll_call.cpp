@@ -5,63 +5,59 @@
 #include <memory>
 #include <thread>
 
+#include "thinwire/comm/join/store_log.h"
+#include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // How long a store may take to answer before its host counts as gone. The store answers in less
 // than a millisecond; a host that swaps or is stopped takes longer, and nobody should wait for it.
 constexpr auto kStorePatience = std::chrono::seconds(3);
 
 std::string count_key(int rank) {
-  return concat("thinwire/failure/count/", rank);
+  return "thinwire/failure/count/" + std::to_string(rank);
 }
 std::string prefix_of(std::int64_t round) {
-  return concat("thinwire/failure/", round, "/");
+  return "thinwire/failure/" + std::to_string(round);
 }
 
-// "kind order text"; the text may hold anything.
-std::string encode(const FailureReport& report) {
-  return concat(static_cast<int>(report.kind), ' ', report.order, ' ', report.text);
+// "kind operation\ntext"; the text may hold anything, an operation no line break.
+std::string encode_report(const FailureReport& report) {
+  std::string operation = report.operation;
+  std::ranges::replace(operation, '\n', ' ');
+  return std::to_string(static_cast<int>(report.kind)) + ' ' + operation + '\n' + report.text;
 }
 
-FailureReport decode(int rank, const std::string& text) {
-  std::istringstream in(text);
-  int kind = 0;
+FailureReport decode_report(const LogEntry& entry) {
   FailureReport report;
-  report.rank = rank;
-  in >> kind >> report.order;
-  in.get();
-  report.kind = static_cast<FailureReport::Kind>(kind);
-  report.text = text.substr(static_cast<std::size_t>(in.tellg()));
+  report.rank = entry.rank;
+  const std::size_t blank = entry.text.find(' '), line = entry.text.find('\n');
+  if (blank != 1 || line == std::string::npos || entry.text[0] < '0' || entry.text[0] > '3')
+    return {FailureReport::Kind::kOther, entry.rank, "", "what it posted cannot be read"};
+  report.kind = static_cast<FailureReport::Kind>(entry.text[0] - '0');
+  report.operation = entry.text.substr(2, line - 2);
+  report.text = entry.text.substr(line + 1);
   return report;
 }
 
-RollCall call(c10d::Store& store, FailureReport mine, int size,
+RollCall call(c10d::Store& store, const FailureReport& mine, int size,
               std::chrono::milliseconds patience) {
-  const std::string prefix = prefix_of(store.add(count_key(mine.rank), 1));
-  mine.order = store.add(prefix + "order", 1);
-  store.set(concat(prefix, mine.rank), encode(mine));
-
-  RollCall result;
-  for (int rank = 0; rank < size; ++rank) result.silent.push_back(rank);
-  const auto deadline = Clock::now() + patience;
-  auto pause = std::chrono::milliseconds(1);
-  while (true) {
-    std::erase_if(result.silent, [&](int rank) {
-      const std::string key = concat(prefix, rank);
-      if (!store.check({key})) return false;
-      result.reports.push_back(decode(rank, store.get_to_str(key)));
-      return true;
-    });
-    if (result.silent.empty() || Clock::now() >= deadline) break;
-    std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::milliseconds(50));
+  StoreLog log(store, prefix_of(store.add(count_key(mine.rank), 1)));
+  log.append(mine.rank, encode_report(mine));
+  StorePoll poll(size, StorePoll::Clock::now() + patience);
+  while (log.count() < size && poll.pause()) {
   }
-  std::ranges::sort(result.reports, {}, &FailureReport::order);
+  RollCall result;
+  std::vector<bool> spoke(static_cast<std::size_t>(size), false);
+  for (const LogEntry& entry : log.read()) {
+    if (entry.rank >= size || spoke[static_cast<std::size_t>(entry.rank)]) continue;
+    spoke[static_cast<std::size_t>(entry.rank)] = true;
+    result.reports.push_back(decode_report(entry));
+  }
+  for (int rank = 0; rank < size; ++rank)
+    if (!spoke[static_cast<std::size_t>(rank)]) result.silent.push_back(rank);
   return result;
 }
 
@@ -89,7 +85,7 @@ RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureRe
 
 bool failure_is_posted(const c10::intrusive_ptr<c10d::Store>& store, int rank) {
   const std::int64_t answered = store->add(count_key(rank), 0);
-  return store->check({prefix_of(answered + 1) + "order"});
+  return StoreLog(*store, prefix_of(answered + 1)).exists();
 }
 
 }  // namespace thinwire::comm

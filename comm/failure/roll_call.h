@@ -17,19 +17,20 @@ struct FailureReport {
   enum class Kind : int { kComm = 0, kInvalidArgument = 1, kFrameError = 2, kOther = 3 };
 
   Kind kind = Kind::kComm;
-  int rank = -1;           // who posted it
-  std::int64_t order = 0;  // 1 for the rank that posted first
+  int rank = -1;          // who posted it
+  std::string operation;  // in which it failed, "averaging bucket 3 #17"
   std::string text;
 };
 
 struct RollCall {
-  // In the order of posting, this rank's own included. Empty where the store is gone.
+  // In the order of posting, this rank's own included; empty where the store is gone. A rank has
+  // one: its first.
   std::vector<FailureReport> reports;
   std::vector<int> silent;  // ranks that posted nothing in time
   bool store_is_gone = false;
 };
 
-// Posts `mine` (its order is ignored) and waits up to `patience` for all `size` ranks to post.
+// Posts `mine` and waits up to `patience` for all `size` ranks to post.
 // A group may fail more than once: the n-th failure of this rank meets the n-th of the others.
 // Returns in bounded time even where the store's host is dead or hangs.
 RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureReport& mine,

@@ -8,9 +8,45 @@
 #include <string>
 #include <system_error>
 
+#include "thinwire/comm/join/error_text.h"
+#include "thinwire/comm/join/store_meeting.h"
+#include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
+namespace {
+
+// The number of every rank's host, as runs "NUMBERxCOUNT ": ranks are mostly counted host by host.
+std::string number_hosts(const std::vector<LogEntry>& words) {
+  std::map<int, std::string> name_of;
+  for (const LogEntry& word : words) name_of.emplace(word.rank, word.text);
+  std::map<std::string, int> numbers;
+  std::string runs;
+  int number = -1, count = 0;
+  const auto end_run = [&] {
+    if (count > 0) runs += std::to_string(number) + 'x' + std::to_string(count) + ' ';
+    count = 0;
+  };
+  for (const auto& [rank, name] : name_of) {
+    const int next = numbers.try_emplace(name, static_cast<int>(numbers.size())).first->second;
+    if (next != number) end_run();
+    number = next;
+    ++count;
+  }
+  end_run();
+  return runs;
+}
+
+std::vector<int> decode_runs(const std::string& runs) {
+  std::vector<int> numbers;
+  for (std::size_t begin = 0; begin < runs.size(); begin = runs.find(' ', begin) + 1) {
+    const int number = std::stoi(runs.substr(begin));
+    numbers.insert(numbers.end(), std::stoul(runs.substr(runs.find('x', begin) + 1)), number);
+  }
+  return numbers;
+}
+
+}  // namespace
 
 std::vector<int> hosts_of_ranks(const c10d::ProcessGroup& group, std::string_view key) {
   std::array<char, 256> name{};
@@ -26,20 +62,25 @@ std::vector<int> hosts_of_ranks(const c10d::ProcessGroup& group, std::string_vie
                                 std::string_view host) {
   const auto store = group.getStore();
   check(store != nullptr, "a process group without a store cannot tell which ranks share a host");
-  const auto key_of = [&](int rank) { return concat("thinwire/hosts/", key, "/", rank); };
-  store->set(key_of(group.getRank()), std::vector<std::uint8_t>(host.begin(), host.end()));
-  std::map<std::string, int> numbers;
-  std::vector<int> hosts;
-  for (int rank = 0; rank < group.getSize(); ++rank) {
-    try {
-      const auto bytes = store->get(key_of(rank));
-      const std::string name(bytes.begin(), bytes.end());
-      hosts.push_back(numbers.try_emplace(name, static_cast<int>(numbers.size())).first->second);
-    } catch (const std::exception& error) {
-      throw CommError(rank, "learning the hosts of the ranks", 0, error.what());
-    }
+  const std::string operation = "learning the hosts of the ranks";
+  const auto timeout = store->getTimeout();
+  StorePoll poll(group.getSize(), StorePoll::Clock::now() + timeout);
+  try {
+    StoreMeeting meeting(*store, concat("hosts/", key), group.getRank(), group.getSize());
+    const std::string numbers = meeting.attend(host, number_hosts, [&] {
+      if (poll.pause()) return;
+      const std::vector<int> absent = meeting.absent();
+      throw CommError(absent.empty() ? 0 : absent.front(), operation, 0,
+                      concat("rank(s) ", list_of(absent), " did not come within ",
+                             static_cast<double>(timeout.count()) / 1000, " s"));
+    });
+    meeting.leave();
+    return decode_runs(numbers);
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw CommError(-1, operation, 0, concat("the store is unreachable: ", error_text(error)));
   }
-  return hosts;
 }
 
 }  // namespace thinwire::comm

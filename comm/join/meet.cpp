@@ -1,80 +1,134 @@
 #include "thinwire/comm/join/meet.h"
 
 #include <algorithm>
-#include <thread>
-#include <vector>
 
+#include "thinwire/comm/join/error_text.h"
+#include "thinwire/comm/join/store_meeting.h"
+#include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 
 namespace thinwire::comm {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+// Outcomes of the meeting: the lines of all ranks follow, or why there is no group.
+constexpr std::string_view kMet = "met\n", kNoGroup = "refused ";
 
-constexpr std::string_view kDeclined = "declined: ";
-
-std::string key_of(int rank) {
-  return concat("thinwire/rank/", rank);
+StoreMeeting meeting_of(c10d::Store& store, int rank, int size) {
+  return {store, "members", rank, size};
 }
 
-// Compares what the peer posted with what this rank means.
-void check_peer(int rank, int peer, const std::string& mine, const std::string& theirs) {
-  check(!theirs.starts_with(kDeclined), "rank ", peer,
-        " cannot join the process group: ", theirs.substr(kDeclined.size()));
-  check(theirs == mine, "the ranks disagree: rank ", rank, " makes a process group of ", mine,
-        ", rank ", peer, " one of ", theirs);
+std::string two_claim(int rank, int size) {
+  return concat("two processes claim rank ", rank, " of ", size,
+                ", or the store's prefix is that of another process group");
 }
 
-// Looks at the ranks still absent, in order, until all have come or `deadline` has passed; returns
-// those that have not. Polls, since a rank that waited for a key could not learn that another one
-// disagrees; what is posted decides, so every rank of a failing group fails at once.
-std::vector<int> wait_for_peers(c10d::Store& store, int rank, int size, const std::string& mine,
-                                Clock::time_point deadline) {
-  std::vector<int> absent;
-  for (int peer = 0; peer < size; ++peer) absent.push_back(peer);
-  auto pause = std::chrono::milliseconds(1);
-  while (true) {
-    std::erase_if(absent, [&](int peer) {
-      if (!store.check({key_of(peer)})) return false;
-      check_peer(rank, peer, mine, store.get_to_str(key_of(peer)));
-      return true;
-    });
-    if (absent.empty() || Clock::now() >= deadline) return absent;
-    std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::milliseconds(50));
+std::string lines_by_rank(std::vector<LogEntry> words, int size) {
+  std::ranges::stable_sort(words, {}, &LogEntry::rank);
+  std::string lines(kMet);
+  int rank = 0;
+  for (const LogEntry& word : words) {
+    if (word.rank != rank) return std::string(kNoGroup) + two_claim(word.rank, size);
+    ++rank;
+    lines += word.text + '\n';
   }
+  return lines;
 }
+
+std::vector<std::string> split_lines(std::string_view lines) {
+  std::vector<std::string> words;
+  while (!lines.empty()) {
+    const std::size_t end = lines.find('\n');
+    words.emplace_back(lines.substr(0, end));
+    lines.remove_prefix(end + 1);
+  }
+  return words;
+}
+
+class Meet {
+ public:
+  Meet(c10d::Store& store, int rank, int size, const std::string& backend,
+       std::chrono::milliseconds timeout)
+      : store_(store),
+        meeting_(meeting_of(store, rank, size)),
+        rank_(rank),
+        size_(size),
+        backend_(backend),
+        timeout_(timeout) {}
+
+  std::vector<std::string> run(const std::string& word) {
+    StorePoll poll(size_, StorePoll::Clock::now() + timeout_);
+    compare_with_the_first();
+    const std::string outcome = meeting_.attend(
+        word, [this](const std::vector<LogEntry>& words) { return lines_by_rank(words, size_); },
+        [&] {
+          if (!poll.pause()) give_up();
+        });
+    check_outcome(outcome);
+    meeting_.leave();
+    return split_lines(std::string_view(outcome).substr(kMet.size()));
+  }
+
+ private:
+  // Who comes first says what the group is; whoever means another one ends the meeting. Ranks that
+  // disagree on the size would wait for different numbers of others.
+  void compare_with_the_first() {
+    const std::string mine = concat(std::to_string(size_), " rank(s) over ", backend_);
+    const std::string first =
+        store_.compareSet("thinwire/group", "", concat(mine, " ", std::to_string(rank_)));
+    const std::size_t blank = first.rfind(' ');
+    if (first.substr(0, blank) != mine)
+      check_outcome(
+          meeting_.end(concat(kNoGroup, "the ranks disagree: rank ", first.substr(blank + 1),
+                              " makes a process group of ", first.substr(0, blank), ", rank ",
+                              rank_, " one of ", mine)));
+    // Where they agree on it, more than all is too many.
+    check(store_.add("thinwire/came", 1) <= size_, two_claim(rank_, size_));
+  }
+
+  static void check_outcome(const std::string& outcome) {
+    if (!outcome.starts_with(kMet)) throw InvalidArgument(outcome.substr(kNoGroup.size()));
+  }
+
+  [[noreturn]] void give_up() {
+    const std::vector<int> absent = meeting_.absent();
+    const std::string operation = concat("making a process group over ", backend_);
+    const double seconds = static_cast<double>(timeout_.count()) / 1000;
+    if (absent.empty())
+      throw CommError(0, operation, 0,
+                      concat("all ranks came, but it did not say so within ", seconds, " s"));
+    throw CommError(
+        absent.front(), operation, 0,
+        concat("rank(s) ", list_of(absent), " of ", size_, " did not come within ", seconds, " s"));
+  }
+
+  c10d::Store& store_;
+  StoreMeeting meeting_;
+  int rank_, size_;
+  std::string backend_;
+  std::chrono::milliseconds timeout_;
+};
 
 }  // namespace
 
-void meet(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
-          const std::string& backend, std::chrono::milliseconds timeout) {
-  const std::string operation = concat("making a process group over ", backend);
-  const std::string mine = concat(size, " rank(s) over ", backend);
-  std::vector<int> absent;
+std::vector<std::string> meet(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
+                              const std::string& backend, std::chrono::milliseconds timeout,
+                              const std::string& word) {
   try {
-    check(store->add(concat("thinwire/claims/", rank), 1) == 1, "two processes claim rank ", rank,
-          " of ", size, ", or the store's prefix is that of another process group");
-    store->set(key_of(rank), mine);
-    absent = wait_for_peers(*store, rank, size, mine, Clock::now() + timeout);
+    return Meet(*store, rank, size, backend, timeout).run(word);
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    throw CommError(-1, operation, 0, concat("the store is unreachable: ", error.what()));
+    throw CommError(-1, concat("making a process group over ", backend), 0,
+                    concat("the store is unreachable: ", error_text(error)));
   }
-  if (absent.empty()) return;
-  std::string names;
-  for (int peer : absent) names += concat(names.empty() ? "" : ", ", peer);
-  throw CommError(absent.front(), operation, 0,
-                  concat("rank(s) ", names, " of ", size, " did not come within ",
-                         static_cast<double>(timeout.count()) / 1000, " s"));
 }
 
-void decline(const c10::intrusive_ptr<c10d::Store>& store, int rank,
+void decline(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
              const std::string& reason) noexcept {
   try {
-    store->set(key_of(rank), concat(kDeclined, reason));
+    meeting_of(*store, rank, size)
+        .end(concat(kNoGroup, "rank ", rank, " cannot join the process group: ", reason));
   } catch (const std::exception& error) {
     log::debug("the other ranks could not be told of a failure: ", error.what());
   }

@@ -120,6 +120,27 @@ TEST(Failure, OfADuplicateIsOneOfTheOriginal) {
   EXPECT_THAT(errors, Each("damaged in transit"));
 }
 
+// Gloo matches what has one order, whatever it is, or waits for ever: only the ranks together can
+// say that they do different things.
+TEST(Failure, OfRanksThatDoDifferentThingsNamesWhatEachDoes) {
+  const auto errors = errors_of<CommError>(
+      3,
+      [&](RankContext& ctx) {
+        Tensors tensors = {at::ones({1000})};
+        c10d::AllreduceOptions options;
+        options.timeout = milliseconds(500);
+        if (ctx.rank != 1)
+          return wait(*ctx.group, ctx.group->allreduce(tensors, options), "the sum", 7);
+        // Has gone on to something that nobody else does.
+        wait(*ctx.group, ctx.group->recv(tensors, 0, 5), "the experts", 2);
+      },
+      {.timeout = milliseconds(500)});
+  EXPECT_THAT(errors,
+              Each(AllOf(HasSubstr("every rank is alive"),
+                         HasSubstr("wait for each other in different operations: rank 1 in the "
+                                   "experts #2, ranks 0, 2 in the sum #7"))));
+}
+
 TEST(WatchedGroup, BehavesAsItsGroup) {
   run_ranks(2, [&](RankContext& ctx) {
     const auto group = watched(ctx.group);
@@ -177,6 +198,52 @@ TEST(AgreeOnText, NamesTheFirstDifference) {
                            "'blue' on rank 2"));
 }
 
+TEST(AgreeOnText, OfAnySizeComparesTheFirstRankThatDiffers) {
+  const std::string model(1 << 20, 'x');
+  const auto errors = errors_of<InvalidArgument>(4, [&](RankContext& ctx) {
+    agree_on_text(*ctx.group, "equal", "the model", model);
+    agree_on_text(*ctx.group, "key", "the model",
+                  concat(model, "\nrank ", ctx.rank >= 2 ? ctx.rank : 0));
+  });
+  EXPECT_THAT(errors, Each("the ranks disagree on the model: line 2 is 'rank 0' on rank 0 and "
+                           "'rank 2' on rank 2"));
+}
+
+// Rank 2 fails before the others have come, and they learn of it at once.
+TEST(AgreeOnResult, TheMistakeOfOneRankIsThatOfAll) {
+  for (const bool late : {false, true}) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto errors = errors_of<InvalidArgument>(3, [&](RankContext& ctx) {
+      if (ctx.rank == 2 && late) std::this_thread::sleep_for(milliseconds(100));
+      agree_on_result(*ctx.group, "key", "the file", [&]() -> std::string {
+        if (ctx.rank == 2) throw FileError("weights.bin is cut off");
+        return "weights";
+      });
+    });
+    EXPECT_THAT(errors, Each("rank 2: weights.bin is cut off"));
+    // Long before the timeout of a minute.
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+  }
+}
+
+TEST(AgreeOnResult, TellsNothingOfTorchsStackTrace) {
+  const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+    agree_on_result(*ctx.group, "key", "the model", [&]() -> std::string {
+      TORCH_CHECK(ctx.rank != 1, "no such module");
+      return "a model";
+    });
+  });
+  EXPECT_THAT(errors, Each("rank 1: no such module"));
+}
+
+TEST(AgreeOnResult, OfOneRankThrowsItsOwnError) {
+  run_ranks(1, [](RankContext& ctx) {
+    EXPECT_THROW(agree_on_result(*ctx.group, "key", "the file",
+                                 []() -> std::string { throw FileError("no"); }),
+                 FileError);
+  });
+}
+
 TEST(RollCall, ListsWhoPostedAndWhoIsSilent) {
   run_ranks(3,
             [&](RankContext& ctx) {
@@ -185,15 +252,16 @@ TEST(RollCall, ListsWhoPostedAndWhoIsSilent) {
                 FailureReport mine;
                 mine.kind = FailureReport::Kind::kOther;
                 mine.rank = ctx.rank;
+                mine.operation = concat("step ", ctx.rank);
                 mine.text = concat("round ", round, "\nof rank ", ctx.rank);
                 const RollCall roll = call_roll(ctx.store, mine, 3, milliseconds(1000));
                 EXPECT_FALSE(roll.store_is_gone);
                 EXPECT_THAT(roll.silent, ::testing::ElementsAre(1));
                 ASSERT_EQ(roll.reports.size(), 2u);
-                EXPECT_EQ(roll.reports[0].order, 1);
-                EXPECT_EQ(roll.reports[1].order, 2);
+                EXPECT_NE(roll.reports[0].rank, roll.reports[1].rank);
                 for (const FailureReport& report : roll.reports) {
                   EXPECT_EQ(report.kind, FailureReport::Kind::kOther);
+                  EXPECT_EQ(report.operation, concat("step ", report.rank));
                   EXPECT_EQ(report.text, concat("round ", round, "\nof rank ", report.rank));
                 }
               }
