@@ -1,0 +1,69 @@
+#include "thinwire/tests/support/ptx/memory.h"
+
+#include <cstring>
+
+namespace thinwire::testing::ptx {
+
+bool WatchedBytes::unordered(const Access& access, const Actor& actor) {
+  if (!access.any) return false;
+  if (access.actor.block != actor.block) return true;
+  return access.actor.epoch == actor.epoch && (access.many || access.actor.thread != actor.thread);
+}
+
+std::string WatchedBytes::read(std::size_t at, std::size_t count, const Actor& actor,
+                               std::byte* into) {
+  for (std::size_t i = at; i < at + count; ++i) {
+    Record& record = records_[i];
+    if (!record.defined) return "byte " + std::to_string(i) + " was never written";
+    if (unordered(record.written, actor)) {
+      return "byte " + std::to_string(i) + ": race with a write of block " +
+             std::to_string(record.written.actor.block) + ", thread " +
+             std::to_string(record.written.actor.thread);
+    }
+    const bool shared = unordered(record.read, actor);
+    record.read = {actor, true, shared};
+  }
+  std::memcpy(into, bytes_.data() + at, count);
+  return {};
+}
+
+std::string WatchedBytes::write(std::size_t at, std::size_t count, const Actor& actor,
+                                const std::byte* from) {
+  for (std::size_t i = at; i < at + count; ++i) {
+    Record& record = records_[i];
+    for (const auto* access : {&record.written, &record.read}) {
+      if (!unordered(*access, actor)) continue;
+      return "byte " + std::to_string(i) + ": race with a " +
+             (access == &record.read ? "read" : "write") + " of block " +
+             std::to_string(access->actor.block) + ", thread " +
+             std::to_string(access->actor.thread);
+    }
+    record.written = {actor, true, false};
+    record.defined = true;
+  }
+  std::memcpy(bytes_.data() + at, from, count);
+  return {};
+}
+
+void WatchedBytes::forget_contents() {
+  for (Record& record : records_) record = {{}, {}, false};
+}
+
+void GlobalMemory::add(void* data, std::size_t bytes, bool defined) {
+  if (bytes == 0) return;
+  auto& range = ranges_
+                    .insert_or_assign(reinterpret_cast<std::uint64_t>(data),
+                                      WatchedBytes({static_cast<std::byte*>(data), bytes}))
+                    .first->second;
+  if (!defined) range.forget_contents();
+}
+
+WatchedBytes* GlobalMemory::find(std::uint64_t address, std::size_t count, std::size_t& offset) {
+  auto after = ranges_.upper_bound(address);
+  if (after == ranges_.begin()) return nullptr;
+  auto& [begin, range] = *std::prev(after);
+  offset = address - begin;
+  return offset + count <= range.size() ? &range : nullptr;
+}
+
+}  // namespace thinwire::testing::ptx
