@@ -147,3 +147,15 @@ def enter_command(holder, command):
 def host_environment():
     """Temporary files go to the host's own memory; Open MPI keeps its session there."""
     return {"TMPDIR": "/dev/shm", "GLOO_SOCKET_IFNAME": "eth0"}
+
+
+def main():
+    """Exit code 0 where clusters can be made, else 1 and a sentence that says why not."""
+    reason = why_impossible()
+    if reason:
+        print(reason)
+    return 1 if reason else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
