@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "thinwire/common/printable.h"
+
 namespace thinwire {
 
 // Joins values with operator<<: concat("expected ", 3, " got ", n).
@@ -17,10 +19,15 @@ std::string concat(Args&&... args) {
   return std::move(out).str();
 }
 
-// Base of every exception of the library.
+// Base of every exception of the library. What its text quotes of files and peers is escaped: it
+// ends on a terminal.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit Error(const std::string& text) : std::runtime_error(printable(text, Lines::kKeep)) {}
+
+ protected:
+  struct OneLine {};
+  Error(const std::string& text, OneLine) : std::runtime_error(printable(text, Lines::kEscape)) {}
 };
 
 // The caller passed something that cannot work: an unknown spec, a wrong shape, a bad option.
@@ -33,14 +40,14 @@ class InvalidArgument : public Error {
 // A file is missing, cannot be written, or its content is not what its format says.
 class FileError : public Error {
  public:
-  using Error::Error;
+  explicit FileError(const std::string& text) : Error(text, OneLine()) {}
 };
 
 // Bytes that claim to be a thinwire payload are not: damaged, truncated, of another codec, of
 // another step. Nothing of them was decoded.
 class FrameError : public Error {
  public:
-  using Error::Error;
+  explicit FrameError(const std::string& text) : Error(text, OneLine()) {}
 };
 
 // A peer or the network failed. `rank` is the peer at fault, or -1 where it is not known.

@@ -1,11 +1,10 @@
 #include "thinwire/compressors/peft/adapter_dir.h"
 
-#include <algorithm>
 #include <fstream>
 #include <iterator>
 
 #include "thinwire/common/error.h"
-#include "thinwire/compressors/peft/json_strict.h"
+#include "thinwire/compressors/peft/adapter_types.h"
 
 namespace thinwire::peft {
 namespace {
@@ -19,33 +18,17 @@ std::string read_text(const fs::path& path) {
   return text;
 }
 
-// Whether one of the dot-separated parts of a parameter's name begins with `word`.
-bool has_part(std::string_view name, std::string_view word) {
-  for (std::size_t at = 0; at <= name.size();) {
-    const std::size_t dot = std::min(name.find('.', at), name.size());
-    if (name.substr(at, dot - at).starts_with(word)) return true;
-    at = dot + 1;
-  }
-  return false;
-}
-
-// What is known about the base of an adapter's tensor: its constant, or nothing.
-std::optional<float> known_base(std::string_view peft_type, std::string_view name) {
-  if (peft_type == "LORA" || peft_type == "ADALORA") {
-    for (const char* factor : {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"})
-      if (has_part(name, factor)) return 0.0f;
-    return std::nullopt;
-  }
-  if (peft_type == "IA3") return has_part(name, "ia3_l") ? std::optional(1.0f) : std::nullopt;
-  return 0.0f;
-}
+// Of a file that says nothing about its tensors, too small to be taken for a delta: scalars such as
+// kohya's `.alpha`, gates and the like. They weigh nothing, and with a scale and a threshold of
+// their betters they would become something else.
+constexpr std::int64_t kTiny = 16;
 
 template <typename BaseOf>
 void list_tensors(DeltaSource& source, BaseOf base_of) {
   std::int64_t offset = 0;
   for (const TensorInfo& info : source.tuned.tensors()) {
     PackedTensor tensor{info, Storage::kValue};
-    const std::optional<float> base = base_of(info.name);
+    const std::optional<float> base = base_of(info);
     if (base && float_dtype(info.dtype)) {
       tensor.storage = Storage::kTernary;
       tensor.base_constant = *base;
@@ -89,22 +72,34 @@ DeltaSource open_adapter_dir(const fs::path& directory) {
                            " holds adapter_model.bin, a pickle, which can run "
                            "code when it is read; save the adapter as ",
                            kAdapterModelName));
-  DeltaSource source{SafetensorsFile(model), {}, read_text(config), {}};
-  // The depth that JSON writers and readers cope with; a config is flat in practice.
-  const auto json = detail::parse_json(*source.adapter_config, config.string(), 64);
-  const std::string type = detail::string_member(json, "peft_type", config.string());
-  list_tensors(source, [&](std::string_view name) { return known_base(type, name); });
+  DeltaSource source{SafetensorsFile(model), {}, read_text(config), {}, {}};
+  const auto parsed = AdapterConfig::parse(*source.adapter_config, config.string());
+  if (parsed.changes_base())
+    throw FileError(concat(config.string(), ": with init_lora_weights = '", parsed.init_weights,
+                           "' the factors are no small deltas, and those of another base; convert "
+                           "the adapter when it is saved (the PEFT library's "
+                           "path_initial_model_for_weight_conversion)"));
+  list_tensors(source, [&](const TensorInfo& info) {
+    return info.shape.empty() ? std::nullopt : base_of_tensor(parsed.peft_type, info.name);
+  });
+  if (source.numel() == 0)
+    source.warnings.push_back(concat(
+        "no tensor of this ", parsed.peft_type,
+        has_bases(parsed.peft_type) ? " adapter" : " adapter has a base that is known, so none",
+        " is packed: the file holds all of them as they are"));
   return source;
 }
 
 DeltaSource open_tensors(const fs::path& file, float base_constant) {
-  DeltaSource source{SafetensorsFile(file), {}, {}, {}};
-  list_tensors(source, [&](std::string_view) { return std::optional(base_constant); });
+  DeltaSource source{SafetensorsFile(file), {}, {}, {}, {}};
+  list_tensors(source, [&](const TensorInfo& info) {
+    return info.shape.empty() || info.numel() < kTiny ? std::nullopt : std::optional(base_constant);
+  });
   return source;
 }
 
 DeltaSource open_pair(const fs::path& tuned, const fs::path& base) {
-  DeltaSource source{SafetensorsFile(tuned), SafetensorsFile(base), {}, {}};
+  DeltaSource source{SafetensorsFile(tuned), SafetensorsFile(base), {}, {}, {}};
   for (const TensorInfo& info : source.tuned.tensors()) {
     const TensorInfo* other = source.base->find(info.name);
     if (other == nullptr || other->dtype != info.dtype || other->shape != info.shape)
@@ -117,7 +112,7 @@ DeltaSource open_pair(const fs::path& tuned, const fs::path& base) {
       if (source.tuned.find(info.name) == nullptr)
         throw FileError(
             concat("tensor '", info.name, "' of ", base.string(), " is not in ", tuned.string()));
-  list_tensors(source, [](std::string_view) { return std::optional(0.0f); });
+  list_tensors(source, [](const TensorInfo&) { return std::optional(0.0f); });
   return source;
 }
 

@@ -22,20 +22,25 @@ struct DeltaSource {
   std::optional<std::string> adapter_config;
   // In order of the names; storage kTernary (to be coded) or kValue (kept as it is).
   std::vector<PackedTensor> tensors;
+  // What whoever packs it should know, a sentence each.
+  std::vector<std::string> warnings;
 
   // Entries [0, numel) of a kTernary tensor as a piece at its offset.
   DeltaPiece piece(std::size_t tensor) const;
   std::int64_t numel() const;  // of all kTernary tensors
 };
 
-// A PEFT directory. Coded are the factors of LoRA (lora_A, lora_B, lora_embedding_A/B, base 0) and
-// the vectors of IA3 (ia3_l, base 1); whatever else such an adapter holds (modules_to_save, biases,
-// DoRA's magnitudes) has no known base and is kept as it is. Adapters of other kinds are coded as a
-// whole against 0. Throws FileError for a directory without adapter_config.json or
-// adapter_model.safetensors, and for one that only has adapter_model.bin: pickles run code.
+// A PEFT directory. Coded are the tensors whose base is known (adapter_types.h): the factors of
+// LoRA and AdaLoRA, LoHa and LoKr (base 0), the vectors of IA3 (base 1) and some more. Whatever
+// else an adapter holds (modules_to_save, biases, DoRA's magnitudes, scalars) and all tensors of
+// other types are kept as they are; a warning says where that is all. Throws FileError for a
+// directory without adapter_config.json or adapter_model.safetensors, for one that only has
+// adapter_model.bin (pickles run code), and for LoRA whose initialisation changes the base
+// (init_lora_weights = pissa, olora and others).
 DeltaSource open_adapter_dir(const std::filesystem::path& directory);
 
-// A plain safetensors file against 0 (`base_constant` 0) or 1.
+// A plain safetensors file against 0 (`base_constant` 0) or 1. Scalars and tensors of less than 16
+// entries are kept as they are.
 DeltaSource open_tensors(const std::filesystem::path& file, float base_constant);
 
 // tuned - base. Throws FileError, naming the tensor, unless both files have the same tensors with

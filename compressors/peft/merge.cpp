@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/peft/adapter_types.h"
 
 namespace thinwire::peft {
 namespace {
@@ -25,6 +26,10 @@ float ties_entry(std::span<const float> values, std::span<const float> weights) 
     }
   }
   return agreeing > 0 ? sum / static_cast<float>(agreeing) : 0.0f;
+}
+
+bool is_factor_b(const PackedTensor& tensor) {
+  return tensor.storage != Storage::kValue && role_of(tensor.info.name) == "B";
 }
 
 void check_compatible(const std::vector<const PackedFile*>& files) {
@@ -56,18 +61,42 @@ void check_compatible(const std::vector<const PackedFile*>& files) {
   }
 }
 
+// What makes each file's factors B mean in the first file's configuration what they mean in their
+// own: the ratio of the adapters' scales. All 1 where these are alike.
+std::vector<double> factors_of(const std::vector<const PackedFile*>& files) {
+  std::vector<double> factors(files.size(), 1);
+  const auto& first = files[0]->manifest().adapter_config;
+  for (std::size_t e = 1; e < files.size(); ++e) {
+    const auto& other = files[e]->manifest().adapter_config;
+    const std::string which = concat(files[0]->path().string(), " and ", files[e]->path().string());
+    check(first.has_value() == other.has_value(), which,
+          ": one is an adapter with a configuration, ", "the other has none");
+    if (!first || *first == *other) continue;
+    factors[e] = scale_between(AdapterConfig::parse(*other, files[e]->path().string()),
+                               AdapterConfig::parse(*first, files[0]->path().string()), which);
+    const auto& tensors = files[0]->manifest().tensors;
+    check(factors[e] == 1 || std::any_of(tensors.begin(), tensors.end(), is_factor_b), which,
+          " differ in their scale and have no factor B that could take the difference");
+  }
+  return factors;
+}
+
 // The merged float32 delta of one tensor.
 void merge_tensor(MergeMethod method, std::span<DeltaReader> readers, std::size_t tensor,
-                  std::span<const float> weights, std::span<float> out) {
+                  std::span<const double> factors, std::span<const float> weights,
+                  std::span<float> out) {
   constexpr std::size_t kChunk = 4096;
   const std::size_t experts = readers.size();
   std::vector<float> rows(experts * kChunk);
   std::vector<float> values(experts);
   for (std::size_t begin = 0; begin < out.size(); begin += kChunk) {
     const std::size_t n = std::min(kChunk, out.size() - begin);
-    for (std::size_t e = 0; e < experts; ++e)
-      readers[e].read(tensor, static_cast<std::int64_t>(begin),
-                      std::span(rows).subspan(e * kChunk, n));
+    for (std::size_t e = 0; e < experts; ++e) {
+      const std::span<float> row = std::span(rows).subspan(e * kChunk, n);
+      readers[e].read(tensor, static_cast<std::int64_t>(begin), row);
+      if (factors[e] != 1)
+        for (float& value : row) value = static_cast<float>(factors[e] * value);
+    }
     for (std::size_t i = 0; i < n; ++i) {
       for (std::size_t e = 0; e < experts; ++e) values[e] = rows[e * kChunk + i];
       out[begin + i] = merge_entry(method, values, weights);
@@ -75,9 +104,24 @@ void merge_tensor(MergeMethod method, std::span<DeltaReader> readers, std::size_
   }
 }
 
-void merge_majority(const std::vector<const PackedFile*>& files, std::span<const float> weights,
-                    const std::filesystem::path& out, bool overwrite, const Progress& progress) {
+void merge_majority(const std::vector<const PackedFile*>& files, std::span<const double> factors,
+                    std::span<const float> weights, const std::filesystem::path& out,
+                    bool overwrite, const Progress& progress) {
   Manifest manifest = files[0]->manifest();
+  // A part has one scale, which must be that of factors B alone to take the difference.
+  std::vector<bool> with_b(manifest.parts.size(), false), with_others(manifest.parts.size(), false);
+  for (const PackedTensor& tensor : manifest.tensors)
+    if (tensor.storage == Storage::kTernary)
+      (is_factor_b(tensor) ? with_b : with_others)[tensor.part] = true;
+  const bool rescaled =
+      std::any_of(factors.begin(), factors.end(), [](double f) { return f != 1; });
+  for (std::size_t p = 0; p < manifest.parts.size(); ++p)
+    check(!rescaled || !with_b[p] || !with_others[p],
+          "the files have adapters of different scales, "
+          "and part '",
+          manifest.parts[p].name,
+          "' holds factors B with others; pack them with "
+          "granularity group or tensor for a majority");
   std::vector<TernaryPlanes> planes;
   std::vector<PlanesView> views;
   for (const PackedFile* file : files) {
@@ -99,7 +143,8 @@ void merge_majority(const std::vector<const PackedFile*>& files, std::span<const
     PackedPart& part = manifest.parts[p];
     float sum = 0;
     for (std::size_t e = 0; e < files.size(); ++e)
-      sum += weights[e] * files[e]->manifest().parts[p].scale;
+      sum += weights[e] * static_cast<float>((with_b[p] ? factors[e] : 1.0) *
+                                             files[e]->manifest().parts[p].scale);
     part.scale = sum / static_cast<float>(files.size());
     part.kept = 0;
     part.standard_deviation = 0;
@@ -190,8 +235,10 @@ void merge_packed(MergeMethod method, const std::vector<const PackedFile*>& file
   for (const float weight : weights)
     check(std::isfinite(weight) && (method != MergeMethod::kMajority || weight > 0),
           "weights must be finite (and positive for majority), got ", weight);
+  const std::vector<double> factors = factors_of(files);
+  const std::vector<double> unchanged(files.size(), 1);
   if (method == MergeMethod::kMajority)
-    return merge_majority(files, weights, out, overwrite, progress);
+    return merge_majority(files, factors, weights, out, overwrite, progress);
 
   Manifest manifest = files[0]->manifest();
   manifest.parts.clear();
@@ -215,7 +262,8 @@ void merge_packed(MergeMethod method, const std::vector<const PackedFile*>& file
     const PackedTensor& tensor = manifest.tensors[index];
     if (tensor.storage == Storage::kValue) return files[0]->dense_bytes(index);
     merged.resize(static_cast<std::size_t>(tensor.info.numel()));
-    merge_tensor(method, readers, index, weights, merged);
+    merge_tensor(method, readers, index, is_factor_b(tensor) ? factors : unchanged, weights,
+                 merged);
     done += tensor.info.numel();
     if (progress) progress(done, 2 * total);
     return std::as_bytes(std::span(merged));

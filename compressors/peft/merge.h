@@ -37,10 +37,12 @@ void majority(std::span<const PlanesView> experts, TernaryPlanes& out);
 
 // Merges files of equal tensors into a new file, which unpacks and applies like any other: majority
 // as ternary planes, the other methods as exact float32 deltas. Tensors that are kept by value must
-// be equal in all files. The configuration is the first file's. Needs memory for one decoded block
-// of each file and the largest tensor (majority: for the planes of all files). Throws
-// InvalidArgument for files that do not fit together, FileError for files that cannot be read or
-// written.
+// be equal in all files. The configuration is the first file's: where adapters of LoRA have another
+// lora_alpha or use_rslora, their factors B are multiplied by the ratio of the scales, so that they
+// mean what they meant; other types, ranks, base models and patterns are refused. Needs memory for
+// one decoded block of each file and the largest tensor (majority: for the planes of all files).
+// Throws InvalidArgument for files that do not fit together, FileError for files that cannot be
+// read or written.
 void merge_packed(MergeMethod method, const std::vector<const PackedFile*>& files,
                   std::vector<float> weights, const std::filesystem::path& out, bool overwrite,
                   const Progress& progress = {});

@@ -2,98 +2,180 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
-#include <numbers>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/peft/adapter_types.h"
+#include "thinwire/compressors/peft/density_search.h"
 
 namespace thinwire::peft {
 namespace {
 
-// The density in (low, high] nearest to `low` that is known to fit, to a millionth of the vector;
-// `high` fits, `low` does not.
-template <typename Fits>
-double bisect(double low, double high, Fits fits) {
-  while (high - low > 1e-6) {
-    const double middle = (low + high) / 2;
-    (fits(middle) ? high : low) = middle;
+// Entries that share a threshold and a scale, with what one reading of them told.
+struct SharedPart {
+  PackedPart part;
+  std::vector<DeltaPiece> pieces;
+  MagnitudeCurve curve;
+};
+
+// Told the entries of one reading, tells the caller those of all.
+class PackMeter {
+ public:
+  PackMeter(const Progress& progress, std::int64_t total) : progress_(progress), total_(total) {}
+  std::function<void(std::int64_t)> callback() {
+    if (!progress_) return {};
+    return [this](std::int64_t entries) {
+      done_ = std::min(done_ + entries, total_);
+      progress_(done_, total_);
+    };
   }
-  return high;
+
+ private:
+  const Progress& progress_;
+  std::int64_t total_, done_ = 0;
+};
+
+Granularity granularity_of(const DeltaSource& source, const PackOptions& options) {
+  if (options.granularity) return *options.granularity;
+  std::string role;
+  for (const PackedTensor& tensor : source.tensors) {
+    if (tensor.storage != Storage::kTernary) continue;
+    const std::string other = role_of(tensor.info.name);
+    if (!role.empty() && role != other) return Granularity::kGroup;
+    role = other;
+  }
+  return Granularity::kGlobal;
 }
 
-// The smallest density whose error is at most `target`. Errors need not fall all the way (a mean
-// scale is best near 54 % for Gaussian deltas): the search climbs a ladder to the first rung that
-// fits, and where none does it looks for the minimum around the best one.
-template <typename ErrorOf>
-std::optional<double> least_density(double target, ErrorOf error_of) {
-  constexpr double kStep = std::numbers::sqrt2;
-  const auto fits = [&](double density) { return error_of(density) <= target; };
-  double below = 0, best = 1, least = std::numeric_limits<double>::infinity();
-  for (int rung = 24; rung >= 0; --rung) {
-    const double density = std::exp2(-rung / 2.0);
-    const double error = error_of(density);
-    if (error <= target) return bisect(below, density, fits);
-    if (error < least) {
-      best = density;
-      least = error;
+// Reads the source once.
+class Packer {
+ public:
+  Packer(const DeltaSource& source, const PackOptions& options, const Progress& progress);
+
+  // |delta - ternary| / |delta| at a density, from the curves alone; never too small.
+  double error_at(double density) const;
+  // What -p log p - (1-p) log (1-p) + p bits an entry make of it, in bytes.
+  double ideal_bytes_at(double density) const;
+  TernaryDelta select(double density);
+  int selections() const { return selections_; }
+
+ private:
+  const PackOptions& options_;
+  PackMeter meter_;
+  Manifest manifest_;
+  std::vector<SharedPart> parts_;
+  int selections_ = 0;
+};
+
+Packer::Packer(const DeltaSource& source, const PackOptions& options, const Progress& progress)
+    : options_(options), meter_(progress, 3 * source.numel()) {
+  const Granularity granularity = granularity_of(source, options);
+  manifest_.tensors = source.tensors;
+  manifest_.numel = source.numel();
+  manifest_.granularity = name_of(granularity);
+  manifest_.scale_rule = options.scale.str();
+  manifest_.parent = options.parent_id;
+  manifest_.adapter_config = source.adapter_config;
+  manifest_.source_metadata = source.tuned.metadata();
+
+  std::map<std::string, std::size_t> index;
+  std::vector<std::vector<DeltaPiece>> pieces;
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < manifest_.tensors.size(); ++i) {
+    PackedTensor& tensor = manifest_.tensors[i];
+    if (tensor.storage != Storage::kTernary) continue;
+    const std::string name = part_name(granularity, tensor.info.name);
+    const auto [at, fresh] = index.emplace(name, pieces.size());
+    if (fresh) {
+      names.push_back(name);
+      pieces.emplace_back();
     }
-    below = density;
+    tensor.part = at->second;
+    pieces[tensor.part].push_back(source.piece(i));
   }
-  double low = best / kStep, high = std::min(1.0, best * kStep);
-  while (high - low > 1e-4) {
-    const double left = low + (high - low) / 3, right = high - (high - low) / 3;
-    const double left_error = error_of(left), right_error = error_of(right);
-    if (left_error <= target) return bisect(best / kStep, left, fits);
-    if (right_error <= target) return bisect(best / kStep, right, fits);
-    (left_error < right_error ? high : low) = left_error < right_error ? right : left;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    MagnitudeCurve curve(pieces[i], meter_.callback());
+    parts_.push_back({{names[i]}, std::move(pieces[i]), std::move(curve)});
+    parts_.back().part.numel = parts_.back().curve.numel();
+    parts_.back().part.standard_deviation = parts_.back().curve.standard_deviation();
   }
-  return std::nullopt;
 }
 
-// The largest density up to two thirds whose size fits. There a ternary vector is largest; beyond,
-// it gets smaller again and, as a rule, worse.
-template <typename Fits>
-std::optional<double> most_density(Fits fits) {
-  constexpr double kLargest = 2.0 / 3;
-  if (fits(kLargest)) return kLargest;
-  double low = 0, high = kLargest;
-  std::optional<double> found;
-  while (high - low > 1e-6) {
-    const double middle = (low + high) / 2;
-    const bool ok = fits(middle);
-    if (ok) found = middle;
-    (ok ? low : high) = middle;
+double Packer::error_at(double density) const {
+  double error = 0, norm = 0;
+  for (const SharedPart& shared : parts_) {
+    const auto keep = keep_count(density, shared.curve.numel());
+    error += shared.curve.squared_error(keep, options_.scale);
+    norm += shared.curve.squared_norm();
   }
-  return found;
+  return norm > 0 ? std::sqrt(error / norm) : 0;
 }
 
-double search_density(const DeltaSource& source, PackOptions options,
-                      const std::string& base_fingerprint) {
-  const auto trial = [&](double density) {
-    options.density = density;
-    TernaryDelta delta = make_ternary(source, options);
-    delta.manifest.base_fingerprint = base_fingerprint;
-    return delta;
-  };
-  if (options.target_error) {
-    const double target = *options.target_error;
-    const auto found =
-        least_density(target, [&](double density) { return trial(density).relative_error; });
-    check(found.has_value(), "no density has a relative error of ", target, " or less");
-    return *found;
+double Packer::ideal_bytes_at(double density) const {
+  double bits = 0;
+  for (const SharedPart& shared : parts_) {
+    const auto n = static_cast<double>(shared.curve.numel());
+    const auto kept = static_cast<double>(
+        std::min(keep_count(density, shared.curve.numel()), shared.curve.nonzero()));
+    if (kept <= 0) continue;
+    const double p = kept / n;
+    bits += kept;
+    if (p < 1) bits -= n * (p * std::log2(p) + (1 - p) * std::log2(1 - p));
   }
-  const std::uint64_t target = options.target_bytes.value();
-  const auto bytes = [](const TernaryDelta& delta) {
-    return packed_bytes(delta.manifest, delta.planes.view());
-  };
-  const auto found = most_density([&](double density) { return bytes(trial(density)) <= target; });
-  // Signs alone, where all magnitudes are alike.
-  const TernaryDelta all = trial(1);
-  const bool all_fits = bytes(all) <= target;
-  check(found || all_fits, "no density gives a file of ", target, " bytes or less");
-  if (!found || (all_fits && all.relative_error < trial(*found).relative_error)) return 1;
-  return *found;
+  return bits / 8;
+}
+
+TernaryDelta Packer::select(double density) {
+  ++selections_;
+  TernaryDelta result;
+  result.manifest = manifest_;
+  result.manifest.density = density;
+  result.planes = TernaryPlanes(manifest_.numel);
+  double error = 0, norm = 0;
+  std::int64_t empty = 0;
+  std::string first_empty;
+  for (const SharedPart& shared : parts_) {
+    const DeltaStatistics found =
+        select_largest(shared.pieces, shared.curve, keep_count(density, shared.curve.numel()),
+                       result.planes, meter_.callback());
+    PackedPart part = shared.part;
+    part.scale =
+        static_cast<float>(options_.scale.scale(found.mean_kept, found.standard_deviation));
+    check(std::isfinite(part.scale), "the scale of part '", part.name, "' overflows float32");
+    part.kept = found.kept;
+    const double squared = std::max(0.0, found.relative_squared_error(part.scale));
+    part.relative_error = std::sqrt(squared);
+    error += squared * found.squared_norm;
+    norm += found.squared_norm;
+    const std::string warning =
+        options_.scale.repeat_warning(found.mean_kept, found.standard_deviation);
+    if (!warning.empty()) result.warnings.push_back(concat("part '", part.name, "': ", warning));
+    for (std::size_t i = 0; i < shared.pieces.size(); ++i) {
+      const std::string role = role_of(shared.pieces[i].name);
+      result.roles[role].nonzero += found.nonzero_of_piece[i];
+      result.roles[role].kept += found.kept_of_piece[i];
+      if (found.nonzero_of_piece[i] == 0 || found.kept_of_piece[i] > 0 || role == "other") continue;
+      if (empty++ == 0) first_empty = shared.pieces[i].name;
+    }
+    result.manifest.parts.push_back(std::move(part));
+  }
+  if (empty > 0)
+    result.warnings.push_back(concat(empty,
+                                     " factors keep no entry, so that their modules are left ",
+                                     "as they were; the first is '", first_empty, "'"));
+  result.relative_error = norm > 0 ? std::sqrt(error / norm) : 0;
+  return result;
+}
+
+// The product of an adapter's factors vanishes with any one of them.
+void check_factors_remain(const TernaryDelta& delta) {
+  const std::string& granularity = delta.manifest.granularity;
+  for (const auto& [role, entries] : delta.roles)
+    check(role == "other" || entries.nonzero == 0 || entries.kept > 0, "of the ", entries.nonzero,
+          " entries of the factors ", role, " none is kept at density ", delta.manifest.density,
+          " and granularity ", granularity, ": the packed adapter would do nothing; use ",
+          granularity == name_of(Granularity::kGlobal) ? "granularity group or " : "",
+          "a larger density");
 }
 
 }  // namespace
@@ -103,13 +185,7 @@ std::string part_name(Granularity granularity, const std::string& tensor) {
     case Granularity::kTensor:
       return tensor;
     case Granularity::kGroup:
-      if (tensor.find("lora_A") != std::string::npos ||
-          tensor.find("lora_embedding_A") != std::string::npos)
-        return "A";
-      if (tensor.find("lora_B") != std::string::npos ||
-          tensor.find("lora_embedding_B") != std::string::npos)
-        return "B";
-      return "other";
+      return role_of(tensor);
     case Granularity::kGlobal:
       break;
   }
@@ -136,58 +212,10 @@ Granularity parse_granularity(const std::string& text) {
 
 TernaryDelta make_ternary(const DeltaSource& source, const PackOptions& options,
                           const Progress& progress) {
-  TernaryDelta result;
-  Manifest& manifest = result.manifest;
-  manifest.tensors = source.tensors;
-  manifest.numel = source.numel();
-  manifest.granularity = name_of(options.granularity);
-  manifest.scale_rule = options.scale.str();
-  manifest.density = options.density;
-  manifest.parent = options.parent_id;
-  manifest.adapter_config = source.adapter_config;
-  manifest.source_metadata = source.tuned.metadata();
-  result.planes = TernaryPlanes(manifest.numel);
-
-  std::map<std::string, std::size_t> index;
-  std::vector<std::vector<DeltaPiece>> pieces;
-  for (std::size_t i = 0; i < manifest.tensors.size(); ++i) {
-    PackedTensor& tensor = manifest.tensors[i];
-    if (tensor.storage != Storage::kTernary) continue;
-    const std::string name = part_name(options.granularity, tensor.info.name);
-    const auto [at, fresh] = index.emplace(name, pieces.size());
-    if (fresh) {
-      manifest.parts.push_back({name});
-      pieces.emplace_back();
-    }
-    tensor.part = at->second;
-    pieces[tensor.part].push_back(source.piece(i));
-  }
-
-  std::int64_t done = 0;
-  double error = 0, norm = 0;
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    PackedPart& part = manifest.parts[i];
-    for (const DeltaPiece& piece : pieces[i]) part.numel += piece.tuned.numel;
-    const auto tell = [&](std::int64_t entries) {
-      if (progress) progress(done + entries, 3 * manifest.numel);
-    };
-    const DeltaStatistics found =
-        select_largest(pieces[i], keep_count(options.density, part.numel), result.planes, tell);
-    done += 3 * part.numel;
-    const double scale = options.scale.scale(found);
-    part.scale = static_cast<float>(scale);
-    check(std::isfinite(part.scale), "the scale of part '", part.name, "' overflows float32");
-    part.kept = found.kept;
-    part.standard_deviation = found.standard_deviation;
-    const double squared = std::max(0.0, found.relative_squared_error(part.scale));
-    part.relative_error = std::sqrt(squared);
-    error += squared * found.squared_norm;
-    norm += found.squared_norm;
-    if (const std::string warning = options.scale.repeat_warning(found); !warning.empty())
-      result.warnings.push_back(concat("part '", part.name, "': ", warning));
-  }
-  result.relative_error = norm > 0 ? std::sqrt(error / norm) : 0;
-  return result;
+  keep_count(options.density, 0);  // before the long work rather than after it
+  TernaryDelta delta = Packer(source, options, progress).select(options.density);
+  check_factors_remain(delta);
+  return delta;
 }
 
 PackResult pack(const DeltaSource& source, const std::filesystem::path& out,
@@ -199,26 +227,40 @@ PackResult pack(const DeltaSource& source, const std::filesystem::path& out,
   check(options.parent_id.empty() || source.base.has_value(),
         "only deltas against a base file can continue a parent");
   // Before the long work rather than after it.
-  if (!options.overwrite && std::filesystem::exists(out))
-    throw FileError(concat(out.string(), " exists already and is not overwritten"));
+  keep_count(options.density, 0);
+  AtomicFile::check_target(out, options.overwrite);
 
   const std::string base_fingerprint = source.base ? fingerprint(*source.base) : "";
-  PackOptions chosen = options;
-  if (options.target_bytes || options.target_error)
-    chosen.density = search_density(source, options, base_fingerprint);
-  TernaryDelta delta = make_ternary(source, chosen, progress);
+  Packer packer(source, options, progress);
+  const auto bytes_of = [&](TernaryDelta& delta) {
+    delta.manifest.base_fingerprint = base_fingerprint;
+    return packed_bytes(delta.manifest, delta.planes.view());
+  };
+  const auto select = [&](double density) { return packer.select(density); };
+  const auto error_at = [&](double density) { return packer.error_at(density); };
+  TernaryDelta delta;
+  if (options.target_error)
+    delta = least_density_with_error(*options.target_error, error_at, select);
+  else if (options.target_bytes)
+    delta = best_density_within_bytes(
+        *options.target_bytes, error_at,
+        [&](double density) { return packer.ideal_bytes_at(density); }, select, bytes_of);
+  else
+    delta = select(options.density);
+  check_factors_remain(delta);
   delta.manifest.base_fingerprint = base_fingerprint;
-  PackResult result{chosen.density,
-                    delta.relative_error,
-                    delta.manifest.numel,
-                    delta.manifest.kept(),
-                    0,
-                    "",
-                    std::move(delta.warnings)};
-  const auto bytes_of = [&](std::size_t tensor) {
+  PackResult result;
+  result.density = delta.manifest.density;
+  result.relative_error = delta.relative_error;
+  result.numel = delta.manifest.numel;
+  result.kept = delta.manifest.kept();
+  result.warnings = std::move(delta.warnings);
+  result.selections = packer.selections();
+  result.warnings.insert(result.warnings.begin(), source.warnings.begin(), source.warnings.end());
+  const auto values_of = [&](std::size_t tensor) {
     return source.tuned.bytes(source.tensors[tensor].info.name);
   };
-  result.id = write_packed(out, delta.manifest, delta.planes.view(), bytes_of, options.overwrite);
+  result.id = write_packed(out, delta.manifest, delta.planes.view(), values_of, options.overwrite);
   result.file_bytes = std::filesystem::file_size(out);
   return result;
 }

@@ -10,6 +10,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/shape.h"
 #include "thinwire/compressors/peft/content_hash.h"
+#include "thinwire/compressors/peft/foreign_file.h"
 #include "thinwire/compressors/peft/json_strict.h"
 
 namespace thinwire::peft {
@@ -117,6 +118,8 @@ void SafetensorsFile::parse(std::span<const std::byte> file) {
   const std::string where = path_.string();
   std::uint64_t length;
   std::memcpy(&length, file.data(), 8);
+  if (const std::string_view kind = foreign_kind(file); !kind.empty())
+    throw FileError(concat(where, " is no safetensors file but ", kind));
   if (length > kMaxSafetensorsHeader || length > file.size() - 8)
     throw FileError(concat(where, ": the header claims ", length, " bytes; the file has ",
                            file.size() - 8, " after its length, and at most ",
@@ -195,8 +198,12 @@ std::span<const std::byte> SafetensorsFile::bytes(std::string_view name) const {
 
 std::string safetensors_header(const std::vector<TensorInfo>& tensors,
                                const SafetensorsFile::Metadata& metadata) {
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header[std::string(kMetadataKey)] = metadata;
+  // Put together by hand: nlohmann's ordered objects take linear time to look for a key.
+  std::string text = "{";
+  const auto put = [&](const std::string& key, const nlohmann::ordered_json& value) {
+    text += concat(text.size() > 1 ? "," : "", nlohmann::json(key).dump(), ":", value.dump());
+  };
+  if (!metadata.empty()) put(std::string(kMetadataKey), metadata);
   std::set<std::string_view> names{kMetadataKey};
   std::uint64_t offset = 0;
   for (const TensorInfo& info : tensors) {
@@ -204,11 +211,10 @@ std::string safetensors_header(const std::vector<TensorInfo>& tensors,
     check(safetensors_element_bytes(info.dtype).has_value(), "tensor '", info.name,
           "': unknown dtype '", info.dtype, "'");
     const std::uint64_t end = offset + info.bytes();
-    header[info.name] = {
-        {"dtype", info.dtype}, {"shape", info.shape}, {"data_offsets", {offset, end}}};
+    put(info.name, {{"dtype", info.dtype}, {"shape", info.shape}, {"data_offsets", {offset, end}}});
     offset = end;
   }
-  std::string text = header.dump();
+  text += '}';
   text.resize((text.size() + 7) / 8 * 8, ' ');
   check(text.size() <= kMaxSafetensorsHeader, "the header would have ", text.size(),
         " bytes, at most ", kMaxSafetensorsHeader, " are allowed");

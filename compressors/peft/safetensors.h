@@ -18,8 +18,8 @@
 #include <string_view>
 #include <vector>
 
+#include "thinwire/common/atomic_file.h"
 #include "thinwire/common/dtype.h"
-#include "thinwire/compressors/peft/atomic_file.h"
 #include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire::peft {

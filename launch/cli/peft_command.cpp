@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/printable.h"
 #include "thinwire/common/table.h"
 #include "thinwire/compressors/peft/merge.h"
 #include "thinwire/compressors/peft/pack.h"
@@ -95,7 +96,7 @@ struct Files {
 };
 
 struct PackArguments {
-  std::string source, out, base, parent, scale = "mean", granularity = "global";
+  std::string source, out, base, parent, scale = "mean", granularity;
   bool base_one = false;
   peft::PackOptions options;
   std::uint64_t target_bytes = 0;
@@ -116,7 +117,8 @@ peft::DeltaSource open_source(const PackArguments& arguments) {
 void pack(const PackArguments& arguments) {
   peft::PackOptions options = arguments.options;
   options.scale = peft::ScaleRule::parse(arguments.scale);
-  options.granularity = peft::parse_granularity(arguments.granularity);
+  if (!arguments.granularity.empty())
+    options.granularity = peft::parse_granularity(arguments.granularity);
   if (!arguments.parent.empty())
     options.parent_id = peft::PackedFile(arguments.parent).manifest().id;
   const peft::DeltaSource source = open_source(arguments);
@@ -127,7 +129,8 @@ void pack(const PackArguments& arguments) {
   }
   std::uint64_t dense = 0;
   for (const auto& tensor : source.tensors) dense += tensor.info.bytes();
-  for (const auto& warning : result.warnings) std::cerr << "thinwire: warning: " << warning << "\n";
+  for (const auto& warning : result.warnings)
+    std::cerr << "thinwire: warning: " << printable(warning) << "\n";
   std::cout << arguments.out << ": " << count(result.file_bytes) << " bytes ("
             << ratio(dense, result.file_bytes) << " smaller), kept " << with_commas(result.kept)
             << " of " << with_commas(result.numel) << " entries, density " << number(result.density)
@@ -165,16 +168,19 @@ Json json_of(const peft::PackedFile& file, const std::array<std::int64_t, kModes
 
 void print(const peft::PackedFile& file, const std::array<std::int64_t, kModes.size()>& modes) {
   const peft::Manifest& manifest = file.manifest();
-  const auto or_none = [](const std::string& text) { return text.empty() ? "none" : text; };
+  const auto or_none = [](const std::string& text) {
+    return text.empty() ? "none" : printable(text);
+  };
   std::string blocks;
   for (const auto mode : kModes)
     if (const auto n = modes[static_cast<std::size_t>(mode)]; n > 0)
       blocks += concat(blocks.empty() ? "" : ", ", n, " ", peft::name_of(mode));
   Table head;
   head.add({"file", file.path().string()});
-  head.add({"id", manifest.id});
+  head.add({"id", printable(manifest.id)});
   head.add({"parent", or_none(manifest.parent)});
-  head.add({"base", manifest.base_fingerprint.empty() ? "constants" : manifest.base_fingerprint});
+  head.add({"base", manifest.base_fingerprint.empty() ? "constants"
+                                                      : printable(manifest.base_fingerprint)});
   head.add({"bytes", concat(count(file.file_bytes()), ", ",
                             ratio(dense_bytes(manifest), file.file_bytes()), " smaller")});
   head.add(
@@ -184,8 +190,9 @@ void print(const peft::PackedFile& file, const std::array<std::int64_t, kModes.s
                                 number(8.0 * static_cast<double>(file.payload_bytes()) /
                                        static_cast<double>(manifest.numel)),
                                 " bits an entry")});
-  head.add({"packed with", concat("density ", number(manifest.density), ", scale ",
-                                  manifest.scale_rule, ", granularity ", manifest.granularity)});
+  head.add({"packed with",
+            concat("density ", number(manifest.density), ", scale ", printable(manifest.scale_rule),
+                   ", granularity ", printable(manifest.granularity))});
   head.add({"blocks", or_none(blocks)});
   head.print(std::cout, "");
 
@@ -193,18 +200,19 @@ void print(const peft::PackedFile& file, const std::array<std::int64_t, kModes.s
   Table parts({1, 2, 3, 4});
   parts.add({"part", "entries", "set", "scale", "error"});
   for (const auto& part : manifest.parts)
-    parts.add({part.name, with_commas(part.numel), with_commas(part.kept), number(part.scale),
-               number(part.relative_error)});
+    parts.add({printable(part.name), with_commas(part.numel), with_commas(part.kept),
+               number(part.scale), number(part.relative_error)});
   parts.print(std::cout);
   std::cout << "\nTensors\n";
   Table tensors;
   tensors.add({"tensor", "dtype", "shape", "storage", "part"});
   for (const auto& tensor : manifest.tensors) {
     static constexpr std::array kStorage = {"ternary", "delta", "value"};
-    tensors.add(
-        {tensor.info.name, tensor.info.dtype, shape_of(tensor.info),
-         kStorage[static_cast<std::size_t>(tensor.storage)],
-         tensor.storage == peft::Storage::kTernary ? manifest.parts[tensor.part].name : "-"});
+    tensors.add({printable(tensor.info.name), tensor.info.dtype, shape_of(tensor.info),
+                 kStorage[static_cast<std::size_t>(tensor.storage)],
+                 tensor.storage == peft::Storage::kTernary
+                     ? printable(manifest.parts[tensor.part].name)
+                     : "-"});
   }
   tensors.print(std::cout);
 }
@@ -230,7 +238,7 @@ void verify(const std::vector<std::string>& paths, const std::string& base) {
     if (!base.empty() && file.manifest().base_fingerprint != found)
       throw FileError(concat("wrong base: ", base, " has the fingerprint ", found, ", ", path,
                              " was packed against '", file.manifest().base_fingerprint, "'"));
-    std::cout << path << ": good, id " << file.manifest().id << "\n";
+    std::cout << path << ": good, id " << printable(file.manifest().id) << "\n";
   }
 }
 
@@ -292,15 +300,20 @@ void add_pack(CLI::App* parent) {
                    "Magnitude of every kept entry: mean (of the kept ones) or std:ALPHA (ALPHA "
                    "standard deviations of all entries)")
       ->capture_default_str();
-  command
-      ->add_option("--granularity", a->granularity,
-                   "What shares a threshold and a scale: global, tensor, or group (LoRA's A "
-                   "factors, its B factors)")
-      ->capture_default_str();
+  command->add_option("--granularity", a->granularity,
+                      "What shares a threshold and a scale: global, tensor, or group (LoRA's A "
+                      "factors, its B factors); default: group for adapters of several factors, "
+                      "else global");
   auto* bytes = command->add_option("--target-bytes", a->target_bytes,
                                     "Choose the density for a file of at most so many bytes; "
                                     "100kB and 1MiB are understood");
-  bytes->transform(CLI::AsSizeValue(true))->excludes(density);
+  // AsSizeValue would take -1 for the largest number there is.
+  bytes
+      ->check([](const std::string& text) {
+        return text.find('-') == std::string::npos ? "" : "must be positive, got " + text;
+      })
+      ->transform(CLI::AsSizeValue(true))
+      ->excludes(density);
   auto* error = command->add_option("--target-error", a->target_error,
                                     "Choose the least density with |delta - packed| / |delta| of "
                                     "at most this, in (0, 1)");

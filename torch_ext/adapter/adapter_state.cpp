@@ -2,47 +2,10 @@
 
 #include <ATen/ATen.h>
 
-#include <array>
-#include <cstring>
-
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/adapter_dir.h"
 
 namespace thinwire {
-namespace {
-
-constexpr std::array<std::pair<const char*, at::ScalarType>, 10> kTypes = {{{"F32", at::kFloat},
-                                                                            {"F16", at::kHalf},
-                                                                            {"BF16", at::kBFloat16},
-                                                                            {"F64", at::kDouble},
-                                                                            {"I64", at::kLong},
-                                                                            {"I32", at::kInt},
-                                                                            {"I16", at::kShort},
-                                                                            {"I8", at::kChar},
-                                                                            {"U8", at::kByte},
-                                                                            {"BOOL", at::kBool}}};
-
-at::Tensor tensor_of(const peft::TensorInfo& info, std::span<const std::byte> bytes) {
-  at::Tensor tensor = at::empty(info.shape, scalar_type_of(info.dtype));
-  if (!bytes.empty()) std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
-  return tensor;
-}
-
-}  // namespace
-
-std::string safetensors_dtype(const at::Tensor& tensor) {
-  for (const auto& [name, type] : kTypes)
-    if (type == tensor.scalar_type()) return name;
-  throw InvalidArgument(
-      concat("safetensors files do not hold tensors of type ", toString(tensor.scalar_type())));
-}
-
-at::ScalarType scalar_type_of(const std::string& dtype) {
-  for (const auto& [name, type] : kTypes)
-    if (name == dtype) return type;
-  throw InvalidArgument(concat("adapters of dtype ", dtype, " are not supported"));
-}
-
 AdapterState read_adapter(const std::filesystem::path& path) {
   if (!std::filesystem::is_directory(path)) return adapter_of(peft::PackedFile(path));
   const peft::DeltaSource source = peft::open_adapter_dir(path);
@@ -82,12 +45,11 @@ void write_adapter(const AdapterState& adapter, const std::filesystem::path& dir
     layout.push_back({name, safetensors_dtype(tensor), tensor.sizes().vec()});
   peft::SafetensorsWriter writer(directory / peft::kAdapterModelName, layout, {{"format", "pt"}},
                                  overwrite);
-  peft::AtomicFile config(directory / peft::kAdapterConfigName, overwrite);
+  AtomicFile config(directory / peft::kAdapterConfigName, overwrite);
   config.write(adapter.config);
   for (const auto& [name, tensor] : adapter.tensors) {
     const at::Tensor values = tensor.detach().cpu().contiguous();
-    writer.write(std::as_bytes(
-        std::span(static_cast<const char*>(values.const_data_ptr()), values.nbytes())));
+    writer.write(bytes_of(values));
   }
   // Nothing takes its name before everything is written.
   writer.commit();

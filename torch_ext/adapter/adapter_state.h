@@ -3,18 +3,16 @@
 #pragma once
 
 #include <filesystem>
-#include <map>
 #include <string>
 
-#include <ATen/core/Tensor.h>
-
+#include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/compressors/peft/container.h"
 
 namespace thinwire {
 
 struct AdapterState {
-  std::string config;                         // text of adapter_config.json
-  std::map<std::string, at::Tensor> tensors;  // by name in the file, on the CPU
+  std::string config;    // text of adapter_config.json
+  NamedTensors tensors;  // by name in the file, on the CPU
 };
 
 // Reads a PEFT directory or a packed file. Throws FileError for what is neither or is damaged,
@@ -27,9 +25,5 @@ AdapterState adapter_of(const peft::PackedFile& file);
 // `overwrite` is false, InvalidArgument for a dtype that safetensors files do not have.
 void write_adapter(const AdapterState& adapter, const std::filesystem::path& directory,
                    bool overwrite);
-
-// The safetensors name of a tensor's dtype, "F32"; and back. InvalidArgument for others.
-std::string safetensors_dtype(const at::Tensor& tensor);
-at::ScalarType scalar_type_of(const std::string& safetensors_dtype);
 
 }  // namespace thinwire

@@ -22,8 +22,7 @@ std::string fingerprint_of(const std::map<std::string, at::Tensor>& weights) {
   std::vector<std::span<const std::byte>> bytes;
   for (const auto& [name, tensor] : weights) {
     infos.push_back(info_of(name, tensor));
-    bytes.push_back(std::as_bytes(
-        std::span(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes())));
+    bytes.push_back(bytes_of(tensor));
   }
   return peft::fingerprint(infos, [&](std::size_t i) { return bytes[i]; });
 }

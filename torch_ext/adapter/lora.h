@@ -10,6 +10,7 @@
 #include <torch/nn/module.h>
 
 #include "thinwire/torch_ext/adapter/adapter_state.h"
+#include "thinwire/torch_ext/model/frozen_base.h"
 
 namespace thinwire {
 
@@ -42,7 +43,7 @@ struct LoraOptions {
 // float32; the base's own parameters, W among them, are what they were. One Lora at a time may
 // stand on a base; the destructor (or unmerging and destroying) leaves the base as it was before.
 // Not thread-safe.
-class Lora : public torch::nn::Module {
+class Lora : public torch::nn::Module, public StandsOnBase {
  public:
   // Throws InvalidArgument for a rank or alpha that is not positive, a pattern that matches no
   // Linear or Conv2d, or a Conv2d with groups.
@@ -72,6 +73,10 @@ class Lora : public torch::nn::Module {
   AdapterState state() const;
   // Replaces the factors; all names and shapes must fit (InvalidArgument), then all change.
   void load_state(const AdapterState& adapter);
+
+  // What the adapter stands on. DistributedDataParallel and OuterOptimizer compare its bits across
+  // ranks and keep its buffers (batch-norm statistics) those of rank 0.
+  const torch::nn::Module& base() const override { return *base_; }
 
   std::vector<std::string> target_modules() const;
   double scale_of(const std::string& target_module) const;

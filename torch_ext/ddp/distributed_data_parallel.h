@@ -158,7 +158,7 @@ class DistributedDataParallel {
 
   // For checkpoints, beside the module and the optimiser: what compression owes the parameters, and
   // the plan. Only between steps; see GradientExchange::state(). state() is of this rank;
-  // load_state() is collective, and merge_gradient_states() makes states fit another world.
+  // load_state() is collective, and merge_states() makes states fit another world.
   GradientState state() const { return engine_.exchange().state(); }
   void load_state(const GradientState& state) { engine_.exchange().load_state(state); }
 

@@ -251,7 +251,7 @@ void GradientExchange::load_state(const GradientState& state) {
     saved = detail::taken_apart(state);
     const int world = averager_.group()->getSize();
     check(saved.world == world, "the state is that of one of ", saved.world,
-          " ranks, this job has ", world, "; merge_gradient_states() makes it fit");
+          " ranks, this job has ", world, "; merge_states() makes it fit");
     comm::check_fits(saved.averager, numel_of_layer_);
     if (!saved.plan.empty()) {
       check(adaptive_ != nullptr,

@@ -2,13 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
-#include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "thinwire/comm/average/residuals.h"
+#include "thinwire/comm/state/merge.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 
 namespace thinwire {
@@ -16,13 +13,8 @@ namespace thinwire {
 // What one rank carries from one step to the next besides parameters, by name: "world", the number
 // of ranks; "steps", the number of finished ones; "plan", the text of the last plan of lgreco(...),
 // as bytes; "averager/...", what compression has lost and where low rank starts
-// (comm/average/state_tensors.h).
-using GradientState = std::map<std::string, at::Tensor>;
-
-// What every rank of a world of another size should start with, from the states of all ranks of the
-// old one; see comm::merge_states(). Throws InvalidArgument for states of different steps or
-// models, or if there are not as many as there were ranks.
-GradientState merge_gradient_states(const std::vector<GradientState>& of_all_ranks, int world_size);
+// (comm/average/state_tensors.h). merge_states() makes those of all ranks fit another world.
+using GradientState = NamedTensors;
 
 namespace detail {
 

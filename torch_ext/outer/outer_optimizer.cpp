@@ -1,16 +1,17 @@
 #include "thinwire/torch_ext/outer/outer_optimizer.h"
 
+#include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
-#include <algorithm>
+#include <array>
 #include <chrono>
 #include <exception>
 #include <map>
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
@@ -21,18 +22,18 @@
 namespace thinwire {
 namespace {
 
+constexpr std::size_t kCoalescedBytes = std::size_t{250} << 20;
+
 std::span<float> floats_of(const at::Tensor& tensor) {
   return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
-}
-
-at::Tensor tensor_of(std::span<float> values) {
-  return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kFloat);
 }
 
 void check_numbers(const OuterOptimizerOptions& options) {
   check(options.inner_steps > 0, "inner_steps must be positive, got ", options.inner_steps);
   check(options.learning_rate > 0 && options.learning_rate < 1e6,
         "the outer learning rate must be positive, got ", options.learning_rate);
+  check(options.max_skipped_in_a_row >= 0, "max_skipped_in_a_row must not be negative, got ",
+        options.max_skipped_in_a_row);
   check(options.momentum >= 0 && options.momentum < 1, "the outer momentum must be in [0, 1), got ",
         options.momentum);
 }
@@ -43,7 +44,9 @@ std::string settings_of(const OuterOptimizerOptions& options, std::exception_ptr
   std::string text =
       concat("inner steps ", options.inner_steps, "\nouter learning rate ", options.learning_rate,
              "\nouter momentum ", options.momentum, options.nesterov ? " (Nesterov)" : "",
-             "\ngranularity ", peft::name_of(options.granularity), "\n");
+             "\ngranularity ", peft::name_of(options.granularity), "\nmin_numel ",
+             options.min_numel, "\ncheck_replicas ", options.check_replicas,
+             "\nmax_skipped_in_a_row ", options.max_skipped_in_a_row, "\n");
   try {
     check_numbers(options);
     check(!adaptive_compression({}, options.compression), "outer steps take a codec, got '",
@@ -61,65 +64,38 @@ OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Op
                                OuterOptimizerOptions options)
     : options_(std::move(options)), inner_(inner) {
   check(group != nullptr, "OuterOptimizer needs a process group, got a null pointer");
-  // In order of the parts, so that each is one run of the buffer.
-  std::map<std::string, std::vector<std::pair<std::string, at::Tensor>>> parts;
-  std::vector<std::string> order;
-  for (const auto& item : module.named_parameters()) {
-    const at::Tensor& parameter = item.value();
-    if (!parameter.requires_grad()) continue;
-    check(parameter.is_cpu() && at::isFloatingType(parameter.scalar_type()), "parameter '",
-          item.key(), "' is of type ", parameter.scalar_type(), " on ", parameter.device(),
-          "; outer steps take float parameters on the CPU");
-    const std::string part = peft::part_name(options_.granularity, item.key());
-    if (!parts.contains(part)) order.push_back(part);
-    parts[part].emplace_back(item.key(), parameter);
-  }
-  check(!order.empty(), "the module has no parameter that requires a gradient");
-  for (const at::Tensor& buffer : module.buffers()) buffers_.push_back(buffer.detach());
-
-  std::vector<LayerInfo> layers;
-  std::int64_t numel = 0;
-  for (const std::string& part : order) {
-    const std::int64_t begin = numel;
-    for (const auto& [name, parameter] : parts[part]) {
-      layout_ += concat("parameter ", name, " ", parameter.sizes(), " ", parameter.scalar_type(),
-                        " in ", part, "\n");
-      parameters_.push_back(parameter);
-      numel += parameter.numel();
-    }
-    auto shape = options_.granularity == peft::Granularity::kTensor
-                     ? parts[part].front().second.sizes().vec()
-                     : std::vector<std::int64_t>{numel - begin};
-    layers.push_back({part, shape});
-    bucket_.layers.push_back({part, begin, std::move(shape)});
-  }
-  bucket_.buffer = at::empty({numel}, at::kFloat);
-
+  name_ = detail::next_name(*group, "outer");
+  comm::agree_on_result(*group, name_ + "/module", "the module", [&] {
+    parameters_ = detail::OuterParameters(module, options_.granularity);
+    return parameters_.description();
+  });
   CompressionOptions compression(options_.compression);
   compression.seed = options_.seed;
   compression.compress_1d = true;  // a part may be of one dimension; small ones are left out
   compression.min_numel = options_.min_numel;
   compression.overrides = options_.overrides;
-  const std::string name = detail::next_name(*group, "outer");
   std::exception_ptr mistake;
   const std::string settings = settings_of(options_, mistake);
-  plan_ = detail::agreed_plan(*group, name, "the settings of the outer optimizer", layout_, layers,
-                              compression, settings);
+  plan_ = detail::agreed_plan(*group, name_, "the settings of the outer optimizer",
+                              parameters_.layout(), parameters_.layers(), compression, settings);
   if (mistake) std::rethrow_exception(mistake);
   averager_ = std::make_unique<comm::BucketAverager>(
-      comm::duplicate(group, name),
+      comm::duplicate(group, name_),
       comm::AveragerOptions{.seed = options_.seed, .timeline = options_.timeline});
   collect_warnings();
-  broadcast_from_leader(module);
+  broadcast(parameters_.at_the_start(), "broadcast of the model");
 
-  at::NoGradGuard no_grad;
-  synchronised_.resize(static_cast<std::size_t>(numel));
-  momentum_.resize(synchronised_.size());
-  std::int64_t at = 0;
-  for (const at::Tensor& parameter : parameters_) {
-    tensor_of(synchronised_).narrow(0, at, parameter.numel()).copy_(parameter.flatten());
-    at += parameter.numel();
-  }
+  comm::guard(*averager_->group(), "the memory of an outer optimizer", 0, [&] {
+    bucket_.layers = parameters_.parts();
+    bucket_.buffer = at::empty({parameters_.numel()}, at::kFloat);
+    synchronised_ = at::empty_like(bucket_.buffer);
+    momentum_ = at::zeros_like(bucket_.buffer);
+    std::int64_t at = 0;
+    for (const at::Tensor& parameter : parameters_.trained()) {
+      synchronised_.narrow(0, at, parameter.numel()).copy_(parameter.detach().flatten());
+      at += parameter.numel();
+    }
+  });
 }
 
 OuterOptimizer::~OuterOptimizer() = default;
@@ -138,20 +114,20 @@ void OuterOptimizer::collect_warnings() {
   }
 }
 
-void OuterOptimizer::broadcast_from_leader(const torch::nn::Module& module) {
-  constexpr std::size_t kCoalesced = std::size_t{250} << 20;
-  std::vector<at::Tensor> tensors = buffers_;
-  for (const at::Tensor& parameter : module.parameters()) tensors.push_back(parameter.detach());
-  try {
-    c10d::broadcast_coalesced(averager_->group(), tensors, kCoalesced, /*rank=*/0);
-  } catch (...) {
-    comm::raise_collective_failure(*averager_->group(), "broadcast of the model", 0,
-                                   std::current_exception());
-  }
+void OuterOptimizer::broadcast(std::vector<at::Tensor> tensors, const char* operation) {
+  c10d::ProcessGroup& group = *averager_->group();
+  if (tensors.empty() || group.getSize() == 1) return;
+  comm::guard(group, operation, static_cast<std::uint64_t>(summary_.outer_steps), [&] {
+    c10d::broadcast_coalesced(averager_->group(), tensors, kCoalescedBytes, /*rank=*/0);
+  });
 }
 
 bool OuterOptimizer::step() {
-  inner_.step();
+  const auto number = static_cast<std::uint64_t>(summary_.inner_steps);
+  comm::guard(*averager_->group(), "an inner step", number, [&] {
+    parameters_.check_unchanged();
+    inner_.step();
+  });
   ++summary_.inner_steps;
   if (summary_.inner_steps % options_.inner_steps != 0) return false;
   outer_step();
@@ -161,54 +137,95 @@ bool OuterOptimizer::step() {
 void OuterOptimizer::outer_step() {
   at::NoGradGuard no_grad;
   c10d::ProcessGroup& group = *averager_->group();
+  const auto number = static_cast<std::uint64_t>(summary_.outer_steps);
+  const auto guarded = [&](const char* operation, const auto& action) {
+    return comm::guard(group, operation, number, action);
+  };
+  std::vector<std::size_t> not_finite;
+  guarded("the delta of an outer step", [&] {
+    parameters_.check_unchanged();
+    not_finite = form_delta();
+  });
+  // Until the last rank has come: that is no time of the exchange.
   const auto arrived = Clock::now();
-  const std::int64_t step = summary_.outer_steps;
-  // All ranks must be at the same outer step; and the time of the exchange is not that of waiting.
-  const auto number = static_cast<std::uint64_t>(step);
-  if (!comm::HashAgreement(group, 2 * number, number).wait())
-    throw InternalError(concat("the ranks are not at the same outer step; this one is at ", step));
+  bool finite = meet(not_finite);
   const auto begin = Clock::now();
   summary_.wait_seconds += std::chrono::duration<double>(begin - arrived).count();
+  if (finite) {
+    averager_->average(bucket_, plan_, summary_.outer_steps);
+    finite = kernels::all_finite(floats_of(bucket_.buffer));
+    if (!finite && group.getRank() == 0)
+      log::warn(concat("outer step ", number,
+                       ": the mean of the deltas is not finite; all ranks go back to the last "
+                       "meeting"));
+  }
+  if (finite) {
+    apply(floats_of(bucket_.buffer));
+    skipped_in_a_row_ = 0;
+  } else {
+    ++summary_.skipped_steps;
+    ++skipped_in_a_row_;
+  }
+  guarded("the new weights of an outer step", [&] {
+    write_parameters();
+    if (options_.reset_inner_state)
+      for (const std::size_t index : not_finite)
+        inner_.state().erase(parameters_.trained()[index].unsafeGetTensorImpl());
+  });
+  broadcast(parameters_.buffers(), "broadcast of the buffers");
+  summary_.traffic = averager_->traffic();
+  summary_.exchange_seconds += seconds_since(begin);
+  ++summary_.outer_steps;
+  if (options_.check_replicas) check_same_weights();
+}
 
+std::vector<std::size_t> OuterOptimizer::form_delta() {
+  std::vector<std::size_t> not_finite;
   std::int64_t at = 0;
-  for (const at::Tensor& parameter : parameters_) {
-    const at::Tensor start = tensor_of(synchronised_).narrow(0, at, parameter.numel());
+  for (std::size_t i = 0; i < parameters_.trained().size(); ++i) {
+    const at::Tensor& parameter = parameters_.trained()[i];
+    const at::Tensor start = synchronised_.narrow(0, at, parameter.numel());
     at::Tensor delta = bucket_.buffer.narrow(0, at, parameter.numel());
     // Weights of a narrow type started from the rounded ones.
     at::sub_out(delta, start.to(parameter.scalar_type()).to(at::kFloat),
                 parameter.detach().flatten().to(at::kFloat));
+    if (!kernels::all_finite(floats_of(delta))) not_finite.push_back(i);
     at += parameter.numel();
   }
-  averager_->average(bucket_, plan_, step);
-  const std::span<const float> mean = floats_of(bucket_.buffer);
-  if (kernels::all_finite(mean)) {
-    apply(mean);
-  } else {
-    ++summary_.skipped_steps;
-    if (group.getRank() == 0)
-      log::warn(concat("outer step ", step,
-                       ": a delta is not finite; all ranks go back to the last meeting"));
+  return not_finite;
+}
+
+// All ranks must be at the same outer step, and all learn whose delta is not finite: returns
+// whether there is none.
+bool OuterOptimizer::meet(const std::vector<std::size_t>& not_finite) {
+  c10d::ProcessGroup& group = *averager_->group();
+  const std::int64_t step = summary_.outer_steps;
+  const auto number = static_cast<std::uint64_t>(step);
+  const std::array<std::int64_t, 2> mine = {
+      step, not_finite.empty() ? 0 : static_cast<std::int64_t>(not_finite.front()) + 1};
+  const std::vector<std::int64_t> all = comm::guard(group, "the outer step", number, [&] {
+    return comm::Peers(group).all_gather(mine, "the outer step", number);
+  });
+  int offender = -1;
+  for (int rank = 0; rank < group.getSize(); ++rank) {
+    const auto* theirs = &all[2 * static_cast<std::size_t>(rank)];
+    if (theirs[0] != all[0])
+      throw InternalError(concat("the ranks are not at the same outer step: rank 0 is at ", all[0],
+                                 ", rank ", rank, " at ", theirs[0]));
+    if (theirs[1] == 0) continue;
+    if (offender < 0) offender = rank;
+    log::warn(concat("outer step ", step, ": the delta of rank ", rank,
+                     " is not finite, first in '",
+                     parameters_.name(static_cast<std::size_t>(theirs[1] - 1)),
+                     "'; all ranks go back to the last meeting"));
   }
-  write_parameters();
-  if (!buffers_.empty() && group.getSize() > 1) {
-    try {
-      c10d::broadcast_coalesced(averager_->group(), buffers_, std::size_t{250} << 20, 0);
-    } catch (...) {
-      comm::raise_collective_failure(group, "broadcast of the buffers", number,
-                                     std::current_exception());
-    }
-  }
-  summary_.traffic = averager_->traffic();
-  summary_.exchange_seconds += seconds_since(begin);
-  ++summary_.outer_steps;
-  if (options_.check_replicas) {
-    const std::uint32_t checksum = synchronised_crc32c();
-    if (!comm::HashAgreement(group, 2 * number + 1, checksum).wait())
-      throw InternalError(concat("outer step ", step,
-                                 ": the weights are not bit-equal on all ranks; this rank's "
-                                 "CRC-32C is ",
-                                 checksum));
-  }
+  if (offender < 0) return true;
+  if (options_.max_skipped_in_a_row > 0 && skipped_in_a_row_ + 1 >= options_.max_skipped_in_a_row)
+    throw CommError(offender, "outer step", number,
+                    concat("its deltas are not finite, and ", options_.max_skipped_in_a_row,
+                           " outer steps in a row were dropped (max_skipped_in_a_row); look at its "
+                           "data and at the inner learning rate"));
+  return false;
 }
 
 // By hand rather than by torch, whose vector code may fuse multiplication and addition on one
@@ -216,21 +233,35 @@ void OuterOptimizer::outer_step() {
 void OuterOptimizer::apply(std::span<const float> delta) {
   const auto momentum = static_cast<float>(options_.momentum);
   const auto rate = static_cast<float>(options_.learning_rate);
+  const std::span<float> velocities = floats_of(momentum_), weights = floats_of(synchronised_);
   for (std::size_t i = 0; i < delta.size(); ++i) {
-    const float velocity = momentum * momentum_[i] + delta[i];
+    const float velocity = momentum * velocities[i] + delta[i];
     const float direction = options_.nesterov ? delta[i] + momentum * velocity : velocity;
-    momentum_[i] = velocity;
-    synchronised_[i] -= rate * direction;
+    velocities[i] = velocity;
+    weights[i] -= rate * direction;
   }
 }
 
 void OuterOptimizer::write_parameters() {
   std::int64_t at = 0;
-  for (const at::Tensor& parameter : parameters_) {
+  for (const at::Tensor& parameter : parameters_.trained()) {
     parameter.detach().copy_(
-        tensor_of(synchronised_).narrow(0, at, parameter.numel()).view(parameter.sizes()));
+        synchronised_.narrow(0, at, parameter.numel()).view(parameter.sizes()));
     at += parameter.numel();
   }
+}
+
+void OuterOptimizer::check_same_weights() {
+  const std::uint32_t checksum = synchronised_crc32c();
+  const auto number = static_cast<std::uint64_t>(summary_.outer_steps);
+  const bool same = comm::guard(*averager_->group(), "comparing the weights", number, [&] {
+    return comm::HashAgreement(*averager_->group(), number, checksum).wait();
+  });
+  if (!same)
+    throw InternalError(concat("outer step ", summary_.outer_steps - 1,
+                               ": the weights are not bit-equal on all ranks; this rank's CRC-32C "
+                               "is ",
+                               checksum));
 }
 
 void OuterOptimizer::set_learning_rate(double learning_rate) {
@@ -245,39 +276,51 @@ OuterSummary OuterOptimizer::summary() const {
 }
 
 std::uint32_t OuterOptimizer::synchronised_crc32c() const {
-  return crc32c(std::as_bytes(std::span(synchronised_)));
+  return crc32c(bytes_of(synchronised_));
 }
 
 OuterState OuterOptimizer::state() const {
-  return {.layout = layout_,
-          .world_size = averager_->group()->getSize(),
-          .inner_steps = summary_.inner_steps,
-          .outer_steps = summary_.outer_steps,
-          .skipped_steps = summary_.skipped_steps,
-          .synchronised = synchronised_,
-          .momentum = momentum_,
-          .averager = averager_->state()};
+  return detail::state_of({.layout = parameters_.layout(),
+                           .world = averager_->group()->getSize(),
+                           .inner_steps = summary_.inner_steps,
+                           .outer_steps = summary_.outer_steps,
+                           .skipped_steps = summary_.skipped_steps,
+                           .synchronised = synchronised_,
+                           .momentum = momentum_,
+                           .averager = averager_->state()});
 }
 
 void OuterOptimizer::load_state(const OuterState& state) {
-  check(state.layout == layout_, "the state is of another model or granularity:\n", state.layout,
-        "this one has\n", layout_);
-  const int world = averager_->group()->getSize();
-  check(state.world_size == world, "the state is that of one of ", state.world_size,
-        " ranks, this job has ", world, "; merge_states() makes it fit");
-  check(state.synchronised.size() == synchronised_.size() &&
-            state.momentum.size() == momentum_.size(),
-        "the state has ", state.synchronised.size(), " weights and ", state.momentum.size(),
-        " of momentum, the model ", synchronised_.size());
-  std::map<std::string, std::int64_t, std::less<>> numel;
-  for (const comm::BucketLayer& layer : bucket_.layers) numel.emplace(layer.name, layer.numel());
-  comm::check_fits(state.averager, numel);
-  synchronised_ = state.synchronised;
-  momentum_ = state.momentum;
-  averager_->load_state(state.averager);
-  summary_.inner_steps = state.inner_steps;
-  summary_.outer_steps = state.outer_steps;
-  summary_.skipped_steps = state.skipped_steps;
+  detail::SavedOuter saved;
+  const auto take = [&] {
+    saved = detail::outer_of(state);
+    check(saved.layout == parameters_.layout(), "the state is of another model or granularity:\n",
+          saved.layout, "this one has\n", parameters_.layout());
+    const int world = averager_->group()->getSize();
+    check(saved.world == world, "the state is that of one of ", saved.world,
+          " ranks, this job has ", world, "; merge_states() makes it fit");
+    check(saved.synchronised.numel() == parameters_.numel() &&
+              saved.momentum.numel() == parameters_.numel(),
+          "the state has ", saved.synchronised.numel(), " weights and ", saved.momentum.numel(),
+          " of momentum, the model ", parameters_.numel());
+    std::map<std::string, std::int64_t, std::less<>> numel;
+    for (const comm::BucketLayer& layer : bucket_.layers) numel.emplace(layer.name, layer.numel());
+    comm::check_fits(saved.averager, numel);
+    return concat("inner steps ", saved.inner_steps, "\nouter steps ", saved.outer_steps,
+                  "\nCRC-32C of the weights ", crc32c(bytes_of(saved.synchronised)),
+                  "\nCRC-32C of the momentum ", crc32c(bytes_of(saved.momentum)));
+  };
+  comm::agree_on_result(*averager_->group(), concat(name_, "/state", loads_++),
+                        "the saved state of the outer optimizer", take);
+  comm::guard(*averager_->group(), "loading a saved state", 0, [&] {
+    synchronised_.copy_(saved.synchronised);
+    momentum_.copy_(saved.momentum);
+    averager_->load_state(std::move(saved.averager));
+  });
+  summary_.inner_steps = saved.inner_steps;
+  summary_.outer_steps = saved.outer_steps;
+  summary_.skipped_steps = saved.skipped_steps;
+  skipped_in_a_row_ = 0;
 }
 
 }  // namespace thinwire

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 
 #include "thinwire/comm/average/bucket_averager.h"
 #include "thinwire/compressors/peft/pack.h"
+#include "thinwire/torch_ext/outer/outer_parameters.h"
 #include "thinwire/torch_ext/outer/outer_state.h"
 
 namespace thinwire {
@@ -36,6 +38,12 @@ struct OuterOptimizerOptions {
   std::uint64_t seed = 0;
   // Compare a checksum of all weights across ranks after every outer step.
   bool check_replicas = true;
+  // Where a parameter of this rank is not finite at a meeting, forget what the inner optimizer
+  // keeps for it: moments that hold a NaN would spoil every later step, of all ranks.
+  bool reset_inner_state = true;
+  // So many outer steps dropped in a row end the training with a CommError of the rank whose deltas
+  // are not finite; 0: go on for ever.
+  std::int64_t max_skipped_in_a_row = 10;
   Timeline* timeline = nullptr;  // not owned; must outlive the object
 };
 
@@ -72,9 +80,12 @@ struct OuterSummary {
 // Not thread-safe. Parameters are CPU tensors.
 class OuterOptimizer {
  public:
-  // Takes the module's parameters that require a gradient; `inner` must optimise these. Collective:
-  // duplicates the group, compares names, shapes, types and options (InvalidArgument on every rank,
-  // naming the first difference), and copies rank 0's parameters and buffers to all.
+  // Takes the module's parameters that require a gradient, each once, under its first name, but for
+  // those that are a rank's own (comm::mark_rank_local()); `inner` must optimise these. Collective:
+  // duplicates the group, compares names, shapes, types, options and, for adapters such as Lora,
+  // the bits of the base (InvalidArgument on every rank, naming the first difference or the rank
+  // that has a mistake), and copies rank 0's parameters and buffers to all. A base that differs
+  // where it should not is given to all by broadcast_base().
   OuterOptimizer(const torch::nn::Module& module, torch::optim::Optimizer& inner,
                  const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                  OuterOptimizerOptions options = {});
@@ -83,13 +94,17 @@ class OuterOptimizer {
   OuterOptimizer& operator=(const OuterOptimizer&) = delete;
 
   // One step of the inner optimizer and, after every inner_steps of them, an outer step; returns
-  // whether there was one. Every rank must make the same number of calls.
+  // whether there was one. Every rank must make the same number of calls. Throws InvalidArgument
+  // where a parameter has been frozen, unfrozen or converted since the construction; that and
+  // whatever the inner optimizer throws becomes known to all ranks.
   bool step();
 
   // Meets now, whatever the number of inner steps since the last time. Collective. All ranks hold
-  // the same bits afterwards; buffers (batch-norm statistics) are rank 0's. If any rank's delta is
-  // not finite, all ranks go back to the weights of the last meeting and momentum stays as it was.
-  // Throws like BucketAverager::average(); InternalError where the checksums differ.
+  // the same bits afterwards; buffers (batch-norm statistics, those of an adapter's base too) are
+  // rank 0's. If any rank's delta is not finite, nothing is exchanged, all ranks go back to the
+  // weights of the last meeting and momentum stays as it was; the log of every rank names the rank
+  // and the parameter. Throws like BucketAverager::average(); CommError after
+  // max_skipped_in_a_row; InternalError where the checksums differ.
   void outer_step();
 
   void set_learning_rate(double learning_rate);
@@ -101,30 +116,34 @@ class OuterOptimizer {
   std::uint32_t synchronised_crc32c() const;
 
   // Everything but the parameters and the inner optimizer, which the program saves. Restoring both
-  // and this goes on with the same bits. load_state() throws InvalidArgument for the state of
-  // another model or another number of ranks (see merge_states()).
+  // and this goes on with the same bits. load_state() is collective: it throws InvalidArgument, on
+  // every rank, for the state of another model, another number of ranks (see merge_states()) or
+  // another step than the other ranks have; nothing has changed then.
   OuterState state() const;
   void load_state(const OuterState& state);
 
  private:
-  struct Part;
-
-  void broadcast_from_leader(const torch::nn::Module& module);
   void collect_warnings();
-  void write_parameters();
+  void broadcast(std::vector<at::Tensor> tensors, const char* operation);
+  // Of the trained parameters, those that are not finite, by index.
+  std::vector<std::size_t> form_delta();
+  bool meet(const std::vector<std::size_t>& not_finite);
   void apply(std::span<const float> delta);
+  void write_parameters();
+  void check_same_weights();
 
   OuterOptimizerOptions options_;
   torch::optim::Optimizer& inner_;
-  std::string layout_;
-  std::vector<at::Tensor> parameters_;  // in the order of the buffer
-  std::vector<at::Tensor> buffers_;
+  std::string name_;
+  detail::OuterParameters parameters_;
   comm::Bucket bucket_;
   comm::Plan plan_;
   std::unique_ptr<comm::BucketAverager> averager_;
-  std::vector<float> synchronised_, momentum_;
+  at::Tensor synchronised_, momentum_;  // [numel], float32
   std::vector<std::string> warnings_;
   OuterSummary summary_;
+  std::int64_t skipped_in_a_row_ = 0;
+  std::int64_t loads_ = 0;
 };
 
 }  // namespace thinwire

@@ -71,8 +71,9 @@ TEST(Pack, LoraUnpacksToOneThresholdOverAllFactors) {
   std::vector<float> all = a;
   all.insert(all.end(), b.begin(), b.end());
   for (const std::optional<double> alpha : {std::optional<double>(), std::optional(1.5)}) {
-    const PackResult result =
-        pack(source, dir / "f", {.density = 0.1, .scale = {alpha}, .overwrite = true});
+    const PackResult result = pack(
+        source, dir / "f",
+        {.density = 0.1, .scale = {alpha}, .granularity = Granularity::kGlobal, .overwrite = true});
     EXPECT_EQ(result.kept, 19);  // int(0.1 * 192)
     EXPECT_EQ(result.numel, 192);
     EXPECT_EQ(result.file_bytes, std::filesystem::file_size(dir / "f"));
@@ -109,10 +110,18 @@ TEST(Pack, GranularityDecidesWhoSharesAThreshold) {
     }
   test::write_tensors(dir / "in/adapter_model.safetensors", tensors);
   const DeltaSource source = open_adapter_dir(dir / "in");
-  for (const auto& [granularity, parts, kept_of_b] : {std::tuple{Granularity::kGlobal, 1u, 0},
-                                                      {Granularity::kGroup, 2u, 20},
-                                                      {Granularity::kTensor, 4u, 20}}) {
-    pack(source, dir / "f", {.density = 0.1, .granularity = granularity, .overwrite = true});
+  // One threshold for all leaves B without an entry, and B A is all that the adapter does.
+  EXPECT_THAT(message_of<InvalidArgument>([&] {
+                pack(source, dir / "f", {.density = 0.1, .granularity = Granularity::kGlobal});
+              }),
+              testing::AllOf(HasSubstr("of the 400 entries of the factors B none is kept"),
+                             HasSubstr("use granularity group")));
+  EXPECT_FALSE(std::filesystem::exists(dir / "f"));
+  for (const auto& [asked, parts, kept_of_b] : {std::tuple{std::optional<Granularity>(), 2u, 20},
+                                                {std::optional(Granularity::kGroup), 2u, 20},
+                                                {std::optional(Granularity::kTensor), 4u, 20}}) {
+    pack(source, dir / "f", {.density = 0.1, .granularity = asked, .overwrite = true});
+    const Granularity granularity = asked.value_or(Granularity::kGroup);
     const PackedFile file(dir / "f");
     EXPECT_EQ(file.manifest().parts.size(), parts);
     EXPECT_EQ(file.manifest().granularity, name_of(granularity));
@@ -232,7 +241,7 @@ TEST(Pack, RefusesContradictions) {
   unpack_to_dir(PackedFile(dir / "f"), dir / "out", false);
   EXPECT_THROW(unpack_to_dir(PackedFile(dir / "f"), dir / "out", false), FileError);
   EXPECT_THAT(pack(source, dir / "f", {.density = 0.2, .scale = {5.0}, .overwrite = true}).warnings,
-              testing::ElementsAre(HasSubstr("diverges")));
+              testing::ElementsAre(HasSubstr("'A': alpha"), HasSubstr("diverges")));
 }
 
 TEST(AdapterDir, RefusesWhatIsNoAdapter) {

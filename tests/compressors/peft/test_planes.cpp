@@ -101,8 +101,8 @@ double residual_growth(const ScaleRule& rule) {
     TernaryPlanes planes;
     const auto found = select(corrected, keep_count(0.2, n), planes);
     residual = corrected;
-    axpy(static_cast<float>(-rule.scale(found)), planes.view(), 0,
-         view_of(std::span<float>(residual)));
+    axpy(static_cast<float>(-rule.scale(found.mean_kept, found.standard_deviation)), planes.view(),
+         0, view_of(std::span<float>(residual)));
   }
   double norm = 0;
   for (const float value : residual) norm += static_cast<double>(value) * value;
@@ -129,11 +129,17 @@ TEST(Selection, WarnsWhereARepeatedExchangeDiverges) {
   const auto values = test::normal_values(100000, 3);
   TernaryPlanes planes;
   const auto found = select(values, 20000, planes);  // m = 1.755
-  EXPECT_EQ(ScaleRule{}.repeat_warning(found), "");
-  EXPECT_EQ(ScaleRule{1.0}.repeat_warning(found), "");
-  EXPECT_NE(ScaleRule{3.6}.repeat_warning(found).find("larger than the delta"), std::string::npos);
+  EXPECT_EQ(ScaleRule{}.repeat_warning(found.mean_kept, found.standard_deviation), "");
+  EXPECT_EQ(ScaleRule{1.0}.repeat_warning(found.mean_kept, found.standard_deviation), "");
+  EXPECT_NE(ScaleRule{3.6}
+                .repeat_warning(found.mean_kept, found.standard_deviation)
+                .find("larger than the delta"),
+            std::string::npos);
   const auto sparse = select(values, 1000, planes);  // m = 2.89
-  EXPECT_NE(ScaleRule{4.5}.repeat_warning(sparse).find("error feedback"), std::string::npos);
+  EXPECT_NE(ScaleRule{4.5}
+                .repeat_warning(sparse.mean_kept, sparse.standard_deviation)
+                .find("error feedback"),
+            std::string::npos);
 }
 
 TEST(Selection, RefusesWhatIsNotFiniteByName) {

@@ -125,7 +125,7 @@ TEST(GradientState, FitsAnotherWorldOnceMerged) {
     const std::lock_guard lock(mutex);
     states[static_cast<std::size_t>(ctx.rank)] = state;
   });
-  const GradientState merged = merge_gradient_states(states, 3);
+  const GradientState merged = merge_states(states, 3);
   run_ranks(3, [&](RankContext& ctx) {
     Training training(ctx, compression);
     training.ddp.load_state(merged);
@@ -138,10 +138,10 @@ TEST(GradientState, FitsAnotherWorldOnceMerged) {
   const auto name = "averager/residual/first";
   EXPECT_TRUE(at::allclose(merged.at(name), (states[0].at(name) + states[1].at(name)) / 2));
   states[1].at("steps") += 1;
-  EXPECT_THROW(merge_gradient_states(states, 3), InvalidArgument);
+  EXPECT_THROW(merge_states(states, 3), InvalidArgument);
   states.pop_back();
-  EXPECT_THROW(merge_gradient_states(states, 3), InvalidArgument);
-  EXPECT_THROW(merge_gradient_states({}, 3), InvalidArgument);
+  EXPECT_THROW(merge_states(states, 3), InvalidArgument);
+  EXPECT_THROW(merge_states({}, 3), InvalidArgument);
 }
 
 TEST(GradientState, MistakesOfOneRankAreToldToAll) {
@@ -176,7 +176,7 @@ TEST(GradientState, MistakesOfOneRankAreToldToAll) {
       loading(on_rank_1([](auto& state) { state["averager/residual/third"] = at::zeros({3}); })),
       Each(HasSubstr("'third'")));
   EXPECT_THAT(loading(on_rank_1([](auto& state) { state.at("world") += 1; })),
-              Each(HasSubstr("merge_gradient_states")));
+              Each(HasSubstr("merge_states")));
   EXPECT_THAT(loading(on_rank_1([](auto& state) { state["plan"] = at::Tensor(); })),
               Each(HasSubstr("'plan'")));
   EXPECT_THAT(loading([](auto& state, int) { state["velocity"] = at::zeros({3}); }),

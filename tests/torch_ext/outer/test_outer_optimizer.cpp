@@ -5,7 +5,6 @@
 #include <torch/torch.h>
 
 #include <cmath>
-#include <filesystem>
 #include <mutex>
 
 #include "thinwire/common/error.h"
@@ -148,10 +147,11 @@ TEST(OuterOptimizer, TernaryDeltasReachEveryoneAndResidualsHoldTheRest) {
   });
   const at::Tensor dense = reference(2, options, 10);
   const OuterState merged = merge_states(states, 1);
-  ASSERT_EQ(merged.averager.residuals.size(), 2);  // the bias is small and travels uncompressed
+  // The bias is small and travels uncompressed.
+  ASSERT_EQ(part_of(merged, "averager/residual/").size(), 2);
   at::Tensor carried = at::zeros_like(dense);
-  carried.narrow(0, 0, 2400).copy_(at::tensor(merged.averager.residuals.at("lora_A")));
-  carried.narrow(0, 2400, 1500).copy_(at::tensor(merged.averager.residuals.at("lora_B")));
+  carried.narrow(0, 0, 2400).copy_(merged.at("averager/residual/lora_A"));
+  carried.narrow(0, 2400, 1500).copy_(merged.at("averager/residual/lora_B"));
   EXPECT_LT((reached - carried - dense).abs().max().item<double>(), 1e-5);
   EXPECT_GT(carried.abs().max().item<double>(), 0.1);
 }
@@ -198,7 +198,6 @@ TEST(OuterOptimizer, SendsLessThanCastDeltas) {
       optimizer.step();
       const OuterSummary summary = optimizer.summary();
       EXPECT_EQ(summary.outer_steps, 1);
-      EXPECT_GT(summary.exchange_seconds, 0);
       if (ctx.rank == 0) sent = summary.traffic.sent_bytes;
     });
     return static_cast<double>(sent);
@@ -210,7 +209,7 @@ TEST(OuterOptimizer, NarrowWeightsFollowTheirFloat32Copy) {
   run_ranks(2, [](RankContext& ctx) {
     Toy toy(at::kBFloat16);
     const auto state = train(ctx, toy, {.inner_steps = 2, .compression = "none"}, 8);
-    const at::Tensor rounded = at::tensor(state.synchronised).to(at::kBFloat16).to(at::kFloat);
+    const at::Tensor rounded = state.at("synchronised").to(at::kBFloat16).to(at::kFloat);
     EXPECT_TRUE(at::equal(toy.flat(), rounded));
     expect_same_on_all(ctx, toy.flat());
   });
@@ -222,7 +221,7 @@ TEST(OuterOptimizer, NarrowWeightsFollowTheirFloat32Copy) {
     OuterOptimizer optimizer(toy, inner, ctx.group, {.momentum = 0, .compression = "none"});
     optimizer.load_state(state);
     optimizer.outer_step();
-    EXPECT_EQ(optimizer.state().synchronised, state.synchronised);
+    EXPECT_TRUE(at::equal(optimizer.state().at("synchronised"), state.at("synchronised")));
   });
 }
 
@@ -251,10 +250,7 @@ TEST(OuterOptimizer, ALargeAlphaDivergesWhereTheMeanSettles) {
     run_ranks(2, [&](RankContext& ctx) {
       Toy toy;
       const auto state = train(ctx, toy, {.inner_steps = 1, .compression = compression}, steps);
-      double squares = 0;
-      for (const float value : state.averager.residuals.at("lora_A"))
-        squares += double{value} * value;
-      if (ctx.rank == 0) norm = std::sqrt(squares);
+      if (ctx.rank == 0) norm = state.at("averager/residual/lora_A").norm().item<double>();
     });
     return norm;
   };
@@ -287,11 +283,11 @@ TEST_P(SavedState, GoesOnWithTheSameBits) {
         first.set_gradients(ctx.rank, step);
         optimizer.step();
       }
-      save_outer_state(optimizer.state(), file);
+      save_tensors(optimizer.state(), file);
     }
     torch::optim::SGD inner(second.parameters(), torch::optim::SGDOptions(kRate));
     OuterOptimizer optimizer(second, inner, ctx.group, options);
-    optimizer.load_state(load_outer_state(file));
+    optimizer.load_state(load_tensors(file));
     {
       at::NoGradGuard no_grad;
       for (auto& item : second.named_parameters())
@@ -332,8 +328,6 @@ TEST(OuterOptimizer, StatesOfOtherJobsAreRefused) {
     EXPECT_THROW(optimizer.load_state(state), InvalidArgument);
   });
   EXPECT_THROW(merge_states({state, state}, 2), InvalidArgument);
-  const TemporaryFile file("outer");
-  EXPECT_THROW(load_outer_state(file.path()), FileError);
 }
 
 TEST(OuterOptimizer, ADeltaThatIsNotFiniteTakesAllBackToTheLastMeeting) {
@@ -350,14 +344,14 @@ TEST(OuterOptimizer, ADeltaThatIsNotFiniteTakesAllBackToTheLastMeeting) {
       if (ctx.rank == 1) toy.big.mutable_grad()[3][4] = std::nan("");
       optimizer.step();
       const OuterState after = optimizer.state();
-      EXPECT_EQ(after.skipped_steps, 1);
-      EXPECT_EQ(after.synchronised, before.synchronised);
-      EXPECT_EQ(after.momentum, before.momentum);
-      EXPECT_EQ(after.averager.residuals, before.averager.residuals);
-      EXPECT_TRUE(at::equal(toy.flat(), at::tensor(before.synchronised)));
+      EXPECT_EQ(integer_of(after, "skipped_steps"), 1);
+      ASSERT_EQ(after.size(), before.size());
+      for (const auto& [name, tensor] : before)
+        EXPECT_TRUE(name.ends_with("_steps") || same_bits(tensor, after.at(name))) << name;
+      EXPECT_TRUE(at::equal(toy.flat(), before.at("synchronised")));
       toy.set_gradients(ctx.rank, 2);
       optimizer.step();
-      EXPECT_NE(optimizer.state().synchronised, before.synchronised);
+      EXPECT_FALSE(at::equal(optimizer.state().at("synchronised"), before.at("synchronised")));
     });
   }
 }
@@ -389,9 +383,7 @@ TEST(OuterOptimizer, ReplicasThatDriftedApartAreNoticed) {
     Toy toy;
     torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
     OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1});
-    OuterState state = optimizer.state();
-    if (ctx.rank == 1) state.momentum[5] = 1;
-    optimizer.load_state(state);
+    optimizer.set_learning_rate(ctx.rank == 0 ? 0.7 : 0.8);
     toy.set_gradients(ctx.rank, 0);
     optimizer.step();
   });

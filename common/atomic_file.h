@@ -7,18 +7,22 @@
 #include <span>
 #include <string_view>
 
-namespace thinwire::peft {
+namespace thinwire {
 
 // Writes to a temporary file in the same folder and renames it in commit(); without commit() the
 // temporary file is removed and whatever had the name stays. Not thread-safe.
 class AtomicFile {
  public:
-  // Throws FileError where the target exists and `overwrite` is false, or the folder cannot be
-  // written.
+  // Throws FileError where the target exists and `overwrite` is false, where it is anything but a
+  // regular file (a rename would put one in the place of a device, a pipe or a folder), or where
+  // the folder cannot be written.
   AtomicFile(std::filesystem::path target, bool overwrite);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
+
+  // Throws what the constructor would throw for the target, before long work.
+  static void check_target(const std::filesystem::path& target, bool overwrite);
 
   // Appends; throws FileError where the disk refuses.
   void write(std::span<const std::byte> bytes);
@@ -27,7 +31,6 @@ class AtomicFile {
   void commit();
 
  private:
-  void refuse_existing() const;
   [[noreturn]] void fail(std::string_view action) const;
 
   std::filesystem::path target_;
@@ -36,4 +39,4 @@ class AtomicFile {
   std::FILE* file_ = nullptr;
 };
 
-}  // namespace thinwire::peft
+}  // namespace thinwire

@@ -1,4 +1,4 @@
-#include "thinwire/compressors/peft/atomic_file.h"
+#include "thinwire/common/atomic_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -9,11 +9,11 @@
 
 #include "thinwire/common/error.h"
 
-namespace thinwire::peft {
+namespace thinwire {
 
 AtomicFile::AtomicFile(std::filesystem::path target, bool overwrite)
     : target_(std::move(target)), overwrite_(overwrite) {
-  refuse_existing();
+  check_target(target_, overwrite_);
   static std::atomic<unsigned> counter{0};
   temporary_ = target_;
   temporary_ += concat(".tmp-", ::getpid(), "-", counter++);
@@ -44,16 +44,23 @@ void AtomicFile::write(std::string_view text) {
 
 void AtomicFile::commit() {
   if (std::fflush(file_) != 0 || ::fsync(::fileno(file_)) != 0) fail("flush");
-  refuse_existing();
+  check_target(target_, overwrite_);
   if (std::rename(temporary_.c_str(), target_.c_str()) != 0) fail("rename");
   std::fclose(file_);
   file_ = nullptr;
 }
 
-void AtomicFile::refuse_existing() const {
+void AtomicFile::check_target(const std::filesystem::path& target, bool overwrite) {
   std::error_code ignored;
-  if (!overwrite_ && std::filesystem::exists(std::filesystem::symlink_status(target_, ignored)))
-    throw FileError(concat(target_.string(), " exists already and is not overwritten"));
+  const auto link = std::filesystem::symlink_status(target, ignored);
+  if (!std::filesystem::exists(link)) return;
+  // A link that leads nowhere is no file yet; one to a device would be replaced like the device.
+  const auto found = std::filesystem::status(target, ignored);
+  if (std::filesystem::exists(found) && !std::filesystem::is_regular_file(found))
+    throw FileError(
+        concat(target.string(), " is no regular file; it would be replaced, not written to"));
+  if (!overwrite)
+    throw FileError(concat(target.string(), " exists already and is not overwritten"));
 }
 
 void AtomicFile::fail(std::string_view action) const {
@@ -62,4 +69,4 @@ void AtomicFile::fail(std::string_view action) const {
       concat("cannot ", action, " ", target_.string(), ": ", std::system_category().message(code)));
 }
 
-}  // namespace thinwire::peft
+}  // namespace thinwire

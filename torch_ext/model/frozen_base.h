@@ -1,0 +1,33 @@
+// Modules that compute with tensors which are not theirs: an adapter and the base that it stands
+// on.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <torch/nn/module.h>
+
+namespace thinwire {
+
+// What a module inherits beside torch::nn::Module when its forward pass reads another module that
+// is not its child, so that whoever replicates it (DistributedDataParallel, OuterOptimizer) knows
+// of that one: replicas with different bases train one adapter for different functions.
+class StandsOnBase {
+ public:
+  virtual ~StandsOnBase() = default;
+  virtual const torch::nn::Module& base() const = 0;
+};
+
+namespace detail {
+
+// A line for every base below `module`, itself included: the adapter's path, then the XXH3-128 of
+// the names, types, shapes and bits of the base's parameters and buffers. Empty without bases.
+std::string describe_bases(const torch::nn::Module& module);
+
+// Handles of the bases' buffers, which training changes as any others (batch-norm statistics).
+std::vector<at::Tensor> base_buffers(const torch::nn::Module& module);
+// Handles of all that the bases hold, each tensor once.
+std::vector<at::Tensor> base_tensors(const torch::nn::Module& module);
+
+}  // namespace detail
+}  // namespace thinwire
