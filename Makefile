@@ -2,7 +2,7 @@
 #
 # Variables: PRESET (release, debug, asan, tsan), PYTHON (makes .venv), FILES (for lint), JOBS
 # (parallel compilations; default: all cores), ARGS (for bench, bench-cluster and
-# experiment-moe).
+# experiment-moe), SECONDS_EACH and TARGETS (for fuzz).
 
 PRESET ?= release
 BUILD := build/$(PRESET)
@@ -52,6 +52,12 @@ asan: ## Build the core with AddressSanitizer and UBSan and run its tests
 tsan: ## Build the core with ThreadSanitizer and run its tests
 	@scripts/setup.sh test
 	@scripts/run_sanitized.sh tsan $(JOBS)
+
+SECONDS_EACH ?= 60
+.PHONY: fuzz
+fuzz: ## Fuzz every decoder with libFuzzer: make fuzz SECONDS_EACH=3600 TARGETS="codec spec"
+	@scripts/setup.sh fuzz
+	@scripts/fuzz.sh $(SECONDS_EACH) $(JOBS) $(TARGETS)
 
 .PHONY: format
 format: ## Format all C++ and CUDA sources in place

@@ -41,6 +41,11 @@ target_compile_options(thinwire_program_settings INTERFACE
 if(THINWIRE_WERROR)
   target_compile_options(thinwire_settings INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
+option(THINWIRE_LIBFUZZER "Link the fuzz targets with libFuzzer (clang)" OFF)
+if(THINWIRE_LIBFUZZER)
+  target_compile_options(thinwire_settings INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link>)
+endif()
 if(THINWIRE_SANITIZE)
   target_compile_options(thinwire_settings INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${THINWIRE_SANITIZE} -fno-omit-frame-pointer

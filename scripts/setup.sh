@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Installs what a job needs: Debian packages, and Python packages (LibTorch among them) into .venv.
-# Usage: setup.sh run|test|lint
+# Usage: setup.sh run|test|lint|fuzz
 #
 # A finished set-up leaves a stamp in .venv with a hash of all that it depends on, so that the next
 # call returns at once without asking apt or pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-job=${1:?usage: setup.sh run|test|lint}
+job=${1:?usage: setup.sh run|test|lint|fuzz}
 wanted=""  # groups that are taken only where they can be installed
 case $job in
   run) groups="build run" requirements=(requirements.txt) ;;
   test) groups="build run test" wanted="slurm" requirements=(requirements.txt requirements-test.txt) ;;
   lint) groups="build run lint" requirements=(requirements.txt) ;;
-  *) echo "setup: unknown job '$job' (run, test or lint)" >&2; exit 2 ;;
+  fuzz) groups="build run test fuzz" requirements=(requirements.txt) ;;
+  *) echo "setup: unknown job '$job' (run, test, lint or fuzz)" >&2; exit 2 ;;
 esac
 
 python=${PYTHON:-/usr/bin/python3}
