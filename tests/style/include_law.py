@@ -1,6 +1,6 @@
 """The include law of the source tree, as a function from a tree to its violations.
 
-    common <- compressors <- comm <- {moe, torch_ext} <- launch <- examples
+    common <- compressors <- comm <- {moe, torch_ext} <- launch <- {examples, python}
 
 An arrow points to who may include it. moe and torch_ext do not include each other, tests and
 benchmarks may include everything, nothing includes tests but tests. Within a layer the rooms (folders)
@@ -20,6 +20,7 @@ LAYERS = {
     "moe": {"common", "compressors", "comm", "moe"},
     "torch_ext": {"common", "compressors", "comm", "torch_ext"},
     "launch": {"common", "compressors", "comm", "moe", "torch_ext", "launch"},
+    "python": {"common", "compressors", "comm", "moe", "torch_ext", "launch", "python"},
     "examples": {"common", "compressors", "comm", "moe", "torch_ext", "launch", "examples"},
 }
 

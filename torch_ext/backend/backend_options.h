@@ -48,7 +48,7 @@ BackendSettings make_settings(const BackendOptions& options);
 //     in the spec uses them all the same.
 // DistributedDataParallel and FSDP need no keys of the program's own: the hook that
 // thinwire.compress() registers knows the parameters' names, and so do the collectives that
-// thinwire.fully_shard_with() gives to FSDP's parameter groups.
+// thinwire.fsdp.compress() gives to FSDP's parameter groups.
 
 // Names the calls that the present thread makes during its life. Nests; the innermost counts. All
 // ranks must give a call the same name, and a name always to tensors of the same size.

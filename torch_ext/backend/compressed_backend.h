@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
 #include "thinwire/torch_ext/backend/backend_options.h"
 #include "thinwire/torch_ext/backend/forwarding_backend.h"
 
@@ -111,6 +113,7 @@ class CompressedBackend final : public detail::ForwardingBackend {
     std::atomic<std::uint64_t> coded = 0, exact = 0, without_key = 0, dense = 0, sent = 0;
   };
 
+  static bool is_codable(const at::Tensor& tensor);
   // Whether the call goes through the setting's codec; `sum`: whether its operation is one that a
   // codec may take.
   bool codes(Kind kind, const comm::LayerSetting& setting, const at::Tensor& tensor,

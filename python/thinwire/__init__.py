@@ -1,0 +1,54 @@
+"""thinwire: distributed training with PyTorch that sends less.
+
+    import torch.distributed as dist, thinwire
+    dist.init_process_group("gloo")                       # or "thinwire", see ProcessGroupOptions
+    model = torch.nn.parallel.DistributedDataParallel(net)
+    handle = thinwire.compress(model, "quantize(bits=4)")
+    ...                                                   # train as before
+    print(handle.stats())
+
+docs/python.md has the rest.
+"""
+
+# `import torch` imports this file on its way to _autoload, half of torch still missing: so nothing
+# is imported here, and every name when it is first used.
+import typing as _typing
+
+_HOME = {
+    "CommError": "errors", "Error": "errors", "FileError": "errors", "FrameError": "errors",
+    "InternalError": "errors", "InvalidArgument": "errors",
+    "Compression": "_compress", "compress": "_compress", "plan": "_compress",
+    "ProcessGroupOptions": "_groups", "feedback_key": "_groups", "stats": "_groups",
+    "state_dict": "_groups", "load_state_dict": "_groups",
+    "MoELayer": "_moe", "OuterOptimizer": "_outer",
+    "codecs": "_load", "__version__": "_load",
+}
+_MODULES = ("errors", "fsdp", "peft", "scalars")
+__all__ = sorted([*_HOME, *_MODULES])
+
+if _typing.TYPE_CHECKING:
+    from thinwire import errors, fsdp, peft, scalars
+    from thinwire._compress import Compression, compress, plan
+    from thinwire._groups import (ProcessGroupOptions, feedback_key, load_state_dict, state_dict,
+                                  stats)
+    from thinwire._load import __version__, codecs
+    from thinwire._moe import MoELayer
+    from thinwire._outer import OuterOptimizer
+    from thinwire.errors import (CommError, Error, FileError, FrameError, InternalError,
+                                 InvalidArgument)
+
+
+def __getattr__(name):
+    import importlib
+
+    if name in _MODULES:
+        return importlib.import_module(f"thinwire.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'thinwire' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"thinwire.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__

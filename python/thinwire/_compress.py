@@ -1,0 +1,179 @@
+"""Compression of the gradients of torch's DistributedDataParallel."""
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from thinwire import _load
+from thinwire.errors import Error, InvalidArgument
+
+_C = _load.module()
+
+# Steps after which `require_ratio` is looked at.
+RATIO_STEPS = 50
+
+
+def _options(spec, warmup_steps=0, min_numel=1024, compress_1d=False, overrides=(), seed=0,
+             link_model="", strategy="auto"):
+    if hasattr(overrides, "items"):
+        overrides = overrides.items()
+    return _C.CompressionOptions(spec, warmup_steps, min_numel, compress_1d,
+                                 [tuple(entry) for entry in overrides], seed, link_model, strategy)
+
+
+def _parameters_of(ddp):
+    """(name, parameter) of what DDP's Reducer averages, in its order."""
+    named, seen = [], set()
+    for module_name, module in ddp.module.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            name = f"{module_name}.{parameter_name}"
+            if (parameter.requires_grad and name not in ddp.parameters_to_ignore
+                    and parameter not in seen):
+                seen.add(parameter)
+                named.append((name.lstrip("."), parameter))
+    return named
+
+
+def plan(model, spec, **options):
+    """The codec of every parameter that compress() would choose: a dict from name to spec.
+
+    `options` are those of compress(). Needs no process group. For lgreco(...) the plan that
+    training starts with.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters()
+             if parameter.requires_grad]
+    return _C.make_plan(named, _options(spec, **options))
+
+
+class Compression:
+    """The handle of compress(): what is compressed, what it saved, and what must be saved.
+
+    Attributes:
+        module: the DistributedDataParallel whose gradients it compresses. Calling the handle calls
+            it.
+    """
+
+    def __init__(self, ddp, spec, require_ratio, exchange, parameters):
+        self.module = ddp
+        self.spec = spec
+        self._require_ratio = require_ratio
+        self._exchange = exchange
+        self._expected = [(name, parameter, parameter.device, parameter.dtype, parameter.shape)
+                          for name, parameter in parameters]
+        self._checks = ddp.register_forward_pre_hook(self._check)
+
+    def __call__(self, *inputs, **keywords):
+        return self.module(*inputs, **keywords)
+
+    def stats(self):
+        """A dict of what this rank sent: "steps", "dense_bytes" (what an uncompressed ring
+        all-reduce would have sent), "sent_bytes", both in all; "ratio", after the warm-up steps;
+        "spec"; "warmup_steps", "dense_bytes_per_step" and "sent_bytes_per_step"."""
+        return {**self._exchange.stats(), "spec": self.spec}
+
+    def plan(self):
+        """The codec of every parameter now: a dict from name to spec, "none" for uncompressed."""
+        return self._exchange.plan()
+
+    def state_dict(self):
+        """What compression carries to the next step on this rank (residuals, warm starts, plan):
+        a dict of CPU tensors. Between steps only. Differs from rank to rank, so with
+        torch.distributed.checkpoint save it under a key with the rank in it."""
+        return self._exchange.state()
+
+    def load_state_dict(self, state):
+        """Goes on from state_dict(). Collective; raises InvalidArgument on every rank where a
+        rank's state is not of this model, compression and number of ranks."""
+        self._exchange.load_state(dict(state))
+
+    def _check(self, _module, _inputs):
+        if not torch.is_grad_enabled():
+            return
+        self._check_parameters()
+        if self._require_ratio is not None and self.stats()["steps"] >= RATIO_STEPS:
+            self._check_ratio()
+
+    def _check_parameters(self):
+        for name, parameter, device, dtype, shape in self._expected:
+            if parameter.device != device or parameter.dtype != dtype:
+                raise Error(
+                    f"parameter '{name}' was {dtype} on {device} when thinwire.compress() was "
+                    f"called and is {parameter.dtype} on {parameter.device} now: move the model "
+                    "before DistributedDataParallel wraps it")
+            if parameter.shape != shape:
+                raise Error(
+                    f"parameter '{name}' had the shape {list(shape)} when thinwire.compress() was "
+                    f"called and has {list(parameter.shape)} now: change the model before "
+                    "DistributedDataParallel wraps it")
+        now = _parameters_of(self.module)
+        if len(now) == len(self._expected):
+            return
+        before = {parameter for _, parameter, *_ in self._expected}
+        added = [name for name, parameter in now if parameter not in before]
+        change = f"were added or unfrozen: {', '.join(added)}" if added else "were removed or frozen"
+        raise Error(f"parameters {change}, after DistributedDataParallel had wrapped the model, so "
+                    "their gradients would not be averaged: wrap and compress the model anew")
+
+    def _check_ratio(self):
+        """Once. All ranks raise together, since what they sent may differ."""
+        wanted, self._require_ratio = self._require_ratio, None
+        ratio = torch.tensor([self.stats()["ratio"]], dtype=torch.float64)
+        dist.all_reduce(ratio, dist.ReduceOp.MIN, group=self.module.process_group)
+        if ratio.item() < wanted:
+            raise Error(
+                f"'{self.spec}' saves a factor of {ratio.item():.2f} after {RATIO_STEPS} steps, "
+                f"require_ratio asked for {wanted:g}: layers of one dimension or fewer than "
+                "min_numel elements are not compressed, see plan()")
+
+
+def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=False, overrides=(),
+             seed=0, link_model="", strategy="auto", require_ratio=None):
+    """Compresses the gradients of a model that trains data-parallel.
+
+    Everything of DistributedDataParallel stays as it is: no_sync(), gradient accumulation,
+    static_graph, find_unused_parameters, several models. Call it on every rank, with the same
+    arguments, after wrapping and before the first backward pass.
+
+    Args:
+        model: a DistributedDataParallel with CPU parameters, or a module, which is then wrapped
+            with DistributedDataParallel's defaults; the handle's `module` is the wrapped one.
+        spec: a codec, "quantize(bits=4)", "topk(density=0.01)", "powersgd(rank=4)", or the policy
+            "lgreco(...)"; docs/algorithms.md lists them. Default: THINWIRE_COMPRESSION, else none.
+        warmup_steps: the first so many steps are sent uncompressed.
+        min_numel, compress_1d: layers of fewer elements, or of one dimension, stay uncompressed.
+        overrides: exceptions by name, {"pattern": "spec"}; '*' matches any text.
+        seed: source of all randomness of the codecs.
+        link_model: file that `thinwire link` wrote.
+        strategy: how compressed layers are averaged, docs/algorithms.md.
+        require_ratio: raise Error (a RuntimeError) on all ranks where after 50 steps the bytes
+            without compression over those sent are less than this.
+
+    Returns:
+        Compression, with stats(), plan(), state_dict() and load_state_dict().
+
+    Raises:
+        InvalidArgument: on every rank, for a spec that does not exist or ranks that differ.
+        Error: a hook is registered already, or there is no process group.
+    """
+    if not dist.is_initialized():
+        raise Error("thinwire.compress() needs a process group: call "
+                    "torch.distributed.init_process_group() before it")
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidArgument("thinwire.compress() takes a module or a DistributedDataParallel, "
+                              f"got {type(model).__name__}")
+    ddp = model if isinstance(model, DistributedDataParallel) else DistributedDataParallel(model)
+    if getattr(ddp, "_thinwire_compression", None) is not None:
+        raise Error("thinwire.compress() was called for this model before, as "
+                    f"'{ddp._thinwire_compression.spec}': a model has one compression, so keep the "
+                    "handle of the first call")
+    if ddp._comm_hooks:
+        hook = getattr(ddp._comm_hooks[0][0], "__name__", "a hook")
+        raise Error(f"this model has the communication hook {hook}: DistributedDataParallel takes "
+                    "one, so leave out register_comm_hook()")
+    parameters = _parameters_of(ddp)
+    options = _options(spec, warmup_steps, min_numel, compress_1d, overrides, seed, link_model,
+                       strategy)
+    exchange = _C.compress(ddp.reducer, ddp.process_group, parameters, options)
+    handle = Compression(ddp, spec, require_ratio, exchange, parameters)
+    ddp._thinwire_compression = handle
+    return handle

@@ -1,0 +1,124 @@
+"""Process groups that compress: what torch.distributed calls when it makes one."""
+
+import dataclasses
+import os
+
+import torch
+import torch.distributed as dist
+
+from thinwire import _load
+from thinwire.errors import Error, InvalidArgument
+
+_C = _load.module()
+
+# Note [Flight recorder] of comm/backend/gloo/backend.cpp: Gloo's record of its operations is not
+# made for groups that are used from several threads.
+os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessGroupOptions:
+    """Which collectives of a group go through a codec; pass it as `pg_options`.
+
+    Must be equal on all ranks. Each spec is a codec's, such as "quantize(bits=8)"; "none" sends
+    tensors as they are.
+
+    Attributes:
+        compression: for all_reduce and every form of reduce_scatter, of sums and means. Default:
+            the environment's THINWIRE_COMPRESSION, else none.
+        all_gather: for every form of all_gather, which carries what is used as it is (weights).
+        all_to_all: for all_to_all, the same.
+        min_numel: tensors of fewer elements travel as they are.
+        seed: source of all randomness of the codecs.
+
+    Codecs that leave most of a tensor out (topk, onebit, powersgd, ...) are used only for calls
+    inside `with thinwire.feedback_key(name)`, whose losses are added to the next call of that name.
+    """
+
+    compression: str = ""
+    all_gather: str = "none"
+    all_to_all: str = "none"
+    min_numel: int = 1024
+    seed: int = 0
+
+
+def _compiled(options):
+    if options is None:
+        options = ProcessGroupOptions()
+    if isinstance(options, str):
+        options = ProcessGroupOptions(options)
+    if not isinstance(options, ProcessGroupOptions):
+        raise InvalidArgument(
+            "pg_options of a thinwire group must be thinwire.ProcessGroupOptions or the spec of a "
+            f"codec, got {type(options).__name__}")
+    return _C.BackendOptions(**dataclasses.asdict(options))
+
+
+def _gloo(options):
+    backend = dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size,
+                                    options.timeout)
+    backend.options.global_ranks_in_group = options.global_ranks_in_group
+    backend.options.group_name = options.group_id
+    backend._set_sequence_number_for_group()
+    return backend
+
+
+def _mpi(options):
+    _C.check_mpi_backend(options.group_rank, options.group_size)
+    return _C.make_mpi_backend(options.group_rank, options.group_size, options.timeout)
+
+
+def create(inner, options, group_options):
+    """A CompressedBackend over `inner` ("gloo" or "mpi"), for torch.distributed."""
+    compiled = _compiled(group_options)
+    backend = _gloo(options) if inner == "gloo" else _mpi(options)
+    store = dist.PrefixStore("thinwire", options.store)
+    return _C.CompressedBackend(backend, store, compiled)
+
+
+def backend_of(group=None):
+    """The CompressedBackend of a group (default: the default group)."""
+    if not dist.is_initialized():
+        raise Error("there is no process group yet: call torch.distributed.init_process_group() "
+                    "before this")
+    group = dist.group.WORLD if group is None else group
+    backend = group._get_backend(torch.device("cpu"))
+    if not isinstance(backend, _C.CompressedBackend):
+        raise InvalidArgument(
+            f"the process group's backend is '{dist.get_backend(group)}': statistics and state are "
+            'those of a group made with backend "thinwire" or "thinwire_mpi"')
+    return backend
+
+
+def stats(group=None):
+    """What this rank's collectives of a thinwire group were and cost.
+
+    Returns a dict with "coded" and "exact" (numbers of calls), "dense_bytes" (what the coded ones
+    would have sent), "sent_bytes" (what they sent, headers included), "ratio" of the two, and
+    "operations", the same for each kind of call.
+    """
+    operations = backend_of(group).statistics()
+    total = {key: sum(one[key] for one in operations.values())
+             for key in ("coded", "exact", "without_key", "dense_bytes", "sent_bytes")}
+    total["ratio"] = total["dense_bytes"] / total["sent_bytes"] if total["sent_bytes"] else 1.0
+    total["operations"] = operations
+    return total
+
+
+def state_dict(group=None):
+    """What feedback keys carry from call to call on this rank: a dict of CPU tensors."""
+    return backend_of(group).state()
+
+
+def load_state_dict(state, group=None):
+    """Goes on from state_dict(). Only between calls; not collective."""
+    backend_of(group).load_state(dict(state))
+
+
+def feedback_key(name):
+    """A context manager: collectives inside keep what compression loses under `name`.
+
+    What one call lost is added to the next call under the same name, so a name belongs to one
+    tensor of the program. All ranks must use the same names.
+    """
+    return _C.FeedbackKey(name)

@@ -1,0 +1,45 @@
+"""Loads the compiled module, after the torch that it needs."""
+
+import functools
+import importlib
+
+import torch  # noqa: F401  its libraries must be there first
+
+from thinwire import _autoload, _torch
+from thinwire.errors import Error
+
+
+def _built_for():
+    """The torch version that this installation was made for; empty in a build folder."""
+    try:
+        from thinwire import _built
+    except ImportError:
+        return ""
+    return _built.TORCH_VERSION
+
+
+@functools.cache
+def module():
+    """thinwire._C. Raises Error with what to do where it cannot be loaded."""
+    if _built_for():
+        # With another torch the module would not load, for some undefined symbol.
+        _torch.check_version(_built_for())
+    try:
+        compiled = importlib.import_module("thinwire._C")
+    except ImportError as error:
+        raise Error(f"thinwire's compiled part cannot be loaded: {error}") from error
+    _torch.check_version(compiled.torch_version)
+    # Where torch looked for no entry points (TORCH_DEVICE_BACKEND_AUTOLOAD=0).
+    _autoload.register()
+    return compiled
+
+
+def codecs():
+    """All codecs: a list of (name, parameters with defaults and ranges, one line)."""
+    return module().codecs()
+
+
+def __getattr__(name):
+    if name == "__version__":
+        return module().version
+    raise AttributeError(name)

@@ -1,0 +1,98 @@
+"""A Mixture-of-Experts layer whose experts are spread over the ranks."""
+
+import torch
+import torch.distributed as dist
+
+from thinwire import _load
+from thinwire.errors import Error
+
+_C = _load.module()
+
+
+class MoELayer(torch.nn.Module):
+    """Router, experts of this rank and the exchange of rows, all in C++ (docs/lsh-moe.md).
+
+    Every rank brings its own tokens and holds experts / world of the experts. Router and shared
+    expert are replicated: their gradients must be averaged over the ranks, those of the experts
+    must not (`expert_parameters()`).
+
+    Args:
+        dim, hidden: width of the tokens and of the experts' hidden layer.
+        experts: number over all ranks, a multiple of the number of ranks.
+        top_k: experts of a token.
+        group: default: the default process group, or none where there is none.
+        gate: topk, noisy_topk, switch, gshard, expert_choice or sigmoid_bias.
+        activation: relu, gelu, silu or swiglu.
+        rows: codec of the rows, "spectral(bits=3); quantize(bits=8, rounding=stochastic)" for
+            forward and backward; "" sends them as they are.
+        dedup: "off", "duplicates" or "lsh(...)": merging of similar rows before they are sent.
+        capacity_factor: rows per expert and rank, 0 for as many as come.
+        balance_factor, z_factor: of the auxiliary losses.
+        shared_hidden: hidden size of one more expert that sees every token; 0 for none.
+        expert_gradient: "mean" over the ranks or "sum".
+        layer: number of the layer in the model.
+
+    forward(tokens [..., dim], padding [...] bool or None) returns (output of the tokens' shape,
+    auxiliary loss, a scalar). Collective, and so is its backward pass.
+    """
+
+    def __init__(self, dim, hidden, experts, top_k=2, group=None, *, gate="topk",
+                 activation="gelu", bias=True, capacity_factor=0.0, rows="", dedup="off",
+                 balance_factor=0.01, z_factor=0.0, shared_hidden=0, expert_gradient="mean",
+                 layer=0, seed=0):
+        super().__init__()
+        if group is None and dist.is_initialized():
+            group = dist.group.WORLD
+        self._layer = _C.MoELayer(group, dim, hidden, experts, top_k, gate, activation, bias,
+                                  capacity_factor, rows, dedup, balance_factor, z_factor,
+                                  shared_hidden, expert_gradient, layer, seed)
+        for name, tensor in self._layer.named_parameters():
+            # The very tensor of the C++ layer, which a new Parameter would be a copy of.
+            tensor._is_param = True
+            self._place(name).register_parameter(name.rpartition(".")[2], tensor)
+        for name, tensor in self._layer.named_buffers():
+            self._place(name).register_buffer(name.rpartition(".")[2], tensor)
+
+    def _place(self, name):
+        """The submodule of a dotted name."""
+        place = self
+        for part in name.split(".")[:-1]:
+            if part not in dict(place.named_children()):
+                place.add_module(part, torch.nn.Module())
+            place = getattr(place, part)
+        return place
+
+    def _apply(self, fn, recurse=True):
+        before = [(p, p.device, p.dtype) for p in self.parameters()]
+        result = super()._apply(fn, recurse)
+        for now, (was, device, dtype) in zip(self.parameters(), before):
+            if now is not was or now.device != device or now.dtype != dtype:
+                raise Error("a thinwire.MoELayer keeps its float32 parameters on the CPU: they are "
+                            "the C++ layer's own")
+        return result
+
+    def forward(self, tokens, padding=None):
+        output, loss = self._layer.forward(tokens, padding)
+        return output, tokens.new_zeros(()) if loss is None else loss
+
+    def train(self, mode=True):
+        if "_layer" in self.__dict__:
+            self._layer.train(mode)
+        return super().train(mode)
+
+    def expert_parameters(self):
+        """The parameters of this rank's experts, which must not be averaged over the ranks."""
+        mine = {tensor.data_ptr() for tensor in self._layer.expert_parameters()}
+        return [parameter for parameter in self.parameters() if parameter.data_ptr() in mine]
+
+    def update_expert_bias(self):
+        """For the sigmoid_bias gate, once per optimizer step."""
+        self._layer.update_expert_bias()
+
+    def full_state(self):
+        """A dict of all ranks' tensors, experts by their global number. Collective."""
+        return self._layer.full_state()
+
+    def load_full_state(self, state):
+        """Takes this rank's part of full_state(), whatever the number of ranks that made it."""
+        self._layer.load_state(dict(state))

@@ -1,0 +1,284 @@
+"""thinwire.compress() on torch's own DistributedDataParallel."""
+
+import json
+import subprocess
+import tempfile
+import unittest
+
+from ranks import BUILD, error_of, run_ranks
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+
+def make_net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(40, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(),
+                         nn.Linear(96, 10))
+
+
+def batch(step, rank, size=32):
+    torch.manual_seed(1000 * step + rank)
+    x = torch.randn(size, 40)
+    return x, x[:, :10].argmax(1)
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def train(ddp, rank, steps, first=0, optimizer=None, accumulate=1):
+    optimizer = optimizer or torch.optim.SGD(ddp.parameters(), 0.1)
+    loss = None
+    for step in range(first, first + steps):
+        optimizer.zero_grad()
+        for part in range(accumulate):
+            x, y = batch(step * accumulate + part, rank)
+            if part + 1 < accumulate:
+                with ddp.no_sync():
+                    nn.functional.cross_entropy(ddp(x), y).backward()
+            else:
+                loss = nn.functional.cross_entropy(ddp(x), y)
+                loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def none_job(rank, world, keywords, accumulate):
+    import thinwire
+    plain, compressed = DDP(make_net(), **keywords), DDP(make_net(), **keywords)
+    thinwire.compress(compressed, "none")
+    train(plain, rank, 50, accumulate=accumulate)
+    train(compressed, rank, 50, accumulate=accumulate)
+    return torch.equal(flat(plain), flat(compressed))
+
+
+def codec_job(rank, world, spec):
+    import thinwire
+    ddp = DDP(make_net())
+    handle = thinwire.compress(ddp, spec)
+    loss = train(ddp, rank, 40, accumulate=2)
+    return loss, flat(ddp), handle.stats(), handle.plan()
+
+
+def powersgd_job(rank, world):
+    import thinwire
+    ours, theirs = DDP(make_net()), DDP(make_net())
+    handle = thinwire.compress(ours, "powersgd(rank=2)", min_numel=1)
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2,
+                                        min_compression_rate=1)
+    theirs.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    return train(ours, rank, 80), train(theirs, rank, 80), handle.stats()["sent_bytes_per_step"]
+
+
+def several_job(rank, world):
+    """Two models at once, each with its own residuals, gives what each gives alone."""
+    import thinwire
+    alone = []
+    for seed in (1, 2):
+        ddp = DDP(make_net(seed))
+        thinwire.compress(ddp, "topk(density=0.05)")
+        train(ddp, rank, 10)
+        alone.append(flat(ddp))
+    ddps = [DDP(make_net(seed)) for seed in (1, 2)]
+    for ddp in ddps:
+        thinwire.compress(ddp, "topk(density=0.05)")
+    for step in range(10):
+        for ddp in ddps:
+            train(ddp, rank, 1, first=step)
+    return all(torch.equal(a, flat(d)) for a, d in zip(alone, ddps))
+
+
+def resume_job(rank, world):
+    import thinwire
+    kept = DDP(make_net(), static_graph=False, find_unused_parameters=True)
+    handle = thinwire.compress(kept, "quantize(bits=3)")
+    train(kept, rank, 6)
+    weights, state = flat(kept), handle.state_dict()
+    other = make_net(3)
+    torch.nn.utils.vector_to_parameters(weights, other.parameters())
+    fresh = DDP(other, find_unused_parameters=True)
+    again = thinwire.compress(fresh, "quantize(bits=3)")
+    again.load_state_dict(state)
+    train(kept, rank, 5, first=6)
+    train(fresh, rank, 5, first=6)
+    refused = error_of(lambda: again.load_state_dict({"nonsense": torch.zeros(1)}))
+    return torch.equal(flat(kept), flat(fresh)), refused
+
+
+def checkpoint_job(rank, world, folder):
+    import thinwire
+    import torch.distributed.checkpoint as dcp
+    ddp = DDP(make_net())
+    handle = thinwire.compress(ddp, "quantize(bits=4)")
+    train(ddp, rank, 3)
+    state = handle.state_dict()
+    dcp.save({f"thinwire/{rank}": state}, checkpoint_id=folder)
+    target = {f"thinwire/{rank}": {name: torch.zeros_like(t) for name, t in state.items()}}
+    dcp.load(target, checkpoint_id=folder)
+    return all(torch.equal(target[f"thinwire/{rank}"][name], t) for name, t in state.items())
+
+
+def errors_job(rank, world):
+    import thinwire
+    found = {}
+    ddp = DDP(make_net())
+    thinwire.compress(ddp, "quantize(bits=4)")
+    found["twice"] = error_of(lambda: thinwire.compress(ddp, "topk"))
+    other = DDP(make_net())
+    other.register_comm_hook(None, default_hooks.allreduce_hook)
+    found["hook"] = error_of(lambda: thinwire.compress(other, "topk"))
+    found["spec"] = error_of(lambda: thinwire.compress(DDP(make_net()), "quantise(bits=4)"))
+    found["ranks"] = error_of(lambda: thinwire.compress(
+        DDP(make_net()), "quantize(bits=4)" if rank else "topk"))
+    x = batch(0, rank)[0]
+    ddp.module[0].extra = nn.Parameter(torch.zeros(2))
+    found["added"] = error_of(lambda: ddp(x))
+    del ddp.module[0].extra
+    ddp.module.double()
+    found["moved"] = error_of(lambda: ddp(x))
+    asked = DDP(make_net())
+    thinwire.compress(asked, "quantize(bits=8)", require_ratio=20)
+    found["ratio"] = error_of(lambda: train(asked, rank, 60))
+    enough = DDP(make_net())
+    thinwire.compress(enough, "quantize(bits=4)", require_ratio=3)
+    train(enough, rank, 55)
+    found["type"] = error_of(lambda: thinwire.compress(3, "topk"))
+    return found
+
+
+def wrapped_job(rank, world):
+    import thinwire
+    handle = thinwire.compress(make_net(), "quantize(bits=4)")
+    loss = nn.functional.cross_entropy(handle(batch(0, rank)[0]), batch(0, rank)[1])
+    loss.backward()
+    return handle.stats()["steps"], isinstance(handle.module, DDP)
+
+
+def writer_job(rank, world, path):
+    import thinwire
+
+    class Scalars:
+        def __init__(self):
+            self.seen = []
+
+        def add_scalar(self, name, value, step):
+            self.seen.append((name, value, step))
+
+        def close(self):
+            pass
+
+    handle = thinwire.compress(DDP(make_net()), "quantize(bits=4)")
+    scalars = Scalars()
+    writer = thinwire.scalars.Writer(f"{path}.{rank}", scalars)
+    train(handle.module, rank, 3)
+    writer.write(handle.stats())
+    writer.close()
+    with open(f"{path}.{rank}", encoding="utf-8") as file:
+        return json.loads(file.readline()), dict((n, (v, s)) for n, v, s in scalars.seen)
+
+
+class Compress(unittest.TestCase):
+    def test_none_is_bit_equal_to_plain_ddp_after_50_steps(self):
+        for world, keywords, accumulate in ((2, {}, 1), (3, {"gradient_as_bucket_view": True}, 1),
+                                            (2, {"static_graph": True}, 1),
+                                            (2, {"find_unused_parameters": True}, 2)):
+            with self.subTest(world=world, **keywords):
+                self.assertEqual(run_ranks(world, none_job, keywords, accumulate), [True] * world)
+
+    def test_codecs_save_train_and_keep_replicas_equal(self):
+        for spec, least in (("quantize(bits=4)", 5), ("topk(density=0.05)", 6),
+                            ("powersgd(rank=2)", 8), ("onebit", 15),
+                            ("lgreco(family=quantize, period=10, first=10, window=2, warmup=4)", 3)):
+            with self.subTest(spec=spec):
+                results = run_ranks(2, codec_job, spec)
+                for loss, weights, stats, plan in results:
+                    self.assertTrue(torch.equal(weights, results[0][1]))
+                    self.assertLess(loss, 2.2)
+                    self.assertEqual(stats["steps"], 40)
+                    self.assertEqual(stats["spec"], spec)
+                    self.assertGreater(stats["ratio"], least)
+                    self.assertEqual(plan["0.bias"], "none")
+                    self.assertNotEqual(plan["2.weight"], "none")
+
+    def test_powersgd_tracks_torchs_own_hook_at_no_more_bytes(self):
+        (ours, theirs, sent), _ = run_ranks(2, powersgd_job)
+        self.assertLess(ours, theirs * 1.1)
+        # Theirs: (rows + columns) · rank of every matrix and the biases, ring all-reduce of 2 ranks.
+        entries = 2 * (96 + 40 + 96 + 96 + 10 + 96) + 96 + 96 + 10
+        self.assertLess(sent, 1.25 * 4 * entries)
+
+    def test_several_models_keep_apart(self):
+        self.assertEqual(run_ranks(2, several_job), [True, True])
+
+    def test_a_saved_state_goes_on_with_the_same_bits(self):
+        for same, refused in run_ranks(2, resume_job):
+            self.assertTrue(same)
+            self.assertEqual(refused[0], "InvalidArgument")
+
+    def test_states_go_through_distributed_checkpoint(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertEqual(run_ranks(2, checkpoint_job, folder), [True, True])
+
+    def test_mistakes_get_one_sentence(self):
+        for found in run_ranks(2, errors_job):
+            for name, words in (("twice", "a model has one compression"),
+                                ("hook", "leave out register_comm_hook()"),
+                                ("spec", "quantize"), ("ranks", "disagree"),
+                                ("added", "0.extra"), ("moved", "torch.float64"),
+                                ("ratio", "require_ratio asked for 20"),
+                                ("type", "got int")):
+                with self.subTest(name):
+                    self.assertIn(words, found[name][1])
+                    self.assertNotIn("\n", found[name][1].strip())
+
+    def test_a_module_is_wrapped(self):
+        self.assertEqual(run_ranks(2, wrapped_job), [(1, True)] * 2)
+
+    def test_stats_become_json_lines_and_scalars(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for line, scalars in run_ranks(2, writer_job, f"{folder}/stats"):
+                self.assertEqual(line["steps"], 3)
+                self.assertEqual(scalars["thinwire/ratio"], (line["ratio"], 3))
+
+
+def bits_job(rank, world, spec, steps):
+    """What tests/python/ddp_program.cpp does: the same shards, bucket sizes and order."""
+    import thinwire
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 96), nn.ReLU(), nn.Linear(96, 10))
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(((torch.arange(p.numel()) * (i + 3)) % 17 - 8).view_as(p) / 64)
+    ddp = DDP(net)
+    thinwire.compress(ddp, spec)
+    optimizer = torch.optim.SGD(ddp.parameters(), 0.1)
+    for step in range(steps):
+        x = ((torch.arange(16 * 40) * (2 * step + rank + 3)) % 23 - 11).view(16, 40) / 8
+        optimizer.zero_grad()
+        ddp(x).pow(2).mean().backward()
+        optimizer.step()
+    return [p.detach().flatten().tolist() for p in net.parameters()]
+
+
+class SameAsCpp(unittest.TestCase):
+    def test_the_same_bits_as_the_cpp_ddp(self):
+        import numpy
+        program = BUILD / "bin" / "tests" / "ddp_program"
+        for spec in ("none", "quantize(bits=4)", "topk(density=0.05)", "powersgd(rank=2)",
+                     "lgreco(family=quantize, period=8, first=8, window=2, warmup=2)"):
+            with self.subTest(spec), tempfile.TemporaryDirectory() as folder:
+                done = subprocess.run([program, spec, "12", f"{folder}/out"], check=False,
+                                      capture_output=True, text=True, timeout=100)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                cpp = torch.from_numpy(numpy.fromfile(f"{folder}/out", "float32"))
+                python = torch.tensor(sum(run_ranks(2, bits_job, spec, 12)[0], []))
+                self.assertEqual(cpp.shape, python.shape)
+                self.assertTrue(torch.equal(cpp, python))
+
+
+if __name__ == "__main__":
+    unittest.main()

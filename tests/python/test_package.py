@@ -1,0 +1,181 @@
+"""The package beside torch: backends without an import, refusals, and what its parts compute."""
+
+import os
+import subprocess
+import sys
+import unittest
+
+from ranks import BUILD, error_of, run_ranks
+
+import torch
+import torch.distributed as dist
+
+
+def run_python(code, **environment):
+    paths = os.pathsep.join([str(BUILD / "python"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          timeout=100, check=False,
+                          env={**os.environ, "PYTHONPATH": paths, **environment})
+
+
+class Import(unittest.TestCase):
+    def test_importing_torch_makes_the_backends_known(self):
+        done = run_python("import torch, sys; print(torch.distributed.Backend.backend_list); "
+                          "print([m for m in sys.modules if m.startswith('thinwire')])")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("'thinwire', 'thinwire_mpi'", done.stdout)
+        self.assertNotIn("thinwire._C", done.stdout)  # nothing compiled was loaded
+
+    def test_the_package_may_be_imported_before_torch(self):
+        done = run_python("import thinwire, torch; print(thinwire.codecs()[0][0])")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_a_package_that_cannot_be_loaded_does_not_break_torch(self):
+        code = ("import sys; sys.modules['thinwire._C'] = None\n"
+                "import torch, torch.distributed as dist\n"
+                "print('torch is there')\n"
+                "try: dist.init_process_group('thinwire', init_method='tcp://127.0.0.1:0', rank=0,"
+                " world_size=1)\n"
+                "except RuntimeError as error: print(type(error).__name__, error)")
+        done = run_python(code)
+        self.assertIn("torch is there", done.stdout, done.stderr)
+        self.assertIn("cannot be loaded", done.stdout)
+
+    def test_another_torch_is_refused_with_a_sentence(self):
+        from thinwire import _torch
+        kind, text = error_of(lambda: _torch.check_version("2.11.0", "2.12.1+cu130"))
+        self.assertEqual(kind, "Error")
+        self.assertIn("built for torch 2.11 and found 2.12.1+cu130", text)
+        self.assertIn("install torch 2.11", text)
+        _torch.check_version("2.11.0", "2.11.3")
+
+    def test_errors_are_runtime_errors_and_what_they_say(self):
+        import thinwire
+        self.assertTrue(issubclass(thinwire.Error, RuntimeError))
+        with self.assertRaises(ValueError):
+            thinwire.plan(torch.nn.Linear(64, 64), "quantise(bits=4)")
+        with self.assertRaisesRegex(thinwire.InvalidArgument, "quantize"):
+            thinwire.plan(torch.nn.Linear(64, 64), "quantise(bits=4)")
+        with self.assertRaisesRegex(thinwire.FileError, "nowhere"):
+            thinwire.peft.manifest("nowhere.compeft")
+
+    def test_before_initialisation(self):
+        import thinwire
+        for call in (lambda: thinwire.compress(torch.nn.Linear(4, 4), "none"), thinwire.stats):
+            kind, text = error_of(call)
+            self.assertEqual(kind, "Error")
+            self.assertIn("init_process_group()", text)
+
+
+class Plan(unittest.TestCase):
+    def test_small_and_flat_layers_stay_uncompressed(self):
+        import thinwire
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 2))
+        plan = thinwire.plan(model, "topk(density=0.1)", overrides={"1.*": "cast(bf16)"})
+        self.assertIn("topk", plan["0.weight"])
+        self.assertEqual(plan["0.bias"], "none")
+        self.assertIn("bf16", plan["1.weight"])
+
+
+class Peft(unittest.TestCase):
+    def test_tensors_and_files_round_trip(self):
+        import tempfile
+
+        import thinwire
+        torch.manual_seed(0)
+        base = {"w": torch.randn(50, 40), "v": torch.randn(30).bfloat16()}
+        tuned = {name: (t + 0.1 * torch.randn(t.shape).to(t.dtype)) for name, t in base.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            out = f"{folder}/a.compeft"
+            result = thinwire.peft.pack(tuned, out, 0.5, base=base)
+            self.assertEqual(result["kept"], 1015)
+            applied = thinwire.peft.apply(base, out)
+            self.assertEqual(applied["v"].dtype, torch.bfloat16)
+            moved = (applied["w"] - base["w"]).flatten()
+            self.assertLess((moved - (tuned["w"] - base["w"]).flatten()).norm(), 0.1 * 2000**0.5)
+            self.assertGreater((moved != 0).sum(), 900)
+            delta = {"w": torch.randn(20, 20)}
+            thinwire.peft.pack(delta, f"{folder}/b.compeft", 1.0)
+            thinwire.peft.pack({"w": -delta["w"]}, f"{folder}/c.compeft", 1.0)
+            files = [f"{folder}/b.compeft", f"{folder}/c.compeft"]
+            cosines = thinwire.peft.similarity(files)
+            self.assertAlmostEqual(cosines[0][1], -1, places=5)
+            back = thinwire.peft.unpack(files[0])
+            self.assertTrue(torch.equal(back["w"].sign(), delta["w"].sign()))
+            thinwire.peft.merge(files, f"{folder}/m.compeft", method="average")
+            self.assertEqual(thinwire.peft.unpack(f"{folder}/m.compeft")["w"].abs().max(), 0)
+            self.assertEqual(thinwire.peft.manifest(files[0])["density"], 1.0)
+
+
+def outer_job(rank, world):
+    import thinwire
+    torch.manual_seed(rank)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64),
+                                torch.nn.Linear(64, 4))
+    inner = torch.optim.AdamW(model.parameters(), 1e-2)
+    outer = thinwire.OuterOptimizer(model, inner, inner_steps=5, compression="quantize(bits=8)")
+    met = []
+    for step in range(12):
+        torch.manual_seed(100 * step + rank)
+        outer.zero_grad()
+        model(torch.randn(16, 64)).pow(2).mean().backward()
+        met.append(outer.step())
+        if met[-1]:
+            weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    state = outer.state_dict()
+    again = thinwire.OuterOptimizer(model, inner, inner_steps=5, compression="quantize(bits=8)")
+    again.load_state_dict(state)
+    same = all(torch.equal(again.state_dict()[name], tensor) for name, tensor in state.items())
+    return met, weights, outer.stats(), same, error_of(
+        lambda: thinwire.OuterOptimizer(model, inner, inner_steps=0))
+
+
+def moe_job(rank, world):
+    import thinwire
+    torch.manual_seed(5)
+    tokens = torch.randn(2, 6, 8)[rank].requires_grad_()
+    layer = thinwire.MoELayer(8, 16, experts=4, top_k=2)
+    names = [name for name, _ in layer.named_parameters()]
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        output, auxiliary = layer(tokens)
+        loss = (output - 1).pow(2).mean()
+        (loss + auxiliary).backward()
+        for p in layer.parameters():
+            if all(p is not e for e in layer.expert_parameters()):
+                dist.all_reduce(p.grad)
+                p.grad /= world
+        optimizer.step()
+        losses.append(loss.item())
+    state = layer.full_state()
+    other = thinwire.MoELayer(8, 16, experts=4, top_k=2, seed=9)
+    other.load_full_state(state)
+    same = torch.equal(other(tokens)[0], layer(tokens)[0])
+    return names, losses, tokens.grad is not None, same, error_of(lambda: layer.double())
+
+
+class Parts(unittest.TestCase):
+    def test_outer_optimizer(self):
+        results = run_ranks(2, outer_job)
+        for met, weights, stats, same, error in results:
+            self.assertEqual([i for i, m in enumerate(met) if m], [4, 9])
+            self.assertTrue(torch.equal(weights, results[0][1]))
+            self.assertEqual(stats["outer_steps"], 2)
+            self.assertLess(stats["sent_bytes"], stats["dense_bytes"] / 2)
+            self.assertTrue(same)
+            self.assertEqual(error[0], "InvalidArgument")
+            self.assertIn("inner_steps must be positive, got 0", error[1])
+
+    def test_moe_layer(self):
+        for names, losses, has_gradient, same, error in run_ranks(2, moe_job):
+            self.assertIn("router.weight", names)
+            self.assertLess(losses[-1], 0.9 * losses[0])
+            self.assertTrue(has_gradient)
+            self.assertTrue(same)
+            self.assertIn("keeps its float32 parameters", error[1])
+
+
+if __name__ == "__main__":
+    unittest.main()
