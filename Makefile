@@ -35,6 +35,13 @@ slurm-test: ## Run the tests under a real Slurm of emulated hosts alone (root)
 	@scripts/build.sh $(PRESET) $(JOBS) rank_probe train_fashion_mnist
 	@scripts/run_tests.sh $(BUILD) -R '^slurm$$'
 
+.PHONY: torch-suite
+torch-suite: ## Run torch's own distributed tests on Gloo and on thinwire: ARGS="--world 3"
+	@scripts/setup.sh test
+	@scripts/build.sh $(PRESET) $(JOBS) thinwire_python
+	@PYTHONPATH=$(CURDIR)/$(BUILD)/python .venv/bin/python tests/python/torch_suite/run_suite.py \
+	  $(ARGS)
+
 .PHONY: build
 build: setup ## Build everything into build/release
 	@scripts/build.sh $(PRESET) $(JOBS)

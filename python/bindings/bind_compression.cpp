@@ -96,8 +96,7 @@ void bind_compression(py::module_& module) {
         return as_text(make_plan(layers_of(parameters), options));
       },
       py::arg("parameters"), py::arg("options"));
-  module.def("merge_gradient_states", &merge_gradient_states, py::arg("states"),
-             py::arg("world_size"));
+  module.def("merge_states", &merge_states, py::arg("states"), py::arg("world_size"));
 }
 
 }  // namespace thinwire::python

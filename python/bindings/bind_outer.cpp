@@ -1,7 +1,6 @@
 #include <torch/csrc/api/include/torch/optim/sgd.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "thinwire/comm/average/state_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/python/bindings/bindings.h"
 #include "thinwire/torch_ext/outer/outer_optimizer.h"
@@ -12,7 +11,6 @@ namespace thinwire::python {
 namespace {
 
 using Named = std::vector<std::pair<std::string, at::Tensor>>;
-using State = std::map<std::string, at::Tensor>;
 
 // A C++ module with Python's parameters and buffers, under their names: the same tensors.
 class MirroredModule {
@@ -88,62 +86,6 @@ struct PythonOuter {
   std::unique_ptr<OuterOptimizer> outer;
 };
 
-at::Tensor number_tensor(std::int64_t value) {
-  return at::scalar_tensor(value, at::TensorOptions(at::kLong));
-}
-
-at::Tensor bytes_tensor(const std::string& text) {
-  at::Tensor bytes = at::empty({static_cast<std::int64_t>(text.size())}, at::kByte);
-  std::copy(text.begin(), text.end(), static_cast<char*>(bytes.mutable_data_ptr()));
-  return bytes;
-}
-
-State to_state(const OuterState& outer) {
-  State state;
-  state["layout"] = bytes_tensor(outer.layout);
-  state["world_size"] = number_tensor(outer.world_size);
-  state["inner_steps"] = number_tensor(outer.inner_steps);
-  state["outer_steps"] = number_tensor(outer.outer_steps);
-  state["skipped_steps"] = number_tensor(outer.skipped_steps);
-  state["synchronised"] = at::tensor(outer.synchronised);
-  state["momentum"] = at::tensor(outer.momentum);
-  for (auto& [name, tensor] : comm::to_tensors(outer.averager)) state["averager/" + name] = tensor;
-  return state;
-}
-
-OuterState to_outer(const State& state) {
-  const auto tensor = [&](const char* name) {
-    const auto found = state.find(name);
-    check(found != state.end(), "the state of an outer optimizer has a tensor '", name,
-          "', this one has not");
-    return found->second.contiguous();
-  };
-  const auto number = [&](const char* name) { return tensor(name).item<std::int64_t>(); };
-  const auto floats = [&](const char* name) {
-    const at::Tensor values = tensor(name);
-    check(values.scalar_type() == at::kFloat, "'", name, "' must be float32");
-    const auto* first = values.const_data_ptr<float>();
-    return std::vector<float>(first, first + values.numel());
-  };
-  OuterState outer;
-  const at::Tensor layout = tensor("layout");
-  check(layout.scalar_type() == at::kByte, "'layout' must be uint8");
-  outer.layout.assign(static_cast<const char*>(layout.const_data_ptr()), layout.nbytes());
-  outer.world_size = static_cast<int>(number("world_size"));
-  outer.inner_steps = number("inner_steps");
-  outer.outer_steps = number("outer_steps");
-  outer.skipped_steps = number("skipped_steps");
-  outer.synchronised = floats("synchronised");
-  outer.momentum = floats("momentum");
-  State carried;
-  constexpr std::string_view kPrefix = "averager/";
-  for (const auto& [name, value] : state) {
-    if (name.starts_with(kPrefix)) carried.emplace(name.substr(kPrefix.size()), value);
-  }
-  outer.averager = comm::state_from_tensors(carried);
-  return outer;
-}
-
 py::dict as_dict(const OuterSummary& summary) {
   py::dict made;
   made["inner_steps"] = summary.inner_steps;
@@ -206,19 +148,11 @@ void bind_outer(py::module_& module) {
            })
       .def("warnings", [](const PythonOuter& o) { return o.outer->warnings(); })
       .def(
-          "state", [](const PythonOuter& o) { return to_state(o.outer->state()); }, no_gil)
+          "state", [](const PythonOuter& o) { return o.outer->state(); }, no_gil)
       .def(
           "load_state",
-          [](PythonOuter& o, const State& state) { o.outer->load_state(to_outer(state)); },
+          [](PythonOuter& o, const NamedTensors& state) { o.outer->load_state(state); },
           py::arg("state"), no_gil);
-  module.def(
-      "merge_outer_states",
-      [](const std::vector<State>& states, int world_size) {
-        std::vector<OuterState> made;
-        for (const State& state : states) made.push_back(to_outer(state));
-        return to_state(merge_states(made, world_size));
-      },
-      py::arg("states"), py::arg("world_size"));
 }
 
 }  // namespace thinwire::python

@@ -75,7 +75,7 @@ peft::PackResult pack(const std::string& source, const std::string& out, double 
   peft::PackOptions options;
   options.density = density;
   options.scale = peft::ScaleRule::parse(scale);
-  options.granularity = peft::parse_granularity(granularity);
+  if (!granularity.empty()) options.granularity = peft::parse_granularity(granularity);
   options.target_bytes = target_bytes;
   options.target_error = target_error;
   options.overwrite = overwrite;

@@ -21,7 +21,7 @@ _HOME = {
     "ProcessGroupOptions": "_groups", "feedback_key": "_groups", "stats": "_groups",
     "state_dict": "_groups", "load_state_dict": "_groups",
     "MoELayer": "_moe", "OuterOptimizer": "_outer",
-    "codecs": "_load", "__version__": "_load",
+    "codecs": "_load", "merge_states": "_load", "__version__": "_load",
 }
 _MODULES = ("errors", "fsdp", "peft", "scalars")
 __all__ = sorted([*_HOME, *_MODULES])
@@ -31,7 +31,7 @@ if _typing.TYPE_CHECKING:
     from thinwire._compress import Compression, compress, plan
     from thinwire._groups import (ProcessGroupOptions, feedback_key, load_state_dict, state_dict,
                                   stats)
-    from thinwire._load import __version__, codecs
+    from thinwire._load import __version__, codecs, merge_states
     from thinwire._moe import MoELayer
     from thinwire._outer import OuterOptimizer
     from thinwire.errors import (CommError, Error, FileError, FrameError, InternalError,

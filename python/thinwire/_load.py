@@ -39,6 +39,12 @@ def codecs():
     return module().codecs()
 
 
+def merge_states(states, world_size):
+    """The state that every rank of a job of `world_size` ranks starts with, from those of all ranks
+    of the old one (state_dict() of compress() or of an OuterOptimizer), in order of the ranks."""
+    return module().merge_states([dict(state) for state in states], world_size)
+
+
 def __getattr__(name):
     if name == "__version__":
         return module().version

@@ -39,6 +39,7 @@ class OuterOptimizer:
         if hasattr(overrides, "items"):
             overrides = overrides.items()
         self.inner = inner
+        self._skipped = 0
         self._outer = _C.OuterOptimizer(
             list(module.named_parameters()), list(module.named_buffers()), self._inner_step,
             dist.group.WORLD if group is None else group, inner_steps, learning_rate, momentum,
@@ -51,7 +52,21 @@ class OuterOptimizer:
 
     def step(self):
         """One step of the inner optimizer and, when due, an outer step; returns whether one was."""
-        return self._outer.step()
+        met = self._outer.step()
+        if met:
+            self._forget_what_is_not_finite()
+        return met
+
+    def _forget_what_is_not_finite(self):
+        """Moments that hold a NaN would spoil every later step, of all ranks."""
+        skipped = self.stats()["skipped_steps"]
+        if skipped == self._skipped:
+            return
+        self._skipped = skipped
+        for parameter, state in list(self.inner.state.items()):
+            tensors = [value for value in state.values() if torch.is_tensor(value)]
+            if not all(bool(value.isfinite().all()) for value in tensors):
+                del self.inner.state[parameter]
 
     def outer_step(self):
         """Meets now. Collective."""

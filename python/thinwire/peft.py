@@ -27,7 +27,7 @@ def _as_file(source, folder, name):
     return path
 
 
-def pack(source, out, density=0.05, *, scale="mean", granularity="global", base=None,
+def pack(source, out, density=0.05, *, scale="mean", granularity="", base=None,
          base_one=False, parent="", target_bytes=None, target_error=None, overwrite=False):
     """Packs `source` into the file `out` and returns what came of it.
 
@@ -37,6 +37,8 @@ def pack(source, out, density=0.05, *, scale="mean", granularity="global", base=
         density: part of the entries that is kept, in (0, 1].
         base: file or {name: tensor} that `source` is taken relative to; default: zero, and what an
             adapter's kind says. base_one: relative to one.
+        granularity: "global", "group" (LoRA's A and B factors) or "tensor": what shares a threshold
+            and a scale; default: group for adapters with factors of more than one role.
         parent: packed file whose result the base is.
         target_bytes, target_error: search the density instead (`thinwire peft pack --help`).
 

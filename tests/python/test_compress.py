@@ -190,8 +190,8 @@ class Compress(unittest.TestCase):
                 self.assertEqual(run_ranks(world, none_job, keywords, accumulate), [True] * world)
 
     def test_codecs_save_train_and_keep_replicas_equal(self):
-        for spec, least in (("quantize(bits=4)", 5), ("topk(density=0.05)", 6),
-                            ("powersgd(rank=2)", 8), ("onebit", 15),
+        for spec, least in (("quantize(bits=4)", 4.5), ("topk(density=0.05)", 6),
+                            ("powersgd(rank=2)", 7), ("onebit", 8),
                             ("lgreco(family=quantize, period=10, first=10, window=2, warmup=4)", 3)):
             with self.subTest(spec=spec):
                 results = run_ranks(2, codec_job, spec)

@@ -65,7 +65,7 @@ bool works_without_key(const comm::LayerSetting& setting) {
   // Those of one size per block code every element; one bit is too little to do without feedback.
   const bool dense = setting.codec->traits().fixed_size;
   return dense && setting.feedback.mode == ErrorFeedbackOptions::Mode::kAuto &&
-         Spec::parse(setting.codec->spec()).name != "onebit";
+         setting.codec->facts().id != CodecId::kOnebit;
 }
 
 }  // namespace thinwire

@@ -13,7 +13,6 @@
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/error.h"
-#include "thinwire/common/spec.h"
 #include "thinwire/torch_ext/backend/backend_engine.h"
 #include "thinwire/torch_ext/backend/backend_work.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
@@ -47,7 +46,7 @@ c10::intrusive_ptr<ProcessGroup> group_over(const c10::intrusive_ptr<c10d::Backe
 
 // The codecs of a whole matrix have no use for a part of a tensor.
 bool is_low_rank(const comm::LayerSetting& setting) {
-  return Spec::parse(setting.codec->spec()).name == "powersgd";
+  return setting.codec->facts().form == CodecFacts::Form::kLowRank;
 }
 
 }  // namespace
