@@ -57,6 +57,7 @@ Strategy usual_strategy(const CodecUse& use, int world, double frame_bytes) {
     case CodecFacts::Form::kSparse:
       return sent(Strategy::kSparse) < sent(Strategy::kGatherReduce) ? Strategy::kSparse
                                                                      : Strategy::kGatherReduce;
+    case CodecFacts::Form::kSlots:
     case CodecFacts::Form::kBlocks:
       break;
   }

@@ -27,13 +27,14 @@ enum class CodecId : std::uint16_t {
   kTerngrad = 6,
   kTernary = 7,
   kPowerSgd = 8,
+  kEcsq = 9,
 };
 
 // The parameters of a codec as numbers, for whoever plans with it: nobody reads its spec again.
 struct CodecFacts {
   // What a payload holds: values block by block (or of the whole tensor, where they cannot be cut);
-  // chosen entries with their indices; two factors.
-  enum class Form { kBlocks, kSparse, kLowRank };
+  // chosen entries with their indices; two factors; parts of many layers under one step (ecsq.h).
+  enum class Form { kBlocks, kSparse, kLowRank, kSlots };
 
   CodecId id = CodecId::kIdentity;
   Form form = Form::kBlocks;

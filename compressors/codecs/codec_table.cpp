@@ -4,6 +4,7 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/cast.h"
+#include "thinwire/compressors/codecs/ecsq.h"
 #include "thinwire/compressors/codecs/identity.h"
 #include "thinwire/compressors/codecs/onebit.h"
 #include "thinwire/compressors/codecs/powersgd.h"
@@ -37,6 +38,9 @@ constexpr std::array kTable = {
                make_ternary},
     CodecEntry{"powersgd", CodecId::kPowerSgd, "rank=4 (1..1024), iterations=1 (1..16)",
                "low-rank factors; PowerSGD, Vogels et al., NeurIPS 2019", make_powersgd},
+    CodecEntry{"ecsq", CodecId::kEcsq, "bits=2.5 (0.02..16) | step=F | error=F | as=SPEC",
+               "one step with a dead zone, entropy-coded; Sullivan, IEEE Trans. Inf. Theory 1996",
+               make_ecsq},
 };
 
 }  // namespace

@@ -17,13 +17,26 @@ constexpr std::size_t kHeader = 4;
 const std::vector<CodecPtr>& codecs() {
   static const std::vector<CodecPtr> all = [] {
     std::vector<CodecPtr> made;
-    for (const char* spec :
-         {"identity", "cast(fp16)", "cast(bf16)", "cast(fp8_e4m3)", "cast(fp8_e5m2)",
-          "quantize(bits=1)", "quantize(bits=3, norm=linf, bucket=64)",
-          "quantize(bits=4, rounding=stochastic)", "quantize(bits=8, norm=l2)",
-          "topk(density=0.05)", "topk(density=0.3, values=fp16)", "topk(density=0.01, values=bf16)",
-          "randomk(density=0.1)", "onebit", "onebit(bucket=64)", "terngrad",
-          "ternary(density=0.05)", "powersgd(rank=2)"})
+    for (const char* spec : {"identity",
+                             "cast(fp16)",
+                             "cast(bf16)",
+                             "cast(fp8_e4m3)",
+                             "cast(fp8_e5m2)",
+                             "quantize(bits=1)",
+                             "quantize(bits=3, norm=linf, bucket=64)",
+                             "quantize(bits=4, rounding=stochastic)",
+                             "quantize(bits=8, norm=l2)",
+                             "topk(density=0.05)",
+                             "topk(density=0.3, values=fp16)",
+                             "topk(density=0.01, values=bf16)",
+                             "randomk(density=0.1)",
+                             "onebit",
+                             "onebit(bucket=64)",
+                             "terngrad",
+                             "ternary(density=0.05)",
+                             "powersgd(rank=2)",
+                             "ecsq(bits=2)",
+                             "ecsq(step=0.5)"})
       made.push_back(make_codec(spec));
     return made;
   }();

@@ -28,7 +28,8 @@ std::vector<std::string> specs() {
         "topk(density=0.1, values=fp16)", "topk(density=0.3, select=sampled, values=bf16)",
         "topk(density=1)", "randomk(density=0.25, unbiased=on)", "randomk(density=0.3)",
         "onebit(bucket=64)", "terngrad(bucket=128, clip=2.5)", "ternary(density=0.2)",
-        "powersgd(rank=2, iterations=2)"}) {
+        "powersgd(rank=2, iterations=2)", "ecsq(bits=0.5)", "ecsq(bits=8)", "ecsq(error=0.2)",
+        "ecsq(as=quantize(bits=4))"}) {
     all.emplace_back(variant);
   }
   return all;

@@ -1,0 +1,128 @@
+#include "thinwire/compressors/entropy/rate_model.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace thinwire::entropy {
+namespace {
+
+constexpr std::size_t kMostSampled = 16384;
+constexpr int kMantissaShift = 20;  // leaves three bits of a float's mantissa
+// Magnitudes that are told apart; what is beyond takes the bits of an exponential tail.
+constexpr int kMagnitudes = 48;
+
+float bin_begin(std::size_t bin) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bin) << kMantissaShift);
+}
+
+double entropy_term(double p) {
+  return p > 0 ? -p * std::log2(p) : 0;
+}
+
+// The largest step, of those between `low` and `high` octaves, at which value(step) ≤ target where
+// value falls, or the largest at which it is still not above the target where it rises.
+template <typename Value>
+float bisect(double smallest, double largest, bool rises, double target, const Value& value) {
+  double low = std::log2(smallest), high = std::log2(largest);
+  while (high - low > 0x1p-11) {
+    const double middle = (low + high) / 2;
+    const bool coarser =
+        rises ? value(std::exp2(middle)) <= target : value(std::exp2(middle)) > target;
+    (coarser ? low : high) = middle;
+  }
+  return static_cast<float>(std::exp2(std::round((rises ? low : high) * 1024) / 1024));
+}
+
+double largest_of(std::span<const MagnitudeCounts> classes) {
+  double largest = 0;
+  for (const MagnitudeCounts& counts : classes) largest = std::max(largest, counts.largest());
+  return largest;
+}
+
+}  // namespace
+
+MagnitudeCounts::MagnitudeCounts(std::span<const float> values) : numel_(values.size()) {
+  static_assert(kBins == std::size_t{1} << (31 - kMantissaShift));
+  const std::size_t stride = std::max<std::size_t>(1, values.size() / kMostSampled);
+  for (std::size_t i = 0; i < values.size(); i += stride) {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(values[i]) & 0x7FFFFFFFu;
+    if (bits > 0x7F7FFFFFu) continue;
+    const double magnitude = std::bit_cast<float>(bits);
+    ++cumulative_[bits >> kMantissaShift];
+    squares_[bits >> kMantissaShift] += magnitude * magnitude;
+    largest_ = std::max(largest_, magnitude);
+    ++sampled_;
+  }
+  for (std::size_t b = 1; b < kBins; ++b) {
+    cumulative_[b] += cumulative_[b - 1];
+    squares_[b] += squares_[b - 1];
+  }
+}
+
+double MagnitudeCounts::below(double magnitude) const {
+  const auto value = static_cast<float>(magnitude);
+  const std::size_t bin = std::bit_cast<std::uint32_t>(value) >> kMantissaShift;
+  if (bin >= kBins - 8) return sampled_;
+  const double before = bin > 0 ? cumulative_[bin - 1] : 0;
+  const double begin = bin_begin(bin);
+  const double share = (magnitude - begin) / (static_cast<double>(bin_begin(bin + 1)) - begin);
+  return before + share * (cumulative_[bin] - before);
+}
+
+double MagnitudeCounts::bits(double step, double rounding) const {
+  if (sampled_ == 0) return 0;
+  const auto all = static_cast<double>(sampled_);
+  double before = below((1 - rounding) * step) / all;
+  const double nonzero = 1 - before;
+  double sum = entropy_term(before) + nonzero;  // a sign each
+  for (int m = 1; m < kMagnitudes && before < 1; ++m) {
+    const double next = below((m + 1 - rounding) * step) / all;
+    sum += entropy_term(next - before);
+    before = next;
+  }
+  if (before < 1) {
+    const double octaves = std::max(1.0, std::log2(largest_ / (kMagnitudes * step)));
+    sum += entropy_term(1 - before) + (1 - before) * (std::log2(kMagnitudes) + octaves);
+  }
+  return sum * static_cast<double>(numel_);
+}
+
+double MagnitudeCounts::squared_error(double step, double rounding) const {
+  if (sampled_ == 0) return 0;
+  const double edge = (1 - rounding) * step;
+  const double zeros = below(edge);
+  const std::size_t bin = std::bit_cast<std::uint32_t>(static_cast<float>(edge)) >> kMantissaShift;
+  const double lower = bin > 0 ? squares_[bin - 1] : 0;
+  const double inside = bin > 0 ? cumulative_[bin - 1] : 0;
+  const double of_zeros = lower + (zeros - inside) * edge * edge;
+  const double of_others = (static_cast<double>(sampled_) - zeros) * step * step / 12;
+  return (of_zeros + of_others) * static_cast<double>(numel_) / static_cast<double>(sampled_);
+}
+
+float step_for_bits(std::span<const MagnitudeCounts> classes, double bits, double rounding) {
+  const double largest = largest_of(classes);
+  if (largest < 1e-28) return 0;
+  return bisect(std::max(largest * 0x1p-21, 1e-29), largest * 4, /*rises=*/false, bits,
+                [&](double step) {
+                  double sum = 0;
+                  for (const MagnitudeCounts& counts : classes) sum += counts.bits(step, rounding);
+                  return sum;
+                });
+}
+
+float step_for_error(std::span<const MagnitudeCounts> classes, double squared_error,
+                     double rounding) {
+  const double largest = largest_of(classes);
+  if (largest < 1e-28) return 0;
+  return bisect(std::max(largest * 0x1p-21, 1e-29), largest * 4, /*rises=*/true, squared_error,
+                [&](double step) {
+                  double sum = 0;
+                  for (const MagnitudeCounts& counts : classes) {
+                    sum += counts.squared_error(step, rounding);
+                  }
+                  return sum;
+                });
+}
+
+}  // namespace thinwire::entropy

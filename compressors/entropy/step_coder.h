@@ -1,0 +1,129 @@
+// Runs of float32 values quantised with one step and entropy-coded into one payload.
+//
+// Terms: a *part* is a run of values that is a class of its own for the entropy coder (a layer, or
+// what one rank owns of it); a *slot* is room of an agreed size for one payload, whose end stays
+// zero where the payload is shorter. What would not fit its slot is coded with a coarser step, so
+// that a receiver knows the size of a message before it comes.
+//
+// Payload, little-endian:
+//
+//   u32 bytes of the payload · f32 step · 3 bytes of centroids, (byte − 128) / 256 each
+//   for each part, 1 byte:
+//     0  all values are zero                  1  a value was not finite: all decode to NaN
+//     2  codes, under the table that follows  3  codes, under the last table of kind 2
+//     4  pairs of codes, table follows        5  pairs of codes, last table of kind 4
+//     a table is its number of weights, 1 byte, and the weights; the last one is not 0
+//   the table of the excess, or one byte 0 where there is none
+//   u32 bytes of long numbers, only with a table of the excess · the long numbers
+//   stream (rans.h): the symbols of the parts in order, then those of the excess
+//
+// Codes are the symbols of dead_zone.h with a bound of 15 (kinds 2 and 3) or 2 (pairs). The excess,
+// m − bound of the elements at the bound, in order of the parts, is a symbol each: itself below 31;
+// symbol 31 stands for a long number, the rest above 31 in groups of seven bits, low ones first,
+// with the high bit set in all but the last.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "thinwire/compressors/entropy/dead_zone.h"
+#include "thinwire/compressors/entropy/symbol_table.h"
+
+namespace thinwire::entropy {
+
+enum class PartKind : std::uint8_t {
+  kZero = 0,
+  kNotFinite = 1,
+  kCodes = 2,
+  kCodesLastTable = 3,
+  kPairs = 4,
+  kPairsLastTable = 5
+};
+
+// The codes of one payload, as they were written or read. Keeps its memory from call to call.
+class StepCodes {
+ public:
+  // values (+)(−)= what the payload says of a part, of its number of elements.
+  void apply(std::size_t part, Apply apply, std::span<float> values) const;
+  std::size_t parts() const { return parts_.size(); }
+  float step() const { return step_; }
+
+ private:
+  friend class StepEncoder;
+  friend class StepDecoder;
+  struct Part {
+    PartKind kind = PartKind::kZero;
+    std::size_t first = 0, numel = 0;  // in symbols_
+    std::size_t first_excess = 0, excess = 0;
+    int bound() const { return kind >= PartKind::kPairs ? 2 : 15; }
+  };
+  void set_levels();
+
+  float step_ = 0;
+  std::array<std::uint8_t, kCentroids> centroids_{};
+  std::vector<Part> parts_;
+  std::vector<std::uint8_t> symbols_;  // one an element
+  std::vector<std::uint32_t> excess_;  // of which the first excess_count_ are in use
+  std::size_t excess_count_ = 0;
+  std::vector<float> beyond_;  // what the excess stands for
+  Levels levels_, pair_levels_;
+};
+
+struct Encoded {
+  std::size_t bytes = 0;  // of the payload
+  float step = 0;         // that was used
+  // Bits that the payload would have taken with the step that was asked for.
+  double wanted_bits = 0;
+};
+
+// Encodes payloads. One instance serves one thread at a time and allocates nothing once warm.
+class StepEncoder {
+ public:
+  // Encodes the parts with `step`, or a coarser one where
+  // that does not fit `out`; with none at all, every value being zero, where `step` is 0 or so
+  // small that it has no inverse. `out` holds at least min_bytes(). `codes` is what was written.
+  Encoded encode(std::span<const std::span<const float>> parts, float step, float rounding,
+                 std::span<std::byte> out, StepCodes& codes);
+
+  // What a payload of so many parts takes at least.
+  static std::size_t min_bytes(std::size_t parts);
+
+ private:
+  bool quantise_parts(std::span<const std::span<const float>> parts, float step, float rounding,
+                      StepCodes& codes);
+  double make_tables(StepCodes& codes);
+  std::size_t write(StepCodes& codes, std::span<std::byte> out);
+  std::span<const std::uint8_t> coded(const StepCodes& codes, std::size_t part) const;
+
+  std::vector<std::uint8_t> pairs_;                             // at half the place of the symbols
+  std::vector<std::array<std::uint32_t, kMaxSymbols>> counts_;  // of each part
+  std::vector<std::array<std::uint32_t, kMaxSymbols>> merged_counts_;  // of each group
+  std::vector<std::size_t> group_;                                     // of each part
+  std::vector<SymbolWeights> weights_;                                 // of each group
+  std::vector<SymbolTable> tables_;
+  std::vector<std::uint8_t> excess_symbols_, long_numbers_;
+  std::vector<std::byte> scratch_;
+};
+
+// Decodes payloads; otherwise as StepEncoder.
+class StepDecoder {
+ public:
+  // Reads the payload at the beginning of `in`, whose rest must be zeros. `sizes` are the elements
+  // of the parts. Throws FrameError for anything that encode() cannot have written; never reads or
+  // writes out of bounds, whatever the bytes.
+  void decode(std::span<const std::byte> in, std::span<const std::size_t> sizes, StepCodes& codes);
+
+  // What the payload at the beginning of `in` says of its size. Throws FrameError where there is no
+  // room for that.
+  static std::size_t payload_bytes(std::span<const std::byte> in);
+
+ private:
+  std::vector<std::uint8_t> pairs_, excess_symbols_;
+  std::vector<SymbolTable> tables_;
+  std::vector<std::size_t> table_of_part_;
+};
+
+}  // namespace thinwire::entropy

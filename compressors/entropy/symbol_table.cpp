@@ -1,0 +1,94 @@
+#include "thinwire/compressors/entropy/symbol_table.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::entropy {
+namespace {
+
+constexpr int kMantissaBits = 4;
+constexpr std::uint64_t kMantissa = 1u << kMantissaBits;
+// The largest weight, 255: any histogram is scaled so that its total is about that.
+constexpr std::uint64_t kLargestValue = (kMantissa + 14) << 15;
+
+std::uint64_t value_of(std::uint8_t weight) {
+  if (weight == 0) return 0;
+  const unsigned code = weight - 1u;
+  return (kMantissa + code % kMantissa) << (code / kMantissa);
+}
+
+std::uint8_t nearest_weight(std::uint64_t value) {
+  value = std::clamp(value, kMantissa, kLargestValue);
+  int exponent = std::bit_width(value) - 1 - kMantissaBits;
+  std::uint64_t mantissa =
+      (value + (exponent > 0 ? std::uint64_t{1} << (exponent - 1) : 0)) >> exponent;
+  if (mantissa == 2 * kMantissa) {
+    mantissa = kMantissa;
+    ++exponent;
+  }
+  return static_cast<std::uint8_t>(1 + static_cast<std::uint64_t>(exponent) * kMantissa +
+                                   (mantissa - kMantissa));
+}
+
+}  // namespace
+
+SymbolWeights weights_of(std::span<const std::uint32_t, kMaxSymbols> counts) {
+  const std::uint64_t total = std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
+  SymbolWeights weights{};
+  for (std::size_t s = 0; s < counts.size(); ++s) {
+    if (counts[s] > 0) weights[s] = nearest_weight(counts[s] * kLargestValue / total);
+  }
+  return weights;
+}
+
+SymbolTable::SymbolTable(std::span<const std::uint8_t> weights) {
+  THINWIRE_ASSERT(weights.size() <= kMaxSymbols);
+  std::uint64_t total = 0;
+  for (const std::uint8_t weight : weights) total += value_of(weight);
+  THINWIRE_ASSERT(total > 0);
+  std::array<std::uint32_t, kMaxSymbols> frequencies{};
+  std::uint32_t sum = 0;
+  std::size_t largest = 0;
+  for (std::size_t s = 0; s < weights.size(); ++s) {
+    if (weights[s] == 0) continue;
+    frequencies[s] = static_cast<std::uint32_t>(
+        std::max<std::uint64_t>(1, value_of(weights[s]) * kTableTotal / total));
+    sum += frequencies[s];
+    if (weights[s] > weights[largest]) largest = s;
+    last_ = static_cast<int>(s);
+  }
+  // Each of the others was rounded up by less than 1, and the largest is at least a 32nd.
+  frequencies[largest] += kTableTotal - sum;
+
+  start.fill(kTableTotal);
+  std::uint32_t next = 0;
+  for (std::size_t s = 0; s < frequencies.size(); ++s) {
+    const std::uint32_t frequency = frequencies[s];
+    start[s] = next;
+    const auto shift = static_cast<unsigned>(frequency > 1 ? std::bit_width(frequency - 1) : 0);
+    packed[s] = shift << 28 | (frequency & (kTableTotal - 1)) << 14 | (next & (kTableTotal - 1));
+    reciprocal[s] = frequency == 0
+                        ? 0
+                        : static_cast<std::uint32_t>(
+                              ((std::uint64_t{1} << (31 + shift)) + frequency - 1) / frequency);
+    next += frequency;
+  }
+}
+
+double SymbolTable::bits(std::span<const std::uint32_t, kMaxSymbols> counts) const {
+  double sum = 0;
+  for (int s = 0; s < kMaxSymbols; ++s) {
+    const std::uint32_t count = counts[static_cast<std::size_t>(s)];
+    if (count == 0) continue;
+    if (frequency(s) == 0) return std::numeric_limits<double>::infinity();
+    sum += count * (kTableBits - std::log2(frequency(s)));
+  }
+  return sum;
+}
+
+}  // namespace thinwire::entropy
