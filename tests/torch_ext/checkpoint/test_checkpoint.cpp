@@ -1,0 +1,277 @@
+// One call saves a training and one restores it: with the same bits, in the same or another world,
+// and with a named error where that cannot be.
+#include "thinwire/torch_ext/checkpoint/checkpoint.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/generated/variable_factories.h>
+#include <torch/optim/adam.h>
+#include <torch/optim/sgd.h>
+
+#include <fstream>
+
+#include "thinwire/common/error.h"
+#include "thinwire/tests/common/temporary_file.h"
+#include "thinwire/tests/support/rank_errors.h"
+#include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
+#include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
+
+namespace thinwire {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::Each;
+using testing::errors_of;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::RankContext;
+using testing::run_ranks;
+
+struct Net : torch::nn::Module {
+  Net() {
+    auto generator = at::detail::createCPUGenerator(1);
+    first = register_parameter("first", at::randn({48, 32}, generator, at::kFloat) * 0.1);
+    second = register_parameter("second", at::randn({24, 48}, generator, at::kFloat) * 0.1);
+    seen = register_buffer("seen", at::zeros({1}));
+  }
+  at::Tensor forward(const at::Tensor& x) {
+    if (is_training()) seen.add_(1);
+    return at::linear(at::relu(at::linear(x, first)), second);
+  }
+  at::Tensor first, second, seen;
+};
+
+struct Other : torch::nn::Module {
+  Other() { register_parameter("weight", at::zeros({3, 4})); }
+};
+
+// A program with weights, an optimiser with momentum, and residuals.
+struct Training {
+  Training(RankContext& ctx, const fs::path& directory, bool asynchronous = false)
+      : rank(ctx.rank),
+        net(std::make_shared<Net>()),
+        ddp(net, ctx.group, {.compression = "topk(density=0.05)", .find_unused_parameters = true}),
+        optimizer(net->parameters(), torch::optim::AdamOptions(0.01)),
+        checkpoint(ctx.group, {.directory = directory, .asynchronous = asynchronous}) {
+    checkpoint.add("model", *net);
+    checkpoint.add("optimizer", optimizer);
+    checkpoint.add("gradients", ddp);
+  }
+
+  void run(std::int64_t begin, std::int64_t end) {
+    for (std::int64_t step = begin; step < end; ++step) {
+      auto generator = at::detail::createCPUGenerator(static_cast<std::uint64_t>(9 * step + rank));
+      const auto x = at::randn({16, 32}, generator, at::kFloat);
+      ddp.zero_grad();
+      (ddp.forward(x) - x.narrow(1, 0, 4).sum(1, true)).pow(2).mean().backward();
+      optimizer.step();
+    }
+  }
+
+  int rank;
+  std::shared_ptr<Net> net;
+  DistributedDataParallel<std::shared_ptr<Net>> ddp;
+  torch::optim::Adam optimizer;
+  Checkpoint checkpoint;
+};
+
+class CheckpointTest : public ::testing::Test {
+ protected:
+  CheckpointTest()
+      : directory_(fs::temp_directory_path() / concat("thinwire-checkpoint-", ::getpid())) {
+    fs::remove_all(directory_);
+  }
+  ~CheckpointTest() override { fs::remove_all(directory_); }
+  fs::path rank_file(std::int64_t step, int rank, int world) const {
+    return detail::CheckpointFile{directory_, step, world, rank}.tensors();
+  }
+  void save_steps(int world, std::initializer_list<std::int64_t> steps) {
+    run_ranks(world, [&](RankContext& ctx) {
+      Training training(ctx, directory_);
+      std::int64_t done = 0;
+      for (const std::int64_t step : steps) {
+        training.run(done, step);
+        training.checkpoint.save(step);
+        done = step;
+      }
+    });
+  }
+  const fs::path directory_;
+};
+
+TEST_F(CheckpointTest, AResumedTrainingHasTheBitsOfOneThatDidNotStop) {
+  for (const bool asynchronous : {false, true}) {
+    std::vector<std::uint32_t> whole(2), resumed(2);
+    run_ranks(2, [&](RankContext& ctx) {
+      Training training(ctx, directory_, asynchronous);
+      EXPECT_EQ(training.checkpoint.load(), std::nullopt);
+      training.run(0, 5);
+      training.checkpoint.save(5);
+      training.run(5, 9);  // what is being written does not see these steps
+      training.checkpoint.wait();
+      whole[static_cast<std::size_t>(ctx.rank)] = training.ddp.parameters_crc32c();
+      EXPECT_EQ(training.net->seen.item<float>(), 9);
+    });
+    run_ranks(2, [&](RankContext& ctx) {
+      Training training(ctx, directory_);
+      training.run(0, 1);  // whatever there was before is replaced
+      ASSERT_EQ(training.checkpoint.load(), 5);
+      EXPECT_EQ(training.net->seen.item<float>(), 5);
+      training.run(5, 9);
+      resumed[static_cast<std::size_t>(ctx.rank)] = training.ddp.parameters_crc32c();
+    });
+    EXPECT_EQ(whole, resumed);
+    fs::remove_all(directory_);
+  }
+}
+
+TEST_F(CheckpointTest, TheNewestStepThatAllRanksHaveIsLoaded) {
+  save_steps(2, {1, 2, 3});
+  EXPECT_FALSE(fs::exists(directory_ / "step-1"));           // keep = 2
+  fs::remove(rank_file(3, 1, 2).replace_extension("json"));  // as a crash before its manifest
+  run_ranks(2, [&](RankContext& ctx) {
+    Training training(ctx, directory_);
+    EXPECT_EQ(training.checkpoint.load(), 2);
+  });
+}
+
+TEST_F(CheckpointTest, ADamagedFileIsNamedOnEveryRank) {
+  save_steps(2, {1});
+  const fs::path file = rank_file(1, 1, 2);
+  {
+    std::fstream out(file, std::ios::in | std::ios::out | std::ios::binary);
+    out.seekp(-1, std::ios::end);
+    out.put(static_cast<char>(0x55));
+  }
+  const auto errors = errors_of<Error>(2, [&](RankContext& ctx) {
+    Training training(ctx, directory_);
+    training.checkpoint.load();
+  });
+  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 1"), HasSubstr("is damaged"),
+                                 HasSubstr(file.filename().string()))));
+  fs::resize_file(file, fs::file_size(file) - 7);
+  EXPECT_THAT(errors_of<Error>(2,
+                               [&](RankContext& ctx) {
+                                 Training training(ctx, directory_);
+                                 training.checkpoint.load();
+                               }),
+              Each(AllOf(HasSubstr("rank 1"), HasSubstr(file.filename().string()))));
+}
+
+TEST_F(CheckpointTest, RanksWithoutACommonStepSaySo) {
+  save_steps(2, {1, 2});
+  fs::remove(rank_file(1, 0, 2).replace_extension("json"));
+  fs::remove(rank_file(2, 1, 2).replace_extension("json"));
+  EXPECT_THAT(errors_of<Error>(2,
+                               [&](RankContext& ctx) {
+                                 Training training(ctx, directory_);
+                                 training.checkpoint.load();
+                               }),
+              Each(HasSubstr("is complete on every rank")));
+}
+
+TEST_F(CheckpointTest, AnotherProgramsCheckpointIsRefusedByName) {
+  save_steps(2, {1});
+  EXPECT_THAT(errors_of<Error>(2,
+                               [&](RankContext& ctx) {
+                                 Training training(ctx, directory_);
+                                 training.checkpoint.add(
+                                     "more", {[] {
+                                                return NamedTensors{{"x", integer_tensor(1)}};
+                                              },
+                                              [](const NamedTensors&) {}});
+                                 training.checkpoint.load();
+                               }),
+              Each(HasSubstr("has no part 'more'")));
+  EXPECT_THAT(errors_of<Error>(2,
+                               [&](RankContext& ctx) {
+                                 auto other = std::make_shared<Other>();
+                                 Checkpoint checkpoint(ctx.group, {.directory = directory_});
+                                 checkpoint.add("model", *other);
+                                 checkpoint.load();
+                               }),
+              Each(HasSubstr("which this module has not")));
+}
+
+// The mean of the residuals is what the weights are still owed, whatever the number of ranks.
+TEST_F(CheckpointTest, WorldsOfOtherSizesKeepTheMeanResidual) {
+  const auto mean_residual = [](std::span<const NamedTensors> states) {
+    at::Tensor sum;
+    for (const auto& state : states) {
+      const auto& one = state.at("averager/residual/first");
+      sum = sum.defined() ? sum + one : one.clone();
+    }
+    return sum / static_cast<double>(states.size());
+  };
+  std::vector<NamedTensors> states(4);
+  at::Tensor expected, weights;
+  int before = 0;
+  for (const int world : {4, 2, 3}) {
+    std::vector<NamedTensors> loaded(static_cast<std::size_t>(world));
+    run_ranks(world, [&](RankContext& ctx) {
+      Training training(ctx, directory_);
+      const auto step = training.checkpoint.load();
+      const auto me = static_cast<std::size_t>(ctx.rank);
+      if (before == 0) {
+        EXPECT_EQ(step, std::nullopt);
+      } else {
+        EXPECT_EQ(step, before);
+        loaded[me] = training.ddp.state();
+        if (ctx.rank == 0) {
+          EXPECT_TRUE(at::equal(training.net->first, weights));
+        }
+      }
+      training.run(before, before + 3);
+      training.checkpoint.save(before + 3);
+      states[me] = training.ddp.state();
+      if (ctx.rank == 0) weights = training.net->first.detach().clone();
+    });
+    if (before != 0) {
+      EXPECT_TRUE(at::allclose(mean_residual(loaded), expected, 1e-6, 1e-7)) << world;
+    }
+    expected = mean_residual(std::span(states).first(static_cast<std::size_t>(world)));
+    before += 3;
+  }
+}
+
+TEST_F(CheckpointTest, RandomNumbersGoOn) {
+  run_ranks(1, [&](RankContext& ctx) {
+    Checkpoint checkpoint(ctx.group, {.directory = directory_});
+    checkpoint.add_random_state();
+    at::manual_seed(5);
+    at::rand({3});
+    checkpoint.save(1);
+    const at::Tensor expected = at::rand({3});
+    at::rand({9});
+    EXPECT_EQ(checkpoint.load(), 1);
+    EXPECT_TRUE(at::equal(at::rand({3}), expected));
+  });
+}
+
+TEST_F(CheckpointTest, ARankThatCannotWriteIsNamedOnEveryRank) {
+  const auto errors = errors_of<Error>(2, [&](RankContext& ctx) {
+    const fs::path folder = directory_ / concat("rank", ctx.rank);
+    fs::create_directories(directory_);
+    if (ctx.rank == 1) std::ofstream(folder) << "a file where the directory should be";
+    Training training(ctx, folder);
+    training.checkpoint.save(1);
+  });
+  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 1"), HasSubstr("step-1"))));
+}
+
+TEST_F(CheckpointTest, MistakesAreRefused) {
+  run_ranks(1, [&](RankContext& ctx) {
+    EXPECT_THROW(Checkpoint(ctx.group, {.directory = ""}), InvalidArgument);
+    EXPECT_THROW(Checkpoint(ctx.group, {.directory = "x", .keep = 0}), InvalidArgument);
+    Checkpoint checkpoint(ctx.group, {.directory = directory_});
+    checkpoint.add_random_state();
+    EXPECT_THROW(checkpoint.add_random_state(), InvalidArgument);
+    EXPECT_THROW(checkpoint.add("a/b", Checkpoint::Part{}), InvalidArgument);
+    EXPECT_THROW(checkpoint.save(-1), InvalidArgument);
+    EXPECT_EQ(checkpoint.load(), std::nullopt);
+  });
+}
+
+}  // namespace
+}  // namespace thinwire

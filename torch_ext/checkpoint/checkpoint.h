@@ -1,0 +1,120 @@
+// Saving and restoring all that a training program remembers, in one call each.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <future>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/comm/state/named_tensors.h"
+
+namespace torch::nn {
+class Module;
+}
+namespace torch::optim {
+class Optimizer;
+}
+
+namespace thinwire {
+
+struct CheckpointOptions {
+  // One that all ranks see, or each host's own. A job of another size needs the former.
+  std::filesystem::path directory;
+  // So many of the newest steps stay; at least 1.
+  int keep = 2;
+  // Whether save() returns once the tensors are copied and a thread writes them.
+  bool asynchronous = false;
+};
+
+// Parts of a program whose state() and load_state() are of named tensors: DistributedDataParallel,
+// OuterOptimizer, MoELayer's state.
+template <typename Part>
+concept HasNamedState = requires(Part& part, const NamedTensors& state) {
+  { part.state() } -> std::convertible_to<NamedTensors>;
+  part.load_state(state);
+};
+
+//   thinwire::Checkpoint checkpoint(world.group(), {.directory = "run1"});
+//   checkpoint.add("model", *net);
+//   checkpoint.add("optimizer", optimizer);
+//   checkpoint.add("gradients", ddp);
+//   checkpoint.add_random_state();
+//   std::int64_t step = checkpoint.load().value_or(0);   // goes on where the last job stopped
+//   for (; step < steps; ++step) { ...; if (step % 100 == 99) checkpoint.save(step + 1); }
+//
+// Every rank writes directory/step-N/rank-R-of-W.safetensors, whose tensors are named PART/NAME,
+// and then rank-R-of-W.json, which has the number of bytes and a hash of the first: a file that is
+// there is complete, and a step is complete where all ranks have both. A process that ends at any
+// moment leaves the steps before as they were.
+//
+// What is restored has the same bits. In a job of another size the states are merged, part by part
+// (merge_states()): residuals become their mean over the old ranks; random states stay with the
+// ranks that had one.
+//
+// Ranks must add the same parts in the same order; all of them outlive the checkpoint. save() and
+// load() are collective, and all ranks call them between the same steps. Not thread-safe.
+class Checkpoint {
+ public:
+  // Throws InvalidArgument for an empty directory name or a `keep` below 1.
+  Checkpoint(c10::intrusive_ptr<c10d::ProcessGroup> group, CheckpointOptions options);
+  // Waits for what is being written; a failure is logged.
+  ~Checkpoint();
+  Checkpoint(const Checkpoint&) = delete;
+  Checkpoint& operator=(const Checkpoint&) = delete;
+
+  struct Part {
+    std::function<NamedTensors()> save;
+    std::function<void(const NamedTensors&)> load;
+    // Whether the state is this rank's alone, such as random numbers, and not merged.
+    bool of_rank = false;
+  };
+  // Throws InvalidArgument for a name that is taken, empty or has a '/'.
+  void add(const std::string& name, Part part);
+  // All parameters and buffers, which get the values in place; names, shapes and types must be
+  // those saved.
+  void add(const std::string& name, torch::nn::Module& module);
+  // As torch::save() keeps it.
+  void add(const std::string& name, torch::optim::Optimizer& optimizer);
+  template <HasNamedState State>
+  void add(const std::string& name, State& state) {
+    add(name, Part{[&state] { return NamedTensors(state.state()); },
+                   [&state](const NamedTensors& saved) { state.load_state(saved); }});
+  }
+  // Of torch's default generator on the CPU.
+  void add_random_state();
+
+  // Saves as `step`, and removes the oldest steps beyond options.keep. Throws FileError, on every
+  // rank, where a rank cannot write; with `asynchronous` at the next call. A step that is there
+  // already is written anew.
+  void save(std::int64_t step);
+  // Waits until what was saved is on the disk. Throws as save().
+  void wait();
+
+  // Loads the newest step that is complete on all ranks and returns it; nothing where no rank has
+  // any. Throws InvalidArgument or FileError, on every rank with the name of the one at fault, for
+  // files that are torn or damaged, of another program (other parts or shapes), or where ranks have
+  // steps but none in common.
+  std::optional<std::int64_t> load();
+
+ private:
+  struct Saved;
+  NamedTensors collect() const;
+  void write(std::int64_t step, const NamedTensors& tensors) const;
+  void remove_old_steps(std::int64_t newest) const;
+  void load_parts(const std::vector<NamedTensors>& of_ranks, bool same_world);
+
+  c10::intrusive_ptr<c10d::ProcessGroup> group_;
+  const CheckpointOptions options_;
+  std::vector<std::pair<std::string, Part>> parts_;
+  std::uint64_t calls_ = 0;
+  std::string name_;
+  std::future<void> writing_;
+};
+
+}  // namespace thinwire

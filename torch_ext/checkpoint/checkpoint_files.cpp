@@ -1,0 +1,126 @@
+#include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
+
+#include <charconv>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "thinwire/common/atomic_file.h"
+#include "thinwire/common/error.h"
+#include "thinwire/compressors/peft/content_hash.h"
+#include "thinwire/compressors/peft/safetensors.h"
+
+namespace thinwire::detail {
+namespace {
+
+constexpr int kManifestVersion = 1;
+constexpr std::string_view kStepPrefix = "step-";
+
+// The number in `text` between a prefix and the next text that is not a digit, which `rest`
+// becomes.
+std::optional<std::int64_t> number_after(std::string_view& text, std::string_view prefix) {
+  if (!text.starts_with(prefix)) return std::nullopt;
+  text.remove_prefix(prefix.size());
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || number < 0) return std::nullopt;
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return number;
+}
+
+std::string hash_of(std::span<const std::byte> bytes) {
+  peft::ContentHash hash;
+  hash.update(bytes);
+  return hash.hex();
+}
+
+std::string text_of_file(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw FileError(concat(path.string(), ": cannot be read"));
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+}  // namespace
+
+std::filesystem::path CheckpointFile::folder() const {
+  return directory / concat(kStepPrefix, step);
+}
+std::filesystem::path CheckpointFile::tensors() const {
+  return folder() / concat("rank-", rank, "-of-", world, ".safetensors");
+}
+std::filesystem::path CheckpointFile::manifest() const {
+  return folder() / concat("rank-", rank, "-of-", world, ".json");
+}
+
+void write_checkpoint_file(const CheckpointFile& file, const NamedTensors& tensors) {
+  std::error_code error;
+  std::filesystem::create_directories(file.folder(), error);
+  if (error) throw FileError(concat(file.folder().string(), ": ", error.message()));
+  // Written anew: until both are there again the step is not complete.
+  std::filesystem::remove(file.manifest(), error);
+  save_tensors(tensors, file.tensors());
+  const peft::SafetensorsFile written(file.tensors());
+  nlohmann::ordered_json manifest;
+  manifest["version"] = kManifestVersion;
+  manifest["step"] = file.step;
+  manifest["rank"] = file.rank;
+  manifest["world"] = file.world;
+  manifest["bytes"] = written.file_bytes().size();
+  manifest["hash"] = hash_of(written.file_bytes());
+  AtomicFile out(file.manifest(), /*overwrite=*/true);
+  out.write(manifest.dump(1) + "\n");
+  out.commit();
+}
+
+NamedTensors read_checkpoint_file(const CheckpointFile& file) {
+  const std::string manifest_name = file.manifest().string();
+  const auto manifest = nlohmann::json::parse(text_of_file(file.manifest()), nullptr, false);
+  const auto whole = [&](const char* field) {
+    if (!manifest.is_object() || !manifest.contains(field) || !manifest[field].is_number_integer())
+      throw FileError(
+          concat(manifest_name, ": no manifest of a checkpoint: it has no number '", field, "'"));
+    return manifest[field].get<std::int64_t>();
+  };
+  if (whole("version") != kManifestVersion)
+    throw FileError(concat(manifest_name, ": version ", whole("version"), ", this thinwire reads ",
+                           kManifestVersion));
+  if (whole("step") != file.step || whole("rank") != file.rank || whole("world") != file.world)
+    throw FileError(concat(manifest_name, ": is that of rank ", whole("rank"), " of ",
+                           whole("world"), " at step ", whole("step")));
+  const peft::SafetensorsFile tensors(file.tensors());
+  const auto bytes = static_cast<std::int64_t>(tensors.file_bytes().size());
+  if (bytes != whole("bytes"))
+    throw FileError(concat(file.tensors().string(), ": has ", bytes, " bytes, its manifest says ",
+                           whole("bytes")));
+  if (!manifest.contains("hash") || manifest["hash"] != hash_of(tensors.file_bytes()))
+    throw FileError(
+        concat(file.tensors().string(), ": is damaged: its hash is not its manifest's"));
+  NamedTensors loaded;
+  for (const auto& info : tensors.tensors())
+    loaded.emplace(info.name, tensor_of(info, tensors.bytes(info.name)));
+  return loaded;
+}
+
+CheckpointSteps checkpoint_steps(const std::filesystem::path& directory) {
+  CheckpointSteps steps;
+  std::error_code error;
+  for (const auto& folder : std::filesystem::directory_iterator(directory, error)) {
+    const std::string folder_name = folder.path().filename().string();
+    std::string_view left = folder_name;
+    const auto step = number_after(left, kStepPrefix);
+    if (!step || !left.empty()) continue;
+    for (const auto& file : std::filesystem::directory_iterator(folder.path(), error)) {
+      const std::string name = file.path().filename().string();
+      left = name;
+      const auto rank = number_after(left, "rank-");
+      const auto world = number_after(left, "-of-");
+      if (!rank || !world || left != ".json" || *rank >= *world) continue;
+      steps[*step][static_cast<int>(*world)].insert(static_cast<int>(*rank));
+    }
+  }
+  return steps;
+}
+
+}  // namespace thinwire::detail
