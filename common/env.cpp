@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -12,6 +13,10 @@
 
 namespace thinwire {
 namespace {
+
+// See Note [Variables that must agree].
+constexpr std::array<std::string_view, 2> kMustAgree = {"THINWIRE_COMPRESSION",
+                                                        "THINWIRE_CHECK_REPLICAS"};
 
 std::optional<std::string> process_variable(const std::string& name) {
   const char* value = std::getenv(name.c_str());
@@ -38,7 +43,7 @@ struct Env::Reader {
                    const std::string& description) {
     const auto value = lookup(name);
     const bool is_set = value && !value->empty();
-    variables.push_back({name, is_set ? *value : fallback, description, is_set});
+    variables.push_back({name, is_set ? *value : fallback, description, is_set, false});
     return variables.back().value;
   }
 
@@ -117,7 +122,10 @@ Env::Env(Reader read)
                      "empty: the best that the processor has")),
       disable_cuda(
           read.flag("THINWIRE_DISABLE_CUDA", "1 keeps thinwire from loading its CUDA module")),
-      variables_(std::move(read.variables)) {}
+      variables_(std::move(read.variables)) {
+  for (Variable& variable : variables_)
+    variable.must_agree = std::ranges::find(kMustAgree, variable.name) != kMustAgree.end();
+}
 
 const Env& Env::get() {
   static const Env env(process_variable);

@@ -1,4 +1,21 @@
 // Every THINWIRE_* environment variable, read once, at first use.
+//
+// Note [Variables that must agree]
+//
+// Each rank reads its own environment, and a launcher may pass other variables to other hosts.
+// launch::init() compares what decides a collective and refuses a job whose ranks differ, naming
+// variable, ranks and values:
+//
+//   THINWIRE_BACKEND         as the backend that each rank asks for
+//   THINWIRE_TIMEOUT         as the timeout that each rank has, by the program or by the variable
+//   THINWIRE_COMPRESSION     itself
+//   THINWIRE_CHECK_REPLICAS  itself
+//
+// DistributedDataParallel and OuterOptimizer compare the last two once more in what they make of
+// them, for groups that launch::init() did not make, and the contents of THINWIRE_LINK_MODEL, whose
+// path may differ. What is left may differ from rank to rank: it decides no collective
+// (THINWIRE_LOG_LEVEL, THINWIRE_DATA, THINWIRE_DISABLE_CUDA), names what is this host's own
+// (THINWIRE_GLOO_INTERFACE), or changes no bit of a result (THINWIRE_SIMD).
 #pragma once
 
 #include <chrono>
@@ -47,6 +64,9 @@ class Env {
   struct Variable {
     std::string name, value, description;
     bool is_set;
+    // Decides which collectives a rank makes, or what is in them: ranks with different values would
+    // wait for each other, so launch::init() refuses them.
+    bool must_agree = false;
   };
   const std::vector<Variable>& variables() const { return variables_; }
   // THINWIRE_* names present in the environment that no member reads (a misspelling, most likely).

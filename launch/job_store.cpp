@@ -14,8 +14,9 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "thinwire/comm/backend/mpi/backend.h"
+#include "thinwire/comm/join/error_text.h"
 #include "thinwire/common/error.h"
-#include "thinwire/launch/error_text.h"
+#include "thinwire/launch/enrolment.h"
 #include "thinwire/launch/host.h"
 
 namespace thinwire::launch {
@@ -23,6 +24,8 @@ namespace {
 
 using std::chrono::milliseconds;
 using StorePtr = c10::intrusive_ptr<c10d::TCPStore>;
+
+using comm::error_text;
 
 double seconds(milliseconds time) {
   return static_cast<double>(time.count()) / 1000;
@@ -101,7 +104,7 @@ StorePtr meet_by_mpi(const RankEnv& env, milliseconds timeout) {
   try {
     const std::string host = env.local_size == env.size ? "127.0.0.1" : reachable_address();
     store = serve(host, 0, timeout);
-    text = concat('=', host, ' ', store->getPort());
+    text = '=' + host + ' ' + std::to_string(store->getPort());
   } catch (const Error& error) {
     trouble = std::current_exception();
     text = concat('!', error.what());
@@ -131,6 +134,15 @@ StorePtr meet_under_mpirun_without_mpi(const RankEnv& env, milliseconds timeout)
   return meet_at("127.0.0.1", slurm_port(hash, 0), env.rank == 0, timeout);
 }
 
+StorePtr meet_without_address(const RankEnv& env, milliseconds timeout) {
+  if (starts_mpi(env.launcher) && comm::mpi_backend_usable()) return meet_by_mpi(env, timeout);
+  check(env.launcher == Launcher::kMpirun, name_of(env.launcher), " started rank ", env.rank,
+        " of ", env.size,
+        ", and this build of thinwire cannot use it to find the others: set MASTER_ADDR and "
+        "MASTER_PORT, on every rank, to a host name of rank 0 and a free port there");
+  return meet_under_mpirun_without_mpi(env, timeout);
+}
+
 }  // namespace
 
 c10::intrusive_ptr<c10d::Store> connect_store(const RankEnv& env, milliseconds timeout) {
@@ -140,10 +152,8 @@ c10::intrusive_ptr<c10d::Store> connect_store(const RankEnv& env, milliseconds t
     store = meet_at(env.master_addr, env.master_port, serves, timeout);
   } else if (env.size == 1) {
     return c10::make_intrusive<c10d::HashStore>();
-  } else if (comm::mpi_backend_usable()) {
-    store = meet_by_mpi(env, timeout);
   } else {
-    store = meet_under_mpirun_without_mpi(env, timeout);
+    store = meet_without_address(env, timeout);
   }
   store->setTimeout(timeout);
   return store;

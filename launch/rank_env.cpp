@@ -93,27 +93,11 @@ RankEnv read_torchrun(const Variables& read) {
         " must not be more than WORLD_SIZE=", env.size);
   read_master(read, env);
   env.agent_store = read_agent_store(read);
-  env.restart = read.optional("TORCHELASTIC_RESTART_COUNT", 0, 0);
+  env.run_id = read.text("TORCHELASTIC_RUN_ID").value_or("");
   check(!env.master_addr.empty() || (env.size == 1 && !env.agent_store), "RANK=", env.rank,
         " and WORLD_SIZE=", env.size,
         " are set, but MASTER_ADDR and MASTER_PORT are not: set them to a host name of rank 0 and "
         "a free port there");
-  return env;
-}
-
-RankEnv read_mpirun(const Variables& read) {
-  const std::string world = "OMPI_COMM_WORLD_";
-  RankEnv env;
-  env.launcher = Launcher::kMpirun;
-  env.rank = read.required(world + "RANK", 0, world + "SIZE");
-  env.size = read.required(world + "SIZE", 1, world + "RANK");
-  env.local_rank = read.optional(world + "LOCAL_RANK", 0, -1);
-  env.local_size = read.optional(world + "LOCAL_SIZE", 1, 0);
-  check_below(world + "RANK", env.rank, world + "SIZE", env.size);
-  check_below(world + "LOCAL_RANK", env.local_rank, world + "LOCAL_SIZE", env.local_size);
-  check(env.local_size <= env.size, world, "LOCAL_SIZE=", env.local_size, " must not be more than ",
-        world, "SIZE=", env.size);
-  read_master(read, env);
   return env;
 }
 
@@ -166,30 +150,98 @@ bool started_by_srun(const Variables& read) {
   return in_step || read.text("ENVIRONMENT") != "BATCH";
 }
 
+// The variables of a launcher that tells rank and size and, under mpirun at least, where the others
+// are by MPI alone.
+struct LauncherVariables {
+  Launcher launcher;
+  std::string_view name;
+  std::string rank, size;
+  std::string local_rank, local_size;  // empty where it has none
+};
+
+const std::vector<LauncherVariables>& known_launchers() {
+  // In the order in which they count.
+  static const std::vector<LauncherVariables> all = {
+      {Launcher::kMpirun, "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+       "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"},
+      {Launcher::kMvapich, "MVAPICH's mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE",
+       "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"},
+      {Launcher::kJsrun, "jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE",
+       "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_SIZE"},
+      {Launcher::kFlux, "flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", ""},
+      {Launcher::kMpiexec, "mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID",
+       "MPI_LOCALNRANKS"}};
+  return all;
+}
+
+RankEnv read_launcher(const Variables& read, const LauncherVariables& names) {
+  RankEnv env;
+  env.launcher = names.launcher;
+  env.rank = read.required(names.rank, 0, names.size);
+  env.size = read.required(names.size, 1, names.rank);
+  env.local_rank = read.optional(names.local_rank, 0, -1);
+  env.local_size = names.local_size.empty() ? 0 : read.optional(names.local_size, 1, 0);
+  check_below(names.rank, env.rank, names.size, env.size);
+  check_below(names.local_rank, env.local_rank, names.local_size, env.local_size);
+  check(env.local_size <= env.size, names.local_size, "=", env.local_size,
+        " must not be more than ", names.size, "=", env.size);
+  read_master(read, env);
+  return env;
+}
+
+// srun sets PMI_* as well where it speaks PMI. Another launcher that starts its own helpers by srun
+// passes on the numbers of those.
+bool srun_speaks_pmi(const Variables& read) {
+  if (!started_by_srun(read)) return false;
+  const RankEnv pmi = read_launcher(read, known_launchers().back());
+  const RankEnv slurm = read_slurm(read);
+  return pmi.rank == slurm.rank && pmi.size == slurm.size;
+}
+
+const LauncherVariables* launcher_of(const Variables& read) {
+  for (const LauncherVariables& names : known_launchers()) {
+    if (!read.has(names.rank) && !read.has(names.size)) continue;
+    if (names.launcher == Launcher::kMpiexec && srun_speaks_pmi(read)) continue;
+    return &names;
+  }
+  return nullptr;
+}
+
+// Of a process that no launcher is found for: whether it is a part of a job all the same.
+void refuse_half_a_job(const Variables& read) {
+  // A program alone that has started Open MPI carries PMIX_RANK=0 from then on.
+  const bool singleton = read.text("OMPI_MCA_ess") == "singleton";
+  for (const std::string name : {"PALS_RANKID", "PMIX_RANK"})
+    check(!read.has(name) || singleton, name, "=", read.text(name).value_or(""),
+          " says that this process is one of a job, but not of how many; set RANK and WORLD_SIZE, "
+          "and MASTER_ADDR and MASTER_PORT to a host name of rank 0 and a free port there");
+}
+
 }  // namespace
 
 std::string_view name_of(Launcher launcher) {
-  switch (launcher) {
-    case Launcher::kTorchrun:
-      return "torchrun";
-    case Launcher::kMpirun:
-      return "mpirun";
-    case Launcher::kSlurm:
-      return "srun";
-    case Launcher::kNone:
-      return "none";
-  }
-  return "unknown";
+  if (launcher == Launcher::kTorchrun) return "torchrun";
+  if (launcher == Launcher::kSlurm) return "srun";
+  for (const LauncherVariables& names : known_launchers())
+    if (names.launcher == launcher) return names.name;
+  return "none";
+}
+
+bool starts_mpi(Launcher launcher) {
+  return launcher == Launcher::kMpirun || launcher == Launcher::kMpiexec ||
+         launcher == Launcher::kMvapich || launcher == Launcher::kJsrun;
 }
 
 RankEnv read_rank_env(const EnvLookup& lookup) {
   const Variables read(lookup);
   if (read.has("RANK")) return read_torchrun(read);
   RankEnv env;
-  if (read.has("OMPI_COMM_WORLD_RANK") || read.has("OMPI_COMM_WORLD_SIZE")) {
-    env = read_mpirun(read);
+  if (const LauncherVariables* names = launcher_of(read)) {
+    env = read_launcher(read, *names);
   } else if (started_by_srun(read)) {
     env = read_slurm(read);
+  } else {
+    refuse_half_a_job(read);
   }
   // Somebody meant a job of that size; to run as another one would train without the others.
   const int wanted = read.optional("WORLD_SIZE", 1, env.size);

@@ -1,5 +1,5 @@
-// Rank and size as the launcher tells them. Precedence: torchrun's RANK, then Open MPI's OMPI_*,
-// then SLURM_*, then a job of one rank.
+// Rank and size as the launcher tells them. Precedence: torchrun's RANK, then the launchers of MPI
+// and Flux, then SLURM_*, then a job of one rank.
 //
 //            rank                  size                  local rank, size       store
 // torchrun   RANK                  WORLD_SIZE            LOCAL_RANK,            MASTER_ADDR,
@@ -11,6 +11,16 @@
 //                                  else SLURM_NTASKS     SLURM_STEP_TASKS_PER_ SLURM_STEP_NODELIST,
 //                                                        NODE                   port of the job's
 //                                                                               number; or MASTER_*
+// mpiexec    PMI_RANK              PMI_SIZE              MPI_LOCALRANKID,       as under mpirun
+// where
+//                                                        MPI_LOCALNRANKS        this build has that
+// MVAPICH    MV2_COMM_WORLD_RANK   MV2_COMM_WORLD_SIZE   ..._LOCAL_RANK, _SIZE  launcher's MPI,
+// else jsrun      JSM_NAMESPACE_RANK    JSM_NAMESPACE_SIZE    ..._LOCAL_RANK, _SIZE  MASTER_* flux
+// FLUX_TASK_RANK        FLUX_JOB_SIZE         FLUX_TASK_LOCAL_ID     MASTER_*
+//
+// mpiexec is the launcher of MPICH, Intel MPI and Cray. Where srun sets PMI_* too, it is srun.
+// Variables that tell of a job and not of its size (PALS_RANKID, PMIX_RANK) are refused: a program
+// that went on would train alone, once for every rank.
 //
 // RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set by hand work like torchrun's.
 #pragma once
@@ -22,8 +32,10 @@
 
 namespace thinwire::launch {
 
-enum class Launcher { kTorchrun, kMpirun, kSlurm, kNone };
+enum class Launcher { kTorchrun, kMpirun, kMpiexec, kMvapich, kJsrun, kFlux, kSlurm, kNone };
 std::string_view name_of(Launcher launcher);
+// Whether programs that it starts may use MPI to find each other.
+bool starts_mpi(Launcher launcher);
 
 struct RankEnv {
   Launcher launcher = Launcher::kNone;
@@ -37,8 +49,9 @@ struct RankEnv {
   int master_port = 0;
   // torchrun's agent serves the store: every rank connects as a client.
   bool agent_store = false;
-  // torchrun's restart count, part of the store's prefix.
-  int restart = 0;
+  // TORCHELASTIC_RUN_ID, part of the store's prefix. What torchrun tells beside it of a restart is
+  // not the same on every rank; see Note [Rounds].
+  std::string run_id;
 };
 
 // Throws InvalidArgument, naming the variables and their values, when they are missing, malformed

@@ -1,6 +1,7 @@
 #include "thinwire/launch/world.h"
 
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/full.h>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
@@ -10,11 +11,14 @@
 #include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/backend/nccl/backend.h"
 #include "thinwire/comm/backend/process_group.h"
+#include "thinwire/comm/backend/split.h"
 #include "thinwire/comm/backend/torch_version.h"
+#include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/launch/elastic_round.h"
 #include "thinwire/launch/enrolment.h"
 #include "thinwire/launch/host.h"
 #include "thinwire/launch/job_store.h"
@@ -38,8 +42,18 @@ int usable_gpus() {
   return at::detail::getCUDAHooks().getNumGPUs();
 }
 
+// See Note [Variables that must agree].
+std::vector<std::pair<std::string, std::string>> settings_of(std::chrono::milliseconds timeout) {
+  std::vector<std::pair<std::string, std::string>> settings = {
+      {"the timeout, by THINWIRE_TIMEOUT or the program", std::to_string(timeout.count()) + " ms"}};
+  for (const Env::Variable& variable : Env::get().variables())
+    if (variable.must_agree) settings.emplace_back(variable.name, variable.value);
+  return settings;
+}
+
 // What this rank tells the others. Its own mistakes are told too, so that they do not wait for it.
-Enrolment describe(const RankEnv& ranks, const std::string& host, const InitOptions& options) {
+Enrolment describe(const RankEnv& ranks, const std::string& host, const InitOptions& options,
+                   std::chrono::milliseconds timeout) {
   Enrolment mine;
   mine.size = ranks.size;
   mine.local_rank = ranks.local_rank;
@@ -53,6 +67,7 @@ Enrolment describe(const RankEnv& ranks, const std::string& host, const InitOpti
     mine.gpus = usable_gpus();
     const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
     mine.visible_devices = visible ? visible : "";
+    mine.settings = settings_of(timeout);
   } catch (const InvalidArgument& error) {
     mine.problem = error.what();
   }
@@ -70,16 +85,24 @@ std::chrono::milliseconds timeout_of(const InitOptions& options) {
   }
 }
 
-// Keys of one job, one attempt of torchrun, and one call of init(), which every rank makes equally
-// often.
+// Keys of one job and one call of init(), which every rank makes equally often.
 std::string prefix_of(const RankEnv& ranks) {
   static std::atomic<int> calls{0};
-  return concat("thinwire/", ranks.restart, "/", calls.fetch_add(1));
+  return "thinwire/" + ranks.run_id + "/" + std::to_string(calls.fetch_add(1));
+}
+
+// A store that torchrun's agent serves outlives the workers of a round; any other begins with rank
+// 0.
+Round enrol_here(const c10::intrusive_ptr<c10d::Store>& store, const RankEnv& ranks,
+                 const Enrolment& mine, std::chrono::milliseconds timeout) {
+  if (ranks.agent_store) return enrol_in_round(store, ranks.rank, mine, timeout);
+  return {store, enrol(store, ranks.rank, mine, timeout)};
 }
 
 }  // namespace
 
 World init(const InitOptions& options) {
+  comm::prepare_process();
   World world;
   world.exceptions_ = std::uncaught_exceptions();
   RankEnv& ranks = world.ranks_;
@@ -87,11 +110,11 @@ World init(const InitOptions& options) {
   world.host_ = host_name();
   log::set_identity(ranks.rank, world.host_);
   const auto timeout = timeout_of(options);
-  const Enrolment mine = describe(ranks, world.host_, options);
+  const Enrolment mine = describe(ranks, world.host_, options, timeout);
 
-  c10::intrusive_ptr<c10d::Store> store =
-      c10::make_intrusive<c10d::PrefixStore>(prefix_of(ranks), connect_store(ranks, timeout));
-  auto members = enrol(store, ranks.rank, mine, timeout);
+  auto [store, members] = enrol_here(
+      c10::make_intrusive<c10d::PrefixStore>(prefix_of(ranks), connect_store(ranks, timeout)),
+      ranks, mine, timeout);
   world.store_ = std::move(store);  // from here on ~World leaves the job
   complete_local_ranks(ranks, members);
   world.backend_ = choose_backend(members, ranks.launcher);
@@ -120,7 +143,28 @@ World init(const InitOptions& options) {
 World::~World() {
   // On the way out of a failed program: rank 0 must not take the store away, nor a launcher end the
   // job, before the other ranks could learn from the store what happened.
-  if (store_ && std::uncaught_exceptions() > exceptions_) leave_failed_job(*store_);
+  if (store_ && std::uncaught_exceptions() > exceptions_) leave_failed_job(*store_, size());
+}
+
+void World::barrier() {
+  comm::wait(*group_, group_->barrier(), "the barrier", calls_++);
+}
+
+double World::all_reduce(double value, c10d::ReduceOp::RedOpType op) {
+  const bool is_mean = op == c10d::ReduceOp::AVG;
+  const at::Device device = group_->getBoundDeviceId().value_or(at::Device(at::kCPU));
+  std::vector<at::Tensor> tensors = {
+      at::full({1}, value, at::TensorOptions(at::kDouble)).to(device)};
+  c10d::AllreduceOptions options;
+  // Not every backend knows means.
+  options.reduceOp = is_mean ? c10d::ReduceOp::SUM : op;
+  comm::wait(*group_, group_->allreduce(tensors, options), "the reduction of a value", calls_++);
+  const double result = tensors[0].item<double>();
+  return is_mean ? result / size() : result;
+}
+
+c10::intrusive_ptr<c10d::ProcessGroup> World::split(int color, int key) {
+  return comm::split(group_, color, key);
 }
 
 }  // namespace thinwire::launch

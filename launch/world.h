@@ -38,6 +38,18 @@ class World {
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
   const c10::intrusive_ptr<c10d::Store>& store() const { return store_; }
 
+  // What a program needs beside training. Collective: every rank calls them, in the same order, and
+  // while no other collective of group() is under way. They throw CommError naming the rank that
+  // does not come within the timeout.
+  //
+  // Returns once every rank has entered.
+  void barrier();
+  // The values of all ranks in one: their sum, or by `op` mean (AVG), least (MIN), largest (MAX) or
+  // product. The same bits on every rank.
+  double all_reduce(double value, c10d::ReduceOp::RedOpType op = c10d::ReduceOp::SUM);
+  // The group of the ranks with this `color`; see comm::split().
+  c10::intrusive_ptr<c10d::ProcessGroup> split(int color, int key = 0);
+
   World(World&&) = default;
   World& operator=(World&&) = default;
   ~World();
@@ -52,14 +64,17 @@ class World {
   std::string backend_;
   c10::intrusive_ptr<c10d::Store> store_;
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
-  int exceptions_ = 0;  // in flight when the job was joined
+  int exceptions_ = 0;       // in flight when the job was joined
+  std::uint64_t calls_ = 0;  // of barrier() and all_reduce()
 };
 
-// Joins the job that torchrun, mpirun or srun started, or a job of one rank where none did, and
-// logs which launcher won. Collective. Throws InvalidArgument for contradicting variables, an
-// unknown backend, or ranks that disagree on size or backend; CommError when a peer does not come
-// within the timeout or the store's port is taken. What ails one rank is thrown on every rank that
-// it could be told to.
+// Joins the job that torchrun, mpirun, srun or another launcher started (see rank_env.h), or a job
+// of one rank where none did, and logs which launcher won. To be called before the program starts
+// threads, since it sets environment variables (see comm::prepare_process()). Collective. Throws
+// InvalidArgument for contradicting variables, an unknown backend, or ranks that disagree on size,
+// backend, timeout or a variable that must agree (common/env.h); CommError when a peer does not
+// come within the timeout or the store's port is taken. What ails one rank is thrown on every rank
+// that it could be told to.
 World init(const InitOptions& options = {});
 
 }  // namespace thinwire::launch

@@ -1,14 +1,16 @@
 #include "thinwire/comm/backend/process_group.h"
 
-#include <map>
+#include <numeric>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include "thinwire/comm/backend/gloo/backend.h"
 #include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/backend/nccl/backend.h"
+#include "thinwire/comm/backend/reconnect.h"
 #include "thinwire/comm/backend/wrapper_backend.h"
 #include "thinwire/comm/failure/failure_board.h"
+#include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/meet.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
@@ -24,27 +26,18 @@ const std::vector<std::string> kBackends = {"nccl", "mpi", "gloo"};
 
 c10::intrusive_ptr<Backend> make_backend(const std::string& name,
                                          const c10::intrusive_ptr<c10d::Store>& store, int rank,
-                                         int size, const ProcessGroupOptions& options) {
+                                         const std::vector<std::string>& places,
+                                         const ProcessGroupOptions& options) {
+  const auto size = static_cast<int>(places.size());
   if (name == "gloo")
     return make_gloo_backend(store, rank, size,
                              {options.timeout, options.hostname, options.interface});
-  if (name == "mpi") return make_mpi_backend(rank, size, options.timeout);
+  if (name == "mpi") {
+    std::vector<int> ranks;
+    for (const std::string& place : places) ranks.push_back(std::stoi(place));
+    return make_mpi_backend(ranks, options.timeout);
+  }
   return make_nccl_backend(store, rank, size, options.timeout, options.cuda_device);
-}
-
-// The same ranks, connected once more, whoever made `backend`.
-c10::intrusive_ptr<Backend> duplicate_backend(const c10::intrusive_ptr<Backend>& any,
-                                              const c10::intrusive_ptr<c10d::Store>& store) {
-  const c10::intrusive_ptr<Backend> backend = unwrapped(any);
-  const std::string name = backend->getBackendName();
-  if (name == "gloo") return duplicate_gloo_backend(backend, store);
-  if (name == "mpi") return duplicate_mpi_backend(backend);
-  if (name == "nccl") return duplicate_nccl_backend(backend, store);
-  check(backend->supportsSplitting(), "a process group over '", name,
-        "' cannot be duplicated: this backend has no split()");
-  std::vector<int> all(static_cast<std::size_t>(backend->getSize()));
-  for (int rank = 0; rank < backend->getSize(); ++rank) all[static_cast<std::size_t>(rank)] = rank;
-  return backend->split(store, all, backend->getBackendOptions());
 }
 
 void check_known(const std::string& name) {
@@ -75,25 +68,30 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
   check(rank >= 0 && rank < size, "rank must be in [0, ", size, "), got ", rank);
   check(options.timeout.count() > 0, "the timeout must be positive, got ", options.timeout.count(),
         " ms");
+  prepare_process();
+  std::string place;  // among all the processes of MPI
   try {
-    if (name == "mpi") check_mpi_backend(rank, size);
+    if (name == "mpi") {
+      check_mpi_backend(rank, size);
+      place = std::to_string(mpi_rank());
+    }
     if (name == "nccl") check_nccl_backend(options.cuda_device);
   } catch (const InvalidArgument& error) {
     decline(store, rank, size, error.what());
     throw;
   }
 
-  meet(store, rank, size, name, options.timeout);
+  const auto places = meet(store, rank, size, name, options.timeout, place);
   auto group = c10::make_intrusive<ProcessGroup>(store, rank, size);
   const auto type = ProcessGroup::strToBackendType(name);
   group->setDefaultBackend(type);
   c10::intrusive_ptr<Backend> made;
   try {
-    made = make_backend(name, c10::make_intrusive<PrefixStore>(name, store), rank, size, options);
+    made = make_backend(name, c10::make_intrusive<PrefixStore>(name, store), rank, places, options);
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    throw CommError(-1, concat("connecting the ", name, " process group"), 0, error.what());
+    throw CommError(-1, concat("connecting the ", name, " process group"), 0, error_text(error));
   }
   if (name == "nccl")
     group->setBoundDeviceId(
@@ -109,34 +107,15 @@ c10::intrusive_ptr<ProcessGroup> duplicate(const c10::intrusive_ptr<ProcessGroup
         "a process group without a store cannot be duplicated: make it with make_process_group() "
         "or give its constructor the store");
   check(!name.empty(), "a duplicate of a process group needs a name");
-  const auto store = c10::make_intrusive<DuplicateStore>(name, group->getStore());
-  auto copy = c10::make_intrusive<ProcessGroup>(store, group->getRank(), group->getSize());
-  copy->setDefaultBackend(group->getBackendType());
-  copy->setBoundDeviceId(group->getBoundDeviceId());
+  std::vector<int> all(static_cast<std::size_t>(group->getSize()));
+  std::iota(all.begin(), all.end(), 0);
+  return connect_again(group, c10::make_intrusive<DuplicateStore>(name, group->getStore()), all,
+                       concat("duplicating a process group as '", name, "'"));
+}
 
-  // One backend may serve several device types, and a group may hold several backends. Ordered by
-  // device so that every rank duplicates them in the same order.
-  std::map<c10::DeviceType, c10::intrusive_ptr<Backend>> backends;
-  for (const auto& device : group->getDeviceTypes())
-    backends[device.type()] = group->getBackend(device.type());
-  check(!backends.empty(), "a process group without a backend cannot be duplicated");
-  std::map<const Backend*, c10::intrusive_ptr<Backend>> copies;
-  meet(store, group->getRank(), group->getSize(), backend_name(*group),
-       group->getDefaultBackend()->getBackendOptions()->timeout);
-  try {
-    for (const auto& [device, backend] : backends) {
-      auto& made = copies[backend.get()];
-      if (made == nullptr)
-        made = duplicate_backend(
-            backend, c10::make_intrusive<PrefixStore>(backend->getBackendName(), store));
-      copy->setBackend(device, ProcessGroup::strToBackendType(backend->getBackendName()), made);
-    }
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    throw CommError(-1, concat("duplicating a process group as '", name, "'"), 0, error.what());
-  }
-  return copy;
+void prepare_process() {
+  prepare_gloo_backend();
+  prepare_mpi_backend();
 }
 
 std::string backend_name(const ProcessGroup& group) {

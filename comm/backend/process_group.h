@@ -22,13 +22,21 @@ struct ProcessGroupOptions {
   int cuda_device = 0;
 };
 
+// Sets the environment variables that Gloo and MPI read at their first use (TORCH_FR_BUFFER_SIZE,
+// see Note [Flight recorder], and OMPI_MCA_btl_vader_single_copy_mechanism, see Note [No single
+// copy]), where the program has not. launch::init() begins with it. A program that makes its groups
+// itself calls it in main() before it starts threads: setting a variable while another thread reads
+// one is undefined. The first group that is made does it at the latest.
+void prepare_process();
+
 // Backends of this build, in the order of preference of "auto": "nccl" (where a GPU is), "mpi"
 // (under mpirun), "gloo".
 std::vector<std::string> available_backends();
 
 // Makes a group of `size` ranks over "mpi", "gloo" or "nccl". The store is how the ranks find each
-// other and where failures are posted; it must be a prefix that no other group uses. For mpi,
-// rank and size must be those of MPI_COMM_WORLD. Collective: every rank calls it.
+// other and where failures are posted; it must be a prefix that no other group uses. For mpi, a
+// group of all processes of MPI_COMM_WORLD must number them as that does; one of fewer may number
+// them as it likes. Collective: every rank of the group calls it.
 //
 // Throws InvalidArgument for an unknown backend (listing the known), one that this build lacks
 // (saying how to get it), or a rank outside [0, size); CommError when a peer does not come within

@@ -114,7 +114,9 @@ bool is_answered(const std::exception_ptr& cause, const c10d::Store* board) {
       throw comm_error(report.rank, concat("rank ", report.rank, " reports: ", report.text));
   if (!roll.silent.empty())
     throw comm_error(roll.silent.front(), concat("rank(s) ", list_of(roll.silent), " of ", size,
-                                                 " are dead or hung; this rank saw: ", mine.text));
+                                                 " are dead or hung, or have ended (with fewer "
+                                                 "batches than the others?); this rank saw: ",
+                                                 mine.text));
   const FailureReport& first = roll.reports.front();
   throw comm_error(-1, concat("every rank is alive; ", differing_operations(roll.reports), "rank ",
                               first.rank, " was the first to fail: ", first.text));

@@ -99,6 +99,9 @@ TEST(Env, EveryVariableIsDescribedOnce) {
     EXPECT_TRUE(variable.name.starts_with("THINWIRE_")) << variable.name;
     EXPECT_FALSE(variable.description.empty()) << variable.name;
     EXPECT_EQ(++seen[variable.name], 1) << variable.name;
+    const bool decides =
+        variable.name == "THINWIRE_COMPRESSION" || variable.name == "THINWIRE_CHECK_REPLICAS";
+    EXPECT_EQ(variable.must_agree, decides) << variable.name;
   }
   EXPECT_EQ(seen.size(), 10u);
 }

@@ -6,7 +6,7 @@
 #include <atomic>
 #include <thread>
 
-#include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include "thinwire/tests/support/counting_store.h"
 
 #include "thinwire/common/error.h"
 #include "thinwire/tests/support/error_of.h"
@@ -36,7 +36,7 @@ struct Outcome {
 // A thread for each process, all over one store.
 std::vector<Outcome> enrol_all(const std::vector<Process>& processes,
                                milliseconds timeout = milliseconds(20000)) {
-  const auto store = c10::make_intrusive<c10d::HashStore>();
+  const auto store = c10::make_intrusive<thinwire::testing::CountingStore>();
   std::vector<Outcome> outcomes(processes.size());
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < processes.size(); ++i) {
@@ -109,6 +109,48 @@ TEST(Enrolment, disagreement_on_the_backend) {
                                 HasSubstr("'mpi'"))));
 }
 
+TEST(Enrolment, disagreement_on_a_setting) {
+  std::vector<Process> processes;
+  for (int rank = 0; rank < 3; ++rank) {
+    processes.push_back({rank, member_of(3)});
+    processes.back().enrolment.settings = {{"the colour", "red"},
+                                           {"the size", rank == 2 ? "large" : "small"}};
+  }
+  EXPECT_THAT(mistakes_of(processes),
+              Each(AllOf(HasSubstr("the ranks disagree on the size"),
+                         HasSubstr("rank 2 has 'large'"), HasSubstr("has 'small'"))));
+}
+
+TEST(Enrolment, more_processes_than_ranks) {
+  const auto store = c10::make_intrusive<thinwire::testing::CountingStore>();
+  EXPECT_EQ(enrol(store, 0, member_of(1), milliseconds(1000)).size(), 1u);
+  EXPECT_THAT(error_of([&] { enrol(store, 0, member_of(1), milliseconds(1000)); }),
+              HasSubstr("more processes than the 1 of the job"));
+}
+
+// What a rank asks of the store and is told does not grow with the ranks of a host.
+TEST(Enrolment, costs_each_rank_a_few_requests_whatever_their_number) {
+  for (const int ranks : {2, 16, 64, 256}) {
+    const auto store = c10::make_intrusive<thinwire::testing::CountingStore>();
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < ranks; ++rank) {
+      threads.emplace_back([&, rank] {
+        auto mine = member_of(ranks, concat("node", std::to_string(rank / 8)));
+        mine.local_rank = rank % 8;
+        const auto members = enrol(store, rank, mine, milliseconds(60000));
+        ASSERT_EQ(members.size(), static_cast<std::size_t>(ranks));
+        EXPECT_EQ(members.back().local_rank, (ranks - 1) % 8);
+        EXPECT_EQ(members.back().host, concat("node", std::to_string((ranks - 1) / 8)));
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    ::testing::Test::RecordProperty(concat("requests_of_", ranks), concat(store->requests()));
+    ::testing::Test::RecordProperty(concat("bytes_of_", ranks), concat(store->bytes()));
+    EXPECT_LE(store->requests(), 6 * ranks + 5);
+    EXPECT_LE(store->bytes(), ranks * (1200 + 160 * ((ranks + 7) / 8)));
+  }
+}
+
 TEST(Enrolment, problem_of_one_rank_ends_all) {
   auto ailing = member_of(4);
   ailing.problem = "its cable is out";
@@ -119,7 +161,7 @@ TEST(Enrolment, problem_of_one_rank_ends_all) {
 }
 
 TEST(Enrolment, a_rank_that_comes_late_still_learns_why) {
-  const auto store = c10::make_intrusive<c10d::HashStore>();
+  const auto store = c10::make_intrusive<thinwire::testing::CountingStore>();
   std::atomic<bool> late = false;
   std::thread early([&] {
     auto ailing = member_of(2);
@@ -189,6 +231,11 @@ TEST(ChooseBackend, wish_wins) {
   auto members = members_with({2, 2}, true);
   for (auto& member : members) member.backend = "gloo";
   EXPECT_EQ(choose_backend(members, Launcher::kMpirun), "gloo");
+}
+
+TEST(ChooseBackend, mpi_under_any_launcher_of_mpi) {
+  EXPECT_EQ(choose_backend(members_with({0, 0}, true), Launcher::kMpiexec), "mpi");
+  EXPECT_EQ(choose_backend(members_with({0, 0}, true), Launcher::kFlux), "gloo");
 }
 
 TEST(ChooseBackend, mpi_under_mpirun_where_all_have_it) {

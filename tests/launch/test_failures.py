@@ -65,6 +65,48 @@ class Failures(unittest.TestCase):
         job = jobs.start_by_hand([PROBE] * 2, {0: {"THINWIRE_TIMEOUT": "soon"}})
         self.check(job, "THINWIRE_TIMEOUT='soon'", "rank 0")
 
+    def test_variables_that_differ(self):
+        for name, one, other in (("THINWIRE_CHECK_REPLICAS", "100", None),
+                                 ("THINWIRE_COMPRESSION", "onebit", "topk(density=0.01)")):
+            with self.subTest(name):
+                job = jobs.start_by_hand([PROBE] * 3, {0: {name: one}, 1: {name: one},
+                                                       2: {name: other}})
+                default = {"THINWIRE_CHECK_REPLICAS": "0"}.get(name, other)
+                self.check(job, f"the ranks disagree on {name}", "rank 2 has", f"'{one}'",
+                           f"'{default}'")
+
+    def test_variable_that_differs_where_the_program_makes_its_group(self):
+        # Rank 0 serves the store, and may be gone before rank 1 has read all.
+        # Rank 0 serves the store, and may be gone before rank 1 has read all.
+        job = jobs.start_by_hand([[*PROBE, "ddp"]] * 2, {0: {"THINWIRE_CHECK_REPLICAS": "100"}})
+        self.check(job, "is 'THINWIRE_CHECK_REPLICAS=100' on rank 0 and "
+                        "'THINWIRE_CHECK_REPLICAS=0' on rank 1", ranks=[0])
+
+    def test_timeouts_that_differ(self):
+        job = jobs.start_by_hand([PROBE] * 2, {1: {"THINWIRE_TIMEOUT": "30"}})
+        self.check(job, "the ranks disagree on the timeout", "THINWIRE_TIMEOUT", "'60000 ms'",
+                   "'30000 ms'")
+
+    def test_variable_that_mpirun_passes_to_one_host_alone(self):
+        if not jobs.HAS_MPI:
+            self.skipTest("this build has no MPI")
+        job = jobs.start_mpirun(1, ["env", "THINWIRE_CHECK_REPLICAS=100", *PROBE, ":", "-np", 1,
+                                    *PROBE], ranks=2)
+        self.check(job, "the ranks disagree on THINWIRE_CHECK_REPLICAS", "has '100'", "has '0'")
+
+    def test_launchers_that_do_not_tell_where_rank_0_is(self):
+        for name, variables in (("mpiexec", {"PMI_RANK": 1, "PMI_SIZE": 4}),
+                                ("MVAPICH", {"MV2_COMM_WORLD_RANK": 1, "MV2_COMM_WORLD_SIZE": 4}),
+                                ("jsrun", {"JSM_NAMESPACE_RANK": 1, "JSM_NAMESPACE_SIZE": 4}),
+                                ("flux", {"FLUX_TASK_RANK": 1, "FLUX_JOB_SIZE": 4})):
+            with self.subTest(name):
+                self.check(jobs.start_alone(PROBE, **variables), name, "rank 1 of 4",
+                           "set MASTER_ADDR and MASTER_PORT")
+
+    def test_launchers_that_tell_the_rank_alone(self):
+        self.check(jobs.start_alone(PROBE, PALS_RANKID=1), "PALS_RANKID=1", "set RANK")
+        self.check(jobs.start_alone(PROBE, PMI_RANK=1), "PMI_RANK is set", "PMI_SIZE is not")
+
     def test_mpi_without_mpirun(self):
         job = jobs.start_by_hand([[*PROBE, "mpi"]] * 2)
         self.check(job, "mpirun" if jobs.HAS_MPI else "has no MPI")

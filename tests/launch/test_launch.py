@@ -32,7 +32,11 @@ class Launch(unittest.TestCase):
             expected = {"rank": rank, "size": size, "launcher": launcher, "backend": backend,
                         "hosts": size, "local_rank": rank, "local_size": size,
                         # Three elements, each the sum of 1, 2, ..., size.
-                        "sum": 3 * size * (size + 1) // 2}
+                        "sum": 3 * size * (size + 1) // 2,
+                        "mean": (size - 1) / 2, "largest": size - 1,
+                        # Ranks with this one's parity.
+                        "parity_size": len(range(rank % 2, size, 2)),
+                        "parity_sum": sum(range(rank % 2, size, 2))}
             self.assertEqual(line, line | expected)
         self.assertIn(f"rank 0 of {size}", job.ranks[0].err)
         return lines
@@ -43,6 +47,30 @@ class Launch(unittest.TestCase):
     def test_variables_by_hand(self):
         # LOCAL_RANK is not set: the ranks of a host are counted.
         self.check(jobs.start_by_hand([PROBE] * 3), 3, "torchrun", "gloo")
+
+    def test_restart_counts_are_each_agents_own(self):
+        counts = {rank: {"TORCHELASTIC_RESTART_COUNT": rank} for rank in range(2)}
+        self.check(jobs.start_by_hand([PROBE] * 2, counts, TORCHELASTIC_RUN_ID="run"), 2,
+                   "torchrun", "gloo")
+
+    def test_locale_that_groups_digits(self):
+        self.check(jobs.start_by_hand([[*PROBE, "auto", "grouping"], PROBE]), 2, "torchrun", "gloo")
+
+    def test_locale_that_groups_digits_under_mpirun(self):
+        if not jobs.HAS_MPI:
+            self.skipTest("this build has no MPI")
+        self.check(jobs.start_mpirun(2, [*PROBE, "auto", "grouping"]), 2, "mpirun", "mpi")
+
+    def test_other_launchers_with_an_address(self):
+        for launcher, rank, size in (("mpiexec", "PMI_RANK", "PMI_SIZE"),
+                                     ("MVAPICH's mpirun", "MV2_COMM_WORLD_RANK",
+                                      "MV2_COMM_WORLD_SIZE"),
+                                     ("flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE")):
+            with self.subTest(launcher):
+                tasks = {number: {rank: number} for number in range(2)}
+                job = jobs.start_by_hand([PROBE] * 2, tasks, RANK=None, WORLD_SIZE=None,
+                                         **{size: 2})
+                self.check(job, 2, launcher, "gloo")
 
     def test_torchrun(self):
         if not jobs.TORCHRUN:

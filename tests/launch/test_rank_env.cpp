@@ -43,7 +43,8 @@ const Variables kTorchrun = {{"RANK", "5"},
                              {"MASTER_ADDR", "n0"},
                              {"MASTER_PORT", "29500"},
                              {"TORCHELASTIC_USE_AGENT_STORE", "True"},
-                             {"TORCHELASTIC_RESTART_COUNT", "2"}};
+                             {"TORCHELASTIC_RESTART_COUNT", "2"},
+                             {"TORCHELASTIC_RUN_ID", "run"}};
 const Variables kMpirun = {{"OMPI_COMM_WORLD_RANK", "3"},
                            {"OMPI_COMM_WORLD_SIZE", "4"},
                            {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
@@ -68,7 +69,7 @@ TEST(RankEnv, Torchrun) {
   EXPECT_EQ(env.master_addr, "n0");
   EXPECT_EQ(env.master_port, 29500);
   EXPECT_TRUE(env.agent_store);
-  EXPECT_EQ(env.restart, 2);
+  EXPECT_EQ(env.run_id, "run");
 }
 
 TEST(RankEnv, VariablesByHandNeedNoLocalRank) {
@@ -78,7 +79,7 @@ TEST(RankEnv, VariablesByHandNeedNoLocalRank) {
   EXPECT_EQ(env.local_rank, -1);
   EXPECT_EQ(env.local_size, 0);
   EXPECT_FALSE(env.agent_store);
-  EXPECT_EQ(env.restart, 0);
+  EXPECT_EQ(env.run_id, "");
 }
 
 TEST(RankEnv, OneRankByHandNeedsNoStore) {
@@ -133,6 +134,72 @@ TEST(RankEnv, ABatchScriptIsNoStep) {
   const RankEnv step = read(with(script, {{"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NUM_TASKS", "4"}}));
   EXPECT_EQ(step.launcher, Launcher::kSlurm);
   EXPECT_EQ(step.size, 4);
+}
+
+struct OtherLauncher {
+  Launcher launcher;
+  Variables variables;  // rank 3 of 4, local rank 1 of 2 where it tells
+  bool tells_local_rank, tells_local_size;
+};
+class OtherLaunchers : public ::testing::TestWithParam<OtherLauncher> {};
+
+TEST_P(OtherLaunchers, TellRankAndSize) {
+  const RankEnv env = read(GetParam().variables);
+  EXPECT_EQ(env.launcher, GetParam().launcher);
+  EXPECT_EQ(env.rank, 3);
+  EXPECT_EQ(env.size, 4);
+  EXPECT_EQ(env.local_rank, GetParam().tells_local_rank ? 1 : -1);
+  EXPECT_EQ(env.local_size, GetParam().tells_local_size ? 2 : 0);
+  EXPECT_EQ(env.master_addr, "");
+  const RankEnv by_hand =
+      read(with(GetParam().variables, {{"MASTER_ADDR", "n0"}, {"MASTER_PORT", "1234"}}));
+  EXPECT_EQ(by_hand.master_addr, "n0");
+  EXPECT_EQ(by_hand.master_port, 1234);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, OtherLaunchers,
+    ::testing::Values(
+        OtherLauncher{Launcher::kMpiexec, {{"PMI_RANK", "3"}, {"PMI_SIZE", "4"}}, false, false},
+        OtherLauncher{Launcher::kMpiexec,
+                      {{"PMI_RANK", "3"},
+                       {"PMI_SIZE", "4"},
+                       {"PALS_RANKID", "3"},
+                       {"MPI_LOCALRANKID", "1"},
+                       {"MPI_LOCALNRANKS", "2"}},
+                      true,
+                      true},
+        OtherLauncher{Launcher::kMvapich,
+                      {{"MV2_COMM_WORLD_RANK", "3"},
+                       {"MV2_COMM_WORLD_SIZE", "4"},
+                       {"MV2_COMM_WORLD_LOCAL_RANK", "1"},
+                       {"MV2_COMM_WORLD_LOCAL_SIZE", "2"}},
+                      true,
+                      true},
+        OtherLauncher{Launcher::kJsrun,
+                      {{"JSM_NAMESPACE_RANK", "3"},
+                       {"JSM_NAMESPACE_SIZE", "4"},
+                       {"JSM_NAMESPACE_LOCAL_RANK", "1"},
+                       {"JSM_NAMESPACE_LOCAL_SIZE", "2"}},
+                      true,
+                      true},
+        OtherLauncher{
+            Launcher::kFlux,
+            {{"FLUX_TASK_RANK", "3"}, {"FLUX_JOB_SIZE", "4"}, {"FLUX_TASK_LOCAL_ID", "1"}},
+            true,
+            false}));
+
+// With --mpi=pmi2 both tell the same; what mpiexec starts by srun are its own helpers.
+TEST(RankEnv, PmiUnderSlurmIsSrunsWhereItSaysTheSame) {
+  EXPECT_EQ(read(with(kSlurm, {{"PMI_RANK", "4"}, {"PMI_SIZE", "5"}})).launcher, Launcher::kSlurm);
+  const RankEnv env = read(with(kSlurm, {{"PMI_RANK", "17"}, {"PMI_SIZE", "20"}}));
+  EXPECT_EQ(env.launcher, Launcher::kMpiexec);
+  EXPECT_EQ(env.rank, 17);
+}
+
+TEST(RankEnv, AProgramAloneThatStartedOpenMpiIsAlone) {
+  EXPECT_EQ(read({{"PMIX_RANK", "0"}, {"PMIX_NAMESPACE", "1"}, {"OMPI_MCA_ess", "singleton"}}).size,
+            1);
 }
 
 TEST(RankEnv, NoneIsAJobOfOne) {
@@ -209,9 +276,15 @@ INSTANTIATE_TEST_SUITE_P(
         Contradiction{"AgentStoreNoBool",
                       with(kTorchrun, {{"TORCHELASTIC_USE_AGENT_STORE", "2"}}),
                       {"TORCHELASTIC_USE_AGENT_STORE='2'", "True or False"}},
-        Contradiction{"RestartNegative",
-                      with(kTorchrun, {{"TORCHELASTIC_RESTART_COUNT", "-1"}}),
-                      {"TORCHELASTIC_RESTART_COUNT='-1'"}},
+        Contradiction{
+            "PmiRankWithoutSize", {{"PMI_RANK", "1"}}, {"PMI_RANK is set, but PMI_SIZE is not"}},
+        Contradiction{"PmiRankNotBelowSize",
+                      {{"PMI_RANK", "4"}, {"PMI_SIZE", "4"}},
+                      {"PMI_RANK=4", "PMI_SIZE=4"}},
+        Contradiction{"PalsAlone", {{"PALS_RANKID", "0"}}, {"PALS_RANKID=0", "of how many"}},
+        Contradiction{"PmixAlone",
+                      {{"PMIX_RANK", "2"}, {"PMIX_NAMESPACE", "job"}},
+                      {"PMIX_RANK=2", "of how many"}},
         Contradiction{"MpiRankWithoutSize",
                       with(kMpirun, {{"OMPI_COMM_WORLD_SIZE", ""}}),
                       {"OMPI_COMM_WORLD_RANK is set, but OMPI_COMM_WORLD_SIZE is not"}},

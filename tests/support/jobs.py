@@ -14,7 +14,8 @@ HAS_MPI = os.environ.get("THINWIRE_HAS_MPI", "") == "1" and shutil.which("mpirun
 
 # What launchers, schedulers and thinwire read: the tests' own surroundings must not matter.
 FOREIGN = re.compile(r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|"
-                     r"GLOO_SOCKET_IFNAME|(OMPI|PMIX|PMI|SLURM|TORCHELASTIC|THINWIRE)_.*)$")
+                     r"GLOO_SOCKET_IFNAME|(OMPI|PMIX|PMI|MV2|JSM|FLUX|PALS|SLURM|"
+                     r"TORCHELASTIC|THINWIRE)_.*)$")
 MPI_TAG = re.compile(r"^\[\d+,(\d+)\]<(stdout|stderr)>:? ?(.*)$", re.DOTALL)
 
 
@@ -101,12 +102,13 @@ def start_by_hand(commands, per_rank=None, seconds=60, meanwhile=None, **variabl
     return Job(ranks, next((rank.code for rank in ranks if rank.code), 0))
 
 
-def start_mpirun(size, command, seconds=60, **variables):
-    """All ranks by one mpirun, which does not tell the exit codes of single ranks."""
+def start_mpirun(size, command, seconds=60, ranks=None, **variables):
+    """All ranks by one mpirun, which does not tell the exit codes of single ranks. `ranks`: how many
+    there are, where the command starts more of them behind a colon."""
     process = _start(["mpirun", "--allow-run-as-root", "--oversubscribe", "--tag-output",
                       "-np", size, *command], environment(**variables))
     (out, err), = _communicate([process], seconds)
-    ranks, rest = [Rank() for _ in range(size)], ""
+    ranks, rest = [Rank() for _ in range(ranks or size)], ""
     for line in (out + err).splitlines(keepends=True):
         match = MPI_TAG.match(line)
         if not match:

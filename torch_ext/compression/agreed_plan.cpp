@@ -2,6 +2,7 @@
 
 #include "thinwire/comm/average/selector.h"
 #include "thinwire/comm/failure/agreement.h"
+#include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::detail {
@@ -24,7 +25,9 @@ comm::Plan agreed_plan(c10d::ProcessGroup& group, const std::string& name, std::
     plan = make_plan(layers, options);
     if (options.strategy != "auto") comm::parse_strategy(options.strategy);
     return concat("seed ", options.seed, "\nwarm-up steps ", options.warmup_steps, "\n",
-                  "strategy ", options.strategy, "\n", plan.text(), more);
+                  "strategy ", options.strategy,
+                  "\nTHINWIRE_CHECK_REPLICAS=", Env::get().check_replicas_every, "\n", plan.text(),
+                  more);
   });
   return plan;
 }

@@ -1,13 +1,19 @@
 #include "thinwire/comm/backend/gloo/backend.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <nlohmann/json.hpp>
+#include <string_view>
 
 // The only file that may include this; see Note [Gloo headers] in gloo_headers/.
+#include <torch/csrc/distributed/c10d/FlightRecorder.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include "thinwire/comm/join/error_text.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/log.h"
 
 namespace thinwire::comm {
 namespace {
@@ -31,26 +37,16 @@ std::shared_ptr<gloo::transport::Device> make_device(const GlooOptions& options)
     const std::string place = !interface.empty()          ? concat("interface '", interface, "'")
                               : !options.hostname.empty() ? concat("'", options.hostname, "'")
                                                           : "this host's address";
-    throw InvalidArgument(
-        concat("Gloo cannot listen on ", place,
-               "; THINWIRE_GLOO_INTERFACE names another interface. Gloo says: ", error.what()));
+    throw InvalidArgument(concat(
+        "Gloo cannot listen on ", place,
+        "; THINWIRE_GLOO_INTERFACE names another interface. Gloo says: ", error_text(error)));
   }
-}
-
-// Note [Flight recorder]
-// Every Gloo operation is entered into a record of the process, and the record adds a group to its
-// map without a lock. A program's thread and the communication thread, on different groups, then
-// crash each other now and then. Switched off the record returns first. It reads this variable
-// once, at the first operation of the process; whoever sets it keeps the record, and the risk.
-void switch_off_flight_recorder() {
-  static const int done = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
-  static_cast<void>(done);
 }
 
 c10::intrusive_ptr<c10d::Backend> connect(const c10::intrusive_ptr<c10d::Store>& store, int rank,
                                           int size, std::shared_ptr<gloo::transport::Device> device,
                                           std::chrono::milliseconds timeout) {
-  switch_off_flight_recorder();
+  prepare_gloo_backend();
   auto options = ProcessGroupGloo::Options::create(timeout);
   options->devices.push_back(std::move(device));
   // split() looks its ranks up in it.
@@ -67,15 +63,51 @@ c10::intrusive_ptr<c10d::Backend> make_gloo_backend(const c10::intrusive_ptr<c10
   return connect(store, rank, size, make_device(options), options.timeout);
 }
 
-c10::intrusive_ptr<c10d::Backend> duplicate_gloo_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend,
-    const c10::intrusive_ptr<c10d::Store>& store) {
+c10::intrusive_ptr<c10d::Backend> reconnect_gloo_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store,
+    const std::vector<int>& ranks) {
   auto* gloo = dynamic_cast<ProcessGroupGloo*>(backend.get());
   check(gloo != nullptr, "backend '", backend->getBackendName(), "' is not Gloo");
   const auto options = gloo->getOptions();
   THINWIRE_ASSERT(!options->devices.empty());
-  return connect(store, gloo->getRank(), gloo->getSize(), options->devices.front(),
-                 options->timeout);
+  // Two groups at least from now on, and likely two threads.
+  static const bool warned = [] {
+    if (flight_recorder_is_on())
+      log::warn(
+          "torch's flight recorder is on in this process, and crashes now and then when two "
+          "threads "
+          "use Gloo: set TORCH_FR_BUFFER_SIZE=0, or call thinwire::launch::init() or "
+          "thinwire::comm::prepare_process() before the first use of Gloo");
+    return true;
+  }();
+  static_cast<void>(warned);
+  const auto place = std::ranges::find(ranks, gloo->getRank());
+  THINWIRE_ASSERT(place != ranks.end());
+  return connect(store, static_cast<int>(place - ranks.begin()), static_cast<int>(ranks.size()),
+                 options->devices.front(), options->timeout);
+}
+
+// Note [Flight recorder]
+// Every Gloo operation is entered into a record of the process, and the record adds a group to its
+// map without a lock. A program's thread and the communication thread, on different groups, then
+// crash each other now and then. Switched off the record returns first. It reads this variable
+// once, at the first operation of the process; whoever sets it keeps the record, and the risk. So
+// does a program that has used Gloo before: it is warned.
+void prepare_gloo_backend() {
+  static const int done = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
+  static_cast<void>(done);
+}
+
+bool flight_recorder_is_on() {
+  prepare_gloo_backend();
+  const char* asked = std::getenv("TORCH_FR_BUFFER_SIZE");
+  if (asked != nullptr && std::string_view(asked) != "0") return true;
+  // A record that is off stays empty; one that was on before knows the groups or what they did.
+  const auto trace = nlohmann::json::parse(c10d::dump_fr_trace_json(true, false), nullptr,
+                                           /*allow_exceptions=*/false);
+  if (trace.is_discarded()) return false;
+  return trace.contains("entries") ||
+         (trace.contains("pg_config") && !trace.at("pg_config").empty());
 }
 
 }  // namespace thinwire::comm

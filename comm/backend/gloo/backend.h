@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <string>
+#include <vector>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -23,9 +24,16 @@ struct GlooOptions {
 c10::intrusive_ptr<c10d::Backend> make_gloo_backend(const c10::intrusive_ptr<c10d::Store>& store,
                                                     int rank, int size, const GlooOptions& options);
 
-// A second set of connections between the ranks of `backend`, listening where it listens, with its
-// present timeout. Throws InvalidArgument where `backend` is not Gloo.
-c10::intrusive_ptr<c10d::Backend> duplicate_gloo_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store);
+// Connections of their own between the ranks `ranks` of `backend`, this one among them, numbered in
+// this order, listening where it listens, with its present timeout. Collective over them. Throws
+// InvalidArgument where `backend` is not Gloo. Warns, once, where torch's flight recorder is on.
+c10::intrusive_ptr<c10d::Backend> reconnect_gloo_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store,
+    const std::vector<int>& ranks);
+
+// See prepare_process().
+void prepare_gloo_backend();
+// Whether torch records the Gloo operations of this process; see Note [Flight recorder].
+bool flight_recorder_is_on();
 
 }  // namespace thinwire::comm

@@ -26,8 +26,20 @@ c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int, int, std::chrono::millis
   fail();
 }
 
-c10::intrusive_ptr<c10d::Backend> duplicate_mpi_backend(const c10::intrusive_ptr<c10d::Backend>&) {
+c10::intrusive_ptr<c10d::Backend> make_mpi_backend(const std::vector<int>&,
+                                                   std::chrono::milliseconds, std::size_t) {
   fail();
 }
+
+c10::intrusive_ptr<c10d::Backend> reconnect_mpi_backend(const c10::intrusive_ptr<c10d::Backend>&,
+                                                        const std::vector<int>&) {
+  fail();
+}
+
+int mpi_rank() {
+  fail();
+}
+
+void prepare_mpi_backend() {}
 
 }  // namespace thinwire::comm

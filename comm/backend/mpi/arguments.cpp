@@ -68,6 +68,20 @@ Tensors premultiplied(const ReduceOp& op, const Tensors& tensors) {
   return products;
 }
 
+int place_among(const std::vector<int>& ranks, int rank, int size) {
+  std::vector<bool> seen(static_cast<std::size_t>(size), false);
+  int place = -1;
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    check(ranks[i] >= 0 && ranks[i] < size, "a rank of a group of ", size, " must be in [0, ", size,
+          "), got ", ranks[i]);
+    check(!seen[static_cast<std::size_t>(ranks[i])], "rank ", ranks[i],
+          " is listed twice among those of a new group");
+    seen[static_cast<std::size_t>(ranks[i])] = true;
+    if (ranks[i] == rank) place = static_cast<int>(i);
+  }
+  return place;
+}
+
 std::vector<Block> rows(const Block& whole, const Tensor& tensor,
                         const std::vector<std::int64_t>& splits, int size, const char* name) {
   const auto places = static_cast<std::size_t>(size);

@@ -25,6 +25,9 @@ std::vector<Block> equal_parts(const Block& whole, std::size_t count);
 // Part `index` of a contiguous tensor seen as `count` equal parts.
 at::Tensor part_of(const at::Tensor& tensor, std::int64_t index, std::int64_t count,
                    const char* operation);
+// The index of `rank` in `ranks`, -1 where it is not there; for a new group of these ranks of one
+// of `size`.
+int place_among(const std::vector<int>& ranks, int rank, int size);
 // The blocks of an all_to_all over the rows of `tensor`, whose memory is `whole`; no splits: equal
 // parts. `name` is "input" or "output".
 std::vector<Block> rows(const Block& whole, const at::Tensor& tensor,

@@ -4,6 +4,7 @@
 #include "thinwire/comm/backend/mpi/engine.h"
 #include "thinwire/comm/backend/mpi/rank_order_reduce.h"
 #include "thinwire/comm/backend/mpi/schedule.h"
+#include "thinwire/comm/backend/mpi/start.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
@@ -19,6 +20,7 @@ using mpi::copy_block;
 using mpi::equal_parts;
 using mpi::only;
 using mpi::part_of;
+using mpi::place_among;
 using mpi::premultiplied;
 using mpi::Signature;
 using mpi::Stage;
@@ -35,6 +37,15 @@ mpi::Reduce reducer(const ReduceOp& op, at::ScalarType type) {
   return [op, type](const std::vector<const void*>& contributions, std::int64_t numel, void* out) {
     reduce_in_rank_order(op, type, contributions, numel, out);
   };
+}
+
+// A communicator over the ranks `ranks` of `parent`, which has `size`.
+std::shared_ptr<mpi::Communicator> connect_ranks(const std::shared_ptr<mpi::Communicator>& parent,
+                                                 const std::vector<int>& ranks, int size,
+                                                 milliseconds timeout) {
+  bool all = ranks.size() == static_cast<std::size_t>(size);
+  for (std::size_t i = 0; i < ranks.size(); ++i) all = all && ranks[i] == static_cast<int>(i);
+  return all ? mpi::duplicate(parent, timeout) : mpi::subset(parent, ranks, timeout);
 }
 
 class MpiBackend final : public c10d::Backend {
@@ -65,6 +76,21 @@ class MpiBackend final : public c10d::Backend {
                                                    : c10d::ErrorType::SUCCESS;
   }
   void abort() override { mpi::abort(engine_.communicator(), "the program aborted it"); }
+  // The ranks `ranks`, numbered in this order; null on any other. Collective over them. They find
+  // each other by MPI, so no store is needed.
+  bool supportsSplitting() const override { return true; }
+  c10::intrusive_ptr<Backend> split(const c10::intrusive_ptr<c10d::Store>& /*store*/,
+                                    const std::vector<int>& ranks,
+                                    const c10::intrusive_ptr<Backend::Options>& opts) override {
+    const int rank = place_among(ranks, rank_, size_);
+    if (rank < 0) return nullptr;
+    const milliseconds timeout = opts == nullptr ? options_->timeout : opts->timeout;
+    return c10::make_intrusive<MpiBackend>(
+        rank, static_cast<int>(ranks.size()),
+        connect_ranks(engine_.communicator(), ranks, size_, timeout), timeout,
+        options_->max_message_bytes);
+  }
+
   bool supportsCoalescing() const override { return true; }
   void startCoalescing() override { engine_.start_coalescing(); }
   WorkPtr endCoalescing() override { return engine_.end_coalescing(); }
@@ -304,20 +330,11 @@ class MpiBackend final : public c10d::Backend {
   // Rank 0 hears from everybody, then lets everybody go; its error names all that did not come,
   // whatever `wait_all_ranks` says.
   void monitoredBarrier(const c10d::BarrierOptions& opts, bool /*wait_all_ranks*/) override {
-    const Block empty{nullptr, 0};
-    std::vector<Stage> stages(2);
-    for (int peer = 0; peer < size_; ++peer) {
-      const bool talks = (peer == 0) != (rank_ == 0);
-      if (!talks) continue;
-      const auto first =
-          rank_ == 0 ? mpi::Message::Direction::kReceive : mpi::Message::Direction::kSend;
-      const auto second =
-          rank_ == 0 ? mpi::Message::Direction::kSend : mpi::Message::Direction::kReceive;
-      stages[0].messages.push_back({first, peer, empty.data, empty.bytes});
-      stages[1].messages.push_back({second, peer, empty.data, empty.bytes});
-    }
     // Told apart from barrier() by its reduction number.
-    engine_.collective({OpType::BARRIER, at::kByte, 1}, patience(opts.timeout), {}, stages)->wait();
+    engine_
+        .collective({OpType::BARRIER, at::kByte, 1}, patience(opts.timeout), {},
+                    mpi::monitored_barrier(rank_, size_))
+        ->wait();
   }
 
  private:
@@ -382,8 +399,8 @@ class MpiBackend final : public c10d::Backend {
     }
     const std::size_t element = c10::elementSize(type);
     const auto numel = static_cast<std::int64_t>(block.bytes / element);
-    const Block scratch =
-        staging.scratch(mpi::allreduce_scratch(rank_, size_, numel, element, kLongMessage));
+    const Block scratch = staging.scratch(
+        scratch_, mpi::allreduce_scratch(rank_, size_, numel, element, kLongMessage));
     return engine_.collective({op_type, type, static_cast<int>(op.op_)}, patience(timeout),
                               std::move(staging),
                               mpi::allreduce(rank_, size_, root, block.data, numel, element,
@@ -401,7 +418,7 @@ class MpiBackend final : public c10d::Backend {
       in.push_back(staging.input(premultiplied(opts.reduceOp, list)));
     const Block out = staging.output(outputs);
     const std::size_t element = c10::elementSize(type);
-    const Block scratch = staging.scratch(places() * out.bytes);
+    const Block scratch = staging.scratch(scratch_, places() * out.bytes);
     return engine_.collective(
         {op_type, type, static_cast<int>(opts.reduceOp.op_)}, patience(opts.timeout),
         std::move(staging),
@@ -410,8 +427,18 @@ class MpiBackend final : public c10d::Backend {
   }
 
   mpi::Engine engine_;
+  mpi::ScratchPool scratch_;
   c10::intrusive_ptr<Options> options_;
 };
+
+c10::intrusive_ptr<c10d::Backend> make_over(int rank, int size,
+                                            const std::shared_ptr<mpi::Communicator>& communicator,
+                                            milliseconds timeout, std::size_t max_message_bytes) {
+  if (max_message_bytes == 0) max_message_bytes = mpi::kPart;
+  check(max_message_bytes < std::size_t{1} << 31,
+        "MPI moves at most 2^31 - 1 bytes in a message, got ", max_message_bytes);
+  return c10::make_intrusive<MpiBackend>(rank, size, communicator, timeout, max_message_bytes);
+}
 
 }  // namespace
 
@@ -424,30 +451,48 @@ void check_mpi_backend(int rank, int size) {
         "the backend mpi needs a program started by MPI: mpirun -n ", size,
         " <program>; or use gloo");
   const mpi::World world = mpi::world();
-  check(world.rank == rank && world.size == size, "MPI says that this is rank ", world.rank, " of ",
-        world.size, ", the program that it is rank ", rank, " of ", size,
+  check(size < world.size || (size == world.size && rank == world.rank),
+        "MPI says that this is rank ", world.rank, " of ", world.size,
+        ", the program that it is rank ", rank, " of ", size,
         "; start all ranks with one mpirun, or use gloo");
+}
+
+int mpi_rank() {
+  return mpi::world().rank;
 }
 
 c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int rank, int size, milliseconds timeout,
                                                    std::size_t max_message_bytes) {
   check_mpi_backend(rank, size);
-  if (max_message_bytes == 0) max_message_bytes = mpi::kPart;
-  check(max_message_bytes < std::size_t{1} << 31,
-        "MPI moves at most 2^31 - 1 bytes in a message, got ", max_message_bytes);
-  return c10::make_intrusive<MpiBackend>(rank, size, mpi::duplicate(nullptr, timeout), timeout,
-                                         max_message_bytes);
+  const mpi::World world = mpi::world();
+  check(size == world.size, "MPI has ", world.size, " processes, a backend of ", size,
+        " needs to know which of them");
+  return make_over(rank, size, mpi::duplicate(nullptr, timeout), timeout, max_message_bytes);
 }
 
-c10::intrusive_ptr<c10d::Backend> duplicate_mpi_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend) {
-  const auto* original = dynamic_cast<const MpiBackend*>(backend.get());
+c10::intrusive_ptr<c10d::Backend> make_mpi_backend(const std::vector<int>& ranks,
+                                                   milliseconds timeout,
+                                                   std::size_t max_message_bytes) {
+  const mpi::World world = mpi::world();
+  const auto size = static_cast<int>(ranks.size());
+  const int rank = place_among(ranks, world.rank, world.size);
+  check(rank >= 0, "this process, rank ", world.rank, " of MPI, is not one of the ", size,
+        " of the group that it makes");
+  return make_over(rank, size, connect_ranks(nullptr, ranks, world.size, timeout), timeout,
+                   max_message_bytes);
+}
+
+c10::intrusive_ptr<c10d::Backend> reconnect_mpi_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend, const std::vector<int>& ranks) {
+  auto* original = dynamic_cast<MpiBackend*>(backend.get());
   check(original != nullptr, "backend '", backend->getBackendName(), "' is not thinwire's MPI");
-  const auto& options = original->options();
-  return c10::make_intrusive<MpiBackend>(
-      original->getRank(), original->getSize(),
-      mpi::duplicate(original->engine().communicator(), options->timeout), options->timeout,
-      options->max_message_bytes);
+  const auto made = original->split(nullptr, ranks, original->options());
+  THINWIRE_ASSERT(made != nullptr);
+  return made;
+}
+
+void prepare_mpi_backend() {
+  mpi::prepare_environment();
 }
 
 }  // namespace thinwire::comm

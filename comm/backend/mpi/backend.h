@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <vector>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
@@ -10,11 +11,16 @@ namespace thinwire::comm {
 
 // Whether this process was started by an MPI launcher and the build has MPI. Starts nothing.
 bool mpi_backend_usable();
-// Throws InvalidArgument, saying what to do, where make_mpi_backend(rank, size) cannot work.
+// Throws InvalidArgument, saying what to do, where no group of `size` ranks can have this process
+// as its rank `rank`: it is not under MPI, MPI has fewer processes, or just as many and numbers
+// them in another way.
 void check_mpi_backend(int rank, int size);
+// This process's rank in MPI_COMM_WORLD. Starts MPI where the program has not.
+int mpi_rank();
 
 // A backend over a duplicate of MPI_COMM_WORLD, whose rank and size the arguments must equal.
-// Collective. Throws InvalidArgument as check_mpi_backend does, CommError where MPI fails.
+// Collective. Throws InvalidArgument as check_mpi_backend does, CommError where MPI fails or not
+// all ranks come within the timeout.
 //
 // It runs every collective that c10d declares for CPU tensors, on dense tensors of every type and
 // layout; a tensor that is not contiguous goes through a copy. Reductions are made in rank order,
@@ -33,9 +39,19 @@ c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int rank, int size,
                                                    std::chrono::milliseconds timeout,
                                                    std::size_t max_message_bytes = 0);
 
-// A second backend over the same ranks with a communicator of its own. Collective.
-// Throws InvalidArgument where `backend` is not ours.
-c10::intrusive_ptr<c10d::Backend> duplicate_mpi_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend);
+// The same over some of the processes of MPI_COMM_WORLD, this one among them, given by their ranks
+// there; their order is that of the backend's ranks. Collective over them.
+c10::intrusive_ptr<c10d::Backend> make_mpi_backend(const std::vector<int>& ranks,
+                                                   std::chrono::milliseconds timeout,
+                                                   std::size_t max_message_bytes = 0);
+
+// A backend over the ranks `ranks` of `backend`, this one among them, numbered in this order, with
+// a communicator of its own. Collective over them. Throws InvalidArgument where `backend` is not
+// ours. c10d's Backend::split() of our backend is this too.
+c10::intrusive_ptr<c10d::Backend> reconnect_mpi_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend, const std::vector<int>& ranks);
+
+// See prepare_process().
+void prepare_mpi_backend();
 
 }  // namespace thinwire::comm

@@ -16,6 +16,7 @@
 #include <mutex>
 #include <thread>
 
+#include "thinwire/comm/backend/mpi/start.h"
 #include "thinwire/comm/backend/mpi/transfer.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
@@ -90,9 +91,10 @@ class Runtime {
   // Runs `call` on the progress thread and returns its result or throws its exception.
   template <typename Call>
   auto run(Call call) {
-    std::packaged_task<decltype(call())()> task(std::move(call));
-    auto result = task.get_future();
-    post([&task] { task(); });
+    // Shared: the progress thread is still inside the task when the caller wakes up.
+    const auto task = std::make_shared<std::packaged_task<decltype(call())()>>(std::move(call));
+    auto result = task->get_future();
+    post([task] { (*task)(); });
     return result.get();
   }
 
@@ -113,17 +115,21 @@ class Runtime {
   void start_duplicate(MPI_Comm parent, std::chrono::milliseconds timeout,
                        std::shared_ptr<std::promise<std::shared_ptr<Communicator>>> result);
   void break_communicator(Communicator& communicator, const std::string& why);
+  // From any thread: the end will not be waited for as after a success.
+  void expect_no_end() { something_broke_ = true; }
 
  private:
   Runtime() {
-    std::promise<std::thread::id> started;
-    std::thread([this, &started] {
+    prepare_environment();
+    // Shared, as the task of run().
+    const auto started = std::make_shared<std::promise<std::thread::id>>();
+    std::thread([this, started] {
       // The default slack of 50 us would stretch the shortest naps many times.
       prctl(PR_SET_TIMERSLACK, 1);
-      started.set_value(std::this_thread::get_id());
+      started->set_value(std::this_thread::get_id());
       loop();
     }).detach();
-    thread_id_ = started.get_future().get();
+    thread_id_ = started->get_future().get();
     std::atexit([] { Runtime::get().stop(); });
   }
 
@@ -167,8 +173,6 @@ World Runtime::start_mpi() {
   int initialized = 0;
   MPI_Initialized(&initialized);
   if (initialized == 0) {
-    // See Note [No single copy]. Whoever sets the variable keeps the setting.
-    setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", /*overwrite=*/0);
     // More than this thread needs: the program may want to use MPI itself.
     int provided = 0;
     check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
@@ -176,9 +180,11 @@ World Runtime::start_mpi() {
   } else {
     int provided = 0;
     MPI_Query_thread(&provided);
-    check(provided >= MPI_THREAD_SERIALIZED,
-          "the program initialised MPI without support for threads; the backend mpi needs "
-          "MPI_Init_thread with MPI_THREAD_MULTIPLE");
+    // With less, the program's own calls of MPI would have to keep out of the progress thread's
+    // way, and there is no lock to share.
+    check(provided == MPI_THREAD_MULTIPLE, "the program initialised MPI with ",
+          provided == MPI_THREAD_SERIALIZED ? "MPI_THREAD_SERIALIZED" : "less support for threads",
+          "; the backend mpi needs MPI_Init_thread with MPI_THREAD_MULTIPLE");
   }
   MPI_Comm_rank(MPI_COMM_WORLD, &world_.rank);
   MPI_Comm_size(MPI_COMM_WORLD, &world_.size);
@@ -426,22 +432,31 @@ std::shared_ptr<Communicator> duplicate(const std::shared_ptr<Communicator>& par
   return future.get();
 }
 
+std::shared_ptr<Communicator> subset(const std::shared_ptr<Communicator>& parent,
+                                     const std::vector<int>& ranks,
+                                     std::chrono::milliseconds timeout) {
+  Runtime::get().run([] { Runtime::get().start_mpi(); });
+  const auto task =
+      std::make_shared<std::packaged_task<std::shared_ptr<Communicator>()>>([parent, ranks] {
+        return std::make_shared<Communicator>(MPI_Comm_f2c(create_group(
+            parent == nullptr ? MPI_Comm_c2f(MPI_COMM_WORLD) : parent->number(), ranks)));
+      });
+  auto made = task->get_future();
+  std::thread([task] { (*task)(); }).detach();
+  if (made.wait_for(timeout) != std::future_status::ready) {
+    Runtime::get().expect_no_end();
+    throw CommError(-1, "MPI_Comm_create_group", 0,
+                    "not all ranks made the group within the timeout");
+  }
+  return made.get();
+}
+
 int largest_tag(const Communicator& communicator) {
   return communicator.largest_tag();
 }
 
 World world() {
   return Runtime::get().run([] { return Runtime::get().start_mpi(); });
-}
-
-bool is_launched() {
-  int initialized = 0;
-  MPI_Initialized(&initialized);
-  if (initialized != 0) return true;
-  // Open MPI, any launcher that speaks PMIx (srun --mpi=pmix), MPICH and its relatives.
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
-    if (std::getenv(name) != nullptr) return true;
-  return false;
 }
 
 bool on_progress_thread() {

@@ -4,12 +4,14 @@
 //
 // MPI has no call that waits for any of several operations and gives up at a deadline, and makes
 // progress only inside its own calls. So one progress thread posts all messages, tests them, and
-// finishes the operations; programs never enter MPI themselves, and MPI need not lock anything.
-// While something is pending it tests, and between two tests it spins for the first 20 us after the
-// last event, then naps for a sixteenth of the time since that event, 20 us at least and 200 us at
-// most. Naps add little to a latency and leave the cores to the ranks that compute. An event is a
-// message that has finished, so messages are cut into parts (see kPart): while a long one moves,
-// the thread must not nap as if nothing did.
+// finishes the operations; programs need not enter MPI themselves. One call is made elsewhere: what
+// makes a group of fewer ranks blocks in MPI, so it has a thread of its own for as long as it
+// takes. For that, and for programs that do use MPI beside, MPI must support several threads. While
+// something is pending it tests, and between two tests it spins for the first 20 us after the last
+// event, then naps for a sixteenth of the time since that event, 20 us at least and 200 us at most.
+// Naps add little to a latency and leave the cores to the ranks that compute. An event is a message
+// that has finished, so messages are cut into parts (see kPart): while a long one moves, the thread
+// must not nap as if nothing did.
 //
 // Note [Finished is not sent]
 //
@@ -101,6 +103,12 @@ bool is_broken(const Communicator& communicator);
 std::shared_ptr<Communicator> duplicate(const std::shared_ptr<Communicator>& parent,
                                         std::chrono::milliseconds timeout);
 
+// A communicator over the ranks `ranks` of `parent`, this one among them, in this order. Collective
+// over them; throws CommError at the timeout.
+std::shared_ptr<Communicator> subset(const std::shared_ptr<Communicator>& parent,
+                                     const std::vector<int>& ranks,
+                                     std::chrono::milliseconds timeout);
+
 // Largest tag of a message, at least 2^15 - 1.
 int largest_tag(const Communicator& communicator);
 
@@ -109,11 +117,8 @@ struct World {
   int size;
 };
 // Starts MPI where the program has not. Throws InvalidArgument where the program started it with
-// too little support for threads, or has ended it.
+// less support for threads than MPI_THREAD_MULTIPLE, or has ended it.
 World world();
-
-// Whether an MPI launcher started this process, or the program has initialised MPI.
-bool is_launched();
 
 // Whether the caller is the progress thread, which must never wait for an operation.
 bool on_progress_thread();

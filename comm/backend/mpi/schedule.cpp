@@ -118,6 +118,16 @@ std::vector<Stage> barrier(int rank, int size) {
   return stages;
 }
 
+std::vector<Stage> monitored_barrier(int rank, int size) {
+  std::vector<Stage> stages(2);
+  for (int peer = 0; peer < size; ++peer) {
+    if ((peer == 0) == (rank == 0)) continue;
+    stages[0].messages.push_back({rank == 0 ? kReceive : kSend, peer, nullptr, 0});
+    stages[1].messages.push_back({rank == 0 ? kSend : kReceive, peer, nullptr, 0});
+  }
+  return stages;
+}
+
 std::size_t allreduce_scratch(int rank, int size, std::int64_t numel, std::size_t element_size,
                               std::size_t long_message) {
   const std::size_t bytes = static_cast<std::size_t>(numel) * element_size;

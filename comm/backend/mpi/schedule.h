@@ -46,6 +46,8 @@ Stage all_to_all(int rank, const std::vector<Block>& out, const std::vector<Bloc
 std::vector<Stage> broadcast(int rank, int size, int root, Block block, std::size_t long_message);
 // Returns when all ranks have entered.
 std::vector<Stage> barrier(int rank, int size);
+// Rank 0 hears from everybody, then lets everybody go.
+std::vector<Stage> monitored_barrier(int rank, int size);
 
 // Contributions, numel, result: reduces in rank order.
 using Reduce =

@@ -112,8 +112,33 @@ Block Staging::in_out(const std::vector<at::Tensor>& tensors) {
   return stage(tensors, true, true);
 }
 
-Block Staging::scratch(std::size_t bytes) {
-  return hold(at::empty({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte)));
+Block Staging::scratch(ScratchPool& pool, std::size_t bytes) {
+  return {hold(pool.take(bytes)).data, bytes};
+}
+
+at::Tensor ScratchPool::take(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto size_of = [](const at::Tensor& tensor) {
+    return static_cast<std::size_t>(tensor.nbytes());
+  };
+  // The smallest that will do; else the smallest of all goes, so that the pool grows to what the
+  // program needs and no further.
+  at::Tensor* fitting = nullptr;
+  at::Tensor* smallest = nullptr;
+  for (at::Tensor& tensor : kept_) {
+    if (tensor.use_count() > 1) continue;
+    if (size_of(tensor) >= bytes && (fitting == nullptr || size_of(tensor) < size_of(*fitting)))
+      fitting = &tensor;
+    if (smallest == nullptr || size_of(tensor) < size_of(*smallest)) smallest = &tensor;
+  }
+  if (fitting != nullptr) return *fitting;
+  const at::Tensor made =
+      at::empty({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte));
+  if (smallest != nullptr)
+    *smallest = made;
+  else if (kept_.size() < kKept)
+    kept_.push_back(made);
+  return made;
 }
 
 void Staging::finish() const {

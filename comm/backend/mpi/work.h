@@ -1,6 +1,7 @@
 // The Work of an operation over MPI, and the tensors it stands on.
 #pragma once
 
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,6 +37,21 @@ class MpiWork final : public c10d::Work {
   int source_ = -1;
 };
 
+// Memory that operations use while they run, kept from one to the next: fresh pages for every
+// reduction cost more than the reduction. Thread-safe.
+class ScratchPool {
+ public:
+  // At least `bytes`, in nobody else's use. In use is what anybody but the pool refers to.
+  at::Tensor take(std::size_t bytes);
+
+ private:
+  // As many reductions as are likely to be in flight at once.
+  static constexpr std::size_t kKept = 8;
+
+  std::mutex mutex_;
+  std::vector<at::Tensor> kept_;
+};
+
 // The memory that messages of one operation use. One contiguous tensor is used as it is; several,
 // or one that is not contiguous, are copied into one buffer, each aligned to its element size.
 // Throws InvalidArgument for tensors that are not dense CPU tensors, and for outputs whose elements
@@ -48,7 +64,7 @@ class Staging {
   Block output(const std::vector<at::Tensor>& tensors);
   // Both.
   Block in_out(const std::vector<at::Tensor>& tensors);
-  Block scratch(std::size_t bytes);
+  Block scratch(ScratchPool& pool, std::size_t bytes);
 
   // Copies what was received to the outputs that are not contiguous.
   void finish() const;

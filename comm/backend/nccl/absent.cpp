@@ -27,8 +27,9 @@ c10::intrusive_ptr<c10d::Backend> make_nccl_backend(const c10::intrusive_ptr<c10
   fail();
 }
 
-c10::intrusive_ptr<c10d::Backend> duplicate_nccl_backend(const c10::intrusive_ptr<c10d::Backend>&,
-                                                         const c10::intrusive_ptr<c10d::Store>&) {
+c10::intrusive_ptr<c10d::Backend> reconnect_nccl_backend(const c10::intrusive_ptr<c10d::Backend>&,
+                                                         const c10::intrusive_ptr<c10d::Store>&,
+                                                         const std::vector<int>&) {
   fail();
 }
 

@@ -1,6 +1,9 @@
 #include "thinwire/comm/backend/nccl/backend.h"
 
 #include <cuda_runtime_api.h>
+
+#include <algorithm>
+
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include "thinwire/common/error.h"
@@ -56,9 +59,9 @@ c10::intrusive_ptr<c10d::Backend> make_nccl_backend(const c10::intrusive_ptr<c10
               c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(cuda_device)));
 }
 
-c10::intrusive_ptr<c10d::Backend> duplicate_nccl_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend,
-    const c10::intrusive_ptr<c10d::Store>& store) {
+c10::intrusive_ptr<c10d::Backend> reconnect_nccl_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store,
+    const std::vector<int>& ranks) {
   auto* nccl = dynamic_cast<ProcessGroupNCCL*>(backend.get());
   check(nccl != nullptr, "backend '", backend->getBackendName(), "' is not NCCL");
   // A program that never named its device runs on its current one.
@@ -68,7 +71,10 @@ c10::intrusive_ptr<c10d::Backend> duplicate_nccl_backend(
     check(cudaGetDevice(&current) == cudaSuccess, "CUDA has no current device");
   const c10::Device device =
       bound.value_or(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(current)));
-  return make(store, nccl->getRank(), nccl->getSize(), nccl->getOptions()->timeout, device);
+  const auto place = std::ranges::find(ranks, nccl->getRank());
+  THINWIRE_ASSERT(place != ranks.end());
+  return make(store, static_cast<int>(place - ranks.begin()), static_cast<int>(ranks.size()),
+              nccl->getOptions()->timeout, device);
 }
 
 }  // namespace thinwire::comm

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <vector>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -20,8 +21,10 @@ c10::intrusive_ptr<c10d::Backend> make_nccl_backend(const c10::intrusive_ptr<c10
                                                     std::chrono::milliseconds timeout,
                                                     int cuda_device);
 
-// A second backend over the same ranks and GPU, with communicators of its own.
-c10::intrusive_ptr<c10d::Backend> duplicate_nccl_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store);
+// A backend over the ranks `ranks` of `backend`, this one among them, numbered in this order, and
+// the same GPU, with communicators of its own.
+c10::intrusive_ptr<c10d::Backend> reconnect_nccl_backend(
+    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store,
+    const std::vector<int>& ranks);
 
 }  // namespace thinwire::comm

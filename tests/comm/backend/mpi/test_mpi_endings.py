@@ -47,6 +47,12 @@ class Endings(unittest.TestCase):
     def test_absent_peer_is_named(self):
         self.check_named(self.run_job("absent"))
 
+    def test_too_little_support_for_threads_is_refused(self):
+        job = self.run_job("serialized", size=1)
+        self.assertIn("initialised MPI with MPI_THREAD_SERIALIZED", str(job))
+        self.assertIn("needs MPI_Init_thread with MPI_THREAD_MULTIPLE", str(job))
+        self.assertNotEqual(job.code, 0)
+
     def test_exception_of_one_rank(self):
         job = self.run_job("exception")
         self.assertNotEqual(job.code, 0, str(job))
