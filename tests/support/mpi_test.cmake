@@ -31,6 +31,7 @@ function(thinwire_mpi_test name)
               ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${name}>)
     return()
   endif()
+  add_dependencies(torch_tests ${name})
   foreach(ranks IN LISTS arg_NP)
     set(command ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} 1 $<TARGET_FILE:${name}>
         --gtest_output=xml:${PROJECT_BINARY_DIR}/test-results/${name}_np${ranks}.xml)
