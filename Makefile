@@ -29,6 +29,11 @@ test: ## Build everything and run every test
 	@scripts/build.sh $(PRESET) $(JOBS)
 	@scripts/run_tests.sh $(BUILD)
 
+.PHONY: test-large
+test-large: ## Build and run the tests of messages beyond 2 GiB, which take 5 GiB of memory a rank
+	@scripts/build.sh $(PRESET) $(JOBS) test_mpi_large
+	@cmake --build $(BUILD) --target test_large
+
 .PHONY: slurm-test
 slurm-test: ## Run the tests under a real Slurm of emulated hosts alone (root)
 	@scripts/setup.sh test

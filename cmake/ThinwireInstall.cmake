@@ -8,28 +8,6 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/thinwire)
 
-# Every header but those of one implementation: files recompiled for each SIMD target, scalar
-# references of the kernels, JSON helpers (nlohmann's types are not of the interface),
-# what the thinwire program keeps to itself, the CUDA module's binary interface, and declarations
-# that stand in for another project's.
-foreach(folder common compressors comm moe torch_ext launch)
-  install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}
-    DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/thinwire
-    FILES_MATCHING PATTERN "*.h"
-    PATTERN "*_cpu.h" EXCLUDE
-    PATTERN "*_ref.h" EXCLUDE
-    PATTERN "*-inl.h" EXCLUDE
-    PATTERN "json_*.h" EXCLUDE
-    PATTERN "cli" EXCLUDE
-    PATTERN "*_abi.h" EXCLUDE
-    PATTERN "headers" EXCLUDE
-    PATTERN "python" EXCLUDE
-    PATTERN "slurm" EXCLUDE)
-endforeach()
-if(EXISTS ${PROJECT_SOURCE_DIR}/thinwire.h)
-  install(FILES thinwire.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/thinwire)
-endif()
-
 # Programs are what launch/ builds as executables.
 get_property(launch_targets DIRECTORY ${PROJECT_SOURCE_DIR}/launch PROPERTY BUILDSYSTEM_TARGETS)
 set(programs "")
@@ -53,8 +31,9 @@ endif()
 
 # Two sets of targets, so that core can be had without LibTorch.
 set_target_properties(thinwire_core PROPERTIES EXPORT_NAME core)
-install(TARGETS thinwire_core EXPORT thinwireCoreTargets)
-install(TARGETS thinwire EXPORT thinwireTargets)
+# With the headers that thinwire_public_headers() lists.
+install(TARGETS thinwire_core EXPORT thinwireCoreTargets FILE_SET HEADERS)
+install(TARGETS thinwire EXPORT thinwireTargets FILE_SET HEADERS)
 if(TARGET thinwire_cuda)
   # Where the library looks for it: beside itself.
   install(TARGETS thinwire_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})

@@ -53,6 +53,19 @@ function(thinwire_sources library)
   endforeach()
 endfunction()
 
+# thinwire_public_headers(<library> <file>... [DETAIL <file>...]): headers of the calling folder that
+# a user includes, and after DETAIL those that these include, of which nothing is promised. They are
+# installed, all others are private. docs/api.md has a line for each public one, which
+# tests/style/test_public_headers.py checks.
+function(thinwire_public_headers library)
+  list(REMOVE_ITEM ARGN DETAIL)
+  file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
+  cmake_path(APPEND PROJECT_BINARY_DIR include thinwire ${folder} OUTPUT_VARIABLE folder)
+  list(TRANSFORM ARGN PREPEND ${folder}/)
+  target_sources(${library} PUBLIC FILE_SET HEADERS
+    BASE_DIRS ${PROJECT_BINARY_DIR}/include FILES ${ARGN})
+endfunction()
+
 # thinwire_share_precompiled_header(<target>): for a target that links thinwire and sees torch. The
 # compiler takes a precompiled header only with the macros and the code model that made it, hence
 # those of the library.

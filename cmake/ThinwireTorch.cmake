@@ -71,7 +71,7 @@ add_library(thinwire_torch INTERFACE IMPORTED GLOBAL)
 add_library(thinwire::torch ALIAS thinwire_torch)
 target_include_directories(thinwire_torch SYSTEM INTERFACE
   ${THINWIRE_TORCH_ROOT}/include ${THINWIRE_TORCH_ROOT}/include/torch/csrc/api/include)
-target_compile_definitions(thinwire_torch INTERFACE USE_DISTRIBUTED USE_C10D_GLOO)
+target_compile_definitions(thinwire_torch INTERFACE USE_DISTRIBUTED)
 # --no-as-needed: libtorch_cuda registers itself when it is loaded, no symbol refers to it.
 target_link_libraries(thinwire_torch INTERFACE
   "$<$<BOOL:${THINWIRE_TORCH_HAS_CUDA}>:-Wl,--no-as-needed>" ${torch_libraries}

@@ -2,22 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "thinwire/common/printable.h"
+#include "thinwire/common/text.h"
 
 namespace thinwire {
-
-// Joins values with operator<<: concat("expected ", 3, " got ", n).
-template <typename... Args>
-std::string concat(Args&&... args) {
-  std::ostringstream out;
-  (out << ... << std::forward<Args>(args));
-  return std::move(out).str();
-}
 
 // Base of every exception of the library. What its text quotes of files and peers is escaped: it
 // ends on a terminal.
@@ -78,10 +70,10 @@ class InternalError : public Error {
 };
 
 // check(ok, "density must be in (0, 1], got ", density) throws InvalidArgument.
-template <typename... Args>
-void check(bool ok, Args&&... message) {
+template <typename... Values>
+void check(bool ok, const Values&... message) {
   if (!ok) [[unlikely]]
-    throw InvalidArgument(concat(std::forward<Args>(message)...));
+    throw InvalidArgument(concat(message...));
 }
 
 }  // namespace thinwire

@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "thinwire/common/error.h"
+#include "thinwire/common/text.h"
 
 namespace thinwire::log {
 
@@ -19,25 +19,25 @@ void set_level(Level level);
 // Called by launch::init; before it lines carry no rank.
 void set_identity(int rank, std::string_view host);
 
-template <typename... Args>
-void trace(Args&&... args) {
-  if (enabled(Level::kTrace)) write(Level::kTrace, concat(std::forward<Args>(args)...));
+template <typename... Values>
+void trace(const Values&... values) {
+  if (enabled(Level::kTrace)) write(Level::kTrace, concat(values...));
 }
-template <typename... Args>
-void debug(Args&&... args) {
-  if (enabled(Level::kDebug)) write(Level::kDebug, concat(std::forward<Args>(args)...));
+template <typename... Values>
+void debug(const Values&... values) {
+  if (enabled(Level::kDebug)) write(Level::kDebug, concat(values...));
 }
-template <typename... Args>
-void info(Args&&... args) {
-  if (enabled(Level::kInfo)) write(Level::kInfo, concat(std::forward<Args>(args)...));
+template <typename... Values>
+void info(const Values&... values) {
+  if (enabled(Level::kInfo)) write(Level::kInfo, concat(values...));
 }
-template <typename... Args>
-void warn(Args&&... args) {
-  if (enabled(Level::kWarn)) write(Level::kWarn, concat(std::forward<Args>(args)...));
+template <typename... Values>
+void warn(const Values&... values) {
+  if (enabled(Level::kWarn)) write(Level::kWarn, concat(values...));
 }
-template <typename... Args>
-void error(Args&&... args) {
-  if (enabled(Level::kError)) write(Level::kError, concat(std::forward<Args>(args)...));
+template <typename... Values>
+void error(const Values&... values) {
+  if (enabled(Level::kError)) write(Level::kError, concat(values...));
 }
 
 }  // namespace thinwire::log

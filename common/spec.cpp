@@ -1,7 +1,6 @@
 #include "thinwire/common/spec.h"
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <cmath>
 
@@ -10,12 +9,16 @@
 namespace thinwire {
 namespace {
 
+// Not std::isalpha and its like: what these take for a letter depends on the locale.
+bool is_blank(char c) {
+  return std::string_view(" \t\n\v\f\r").find(c) != std::string_view::npos;
+}
 bool starts_name(char c) {
-  return std::isalpha(static_cast<unsigned char>(c)) || c == '_';
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
 }
 bool continues_word(char c) {
-  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' || c == '.' ||
-         c == '+' || c == ':' || c == '/';
+  return starts_name(c) || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '+' || c == ':' ||
+         c == '/';
 }
 
 // Recursive descent over one text; positions count from 0 and messages count from 1.
@@ -93,7 +96,7 @@ class Parser {
   }
 
   void skip_blanks() {
-    while (at_ < text_.size() && std::isspace(static_cast<unsigned char>(text_[at_]))) ++at_;
+    while (at_ < text_.size() && is_blank(text_[at_])) ++at_;
   }
 
   bool accept(char c) {

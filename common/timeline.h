@@ -10,6 +10,8 @@
 #include <string>
 #include <string_view>
 
+#include "thinwire/common/stopwatch.h"
+
 namespace thinwire {
 
 // Writes complete ("X") events; the file is valid JSON after every event. Times are those of the
@@ -17,7 +19,7 @@ namespace thinwire {
 // be joined to one trace. Thread-safe.
 class Timeline {
  public:
-  using Clock = std::chrono::steady_clock;
+  using Clock = thinwire::Clock;
 
   // `rank` is the trace's process id. Throws FileError where the file cannot be written.
   Timeline(const std::filesystem::path& path, int rank);

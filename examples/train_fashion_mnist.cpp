@@ -3,10 +3,7 @@
 //   mpirun -np 2 train_fashion_mnist --compression "quantize(bits=4)"
 //   torchrun --no-python --nproc-per-node 2 train_fashion_mnist --compression "quantize(bits=4)"
 #include <CLI/CLI.hpp>
-#include <exception>
-#include <iostream>
 
-#include "thinwire/common/log.h"
 #include "thinwire/examples/support/trainer.h"
 #include "thinwire/launch/world.h"
 
@@ -14,8 +11,7 @@ namespace {
 
 int train(const thinwire::examples::TrainingOptions& options) {
   using namespace thinwire;
-  const std::chrono::milliseconds timeout(static_cast<std::int64_t>(1e3 * options.timeout_seconds));
-  const launch::World world = launch::init({.backend = options.backend, .timeout = timeout});
+  const launch::World world = examples::join(options);
   torch::manual_seed(options.seed);
   const auto model = examples::make_classifier(options.model);
   const auto data = examples::load_fashion_mnist(options.data.empty() ? examples::default_data_dir()
@@ -31,11 +27,5 @@ int main(int argc, char** argv) {
   CLI::App app("Trains an image classifier on Fashion-MNIST with compressed gradients.");
   thinwire::examples::TrainingOptions options;
   thinwire::examples::add_training_options(app, options);
-  CLI11_PARSE(app, argc, argv);
-  try {
-    return train(options);
-  } catch (const std::exception& error) {
-    thinwire::log::error(error.what());
-    return 1;
-  }
+  return thinwire::examples::run_program(app, argc, argv, [&] { return train(options); });
 }

@@ -4,24 +4,21 @@
 //   mpirun -np 4 train_lora --outer-compression "ternary(density=0.05)"
 //   torchrun --no-python --nproc-per-node 4 train_lora --output results/adapter
 #include <CLI/CLI.hpp>
-#include <exception>
-#include <iostream>
 
-#include "thinwire/common/log.h"
 #include "thinwire/examples/support/lora_trainer.h"
 #include "thinwire/launch/world.h"
 
 namespace {
 
-void train(const thinwire::examples::LoraTrainingOptions& options) {
+int train(const thinwire::examples::LoraTrainingOptions& options) {
   using namespace thinwire;
-  const std::chrono::milliseconds timeout(static_cast<std::int64_t>(1e3 * options.timeout_seconds));
-  const launch::World world = launch::init({.backend = options.backend, .timeout = timeout});
+  const launch::World world = examples::join(options);
   torch::manual_seed(options.seed);
   const auto data = examples::load_fashion_mnist(options.data.empty() ? examples::default_data_dir()
                                                                       : options.data);
   const auto result = examples::train_lora(world, data, options);
   if (world.rank() == 0) examples::print_summary(result, options);
+  return 0;
 }
 
 }  // namespace
@@ -30,12 +27,5 @@ int main(int argc, char** argv) {
   CLI::App app("Adapts a classifier to new classes of Fashion-MNIST by LoRA and outer steps.");
   thinwire::examples::LoraTrainingOptions options;
   thinwire::examples::add_lora_options(app, options);
-  CLI11_PARSE(app, argc, argv);
-  try {
-    train(options);
-    return 0;
-  } catch (const std::exception& error) {
-    thinwire::log::error(error.what());
-    return 1;
-  }
+  return thinwire::examples::run_program(app, argc, argv, [&] { return train(options); });
 }

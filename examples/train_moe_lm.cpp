@@ -3,10 +3,7 @@
 //   mpirun -np 4 train_moe_lm --rows "spectral(bits=2.5)"
 //   torchrun --no-python --nproc-per-node 4 train_moe_lm --dedup "lsh(hashes=6, hash_dim=16)"
 #include <CLI/CLI.hpp>
-#include <exception>
-#include <iostream>
 
-#include "thinwire/common/log.h"
 #include "thinwire/examples/support/language_trainer.h"
 #include "thinwire/launch/world.h"
 
@@ -14,8 +11,7 @@ namespace {
 
 int train(const thinwire::examples::LanguageTrainingOptions& options) {
   using namespace thinwire;
-  const std::chrono::milliseconds timeout(static_cast<std::int64_t>(1e3 * options.timeout_seconds));
-  const launch::World world = launch::init({.backend = options.backend, .timeout = timeout});
+  const launch::World world = examples::join(options);
   const auto text = examples::load_text(options.data);
   const auto result = examples::train_language_model(world, text, options);
   if (world.rank() == 0) examples::print_summary(result);
@@ -28,11 +24,5 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a mixture-of-experts language model with few bytes between the ranks.");
   thinwire::examples::LanguageTrainingOptions options;
   thinwire::examples::add_language_options(app, options);
-  CLI11_PARSE(app, argc, argv);
-  try {
-    return train(options);
-  } catch (const std::exception& error) {
-    thinwire::log::error(error.what());
-    return 1;
-  }
+  return thinwire::examples::run_program(app, argc, argv, [&] { return train(options); });
 }

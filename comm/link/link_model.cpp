@@ -6,16 +6,15 @@
 #include <set>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/json.h"
 #include "thinwire/common/median.h"
 #include "thinwire/common/spec.h"
-#include "thinwire/compressors/allocation/json_reader.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 
 namespace thinwire::comm {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using lgreco::JsonPlace;
 
 constexpr std::string_view kFormat = "thinwire.link";
 constexpr std::uint64_t kVersion = 1;
@@ -164,7 +163,7 @@ std::string to_json(const LinkModel& model) {
 }
 
 LinkModel parse_link_model(std::string_view text, const std::string& source) {
-  const nlohmann::json document = lgreco::parse_json(text, source);
+  const nlohmann::json document = parse_json(text, source);
   const JsonPlace root(document, source);
   root.expect_fields({"format", "version", "world", "hosts", "backends", "codecs"});
   if (root.at("format").text() != kFormat) {

@@ -9,8 +9,8 @@
 #include <unordered_map>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/json.h"
 #include "thinwire/common/spec.h"
-#include "thinwire/compressors/allocation/json_reader.h"
 
 namespace thinwire::lgreco {
 namespace {

@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <vector>
 
-#include "thinwire/common/error.h"
+#include "thinwire/common/text.h"
 
 namespace thinwire::lgreco {
 namespace {
@@ -14,15 +13,9 @@ namespace {
 constexpr std::size_t kColumns = 9;
 using Row = std::array<std::string, kColumns>;
 
-std::string formatted(const char* format, double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
-}
-
 // 4194304 -> "4,194,304"
 std::string whole(double value) {
-  const std::string digits = formatted("%.0f", value);
+  const std::string digits = fixed_text(value, 0);
   std::string text;
   for (std::size_t i = 0; i < digits.size(); ++i) {
     if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
@@ -32,11 +25,11 @@ std::string whole(double value) {
 }
 
 std::string error_text(double error) {
-  return formatted("%.4g", error);
+  return rounded_text(error, 4);
 }
 
 std::string ratio_text(double reference, double chosen) {
-  return chosen > 0 ? formatted("%.2fx", reference / chosen) : "-";
+  return chosen > 0 ? fixed_text(reference / chosen, 2) + "x" : "-";
 }
 
 // Canonical specs carry every parameter; the table shows what tells candidates apart.
@@ -66,8 +59,8 @@ std::string plan_summary(const SolvedPlan& plan) {
       concat(whole(plan.chosen.bytes), " bytes instead of ", whole(plan.reference.bytes), " (",
              ratio_text(plan.reference.bytes, plan.chosen.bytes), " less)");
   if (timed) {
-    text += concat(", ", formatted("%.3g", 1e3 * plan.chosen.seconds), " ms instead of ",
-                   formatted("%.3g", 1e3 * plan.reference.seconds), " ms");
+    text += concat(", ", rounded_text(1e3 * plan.chosen.seconds, 3), " ms instead of ",
+                   rounded_text(1e3 * plan.reference.seconds, 3), " ms");
   }
   text += concat(", error ", error_text(plan.chosen.error), " instead of ",
                  error_text(plan.reference.error));

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <vector>
@@ -41,8 +40,7 @@ const Spec::Argument* parameter_argument(const Spec& spec) {
 
 Spec parse_reference(Family family, const std::string& text) {
   const bool starts_like_number =
-      !text.empty() && (std::isdigit(static_cast<unsigned char>(text[0])) || text[0] == '.' ||
-                        text[0] == '-' || text[0] == '+');
+      !text.empty() && std::string_view("0123456789.-+").find(text[0]) != std::string_view::npos;
   if (text.empty() || starts_like_number) {
     const std::size_t which = family == Family::kMixed ? 0 : static_cast<std::size_t>(family);
     const Parameter& parameter = kParameters[which];
@@ -57,6 +55,24 @@ Spec parse_reference(Family family, const std::string& text) {
 }
 
 }  // namespace
+
+void check_compression_name(std::string_view name) {
+  std::vector<std::string> known = {"none"};
+  std::string codecs, policies;
+  for (const CodecEntry& entry : codec_table()) {
+    known.emplace_back(entry.name);
+    codecs += concat(codecs.empty() ? "" : ", ", entry.name);
+  }
+  for (const std::string_view policy : kPolicies) {
+    known.emplace_back(policy);
+    policies += concat(policies.empty() ? "" : ", ", policy);
+  }
+  if (std::ranges::find(known, name) != known.end()) return;
+  const std::string near = nearest_name(name, known);
+  throw InvalidArgument(concat("unknown compression '", name, "': it is none of the codecs (",
+                               codecs, "), of the policies (", policies, ") or 'none'",
+                               near.empty() ? "" : concat("; did you mean '", near, "'?")));
+}
 
 std::string_view name_of(Family family) {
   return kFamilies[static_cast<std::size_t>(family)];

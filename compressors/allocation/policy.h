@@ -1,13 +1,22 @@
 // The policy `lgreco(...)`: what is allocated, against which reference, and when.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/allocation/allocator.h"
 
 namespace thinwire::lgreco {
+
+// What gives every layer a codec, by the names that a spec for a whole model may begin with.
+inline constexpr std::array<std::string_view, 1> kPolicies = {"lgreco"};
+
+// For the spec of a whole model. Throws InvalidArgument for a name that is none of a codec, none of
+// a policy and not "none": one sentence with all of them and the nearest.
+void check_compression_name(std::string_view name);
 
 // Codecs that the candidates are taken from; mixed: all three, and ternary.
 enum class Family { kQuantize, kTopk, kPowersgd, kMixed };

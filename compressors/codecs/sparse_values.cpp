@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -105,12 +104,6 @@ void poison(std::int64_t numel, SparseEntries& entries) {
   entries.indices.resize(static_cast<std::size_t>(numel));
   std::iota(entries.indices.begin(), entries.indices.end(), 0u);
   entries.values.assign(entries.indices.size(), std::numeric_limits<float>::quiet_NaN());
-}
-
-std::string number_text(double value) {
-  std::array<char, 32> text;
-  const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
-  return {text.data(), end};
 }
 
 }  // namespace thinwire

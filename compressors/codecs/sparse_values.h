@@ -33,7 +33,4 @@ float stored(float value, ValueType type);
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,
              const TensorView& output, WriteMode mode);
 
-// Shortest text that parses back to the same number.
-std::string number_text(double value);
-
 }  // namespace thinwire

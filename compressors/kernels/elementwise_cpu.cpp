@@ -9,6 +9,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
 #include "thinwire/compressors/kernels/float_convert-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -129,16 +130,16 @@ HWY_EXPORT(Accumulate);
 
 void load_floats(DType dtype, const void* data, std::size_t first, std::size_t count, float* out) {
   const auto* at = static_cast<const std::byte*>(data) + first * size_of(dtype);
-  HWY_DYNAMIC_DISPATCH(LoadAny)(dtype, at, count, out);
+  THINWIRE_DISPATCH(LoadAny)(dtype, at, count, out);
 }
 
 void store_floats(DType dtype, void* data, std::size_t first, std::size_t count,
                   const float* values, WriteMode mode) {
   auto* at = static_cast<std::byte*>(data) + first * size_of(dtype);
   if (mode == WriteMode::kAssign) {
-    HWY_DYNAMIC_DISPATCH(Assign)(dtype, at, count, values);
+    THINWIRE_DISPATCH(Assign)(dtype, at, count, values);
   } else {
-    HWY_DYNAMIC_DISPATCH(Accumulate)(dtype, at, count, values);
+    THINWIRE_DISPATCH(Accumulate)(dtype, at, count, values);
   }
 }
 

@@ -9,6 +9,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -88,11 +90,11 @@ HWY_EXPORT(Divide);
 HWY_EXPORT(Multiply);
 
 bool all_finite(std::span<const float> values) {
-  return HWY_DYNAMIC_DISPATCH(AllFinite)(values.data(), values.size());
+  return THINWIRE_DISPATCH(AllFinite)(values.data(), values.size());
 }
 
 bool add_scaled(const float* a, const float* b, float factor, std::span<float> out) {
-  return HWY_DYNAMIC_DISPATCH(AddScaled)(a, b, factor, out.data(), out.size());
+  return THINWIRE_DISPATCH(AddScaled)(a, b, factor, out.data(), out.size());
 }
 
 void subtract(std::span<float> values, const float* less) {
@@ -103,9 +105,9 @@ void divide(std::span<float> values, float divisor) {
   // Both round the same exact quotient where the reciprocal is exact; a product is faster.
   int exponent = 0;
   if (std::frexp(divisor, &exponent) == 0.5f && std::abs(exponent) < 100) {
-    HWY_DYNAMIC_DISPATCH(Multiply)(values.data(), 1 / divisor, values.size());
+    THINWIRE_DISPATCH(Multiply)(values.data(), 1 / divisor, values.size());
   } else {
-    HWY_DYNAMIC_DISPATCH(Divide)(values.data(), divisor, values.size());
+    THINWIRE_DISPATCH(Divide)(values.data(), divisor, values.size());
   }
 }
 

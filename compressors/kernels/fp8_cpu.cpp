@@ -12,6 +12,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::kernels {
 namespace HWY_NAMESPACE {
@@ -214,11 +216,11 @@ HWY_EXPORT(Encode);
 HWY_EXPORT(Decode);
 
 void fp8_encode(Fp8 format, const float* x, std::size_t count, std::byte* out) {
-  HWY_DYNAMIC_DISPATCH(Encode)(format, x, count, out);
+  THINWIRE_DISPATCH(Encode)(format, x, count, out);
 }
 
 void fp8_decode(Fp8 format, const std::byte* in, std::size_t count, float* out) {
-  HWY_DYNAMIC_DISPATCH(Decode)(format, in, count, out);
+  THINWIRE_DISPATCH(Decode)(format, in, count, out);
 }
 
 bool fp8_valid(const std::byte* in, std::size_t count) {

@@ -9,6 +9,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::kernels {
 namespace HWY_NAMESPACE {
@@ -201,21 +203,21 @@ HWY_EXPORT(Orthogonalize);
 
 void low_rank_multiply(const float* m, std::size_t rows, std::size_t cols, const float* q,
                        std::size_t r, float* p) {
-  HWY_DYNAMIC_DISPATCH(Multiply)(m, rows, cols, q, r, p);
+  THINWIRE_DISPATCH(Multiply)(m, rows, cols, q, r, p);
 }
 
 void low_rank_multiply_transposed(const float* m, std::size_t rows, std::size_t cols,
                                   const float* p, std::size_t r, float* q) {
-  HWY_DYNAMIC_DISPATCH(MultiplyTransposed)(m, rows, cols, p, r, q);
+  THINWIRE_DISPATCH(MultiplyTransposed)(m, rows, cols, p, r, q);
 }
 
 void low_rank_reconstruct(const float* p, const float* q, std::size_t rows, std::size_t cols,
                           std::size_t r, float* m) {
-  HWY_DYNAMIC_DISPATCH(Reconstruct)(p, q, rows, cols, r, m);
+  THINWIRE_DISPATCH(Reconstruct)(p, q, rows, cols, r, m);
 }
 
 void orthogonalize(float* p, std::size_t rows, std::size_t r) {
-  HWY_DYNAMIC_DISPATCH(Orthogonalize)(p, rows, r);
+  THINWIRE_DISPATCH(Orthogonalize)(p, rows, r);
 }
 
 }  // namespace thinwire::kernels

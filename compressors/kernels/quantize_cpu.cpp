@@ -12,6 +12,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
 #include "thinwire/compressors/kernels/quantize_decode-inl.h"
 #include "thinwire/compressors/kernels/quantize_encode-inl.h"
 
@@ -77,14 +78,14 @@ std::size_t quantized_bytes(const QuantizeConfig& config, std::int64_t numel) {
 void quantize(const QuantizeConfig& config, DType dtype, const void* input, std::int64_t numel,
               const PhiloxStream& stream, std::uint64_t first_element, std::byte* output,
               void* reconstruction) {
-  HWY_DYNAMIC_DISPATCH(Quantize)
+  THINWIRE_DISPATCH(Quantize)
   (config, dtype, static_cast<const std::byte*>(input), static_cast<std::size_t>(numel), stream,
    first_element, output, static_cast<std::byte*>(reconstruction));
 }
 
 void dequantize(const QuantizeConfig& config, const std::byte* input, DType dtype, void* output,
                 std::int64_t numel, WriteMode mode) {
-  HWY_DYNAMIC_DISPATCH(Dequantize)
+  THINWIRE_DISPATCH(Dequantize)
   (config, input, dtype, static_cast<std::byte*>(output), static_cast<std::size_t>(numel), mode);
 }
 

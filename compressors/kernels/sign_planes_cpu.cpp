@@ -10,6 +10,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
 #include "thinwire/compressors/kernels/philox-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -306,20 +307,20 @@ HWY_EXPORT(TerngradEncode);
 HWY_EXPORT(TerngradDecode);
 
 void onebit_encode(const float* x, std::size_t count, std::byte* out) {
-  HWY_DYNAMIC_DISPATCH(OnebitEncode)(x, count, out);
+  THINWIRE_DISPATCH(OnebitEncode)(x, count, out);
 }
 
 void onebit_decode(const std::byte* in, std::size_t count, float* out) {
-  HWY_DYNAMIC_DISPATCH(OnebitDecode)(in, count, out);
+  THINWIRE_DISPATCH(OnebitDecode)(in, count, out);
 }
 
 void terngrad_encode(const float* x, std::size_t count, float clip, const PhiloxStream& stream,
                      std::uint64_t first, std::byte* out) {
-  HWY_DYNAMIC_DISPATCH(TerngradEncode)(x, count, clip, stream, first, out);
+  THINWIRE_DISPATCH(TerngradEncode)(x, count, clip, stream, first, out);
 }
 
 void terngrad_decode(const std::byte* in, std::size_t count, float* out) {
-  HWY_DYNAMIC_DISPATCH(TerngradDecode)(in, count, out);
+  THINWIRE_DISPATCH(TerngradDecode)(in, count, out);
 }
 
 }  // namespace thinwire::kernels

@@ -13,6 +13,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::kernels {
 namespace HWY_NAMESPACE {
@@ -171,7 +173,7 @@ void select_over(std::span<const float> x, const std::uint32_t* names, std::size
                  TopkSelection& s) {
   const KthMagnitude kth = kth_magnitude(x, k);
   reserve(s, k);
-  HWY_DYNAMIC_DISPATCH(CollectExact)
+  THINWIRE_DISPATCH(CollectExact)
   (x.data(), names, x.size(), kth.key, k - kth.above, s.indices.data(), s.values.data());
   shrink(s, k);
 }
@@ -218,8 +220,8 @@ void select_topk(std::span<const float> x, std::size_t k, TopkSelection& s) {
   s.candidate_indices.resize(capacity + kSlack);
   s.candidate_values.resize(capacity + kSlack);
   const std::size_t found =
-      HWY_DYNAMIC_DISPATCH(CollectAtLeast)(x.data(), x.size(), guess.key, capacity,
-                                           s.candidate_indices.data(), s.candidate_values.data());
+      THINWIRE_DISPATCH(CollectAtLeast)(x.data(), x.size(), guess.key, capacity,
+                                        s.candidate_indices.data(), s.candidate_values.data());
   if (found < k || found > capacity) return select_over(x, nullptr, k, s);
   select_over({s.candidate_values.data(), found}, s.candidate_indices.data(), k, s);
 }
@@ -242,7 +244,7 @@ void select_topk_sampled(std::span<const float> x, std::size_t k, const PhiloxSt
   const KthMagnitude threshold = kth_magnitude(s.sample, rank);
   const std::size_t most = std::min(x.size(), 2 * k);
   reserve(s, most);
-  const std::size_t found = HWY_DYNAMIC_DISPATCH(CollectAtLeast)(
+  const std::size_t found = THINWIRE_DISPATCH(CollectAtLeast)(
       x.data(), x.size(), threshold.key, most, s.indices.data(), s.values.data());
   if (found < (k + 1) / 2 || found > most) return select_topk(x, k, s);
   shrink(s, found);

@@ -15,6 +15,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::lsh::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -272,21 +274,8 @@ void CrossPolytopeHash::hash(std::span<const float> tokens, std::span<HashCode> 
   check(codes.size() == tokens.size() / dim * rotations_.size(), "room for ",
         tokens.size() / dim * rotations_.size(), " codes expected, got ", codes.size());
   if (tokens.empty()) return;
-  HWY_DYNAMIC_DISPATCH(HashTokens)(rotations_, tokens, dim, codes.data());
+  THINWIRE_DISPATCH(HashTokens)(rotations_, tokens, dim, codes.data());
 }
 
-namespace detail {
-
-void for_each_hash_target(const std::function<void(std::string_view target)>& body) {
-  struct Restore {
-    ~Restore() { hwy::SetSupportedTargetsForTest(0); }
-  } restore;
-  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::SetSupportedTargetsForTest(target);
-    body(hwy::TargetName(target));
-  }
-}
-
-}  // namespace detail
 }  // namespace thinwire::lsh
 #endif  // HWY_ONCE

@@ -10,9 +10,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "thinwire/compressors/lsh/rotation.h"
@@ -57,11 +55,5 @@ class CrossPolytopeHash {
   std::int64_t dim_;
   std::vector<Rotation> rotations_;
 };
-
-namespace detail {
-// Calls `body` once for each SIMD target of this build that the processor has, with hash() bound to
-// that target. Not thread-safe; for tests.
-void for_each_hash_target(const std::function<void(std::string_view target)>& body);
-}  // namespace detail
 
 }  // namespace thinwire::lsh

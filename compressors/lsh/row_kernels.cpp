@@ -7,6 +7,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::lsh::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -127,25 +129,25 @@ HWY_EXPORT(AddFloats);
 HWY_EXPORT(AddDoubles);
 
 double squared_norm(const float* x, std::size_t n) {
-  return HWY_DYNAMIC_DISPATCH(NormOfFloats)(x, n);
+  return THINWIRE_DISPATCH(NormOfFloats)(x, n);
 }
 double squared_norm(const double* x, std::size_t n) {
-  return HWY_DYNAMIC_DISPATCH(NormOfDoubles)(x, n);
+  return THINWIRE_DISPATCH(NormOfDoubles)(x, n);
 }
 double squared_distance(const float* x, const float* y, std::size_t n) {
-  return HWY_DYNAMIC_DISPATCH(DistanceOfFloats)(x, y, n);
+  return THINWIRE_DISPATCH(DistanceOfFloats)(x, y, n);
 }
 double squared_distance(const double* x, const double* y, std::size_t n) {
-  return HWY_DYNAMIC_DISPATCH(DistanceOfDoubles)(x, y, n);
+  return THINWIRE_DISPATCH(DistanceOfDoubles)(x, y, n);
 }
 double squared_distance(const float* x, const double* y, std::size_t n) {
-  return HWY_DYNAMIC_DISPATCH(DistanceOfMixed)(x, y, n);
+  return THINWIRE_DISPATCH(DistanceOfMixed)(x, y, n);
 }
 void add_row(const float* x, double* sums, std::size_t n) {
-  HWY_DYNAMIC_DISPATCH(AddFloats)(x, sums, n);
+  THINWIRE_DISPATCH(AddFloats)(x, sums, n);
 }
 void add_row(const double* x, double* sums, std::size_t n) {
-  HWY_DYNAMIC_DISPATCH(AddDoubles)(x, sums, n);
+  THINWIRE_DISPATCH(AddDoubles)(x, sums, n);
 }
 
 }  // namespace thinwire::lsh

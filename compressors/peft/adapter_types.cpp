@@ -93,7 +93,7 @@ std::string role_of(std::string_view tensor) {
 
 AdapterConfig AdapterConfig::parse(const std::string& text, const std::string& where) {
   // The depth that JSON writers and readers cope with; a config is flat in practice.
-  const detail::Json json = detail::parse_json(text, where, 64);
+  const detail::Json json = parse_json(text, where, 64);
   AdapterConfig config;
   config.peft_type = detail::string_member(json, "peft_type", where);
   config.base_model = text_or_empty(json, "base_model_name_or_path");

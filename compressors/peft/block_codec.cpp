@@ -9,6 +9,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
 #include "thinwire/compressors/peft/block_bits-inl.h"
 #include "thinwire/compressors/peft/block_codec.h"
 #include "thinwire/compressors/peft/block_rans-inl.h"
@@ -173,14 +174,14 @@ HWY_EXPORT(EncodeBlockAs);
 HWY_EXPORT(DecodeBlock);
 
 std::size_t encode_block_unchecked(PlanesView block, std::byte* out) {
-  return HWY_DYNAMIC_DISPATCH(EncodeBlock)(block, out);
+  return THINWIRE_DISPATCH(EncodeBlock)(block, out);
 }
 std::size_t encode_block_as_unchecked(BlockMode mode, PlanesView block, std::byte* out) {
-  return HWY_DYNAMIC_DISPATCH(EncodeBlockAs)(mode, block, out);
+  return THINWIRE_DISPATCH(EncodeBlockAs)(mode, block, out);
 }
 BlockFault decode_block_unchecked(std::span<const std::byte> in, std::int64_t entries,
                                   std::span<std::uint64_t> mask, std::span<std::uint64_t> sign) {
-  return HWY_DYNAMIC_DISPATCH(DecodeBlock)(in, entries, mask, sign);
+  return THINWIRE_DISPATCH(DecodeBlock)(in, entries, mask, sign);
 }
 
 }  // namespace thinwire::peft::detail

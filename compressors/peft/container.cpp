@@ -94,7 +94,7 @@ void PackedFile::read_manifest() {
   const std::string where = path().string();
   const auto& metadata = file_.metadata();
   if (!metadata.contains("manifest")) fail("its manifest is missing");
-  const Json json = detail::parse_json(metadata.at("manifest"), where, 5);
+  const Json json = parse_json(metadata.at("manifest"), where, 5);
   manifest_.numel = detail::integer_member(json, "numel", where);
   if (manifest_.numel >> 56 != 0) fail("its vector is too long");
   if (detail::integer_member(json, "block_entries", where) != kBlockEntries)
@@ -168,7 +168,7 @@ void PackedFile::read_manifest() {
   if (const auto config = metadata.find("adapter_config"); config != metadata.end())
     manifest_.adapter_config = config->second;
   if (const auto source = metadata.find("source_metadata"); source != metadata.end()) {
-    const Json values = detail::parse_json(source->second, where, 2);
+    const Json values = parse_json(source->second, where, 2);
     if (!values.is_object()) fail("'source_metadata' must be an object");
     for (const auto& [key, text] : values.items()) {
       if (!text.is_string()) fail("'source_metadata' must hold strings");

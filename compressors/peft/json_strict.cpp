@@ -1,40 +1,8 @@
 #include "thinwire/compressors/peft/json_strict.h"
 
-#include <set>
-#include <vector>
-
 #include "thinwire/common/error.h"
 
 namespace thinwire::peft::detail {
-
-Json parse_json(std::string_view text, const std::string& where, int max_depth) {
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto check_event = [&](int depth, Json::parse_event_t event, Json& value) {
-    switch (event) {
-      case Json::parse_event_t::object_start:
-      case Json::parse_event_t::array_start:
-        if (depth >= max_depth)
-          throw FileError(concat(where, ": JSON nests deeper than ", max_depth));
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        break;
-      case Json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
-      case Json::parse_event_t::key:
-        if (!keys.back().insert(value.get<std::string>()).second)
-          throw FileError(concat(where, ": key '", value.get<std::string>(), "' occurs twice"));
-        break;
-      default:
-        break;
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text.begin(), text.end(), check_event);
-  } catch (const Json::exception& error) {
-    throw FileError(concat(where, ": not valid JSON: ", error.what()));
-  }
-}
 
 const Json& member(const Json& object, const char* key, const std::string& where) {
   if (!object.is_object()) throw FileError(concat(where, ": expected a JSON object"));

@@ -1,4 +1,4 @@
-// JSON as strict readers need it: no key twice, little depth, no silent conversions.
+// Members of JSON objects, without silent conversions; common/json.h parses.
 #pragma once
 
 #include <cstdint>
@@ -6,13 +6,11 @@
 #include <string>
 #include <string_view>
 
+#include "thinwire/common/json.h"
+
 namespace thinwire::peft::detail {
 
 using Json = nlohmann::json;
-
-// Throws FileError, starting with `where`, for text that is not JSON, repeats a key within one
-// object or nests deeper than `max_depth`.
-Json parse_json(std::string_view text, const std::string& where, int max_depth);
 
 // Member `key` of an object, of the type asked for; FileError, starting with `where`, otherwise.
 const Json& member(const Json& object, const char* key, const std::string& where);

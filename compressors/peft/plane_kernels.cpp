@@ -11,6 +11,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "thinwire/compressors/kernels/dispatch.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::peft::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -103,13 +105,13 @@ HWY_EXPORT(PopcountWords);
 HWY_EXPORT(DotWords);
 
 std::int64_t popcount_words(std::span<const std::uint64_t> words) {
-  return HWY_DYNAMIC_DISPATCH(PopcountWords)(words);
+  return THINWIRE_DISPATCH(PopcountWords)(words);
 }
 
 std::int64_t dot_words(std::span<const std::uint64_t> a_mask, std::span<const std::uint64_t> a_sign,
                        std::span<const std::uint64_t> b_mask,
                        std::span<const std::uint64_t> b_sign) {
-  return HWY_DYNAMIC_DISPATCH(DotWords)(a_mask, a_sign, b_mask, b_sign);
+  return THINWIRE_DISPATCH(DotWords)(a_mask, a_sign, b_mask, b_sign);
 }
 
 std::int64_t dot_words_reference(std::span<const std::uint64_t> a_mask,

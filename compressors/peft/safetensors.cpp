@@ -126,7 +126,7 @@ void SafetensorsFile::parse(std::span<const std::byte> file) {
                            kMaxSafetensorsHeader, " are allowed"));
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + 8, length);
   if (!text.starts_with('{')) throw FileError(concat(where, ": the header must begin with '{'"));
-  const Json header = detail::parse_json(text, where, 4);
+  const Json header = parse_json(text, where, 4);
   if (!header.is_object()) throw FileError(concat(where, ": the header must be an object"));
 
   const std::span<const std::byte> data = file.subspan(8 + length);

@@ -13,11 +13,13 @@ void add_language_options(CLI::App& app, LanguageTrainingOptions& options) {
   const auto natural = [&](const char* name, auto& value, const char* text) {
     app.add_option(name, value, text)->check(CLI::NonNegativeNumber)->capture_default_str();
   };
-  app.add_option("--backend", options.backend, "Collectives: auto, mpi, gloo or nccl")
-      ->capture_default_str();
-  app.add_option("--compression", options.compression,
-                 "Spec of the codec for the gradients of everything but the experts; none: "
-                 "uncompressed; default: THINWIRE_COMPRESSION, else none");
+  add_common_options(
+      app, options,
+      {.compression = "Spec of the codec for the gradients of everything but the experts; none: "
+                      "uncompressed; default: THINWIRE_COMPRESSION, else none",
+       .seed = "Seed of weights, batches, hashes and codecs",
+       .data = "A text file; default: what the program `bible` prints",
+       .log = "Write JSON lines, the last of them the result, to FILE"});
   app.add_option("--dedup", options.dedup,
                  "Merging of similar rows: off, duplicates, or lsh(hashes=6, hash_dim=16, ...)")
       ->capture_default_str();
@@ -44,19 +46,11 @@ void add_language_options(CLI::App& app, LanguageTrainingOptions& options) {
   natural("--evaluate-every", options.evaluate_every, "Steps between evaluations; 0: at the end");
   positive("--log-every", options.log_every, "Steps between lines of the log");
   positive("--lr", options.learning_rate, "Peak learning rate of AdamW");
-  app.add_option("--seed", options.seed, "Seed of weights, batches, hashes and codecs")
-      ->capture_default_str();
-  natural("--threads", options.threads,
-          "Threads of one rank; 0: the host's cores shared among its ranks");
-  natural("--timeout", options.timeout_seconds,
-          "Seconds after which an exchange fails; 0: THINWIRE_TIMEOUT, else 300");
-  app.add_option("--data", options.data, "A text file; default: what the program `bible` prints");
   app.add_option("--load", options.load,
                  "Begin with the weights and bases of FILE; its options for rows and merging, and "
                  "the optimiser's state, are not taken over");
   app.add_option("--save", options.save,
                  "Write weights and bases to FILE at the end, for any number of ranks");
-  app.add_option("--log", options.log, "Write JSON lines, the last of them the result, to FILE");
 }
 
 LanguageModelOptions model_options(const LanguageTrainingOptions& options) {

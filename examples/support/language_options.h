@@ -5,17 +5,12 @@
 #include <filesystem>
 #include <string>
 
+#include "thinwire/examples/support/common_options.h"
 #include "thinwire/examples/support/moe_language_model.h"
-
-namespace CLI {
-class App;
-}
 
 namespace thinwire::examples {
 
-struct LanguageTrainingOptions {
-  std::string backend = "auto";
-  std::string compression;  // of the replicated parameters' gradients
+struct LanguageTrainingOptions : CommonOptions {
   std::string dedup = "off";
   std::string rows = "none";
   int steps = 200;
@@ -34,13 +29,8 @@ struct LanguageTrainingOptions {
   int evaluate_every = 0;                  // 0: only at the end
   int log_every = 50;
   double learning_rate = 2e-3;
-  std::uint64_t seed = 1;
-  int threads = 0;
-  double timeout_seconds = 0;
-  std::filesystem::path data;
   std::filesystem::path load;  // weights to begin with
   std::filesystem::path save;
-  std::filesystem::path log;
 };
 
 void add_language_options(CLI::App& app, LanguageTrainingOptions& options);

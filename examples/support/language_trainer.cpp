@@ -142,7 +142,9 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   CompressionOptions compression(options.compression);
   compression.seed = options.seed;
   // The model's parameters() leave the experts out: their gradients are complete as they are.
-  DistributedDataParallel ddp(model, world.group(), {.compression = compression});
+  const std::unique_ptr<Timeline> timeline = make_timeline(world, options);
+  DistributedDataParallel ddp(model, world.group(),
+                              {.compression = compression, .timeline = timeline.get()});
   std::vector<torch::Tensor> parameters = model->parameters();
   for (const auto& parameter : model->expert_parameters()) parameters.push_back(parameter);
   torch::optim::AdamW optimizer(

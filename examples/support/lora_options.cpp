@@ -11,11 +11,11 @@ void add_lora_options(CLI::App& app, LoraTrainingOptions& options) {
   const auto not_negative = [&](const char* name, auto& value, const char* text) {
     app.add_option(name, value, text)->check(CLI::NonNegativeNumber)->capture_default_str();
   };
-  app.add_option("--backend", options.backend, "Collectives: auto, mpi, gloo or nccl")
-      ->capture_default_str();
-  app.add_option("--compression,--outer-compression", options.compression,
-                 "Spec of the codec for the outer deltas; none: uncompressed")
-      ->capture_default_str();
+  add_common_options(
+      app, options,
+      {.compression = "Spec of the codec for the outer deltas; none: uncompressed",
+       .log = "Write a JSON line for every outer step, and the result, to FILE"});
+  app.add_option("--outer-compression", options.compression, "The same as --compression");
   app.add_option("--granularity", options.granularity,
                  "What shares a threshold: tensor, group (A factors, B factors) or global")
       ->check(CLI::IsMember({"tensor", "group", "global"}))
@@ -40,21 +40,12 @@ void add_lora_options(CLI::App& app, LoraTrainingOptions& options) {
                  "Entries that the packed file keeps; 0: the fewest that lose at most half a point")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--seed", options.seed, "Seed of weights, order of images and codecs")
-      ->capture_default_str();
   not_negative("--train-samples", options.train_samples, "Use the first so many images; 0: all");
   not_negative("--test-samples", options.test_samples, "Test on the first so many; 0: all");
-  not_negative("--threads", options.threads,
-               "Threads of one rank; 0: the host's cores shared among its ranks");
-  not_negative("--timeout", options.timeout_seconds,
-               "Seconds after which an exchange fails; 0: THINWIRE_TIMEOUT, else 300");
   app.add_option("--base", options.base,
                  "File of the base's weights: loaded where it exists, else trained and written");
   app.add_option("--output", options.output,
                  "Folder for adapter/ and adapter.compeft; default: a temporary one");
-  app.add_option("--data", options.data, "Folder of the data set");
-  app.add_option("--log", options.log,
-                 "Write a JSON line for every outer step, and the result, to FILE");
 }
 
 }  // namespace thinwire::examples

@@ -93,13 +93,14 @@ double evaluate(Lora* lora, std::shared_ptr<WideMlp>& model, const ImageSet& set
          static_cast<double>(std::max<std::int64_t>(1, set.labels.size(0)));
 }
 
-OuterOptimizerOptions outer_options(const LoraTrainingOptions& options) {
+OuterOptimizerOptions outer_options(const LoraTrainingOptions& options, Timeline* timeline) {
   return {.inner_steps = options.inner_steps,
           .learning_rate = options.outer_learning_rate,
           .momentum = options.outer_momentum,
           .compression = options.compression,
           .granularity = peft::parse_granularity(options.granularity),
-          .seed = options.seed};
+          .seed = options.seed,
+          .timeline = timeline};
 }
 
 // The base: from its file, or trained by local SGD with uncompressed meetings.
@@ -278,7 +279,8 @@ LoraResult train_lora(const launch::World& world, const FashionMnist& data,
   Lora lora(model, LoraOptions{.rank = options.rank, .alpha = options.alpha});
   for (const auto& factor : lora.parameters()) result.adapter_parameters += factor.numel();
   torch::optim::AdamW inner(lora.parameters(), torch::optim::AdamWOptions(options.learning_rate));
-  OuterOptimizer optimizer(lora, inner, world.group(), outer_options(options));
+  const std::unique_ptr<Timeline> timeline = make_timeline(world, options);
+  OuterOptimizer optimizer(lora, inner, world.group(), outer_options(options, timeline.get()));
   Batches batches(train, world, options.batch_size, options.seed + 1);
 
   const auto begin = Clock::now();

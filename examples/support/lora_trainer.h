@@ -6,20 +6,17 @@
 #include <memory>
 #include <string>
 
+#include "thinwire/examples/support/common_options.h"
 #include "thinwire/examples/support/fashion_mnist.h"
 #include "thinwire/examples/support/models.h"
 #include "thinwire/launch/world.h"
 #include "thinwire/torch_ext/outer/outer_optimizer.h"
 
-namespace CLI {
-class App;
-}
-
 namespace thinwire::examples {
 
-struct LoraTrainingOptions {
-  std::string backend = "auto";
-  std::string compression = "ternary(density=0.05)";  // of the outer deltas
+struct LoraTrainingOptions : CommonOptions {
+  LoraTrainingOptions() { compression = "ternary(density=0.05)"; }  // of the outer deltas
+
   std::string granularity = "tensor";
   std::int64_t outer_steps = 40;
   std::int64_t inner_steps = 10;
@@ -33,15 +30,10 @@ struct LoraTrainingOptions {
   int base_classes = 5;       // the base knows the first so many classes
   std::int64_t base_steps = 300;
   double pack_density = 0;  // 0: searched for, with the scale, on held-out images
-  std::uint64_t seed = 1;
   std::int64_t train_samples = 0;  // 0: all
   std::int64_t test_samples = 0;   // 0: all
-  int threads = 0;                 // 0: the host's cores shared among its ranks
-  double timeout_seconds = 0;      // 0: THINWIRE_TIMEOUT, else five minutes
   std::filesystem::path base;      // loaded where it exists, else trained and written
   std::filesystem::path output;    // folder of adapter/ and adapter.compeft; empty: a temporary one
-  std::filesystem::path data;
-  std::filesystem::path log;
 };
 
 void add_lora_options(CLI::App& app, LoraTrainingOptions& options);

@@ -111,8 +111,7 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
         options.batch_size, " on each of ", world.size(), " ranks");
 
   const bool leader = world.rank() == 0;
-  std::optional<Timeline> timeline;
-  if (leader && !options.timeline.empty()) timeline.emplace(options.timeline, world.rank());
+  const std::unique_ptr<Timeline> timeline = make_timeline(world, options);
   std::optional<MetricsLog> log;
   if (leader && !options.log.empty()) log.emplace(options.log);
 
@@ -124,7 +123,7 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
   DistributedDataParallel ddp(model, world.group(),
                               {.compression = compression,
                                .bucket_cap_mb = options.bucket_cap_mb,
-                               .timeline = timeline ? &*timeline : nullptr});
+                               .timeline = timeline.get()});
   torch::optim::SGD optimizer(
       model->parameters(),
       torch::optim::SGDOptions(options.learning_rate).momentum(options.momentum));

@@ -5,12 +5,12 @@
 namespace thinwire::examples {
 
 void add_training_options(CLI::App& app, TrainingOptions& options) {
-  app.add_option("--backend", options.backend, "Collectives: auto, mpi, gloo or nccl")
-      ->capture_default_str();
-  app.add_option("--compression", options.compression,
-                 "Spec of the codec for the gradients, for example 'quantize(bits=4)', "
-                 "'topk(density=0.01)' or 'lgreco(family=powersgd)'; none: uncompressed; default: "
-                 "THINWIRE_COMPRESSION, else none");
+  add_common_options(
+      app, options,
+      {.compression = "Spec of the codec for the gradients, for example 'quantize(bits=4)', "
+                      "'topk(density=0.01)' or 'lgreco(family=powersgd)'; none: uncompressed; "
+                      "default: THINWIRE_COMPRESSION, else none",
+       .log = "Write a JSON line for every epoch, and the result, to FILE"});
   app.add_option("--model", options.model, "cnn, mlp, resnet20 or resnet_wide")
       ->capture_default_str();
   app.add_option("--epochs", options.epochs, "Passes over the training set")
@@ -35,8 +35,6 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
   app.add_option("--momentum", options.momentum, "Momentum of SGD")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--seed", options.seed, "Seed of weights, order of images and codecs")
-      ->capture_default_str();
   app.add_option("--warmup-steps", options.warmup_steps, "First steps that are sent uncompressed")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -51,17 +49,6 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--test-samples", options.test_samples, "Test on the first so many; 0: all")
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--threads", options.threads,
-                 "Threads of one rank; 0: the host's cores shared among its ranks")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--timeout", options.timeout_seconds,
-                 "Seconds after which an exchange fails; 0: THINWIRE_TIMEOUT, else 300")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--data", options.data, "Folder of the data set");
-  app.add_option("--log", options.log,
-                 "Write a JSON line for every epoch, and the result, to FILE");
-  app.add_option("--timeline", options.timeline,
-                 "Write a Chrome trace of rank 0's exchanges to FILE");
   app.add_option("--plan", options.plan,
                  "Write the last plan of lgreco(...) to FILE, for `thinwire plan --show`");
   app.add_option("--link-model", options.link_model,

@@ -6,15 +6,11 @@
 #include <optional>
 #include <string>
 
-namespace CLI {
-class App;
-}
+#include "thinwire/examples/support/common_options.h"
 
 namespace thinwire::examples {
 
-struct TrainingOptions {
-  std::string backend = "auto";
-  std::string compression;
+struct TrainingOptions : CommonOptions {
   std::string model = "cnn";
   int epochs = 3;
   std::int64_t steps = 0;       // 0: whole epochs
@@ -23,17 +19,11 @@ struct TrainingOptions {
   double learning_rate = 0.05;
   std::string schedule = "linear";  // of the learning rate: to zero by the last step, or constant
   double momentum = 0.9;
-  std::uint64_t seed = 1;
   std::int64_t warmup_steps = 0;
   std::int64_t min_numel = 1024;  // of a parameter that is compressed
   double bucket_cap_mb = 25;
   std::int64_t train_samples = 0;  // 0: all
   std::int64_t test_samples = 0;   // 0: all
-  int threads = 0;                 // 0: the host's cores shared among its ranks
-  double timeout_seconds = 0;      // 0: THINWIRE_TIMEOUT, else five minutes
-  std::filesystem::path data;
-  std::filesystem::path log;
-  std::filesystem::path timeline;
   std::filesystem::path plan;             // where lgreco(...)'s last plan is written
   std::string link_model;                 // empty: THINWIRE_LINK_MODEL
   std::optional<double> target_accuracy;  // stop when a test reaches it

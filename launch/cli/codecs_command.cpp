@@ -79,10 +79,7 @@ std::string words_of(const CodecTraits& traits) {
 }
 
 std::string ratio_of(const Row& row) {
-  std::ostringstream text;
-  text.precision(2);
-  text << std::fixed << 4.0 * kNumel / static_cast<double>(row.bytes) << "x";
-  return text.str();
+  return fixed_text(4.0 * kNumel / static_cast<double>(row.bytes), 2) + "x";
 }
 
 void print(const std::vector<Row>& rows, std::ostream& out) {

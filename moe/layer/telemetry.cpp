@@ -1,7 +1,6 @@
 #include "thinwire/moe/layer/telemetry.h"
 
 #include <algorithm>
-#include <cstdio>
 
 #include "thinwire/common/error.h"
 
@@ -10,12 +9,6 @@ namespace {
 
 constexpr const char* kLegNames[kLegs] = {"dispatch", "combine", "combine_backward",
                                           "dispatch_backward"};
-
-std::string fixed(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
-}
 
 }  // namespace
 
@@ -94,19 +87,19 @@ MetricFields metric_fields(const MoESummary& summary) {
 std::string describe(const MoESummary& summary, std::int64_t steps) {
   if (summary.passes == 0 || steps == 0) return {};
   const auto per_step = [&](auto value, double unit) {
-    return fixed(static_cast<double>(value) / unit / static_cast<double>(steps), 3);
+    return fixed_text(static_cast<double>(value) / unit / static_cast<double>(steps), 3);
   };
   std::string text = concat(
-      "  expert rows       ", fixed(100 * summary.rows_fraction(), 1), " % of ", summary.rows,
+      "  expert rows       ", fixed_text(100 * summary.rows_fraction(), 1), " % of ", summary.rows,
       " rows dispatched; merged in ", summary.merged_passes, " of ", summary.passes,
       " passes, refused by the guard in ", summary.refused_passes, "\n  relative radius   worst ",
-      fixed(summary.worst_radius, 3), ", mean ", fixed(summary.mean_radius(), 4),
+      fixed_text(summary.worst_radius, 3), ", mean ", fixed_text(summary.mean_radius(), 4),
       summary.spectral_legs == 0
           ? std::string()
-          : concat("\n  spectral rows     in ", fixed(100 * summary.settled_fraction(), 1),
+          : concat("\n  spectral rows     in ", fixed_text(100 * summary.settled_fraction(), 1),
                    " % of the legs, else not yet settled"),
       "\n  expert bytes      ", per_step(summary.wire.total(), 1e6), " MB a step (",
-      fixed(summary.ratio(), 2), "x less than uncompressed):");
+      fixed_text(summary.ratio(), 2), "x less than uncompressed):");
   for (int leg = 0; leg < kLegs; ++leg) {
     text += concat(leg == 0 ? " " : ", ", kLegNames[leg], " ",
                    per_step(summary.wire.rows[static_cast<std::size_t>(leg)], 1e6));

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "thinwire/compressors/lsh/cluster.h"
+#include "thinwire/tests/support/simd_targets.h"
 
 namespace {
 
@@ -61,7 +62,7 @@ int main(int argc, char** argv) {
   for (const auto kind : {RotationKind::kGaussian, RotationKind::kHadamard}) {
     const CrossPolytopeHash hash(static_cast<std::int64_t>(dim),
                                  {.hashes = hashes, .hash_dim = hash_dim, .rotation = kind});
-    detail::for_each_hash_target([&](std::string_view target) {
+    thinwire::testing::for_each_simd_target([&](std::string_view target) {
       print(kind == RotationKind::kHadamard ? "hash, Hadamard" : "hash, Gaussian", target,
             median_seconds([&] { hash.hash(tokens, codes); }));
     });

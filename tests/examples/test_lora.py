@@ -31,9 +31,12 @@ class Lora(training.TrainingTest):
     def train(self, start, **options):
         with tempfile.TemporaryDirectory() as folder:
             log = pathlib.Path(folder) / "log.jsonl"
-            job = start(self.command(log=log, **options))
+            timeline = pathlib.Path(folder) / "timeline.json"
+            job = start(self.command(log_file=log, timeline=timeline, **options))
             self.assertEqual(job.code, 0, str(job))
             events = [json.loads(line) for line in log.read_text().splitlines()]
+            self.assertIn("rank 0", timeline.read_text())
+            json.loads(timeline.read_text())
         self.assertEqual([event["event"] for event in events], ["outer_step"] * OUTER_STEPS + ["result"])
         return events[-1]
 

@@ -6,10 +6,13 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 
 SOURCE = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"])
+sys.path.append(str(SOURCE / "tests" / "style"))
+import public_headers  # noqa: E402  beside the tests of style
 BINARY = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"])
 CMAKE = os.environ["THINWIRE_CMAKE"]
 CXX = os.environ["CXX"]
@@ -121,6 +124,16 @@ class Install(unittest.TestCase):
 
     def includes_of(self, header):
         return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', header.read_text(), re.MULTILINE)
+
+    def test_headers_are_those_that_are_listed(self):
+        folder = self.prefix / "include" / "thinwire"
+        installed = {path.relative_to(folder).as_posix() for path in self.headers}
+        self.assertEqual(installed, set(public_headers.listed(SOURCE)[1]))
+
+    def test_users_get_no_macro_of_gloo(self):
+        # LibTorch's headers would include Gloo's, which it does not ship.
+        for path in [*self.library_folder.rglob("*.cmake"), *self.library_folder.rglob("*.pc")]:
+            self.assertNotIn("USE_C10D_GLOO", path.read_text(), path.name)
 
     def test_headers_include_only_what_a_user_has(self):
         self.assertGreater(len(self.headers), 10)

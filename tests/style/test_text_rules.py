@@ -43,6 +43,14 @@ class TextRules(unittest.TestCase):
         self.check_rule(text_rules.machine_paths, "a.py", f"open('{HOME}')\n", 1)
         self.check_rule(text_rules.machine_paths, "a.md", "see docs/home/page and /usr/bin\n", 0)
 
+    def test_calls_that_depend_on_the_process_stay_where_they_are(self):
+        self.check_tree(text_rules.misplaced_calls)
+
+    def test_a_misplaced_call_is_seen(self):
+        self.check_rule(text_rules.misplaced_calls, "a.cpp", "std::ostringstream out;\n", 1)
+        self.check_rule(text_rules.misplaced_calls, "a.cpp", "HWY_DYNAMIC_DISPATCH(F)(x);\n", 1)
+        self.check_rule(text_rules.misplaced_calls, "text.cpp", "std::ostringstream out;\n", 0)
+
     def test_files_are_short(self):
         self.check_tree(text_rules.long_files)
 

@@ -11,15 +11,34 @@ LEFT_OVER_NOTE = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" + 
                             + r")\b")
 # A home or work folder names one machine. /opt, /usr, /tmp and the like are the same everywhere.
 MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(work|root|home|Users|mnt|workspace|data)/[\w.-]+")
+# What gives other texts in another locale, and what changes Highway for others in the process: the
+# libraries have concat(), number_text(), std::from_chars and THINWIRE_DISPATCH for it.
+ONLY_IN = {
+    re.compile(r"\bstd::(ostringstream|stringstream|stod|stof|strtod|strtof|atof)\b"):
+        ["common/text.cpp"],
+    re.compile(r"\b(HWY_DYNAMIC_DISPATCH|SetSupportedTargetsForTest)\b"):
+        ["compressors/kernels/dispatch.h"],
+}
+LIBRARY_FOLDERS = ("common/", "compressors/", "comm/", "moe/", "torch_ext/", "launch/")
 
 
-def lines_matching(root, pattern, what):
+def lines_matching(root, pattern, what, files=None):
     found = []
-    for file in source_tree.text_files(root):
+    for file in files if files is not None else source_tree.text_files(root):
         for number, line in enumerate((root / file).read_text(encoding="utf-8").splitlines(), 1):
             match = pattern.search(line)
             if match:
                 found.append(f"{file}:{number}: {what} '{match[0]}'")
+    return found
+
+
+def misplaced_calls(root):
+    found = []
+    code = [str(file) for file in source_tree.code_files(root)]
+    code = [file for file in code if file.startswith(LIBRARY_FOLDERS)]
+    for pattern, places in ONLY_IN.items():
+        files = [file for file in code if file not in places]
+        found += lines_matching(root, pattern, "not here:", files)
     return found
 
 

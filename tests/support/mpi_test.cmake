@@ -1,8 +1,10 @@
-# thinwire_mpi_test(<name> NP <n>... SOURCES <file>... [LIBRARIES <target>...])
+# thinwire_mpi_test(<name> NP <n>... SOURCES <file>... [LIBRARIES <target>...] [TARGET <name>])
 #
 # One test program that links thinwire, and for each n one ctest entry <name>_np<n> that starts it
 # with n ranks. Every rank has to pass; rank 0 writes the results, where thinwire_test() has them
 # too. Nothing without MPI.
+# TARGET: no ctest entry, but a target that builds and runs it, for tests that need more memory than
+# a test may take.
 #
 # The variables are Open MPI's, any other MPI ignores them: more ranks than cores, started by
 # whoever runs the tests, on this host alone.
@@ -11,7 +13,7 @@ set(THINWIRE_MPI_ENVIRONMENT OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_oob_tcp_if_include=lo)
 
 function(thinwire_mpi_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "NP;SOURCES;LIBRARIES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TARGET" "NP;SOURCES;LIBRARIES")
   if(NOT THINWIRE_HAS_MPI)
     return()
   endif()
@@ -21,6 +23,15 @@ function(thinwire_mpi_test name)
   thinwire_share_precompiled_header(${name})
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin/tests)
+  if(arg_TARGET)
+    set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
+    list(GET arg_NP 0 ranks)
+    add_custom_target(${arg_TARGET} USES_TERMINAL
+      COMMAND ${CMAKE_COMMAND} -E env ${THINWIRE_MPI_ENVIRONMENT}
+              ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${name}>)
+    return()
+  endif()
+  add_dependencies(torch_tests ${name})
   foreach(ranks IN LISTS arg_NP)
     set(command ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} 1 $<TARGET_FILE:${name}>
         --gtest_output=xml:${PROJECT_BINARY_DIR}/test-results/${name}_np${ranks}.xml)

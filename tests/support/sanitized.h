@@ -2,12 +2,8 @@
 // process's size says nothing.
 #pragma once
 
-namespace thinwire::testing {
-
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
+#define THINWIRE_SANITIZED 1
 #else
-inline constexpr bool kSanitized = false;
+#define THINWIRE_SANITIZED 0
 #endif
-
-}  // namespace thinwire::testing

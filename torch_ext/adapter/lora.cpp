@@ -51,7 +51,7 @@ bool asks_for(const Json& config, const char* key) {
 }
 
 LoraOptions options_of(const std::string& text) {
-  const Json config = peft::detail::parse_json(text, "adapter_config.json", 64);
+  const Json config = parse_json(text, "adapter_config.json", 64);
   const std::string type = peft::detail::string_member(config, "peft_type", "adapter_config.json");
   check(type == "LORA", "the adapter is of type ", type, "; Lora takes LORA");
   for (const char* key : {"use_dora", "bias", "lora_bias", "fan_in_fan_out", "alpha_pattern",

@@ -24,6 +24,7 @@ std::string usual_spec(const CompressionOptions& options) {
 // The policy without layers, where the spec is one.
 std::optional<AdaptiveCompression> parse_adaptive(const std::string& text) {
   Spec spec = Spec::parse(text);
+  lgreco::check_compression_name(spec.name);
   if (spec.name != "lgreco") return std::nullopt;
   AdaptiveCompression adaptive;
   std::copy_if(spec.arguments.begin(), spec.arguments.end(),

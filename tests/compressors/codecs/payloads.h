@@ -11,16 +11,9 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/codec_table.h"
 #include "thinwire/compressors/kernels/elementwise_ref.h"
-#include "thinwire/compressors/kernels/simd.h"
+#include "thinwire/tests/support/simd_targets.h"
 
 namespace thinwire::testing {
-
-// Uses one SIMD target in its scope.
-class ScopedTarget {
- public:
-  explicit ScopedTarget(const std::string& name) { kernels::set_simd_target(name); }
-  ~ScopedTarget() { kernels::set_simd_target(""); }
-};
 
 // A tensor of any dtype at any offset from alignment.
 class Tensor {

@@ -12,6 +12,7 @@
 #include "thinwire/compressors/lsh/cluster.h"
 #include "thinwire/compressors/lsh/row_kernels.h"
 #include "thinwire/compressors/lsh/row_kernels_ref.h"
+#include "thinwire/tests/support/simd_targets.h"
 
 namespace thinwire::lsh {
 namespace {
@@ -145,7 +146,7 @@ TEST(RowKernels, EqualTheScalarSumsOnEveryTarget) {
     for (double& value : x) value = normal(engine);
     for (double& value : y) value = normal(engine);
     const std::vector<float> x_narrow(x.begin(), x.end()), y_narrow(y.begin(), y.end());
-    detail::for_each_hash_target([&](std::string_view target) {
+    thinwire::testing::for_each_simd_target([&](std::string_view target) {
       // From the second element on: no alignment is promised.
       const auto expect = [&](const auto& a, const auto& b) {
         EXPECT_EQ(squared_norm(a.data() + 1, n), squared_norm_ref(a.data() + 1, n))

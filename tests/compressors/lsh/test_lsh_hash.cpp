@@ -13,6 +13,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/lsh/cross_polytope.h"
 #include "thinwire/compressors/lsh/hash_ref.h"
+#include "thinwire/tests/support/simd_targets.h"
 
 namespace thinwire::lsh {
 namespace {
@@ -64,7 +65,7 @@ TEST_P(HashTargets, EveryTargetEqualsTheScalarDefinition) {
     }
     const auto expected = hash_all_ref(hash, tokens);
     int targets = 0;
-    detail::for_each_hash_target([&](std::string_view target) {
+    thinwire::testing::for_each_simd_target([&](std::string_view target) {
       ++targets;
       EXPECT_EQ(hash_all(hash, tokens), expected) << target << ", " << count << " tokens";
     });

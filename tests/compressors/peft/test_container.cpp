@@ -248,7 +248,7 @@ TEST(Container, EmptyBlocksTakeNoMemory) {
   const PackedFile file(dir / "f");
   const TernaryPlanes found = file.planes();
   EXPECT_EQ(found.view().trit(numel - 1), -1);
-  if (!testing::kSanitized) {
+  if (!THINWIRE_SANITIZED) {
     EXPECT_LT(resident() - before, 256u << 20);
   }
 }

@@ -7,6 +7,7 @@
 
 #include "peft_fixtures.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/half_math.h"
 #include "thinwire/compressors/peft/float_bits.h"
 #include "thinwire/compressors/peft/select.h"
 
@@ -235,14 +236,14 @@ TEST(Planes, ExtractCopiesAnyRange) {
 TEST(FloatBits, EverySixteenBitValueSurvives) {
   for (std::uint32_t bits = 0; bits < 65536; ++bits) {
     const auto half = static_cast<std::uint16_t>(bits);
-    const float x = detail::fp16_to_float(half), y = detail::bf16_to_float(half);
-    EXPECT_TRUE(std::isnan(x) || detail::float_to_fp16(x) == half) << bits;
-    EXPECT_TRUE(std::isnan(y) || detail::float_to_bf16(y) == half) << bits;
+    const float x = kernels::float_from_half(half), y = kernels::float_from_bfloat(half);
+    EXPECT_TRUE(std::isnan(x) || kernels::half_from_float(x) == half) << bits;
+    EXPECT_TRUE(std::isnan(y) || kernels::bfloat_from_float(y) == half) << bits;
   }
-  EXPECT_EQ(detail::float_to_fp16(65519.0f), 0x7BFF);
-  EXPECT_EQ(detail::float_to_fp16(65520.0f), 0x7C00);
-  EXPECT_EQ(detail::float_to_fp16(0x1p-25f), 0);  // a tie goes to the even zero
-  EXPECT_EQ(detail::float_to_fp16(0x1.8p-25f), 1);
+  EXPECT_EQ(kernels::half_from_float(65519.0f), 0x7BFF);
+  EXPECT_EQ(kernels::half_from_float(65520.0f), 0x7C00);
+  EXPECT_EQ(kernels::half_from_float(0x1p-25f), 0);  // a tie goes to the even zero
+  EXPECT_EQ(kernels::half_from_float(0x1.8p-25f), 1);
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 namespace thinwire {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
 
@@ -61,6 +63,22 @@ TEST(MakePlan, RefusesWhatCannotBeMeant) {
               ThrowsMessage<InvalidArgument>(HasSubstr("-1")));
   EXPECT_THAT(with([](auto& o) { o.spec = "quantize(bits=4"; }),
               ThrowsMessage<InvalidArgument>(HasSubstr("position")));
+}
+
+// One sentence, with everything that could have been meant.
+TEST(MakePlan, AnUnknownNameIsToldTheKnownOnes) {
+  const auto plan = [](const char* spec) { return [spec] { make_plan(kLayers, spec); }; };
+  EXPECT_THAT(
+      plan("lgrecco(family=topk)"),
+      ThrowsMessage<InvalidArgument>(
+          "unknown compression 'lgrecco': it is none of the codecs (identity, cast, quantize, "
+          "topk, "
+          "randomk, onebit, terngrad, ternary, powersgd), of the policies (lgreco) or 'none'; did "
+          "you mean 'lgreco'?"));
+  EXPECT_THAT(plan("quantise"),
+              ThrowsMessage<InvalidArgument>(AllOf(HasSubstr("lgreco"), HasSubstr("'quantize'?"))));
+  EXPECT_THAT(plan("non"), ThrowsMessage<InvalidArgument>(HasSubstr("did you mean 'none'?")));
+  EXPECT_THAT(plan("zip"), ThrowsMessage<InvalidArgument>(EndsWith("or 'none'")));
 }
 
 TEST(MakePlan, APolicyGivesEveryLayerItsFeedback) {

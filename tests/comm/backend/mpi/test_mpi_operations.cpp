@@ -184,17 +184,5 @@ TEST_F(Operations, AFinishedRankStillServesItsPeers) {
     EXPECT_EQ(output[(peer + 1) * (1 << 20) - 1].item<float>(), static_cast<float>(peer));
 }
 
-// Takes 5 GiB a rank and half a minute; run it with --gtest_also_run_disabled_tests.
-TEST_F(Operations, DISABLED_MessagesBeyondTwoGiB) {
-  const std::int64_t numel = (std::int64_t{2} << 30) + 4099;
-  Tensors tensors = {at::full({numel}, rank_ + 1, at::kByte)};
-  mpi_.allreduce(tensors)->wait();
-  EXPECT_EQ(tensors[0].min().item<int>(), size_ * (size_ + 1) / 2);
-  EXPECT_EQ(tensors[0].max().item<int>(), size_ * (size_ + 1) / 2);
-  tensors[0].fill_(rank_ == 0 ? 7 : 0);
-  mpi_.broadcast(tensors)->wait();
-  EXPECT_EQ(tensors[0].min().item<int>(), 7);
-}
-
 }  // namespace
 }  // namespace thinwire::comm

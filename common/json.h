@@ -1,4 +1,5 @@
-// Strict reading of JSON objects with errors that name the place.
+// JSON as strict readers need it: no field twice, little depth, no silent conversions, and errors
+// that name the place.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
-namespace thinwire::lgreco {
+namespace thinwire {
 
 // A value and where it is, as `layers[3].candidates[1]`. It refers to a document that must outlive
 // it. Every function throws FileError "<source>: <place>: <what is wrong>".
@@ -36,7 +37,8 @@ class JsonPlace {
   std::string source_, place_;
 };
 
-// Parses a document; repeated fields of one object are an error too.
-nlohmann::json parse_json(std::string_view text, const std::string& source);
+// Parses a document. Throws FileError, starting with `source`, for text that is not JSON, repeats a
+// field within one object or nests deeper than `max_depth`.
+nlohmann::json parse_json(std::string_view text, const std::string& source, int max_depth = 64);
 
-}  // namespace thinwire::lgreco
+}  // namespace thinwire

@@ -1,4 +1,4 @@
-#include "thinwire/compressors/allocation/json_reader.h"
+#include "thinwire/common/json.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,7 +9,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
 
-namespace thinwire::lgreco {
+namespace thinwire {
 
 void JsonPlace::fail(const std::string& what) const {
   throw FileError(concat(source_, ": ", place_.empty() ? "" : place_ + ": ", what));
@@ -71,15 +71,18 @@ std::uint64_t JsonPlace::whole() const {
   return value_.get<std::uint64_t>();
 }
 
-nlohmann::json parse_json(std::string_view text, const std::string& source) {
+nlohmann::json parse_json(std::string_view text, const std::string& source, int max_depth) {
   using nlohmann::json;
-  // The parser itself would keep the last of repeated fields silently.
+  using Event = json::parse_event_t;
+  // The parser itself would keep the last of repeated fields silently, and go as deep as the text.
   std::vector<std::set<std::string>> open;
-  const auto watch = [&](int, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::object_start) open.emplace_back();
-    if (event == json::parse_event_t::object_end) open.pop_back();
-    if (event == json::parse_event_t::key &&
-        !open.back().insert(parsed.get<std::string>()).second) {
+  const auto watch = [&](int depth, Event event, json& parsed) {
+    if ((event == Event::object_start || event == Event::array_start) && depth >= max_depth) {
+      throw FileError(concat(source, ": JSON nests deeper than ", max_depth));
+    }
+    if (event == Event::object_start) open.emplace_back();
+    if (event == Event::object_end) open.pop_back();
+    if (event == Event::key && !open.back().insert(parsed.get<std::string>()).second) {
       throw FileError(concat(source, ": the field '", parsed.get<std::string>(),
                              "' occurs twice in one object"));
     }
@@ -92,4 +95,4 @@ nlohmann::json parse_json(std::string_view text, const std::string& source) {
   }
 }
 
-}  // namespace thinwire::lgreco
+}  // namespace thinwire

@@ -1,0 +1,55 @@
+#include "thinwire/examples/support/common_options.h"
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <exception>
+
+#include "thinwire/common/log.h"
+
+namespace thinwire::examples {
+
+void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts& texts) {
+  app.add_option("--backend", options.backend, "Collectives: auto, mpi, gloo or nccl")
+      ->capture_default_str();
+  app.add_option("--compression", options.compression, texts.compression)->capture_default_str();
+  app.add_option("--seed", options.seed, texts.seed)->capture_default_str();
+  app.add_option("--threads", options.threads,
+                 "Threads of one rank; 0: the host's cores shared among its ranks")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--timeout", options.timeout_seconds,
+                 "Seconds after which an exchange fails; 0: THINWIRE_TIMEOUT, else 300")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--data", options.data, texts.data);
+  app.add_option("--log,--log-file", options.log, texts.log);
+  app.add_option("--timeline", options.timeline,
+                 "Write a Chrome trace of rank 0's exchanges to FILE");
+}
+
+launch::World join(const CommonOptions& options) {
+  const std::chrono::milliseconds timeout(static_cast<std::int64_t>(1e3 * options.timeout_seconds));
+  return launch::init({.backend = options.backend, .timeout = timeout});
+}
+
+std::unique_ptr<Timeline> make_timeline(const launch::World& world, const CommonOptions& options) {
+  if (world.rank() != 0 || options.timeline.empty()) return nullptr;
+  return std::make_unique<Timeline>(options.timeline, world.rank());
+}
+
+int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& train) {
+  constexpr int kError = 1, kUsage = 2;
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kUsage;  // 0: --help
+  }
+  try {
+    return train();
+  } catch (const std::exception& error) {
+    log::error(error.what());
+    return kError;
+  }
+}
+
+}  // namespace thinwire::examples

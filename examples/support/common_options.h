@@ -1,0 +1,53 @@
+// The part of the command line that all training examples have, and the frame of their main().
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "thinwire/common/timeline.h"
+#include "thinwire/launch/world.h"
+
+namespace CLI {
+class App;
+}
+
+namespace thinwire::examples {
+
+struct CommonOptions {
+  std::string backend = "auto";
+  std::string compression;  // empty: THINWIRE_COMPRESSION, else none
+  std::uint64_t seed = 1;
+  int threads = 0;             // 0: the host's cores shared among its ranks
+  double timeout_seconds = 0;  // 0: THINWIRE_TIMEOUT, else five minutes
+  std::filesystem::path data;
+  std::filesystem::path log;
+  std::filesystem::path timeline;
+};
+
+// What these options mean to one program, for its --help.
+struct CommonTexts {
+  std::string compression;
+  std::string seed = "Seed of weights, order of images and codecs";
+  std::string data = "Folder of the data set";
+  std::string log;
+};
+
+// --backend, --compression, --seed, --threads, --timeout, --data, --log (--log-file), --timeline;
+// values land in `options`. torchrun's parser takes --log for its own --log-dir: under it write
+// --log-file.
+void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts& texts);
+
+// launch::init() with the backend and the timeout of the command line.
+launch::World join(const CommonOptions& options);
+
+// Rank 0's trace, null where none was asked for and on the other ranks.
+std::unique_ptr<Timeline> make_timeline(const launch::World& world, const CommonOptions& options);
+
+// Parses the command line, then returns what train() returns. 2 for a command line that is wrong, as
+// the thinwire program's; 1 for an exception, which is logged.
+int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& train);
+
+}  // namespace thinwire::examples
