@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 
@@ -190,6 +191,17 @@ ReceivedFrames FrameSwap::receive(std::span<const FrameHeader> expected) {
     received.complete = false;
   }
   return received;
+}
+
+ReceivedFrames swap_frames(const ReductionContext& context, std::span<FrameBuffer> frames,
+                           std::span<const FrameHeader> expected, std::size_t most,
+                           const char* operation) {
+  return guard(context.peers->group(), operation, context.sequence, [&] {
+    FrameSwap swap;
+    swap.announce(context, frames, operation);
+    swap.send(most);
+    return swap.receive(expected);
+  });
 }
 
 }  // namespace thinwire::comm

@@ -81,4 +81,10 @@ class FrameSwap {
   std::size_t sent_ = 0;
 };
 
+// All of it in one go, for callers with nothing to do meanwhile. What a rank meets alone becomes
+// known to the others. Collective; throws CommError naming `operation`.
+ReceivedFrames swap_frames(const ReductionContext& context, std::span<FrameBuffer> frames,
+                           std::span<const FrameHeader> expected, std::size_t most,
+                           const char* operation);
+
 }  // namespace thinwire::comm
