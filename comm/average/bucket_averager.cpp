@@ -1,16 +1,18 @@
 #include "thinwire/comm/average/bucket_averager.h"
 
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/isfinite.h>
-#include <xxhash.h>
 
 #include <algorithm>
+#include <utility>
 
+#include "thinwire/comm/average/bucket_in_flight.h"
 #include "thinwire/comm/average/bucket_layout.h"
+#include "thinwire/comm/average/dense_mean.h"
+#include "thinwire/comm/average/layouts.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
 #include "thinwire/comm/average/reduce/hierarchical.h"
+#include "thinwire/comm/average/used_layers.h"
 #include "thinwire/comm/failure/agreement.h"
-#include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/crc32c.h"
@@ -19,41 +21,37 @@
 namespace thinwire::comm {
 namespace {
 
-// Layouts kept of one bucket: that of the plan, and of the one before it or of warm-up.
-constexpr std::size_t kLayoutsKept = 2;
+// What a rank sends each other one where they agree on a layout.
+constexpr std::uint64_t kRecordBytes = 2 * sizeof(std::int64_t);
 
 at::Tensor as_tensor(std::span<float> values) {
   return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kFloat);
 }
 
-at::Tensor part_of(const Bucket& bucket, std::size_t i) {
-  return bucket.buffer.narrow(0, bucket.layers[i].offset, bucket.layers[i].numel());
-}
-
-std::uint64_t mix(std::uint64_t hash, std::uint64_t number) {
-  return XXH3_64bits_withSeed(&number, sizeof number, hash);
-}
-
-std::uint64_t hash_of(const Bucket& bucket) {
-  std::uint64_t hash = mix(bucket.index, static_cast<std::uint64_t>(bucket.buffer.scalar_type()));
+void check_bucket(const Bucket& bucket, const Plan& plan) {
+  check(bucket.buffer.dim() == 1 && bucket.buffer.is_contiguous() && bucket.buffer.is_cpu(),
+        "a bucket must be a contiguous one-dimensional CPU tensor, got shape ",
+        bucket.buffer.sizes(), " on ", bucket.buffer.device());
+  check(has_codec_dtype(bucket.buffer) || plan.layers().empty(),
+        "cannot average gradients of type ", toString(bucket.buffer.scalar_type()));
   for (const BucketLayer& layer : bucket.layers) {
-    hash = XXH3_64bits_withSeed(layer.name.data(), layer.name.size(), hash);
-    hash = mix(hash, static_cast<std::uint64_t>(layer.offset));
-    for (const std::int64_t extent : layer.shape)
-      hash = mix(hash, static_cast<std::uint64_t>(extent));
+    check(layer.offset >= 0 && layer.offset + layer.numel() <= bucket.buffer.numel(), "layer '",
+          layer.name, "' lies outside its bucket: offset ", layer.offset, ", ", layer.numel(),
+          " elements, the bucket has ", bucket.buffer.numel());
   }
-  return hash;
 }
 
-// Of the plan and where its ramps are.
-std::uint64_t hash_of(const Bucket& bucket, const Plan& plan, std::int64_t step) {
-  std::uint64_t hash = mix(plan.id(), 0);
-  for (const BucketLayer& layer : bucket.layers) {
-    int stage = 0;
-    plan.of(layer.name).codec_at(step, &stage);
-    hash = mix(hash, static_cast<std::uint64_t>(stage));
-  }
-  return hash;
+std::string name_of(const Bucket& bucket) {
+  return concat("bucket ", bucket.index);
+}
+
+// Whatever a rank meets alone while it averages becomes known to the others. What the ranks agree
+// on stays outside, for they throw it alike.
+template <typename Action>
+void guarded(const c10d::ProcessGroup& group, const Bucket& bucket, std::uint64_t sequence,
+             const Action& action) {
+  guard(
+      group, [&] { return concat("averaging bucket ", bucket.index); }, sequence, action);
 }
 
 }  // namespace
@@ -68,7 +66,10 @@ std::int64_t BucketLayer::numel() const {
 
 BucketAverager::BucketAverager(c10::intrusive_ptr<c10d::ProcessGroup> group,
                                AveragerOptions options)
-    : group_(std::move(group)), peers_(*group_), options_(std::move(options)) {
+    : group_(std::move(group)),
+      peers_(*group_),
+      options_(std::move(options)),
+      layouts_(std::make_unique<Layouts>(options_, *group_, peers_, residuals_.warm_starts)) {
   const std::size_t hosts = options_.host_of_rank.size();
   check(hosts == 0 || hosts == static_cast<std::size_t>(group_->getSize()),
         "host_of_rank must name the host of each of ", group_->getSize(), " ranks, got ", hosts);
@@ -78,21 +79,28 @@ BucketAverager::BucketAverager(c10::intrusive_ptr<c10d::ProcessGroup> group,
 }
 BucketAverager::~BucketAverager() = default;
 
-BucketLayout& BucketAverager::layout_of(const Bucket& bucket, const Plan& plan, std::int64_t step) {
-  auto& known = layouts_[hash_of(bucket)];
-  const std::uint64_t key = hash_of(bucket, plan, step);
-  const auto found =
-      std::ranges::find_if(known, [&](const auto& layout) { return layout->key == key; });
-  if (found != known.end()) {
-    std::rotate(known.begin(), found, found + 1);  // the last one used comes first
-    return *known.front();
-  }
-  // The buffers of a layout that goes out of use are as large as the bucket.
-  if (known.size() >= kLayoutsKept) known.pop_back();
-  known.insert(known.begin(),
-               make_layout(bucket, plan, step, options_, *group_, peers_, residuals_.warm_starts));
-  known.front()->key = key;
-  return *known.front();
+void BucketAverager::average(Bucket& bucket, const Plan& plan, std::int64_t step) {
+  BucketInFlight& in_flight = begin(bucket, plan, step);
+  advance(in_flight);
+  finish(in_flight);
+  agree();
+}
+
+BucketInFlight& BucketAverager::free_place() {
+  const auto free =
+      std::ranges::find(places_, BucketInFlight::Stage::kFree, &BucketInFlight::stage);
+  if (free != places_.end()) return **free;
+  return *places_.emplace_back(std::make_unique<BucketInFlight>());
+}
+
+// Whether all ranks bring this layout now: asked where it has not followed the one before it yet,
+// since whatever did so once does so on all ranks.
+bool BucketAverager::ranks_agree_on(BucketLayout& layout) {
+  const std::uint64_t before = std::exchange(last_layout_, layout.hash);
+  if (std::ranges::find(layout.agreed_after, before) != layout.agreed_after.end()) return true;
+  layout.agreed_after.push_back(before);
+  traffic_.sent_bytes += kRecordBytes * static_cast<std::uint64_t>(peers_.size() - 1);
+  return HashAgreement(*group_, sequence_, layout.hash).wait();
 }
 
 // The ranks brought different exchanges: names the difference, on all of them alike.
@@ -103,168 +111,223 @@ void BucketAverager::throw_difference(const Bucket& bucket, const BucketLayout& 
                              " of equal description: they are out of step"));
 }
 
-void BucketAverager::average(Bucket& bucket, const Plan& plan, std::int64_t step) {
-  check(bucket.buffer.dim() == 1 && bucket.buffer.is_contiguous() && bucket.buffer.is_cpu(),
-        "a bucket must be a contiguous one-dimensional CPU tensor, got shape ",
-        bucket.buffer.sizes(), " on ", bucket.buffer.device());
-  check(has_codec_dtype(bucket.buffer) || plan.layers().empty(),
-        "cannot average gradients of type ", toString(bucket.buffer.scalar_type()));
-  for (const BucketLayer& layer : bucket.layers) {
-    check(layer.offset >= 0 && layer.offset + layer.numel() <= bucket.buffer.numel(), "layer '",
-          layer.name, "' lies outside its bucket: offset ", layer.offset, ", ", layer.numel(),
-          " elements, the bucket has ", bucket.buffer.numel());
-  }
+BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int64_t step) {
+  THINWIRE_ASSERT(std::ranges::find(places_, BucketInFlight::Stage::kBegun,
+                                    &BucketInFlight::stage) == places_.end());
   ++sequence_;
-  // What the ranks agree on stays outside of the guards, for they throw it alike.
-  const auto guarded = [&](const auto& action) {
-    guard(
-        *group_, [&] { return concat("averaging bucket ", bucket.index); }, sequence_, action);
-  };
-  BucketLayout* layout = nullptr;
+  last_step_ = step;
+  BucketInFlight* in_flight = nullptr;
+  std::shared_ptr<BucketLayout> layout;
   bool same = false;
-  guarded([&] {
-    layout = &layout_of(bucket, plan, step);
-    same = HashAgreement(*group_, sequence_, layout->hash).wait();
+  guarded(*group_, bucket, sequence_, [&] {
+    check_bucket(bucket, plan);
+    in_flight = &free_place();
+    layout = layouts_->of(bucket, plan, step);
+    same = ranks_agree_on(*layout);
   });
   if (!same) throw_difference(bucket, *layout);
   traffic_.dense_bytes +=
       ring_bytes(static_cast<std::int64_t>(bucket.buffer.nbytes()), group_->getSize());
-  Refusal refusal;
-  bool finite = true;
-  guarded([&] {
-    if (!layout->dense.empty()) average_dense(bucket, plan, *layout, step);
-    finite = average_groups(bucket, plan, *layout, step, refusal);
+  guarded(*group_, bucket, sequence_, [&] {
+    compressed_before_ = compressed_before_ || layout->compresses;
+    in_flight->stage = BucketInFlight::Stage::kBegun;
+    in_flight->bucket = std::move(bucket);
+    in_flight->layout = std::move(layout);
+    in_flight->step = step;
+    in_flight->sequence = sequence_;
+    in_flight->refusal = {};
+    in_flight->workspace.arena.reset();
+    if (in_flight->bucket.may_hold_unused_layers && compressed_before_) {
+      leave_out_unused(*in_flight, plan);
+    }
+    if (!in_flight->layout->dense.empty()) start_dense_mean(*group_, *in_flight, residuals_);
+    fill_values(*in_flight);
+    start_groups(*in_flight);
   });
-  const bool check_replicas =
-      options_.check_replicas_every > 0 && step % options_.check_replicas_every == 0;
-  if (layout->groups.empty() && !check_replicas) return;
-  std::uint32_t checksum = 0;
-  if (check_replicas) {
-    checksum = crc32c(std::as_bytes(std::span(
-        static_cast<const char*>(bucket.buffer.const_data_ptr()), bucket.buffer.nbytes())));
-  }
-  refusal.agree(*group_, sequence_, checksum, concat("step ", step, ", bucket ", bucket.index));
-  // The means are the same on all ranks, so all ranks keep or drop this step together.
-  if (finite) guarded([&] { commit(bucket, plan, *layout); });
+  return *in_flight;
 }
 
-void BucketAverager::average_dense(const Bucket& bucket, const Plan& plan,
-                                   const BucketLayout& layout, std::int64_t step) {
-  // What layers are still owed from steps in which they were compressed.
-  std::vector<std::size_t> paid;
-  for (const std::size_t i : layout.dense) {
-    const BucketLayer& layer = bucket.layers[i];
-    if (!residuals_.carries(layer.name)) continue;
-    std::vector<float> debt(static_cast<std::size_t>(layer.numel()));
-    residuals_.correct(layer.name, debt, plan.of(layer.name), /*compressed=*/false, {},
-                       group_->getSize(), step);
-    part_of(bucket, i).add_(as_tensor(debt).to(bucket.buffer.scalar_type()));
-    paid.push_back(i);
-  }
-  const auto for_each_packed = [&](auto&& action) {
-    std::int64_t at = 0;
-    for (const std::size_t i : layout.dense) {
-      at::Tensor part = part_of(bucket, i);
-      at::Tensor packed = layout.dense_buffer.narrow(0, at, part.numel());
-      action(part, packed);
-      at += part.numel();
-    }
-  };
-  const bool packed = layout.dense_buffer.defined();
-  std::vector<at::Tensor> tensors = {packed ? layout.dense_buffer : bucket.buffer};
-  if (packed) for_each_packed([](auto& part, auto& into) { into.copy_(part); });
-  if (group_->getSize() > 1) {
-    Timeline::Span span(options_.timeline, concat("bucket ", bucket.index), "EXCHANGE",
-                        static_cast<std::int64_t>(tensors[0].nbytes()));
-    wait(*group_, group_->allreduce(tensors), "all_reduce", sequence_);
-  }
-  // The one place where an uncompressed gradient is divided by the number of ranks.
-  tensors[0].div_(group_->getSize());
-  if (packed) for_each_packed([](auto& part, auto& from) { part.copy_(from); });
+// What the bucket holds of layers that no rank uses is left as it is: zero.
+void BucketAverager::leave_out_unused(BucketInFlight& in_flight, const Plan& plan) {
+  Bucket& bucket = in_flight.bucket;
+  const std::vector<bool> used = layers_in_use(*group_, bucket, in_flight.sequence);
   traffic_.sent_bytes +=
-      ring_bytes(static_cast<std::int64_t>(tensors[0].nbytes()), group_->getSize());
-  for (const std::size_t i : paid) {
-    if (!at::isfinite(part_of(bucket, i)).all().item<bool>()) continue;
-    std::vector<float> none;
-    residuals_.commit(bucket.layers[i].name, plan.of(bucket.layers[i].name), /*compressed=*/false,
-                      {}, none, /*finite=*/true);
-  }
-}
-
-// Fills group.values with the gradients and what they are owed.
-void BucketAverager::correct(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
-                             LayerGroup& group, std::int64_t step) {
-  group.values.clear();
-  for (const std::size_t i : group.layers) {
-    const BucketLayer& layer = bucket.layers[i];
-    const LayerSetting& setting = plan.of(layer.name);
-    BucketLayout::Layer& own = layout.layers[i];
-    at::Tensor part = part_of(bucket, i);
-    std::span<float> values(own.converted);
-    if (bucket.buffer.scalar_type() == at::kFloat) {
-      values = {part.mutable_data_ptr<float>(), static_cast<std::size_t>(part.numel())};
+      ring_bytes(static_cast<std::int64_t>(bucket.layers.size()), group_->getSize());
+  std::vector<BucketLayer> left;
+  for (std::size_t i = 0; i < bucket.layers.size(); ++i) {
+    if (used[i]) {
+      left.push_back(bucket.layers[i]);
     } else {
-      as_tensor(values).copy_(part);
+      gradient_of(bucket, i).zero_();  // of either sign before
     }
-    const bool compressed = own.codec != nullptr;
-    const ErrorFeedback::Carried carried = residuals_.correct(
-        layer.name, values, setting, compressed, own.owned, group_->getSize(), step);
-    own.residual_finite = true;
-    const bool keeps = compressed && (setting.uses_feedback() || setting.momentum);
-    if (keeps) own.residual.resize(values.size());
-    group.values.push_back({.id = own.id,
-                            .name = layer.name,
-                            .codec = compressed ? own.codec.get() : &identity_codec(),
-                            .shape = layer.shape,
-                            .values = values,
-                            .carried = carried.residual,
-                            .carried_factor = carried.factor,
-                            .residual = own.residual,
-                            .residual_finite = &own.residual_finite,
-                            .second = own.owned.empty() ? nullptr : &residuals_.second,
-                            .second_decay = Residuals::second_decay(setting, step)});
+  }
+  if (left.size() == bucket.layers.size()) return;
+  bucket.layers = std::move(left);
+  in_flight.layout = layouts_->of(bucket, plan, in_flight.step, /*part=*/true);
+}
+
+// The gradients and what they are owed.
+void BucketAverager::fill_values(BucketInFlight& in_flight) {
+  const Bucket& bucket = in_flight.bucket;
+  const BucketLayout& layout = *in_flight.layout;
+  if (in_flight.residual_finite_size < layout.layers.size()) {
+    in_flight.residual_finite = std::make_unique<bool[]>(layout.layers.size());
+    in_flight.residual_finite_size = layout.layers.size();
+  }
+  in_flight.values.resize(std::max(in_flight.values.size(), layout.groups.size()));
+  for (std::size_t g = 0; g < layout.groups.size(); ++g) {
+    std::vector<LayerValues>& group_values = in_flight.values[g];
+    group_values.clear();
+    for (const std::size_t i : layout.groups[g].layers) {
+      const BucketLayer& layer = bucket.layers[i];
+      const BucketLayout::Layer& own = layout.layers[i];
+      at::Tensor part = gradient_of(bucket, i);
+      const auto numel = static_cast<std::size_t>(part.numel());
+      std::span<float> values;
+      if (bucket.buffer.scalar_type() == at::kFloat) {
+        values = {part.mutable_data_ptr<float>(), numel};
+      } else {
+        values = in_flight.workspace.arena.floats(numel);
+        as_tensor(values).copy_(part);
+      }
+      const bool compressed = own.codec != nullptr;
+      const bool keeps = compressed && (own.setting.uses_feedback() || own.setting.momentum);
+      const ErrorFeedback::Carried carried =
+          residuals_.correct(layer.name, values, own.setting, compressed, own.owned,
+                             group_->getSize(), in_flight.step);
+      in_flight.residual_finite[i] = true;
+      group_values.push_back(
+          {.id = own.id,
+           .name = layer.name,
+           .codec = compressed ? own.codec.get() : &identity_codec(),
+           .shape = layer.shape,
+           .values = values,
+           .carried = carried.residual,
+           .carried_factor = carried.factor,
+           .residual = keeps ? values : std::span<float>(),
+           .kept = residuals_.kept(layer.name, own.setting, compressed),
+           .residual_finite = &in_flight.residual_finite[i],
+           .second = own.owned.empty() ? nullptr : &residuals_.second,
+           .second_decay = Residuals::second_decay(own.setting, in_flight.step)});
+    }
   }
 }
 
-// Whether all means are finite.
-bool BucketAverager::average_groups(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
-                                    std::int64_t step, Refusal& refusal) {
-  ReductionContext context{.peers = &peers_,
-                           .refusal = &refusal,
-                           .divisor = group_->getSize(),
-                           .sequence = sequence_,
-                           .step = static_cast<std::uint64_t>(step),
-                           .seed = options_.seed,
-                           .layout = layout.hash,
-                           .timeline = options_.timeline,
-                           .track = concat("bucket ", bucket.index)};
+void BucketAverager::start_groups(BucketInFlight& in_flight) {
+  const ReductionContext context{
+      .peers = &peers_,
+      .refusal = &in_flight.refusal,
+      .workspace = &in_flight.workspace,
+      .divisor = group_->getSize(),
+      .sequence = in_flight.sequence,
+      .step = static_cast<std::uint64_t>(in_flight.step),
+      .seed = options_.seed,
+      .layout = in_flight.layout->hash,
+      .timeline = options_.timeline,
+      .track = options_.timeline ? name_of(in_flight.bucket) : std::string()};
+  for (std::size_t g = 0; g < in_flight.layout->groups.size(); ++g) {
+    in_flight.layout->groups[g].reduction->start(context.stage(1000 + g), in_flight.values[g]);
+  }
+}
+
+void BucketAverager::advance(BucketInFlight& in_flight) {
+  THINWIRE_ASSERT(in_flight.stage == BucketInFlight::Stage::kBegun);
+  guarded(*group_, in_flight.bucket, in_flight.sequence, [&] {
+    for (const LayerGroup& group : in_flight.layout->groups) group.reduction->advance();
+  });
+  in_flight.stage = BucketInFlight::Stage::kAdvanced;
+}
+
+void BucketAverager::finish(BucketInFlight& in_flight) {
+  THINWIRE_ASSERT(in_flight.stage == BucketInFlight::Stage::kAdvanced);
+  guarded(*group_, in_flight.bucket, in_flight.sequence, [&] {
+    if (!in_flight.layout->dense.empty()) {
+      traffic_.sent_bytes += finish_dense_mean(*group_, in_flight, residuals_, options_.timeline);
+    }
+    finish_groups(in_flight);
+    note_checksum(in_flight);
+    in_flight.layout.reset();
+    in_flight.bucket = {};
+    in_flight.stage = BucketInFlight::Stage::kFree;
+  });
+}
+
+void BucketAverager::finish_groups(BucketInFlight& in_flight) {
+  const BucketLayout& layout = *in_flight.layout;
+  if (layout.groups.empty()) return;
+  has_results_ = true;
+  // The means are the same on all ranks, so all ranks keep or drop this step together.
   bool finite = true;
-  for (std::size_t g = 0; g < layout.groups.size(); ++g) {
-    LayerGroup& group = layout.groups[g];
-    correct(bucket, plan, layout, group, step);
-    const Averaged averaged = group.reduction->run(context.stage(1000 + g), group.values);
+  for (const LayerGroup& group : layout.groups) {
+    const Averaged averaged = group.reduction->receive();
     traffic_.sent_bytes += averaged.sent;
     finite = finite && averaged.finite;
-    for (std::size_t n = 0; n < group.layers.size(); ++n) {
-      const std::size_t i = group.layers[n];
-      if (!layout.layers[i].converted.empty()) {
-        part_of(bucket, i).copy_(as_tensor(layout.layers[i].converted));
-      }
-    }
   }
-  return finite;
+  if (!in_flight.refusal.any()) deliver(in_flight, finite);
+  if (!in_flight.refusal.any() && finite) commit(in_flight);
+  refusal_.add(in_flight.refusal,
+               concat(name_of(in_flight.bucket), ", exchange #", in_flight.sequence));
 }
 
-void BucketAverager::commit(const Bucket& bucket, const Plan& plan, BucketLayout& layout) {
-  for (LayerGroup& group : layout.groups) {
-    group.reduction->commit(group.values);
-    for (const std::size_t i : group.layers) {
-      BucketLayout::Layer& own = layout.layers[i];
-      const std::string& name = bucket.layers[i].name;
-      residuals_.commit(name, plan.of(name), own.codec != nullptr, own.owned, own.residual,
-                        own.residual_finite);
+// Where the mean is to be written lies what encoding lost.
+void BucketAverager::deliver(BucketInFlight& in_flight, bool finite) {
+  const Bucket& bucket = in_flight.bucket;
+  const BucketLayout& layout = *in_flight.layout;
+  for (std::size_t g = 0; g < layout.groups.size(); ++g) {
+    const LayerGroup& group = layout.groups[g];
+    for (std::size_t n = 0; n < group.layers.size(); ++n) {
+      const std::size_t i = group.layers[n];
+      const BucketLayout::Layer& own = layout.layers[i];
+      residuals_.commit_momentum(bucket.layers[i].name, own.setting, own.codec != nullptr,
+                                 in_flight.values[g][n].residual, finite);
+    }
+    group.reduction->deliver(finite);
+    if (bucket.buffer.scalar_type() == at::kFloat) continue;
+    for (std::size_t n = 0; n < group.layers.size(); ++n) {
+      gradient_of(bucket, group.layers[n]).copy_(as_tensor(in_flight.values[g][n].values));
     }
   }
+}
+
+void BucketAverager::commit(BucketInFlight& in_flight) {
+  const BucketLayout& layout = *in_flight.layout;
+  for (const LayerGroup& group : layout.groups) {
+    group.reduction->commit();
+    for (const std::size_t i : group.layers) {
+      const BucketLayout::Layer& own = layout.layers[i];
+      residuals_.commit(in_flight.bucket.layers[i].name, own.setting, own.codec != nullptr,
+                        own.owned);
+    }
+  }
+}
+
+void BucketAverager::note_checksum(const BucketInFlight& in_flight) {
+  const std::int64_t every = options_.check_replicas_every;
+  if (every <= 0 || in_flight.step % every != 0) return;
+  has_results_ = true;
+  const at::Tensor& buffer = in_flight.bucket.buffer;
+  checksums_.push_back({name_of(in_flight.bucket),
+                        crc32c(std::as_bytes(std::span(
+                            static_cast<const char*>(buffer.const_data_ptr()), buffer.nbytes())))});
+}
+
+void BucketAverager::agree() {
+  if (!std::exchange(has_results_, false)) return;
+  const Refusal refusal = std::exchange(refusal_, {});
+  const std::vector<ReplicaChecksum> checksums = std::exchange(checksums_, {});
+  traffic_.sent_bytes += refusal.agree(*group_, sequence_, concat("step ", last_step_), checksums);
+}
+
+AveragerMemory BucketAverager::memory() const {
+  AveragerMemory memory{.residuals = residuals_.feedback.bytes(),
+                        .second_residuals = residuals_.second.bytes(),
+                        .momentum = residuals_.momentum.bytes(),
+                        .layouts = layouts_->bytes()};
+  for (const auto& [name, start] : residuals_.warm_starts) {
+    memory.warm_starts += start.q.capacity() * sizeof(float);
+  }
+  for (const auto& place : places_) memory.in_flight += place->workspace.bytes();
+  return memory;
 }
 
 AveragerState BucketAverager::state() const {
@@ -275,6 +338,7 @@ AveragerState BucketAverager::state() const {
 }
 
 void BucketAverager::load_state(AveragerState state) {
+  compressed_before_ = true;
   residuals_.momentum.load_state(std::move(state.momentum));
   residuals_.feedback.load_state(std::move(state.residuals));
   residuals_.second.load_state(std::move(state.second));

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +15,7 @@
 #include "thinwire/comm/average/selector.h"
 #include "thinwire/comm/link/link_model.h"
 #include "thinwire/comm/wire/peers.h"
+#include "thinwire/comm/wire/refusal.h"
 #include "thinwire/common/timeline.h"
 
 namespace thinwire::comm {
@@ -33,11 +33,17 @@ struct Bucket {
   std::size_t index = 0;  // for the timeline and messages
   at::Tensor buffer;      // float32, float16, bfloat16 or float64 on the CPU
   std::vector<BucketLayer> layers;
+  // Whether the gradient of a layer that is zero on all ranks may be thrown away once it is
+  // averaged, because no rank used the layer: c10d's Reducer does so with find_unused_parameters.
+  // Then such a layer is neither corrected, sent nor committed, so that what it is owed stays owed;
+  // its mean is zero. Equal on all ranks; costs one small agreement where anything is compressed.
+  bool may_hold_unused_layers = false;
 };
 
 // Bytes of one rank, added up over calls.
 struct Traffic {
-  std::uint64_t sent_bytes = 0;   // what this rank handed to the network, headers included
+  // What this rank handed to the network, headers and agreements included.
+  std::uint64_t sent_bytes = 0;
   std::uint64_t dense_bytes = 0;  // what an uncompressed ring all-reduce would have sent
 };
 
@@ -60,9 +66,24 @@ struct AveragerOptions {
   const LinkModel* link = nullptr;  // not owned; may be null
 };
 
+// Bytes that one averager holds.
+struct AveragerMemory {
+  std::size_t residuals = 0;         // of error feedback: 4 a parameter
+  std::size_t second_residuals = 0;  // 4 / W a parameter, for codecs of fixed size with feedback
+  std::size_t momentum = 0;          // of momentum correction: 8 a parameter
+  std::size_t warm_starts = 0;       // of low rank
+  std::size_t in_flight = 0;         // messages and scratch of the buckets on their way
+  std::size_t layouts = 0;
+
+  std::size_t total() const {
+    return residuals + second_residuals + momentum + warm_starts + in_flight + layouts;
+  }
+};
+
+struct BucketInFlight;
 struct BucketLayout;
 struct LayerGroup;
-class Refusal;
+class Layouts;
 
 // Averages buckets over the ranks of one group. Keeps what error feedback carries over and the
 // messages' buffers. Not thread-safe: one communication thread owns it, and the group.
@@ -95,7 +116,29 @@ class BucketAverager {
   // dtypes or plans (naming the first difference), FrameError for a damaged message (with one text
   // on all ranks, naming who refused whose), CommError when a rank is gone, or fails alone (with
   // its reason). After an exception the group must not be used any more.
+  //
+  // The ranks compare what they bring when a bucket comes in a way, or after another, in which it
+  // has not come before; from then on a rank that does something else makes other collectives than
+  // the others, or frames that these refuse.
   void average(Bucket& bucket, const Plan& plan, std::int64_t step);
+
+  // The same in parts, so that one bucket's messages travel while another is encoded or decoded:
+  //
+  //   begin(1) advance(1)  begin(2) finish(1) advance(2)  begin(3) finish(2) …  agree()
+  //
+  // begin() encodes and posts the first messages, advance() the others, finish() waits for the last
+  // and writes the mean. begin(), advance() and agree() are collective, and all ranks come to them
+  // in the same order, a bucket's advance() before the next begin(); finish() posts nothing, so
+  // that each rank does it when it likes, in any order. A bucket takes memory of its own size, at
+  // most, from begin() to finish().
+  //
+  // agree() at the end of a step is where a frame that some rank refused, or replicas that differ,
+  // become an exception on every rank: no mean may be used before. It is one small all_gather for
+  // all buckets since the last one, and nothing where these were uncompressed.
+  BucketInFlight& begin(Bucket bucket, const Plan& plan, std::int64_t step);
+  void advance(BucketInFlight& in_flight);
+  void finish(BucketInFlight& in_flight);
+  void agree();
 
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
   const Traffic& traffic() const { return traffic_; }
@@ -107,16 +150,19 @@ class BucketAverager {
   AveragerState state() const;
   void load_state(AveragerState state);
 
+  AveragerMemory memory() const;
+
  private:
-  BucketLayout& layout_of(const Bucket& bucket, const Plan& plan, std::int64_t step);
+  BucketInFlight& free_place();
+  bool ranks_agree_on(BucketLayout& layout);
   [[noreturn]] void throw_difference(const Bucket& bucket, const BucketLayout& layout);
-  void average_dense(const Bucket& bucket, const Plan& plan, const BucketLayout& layout,
-                     std::int64_t step);
-  void correct(const Bucket& bucket, const Plan& plan, BucketLayout& layout, LayerGroup& group,
-               std::int64_t step);
-  bool average_groups(const Bucket& bucket, const Plan& plan, BucketLayout& layout,
-                      std::int64_t step, Refusal& refusal);
-  void commit(const Bucket& bucket, const Plan& plan, BucketLayout& layout);
+  void leave_out_unused(BucketInFlight& in_flight, const Plan& plan);
+  void fill_values(BucketInFlight& in_flight);
+  void start_groups(BucketInFlight& in_flight);
+  void finish_groups(BucketInFlight& in_flight);
+  void deliver(BucketInFlight& in_flight, bool finite);
+  void commit(BucketInFlight& in_flight);
+  void note_checksum(const BucketInFlight& in_flight);
 
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
   const Peers peers_;
@@ -124,8 +170,15 @@ class BucketAverager {
   Residuals residuals_;
   Traffic traffic_;
   std::uint64_t sequence_ = 0;
-  // By the bucket's layers: the layouts of the last plans.
-  std::map<std::uint64_t, std::vector<std::unique_ptr<BucketLayout>>> layouts_;
+  std::unique_ptr<Layouts> layouts_;
+  std::uint64_t last_layout_ = 0;  // hash of that of the bucket before
+  bool compressed_before_ = false;
+  std::vector<std::unique_ptr<BucketInFlight>> places_;
+  // Since the last agree():
+  bool has_results_ = false;
+  std::int64_t last_step_ = 0;
+  Refusal refusal_;
+  std::vector<ReplicaChecksum> checksums_;
 };
 
 }  // namespace thinwire::comm

@@ -1,6 +1,5 @@
 #include "thinwire/comm/average/bucket_layout.h"
 
-#include <ATen/ops/empty.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -204,14 +203,39 @@ std::vector<LayerStrategy> choose_strategies(const Bucket& bucket, const Plan& p
   return ways;
 }
 
-std::unique_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan, std::int64_t step,
+at::Tensor gradient_of(const Bucket& bucket, std::size_t i) {
+  return bucket.buffer.narrow(0, bucket.layers[i].offset, bucket.layers[i].numel());
+}
+
+LayoutText describe(const Bucket& bucket, const Plan& plan, std::int64_t step,
+                    const AveragerOptions& options, c10d::ProcessGroup& group) {
+  LayoutText made;
+  made.strategies =
+      choose_strategies(bucket, plan, step, options, backend_name(group), group.getSize());
+  made.text = concat("bucket ", bucket.index, " of ", toString(bucket.buffer.scalar_type()), "\n");
+  for (std::size_t i = 0; i < bucket.layers.size(); ++i) {
+    const BucketLayer& layer = bucket.layers[i];
+    const LayerStrategy& way = made.strategies[i];
+    made.text += concat(layer.name, " [", at::IntArrayRef(layer.shape), "] at ", layer.offset, ": ",
+                        plan.of(layer.name).text());
+    if (way.codec) {
+      made.text += concat(" as ", way.codec->spec(), " by ", name_of(way.strategy));
+    }
+    made.text += "\n";
+  }
+  made.hash = XXH3_64bits(made.text.data(), made.text.size());
+  return made;
+}
+
+std::shared_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan, LayoutText text,
                                           const AveragerOptions& options, c10d::ProcessGroup& group,
                                           const Peers& peers, WarmStarts& warm_starts) {
-  auto layout = std::make_unique<BucketLayout>();
-  const auto ways =
-      choose_strategies(bucket, plan, step, options, backend_name(group), group.getSize());
+  auto layout = std::make_shared<BucketLayout>();
+  const std::vector<LayerStrategy>& ways = text.strategies;
   const bool is_float = bucket.buffer.scalar_type() == at::kFloat;
-  const bool compresses =
+  layout->text = std::move(text.text);
+  layout->hash = text.hash;
+  layout->compresses =
       std::ranges::any_of(ways, [](const LayerStrategy& way) { return way.codec != nullptr; });
 
   std::set<GroupKey> keys;
@@ -220,47 +244,45 @@ std::unique_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan
   }
   std::map<GroupKey, std::vector<std::size_t>> groups;
   layout->layers.resize(ways.size());
-  layout->text =
-      concat("bucket ", bucket.index, " of ", toString(bucket.buffer.scalar_type()), "\n");
-  std::int64_t dense_numel = 0;
   for (std::size_t i = 0; i < ways.size(); ++i) {
     const BucketLayer& layer = bucket.layers[i];
-    const LayerSetting& setting = plan.of(layer.name);
     layout->layers[i].id = id_of(layer.name);
     layout->layers[i].codec = ways[i].codec;
-    layout->text += concat(layer.name, " [", at::IntArrayRef(layer.shape), "] at ", layer.offset,
-                           ": ", setting.text());
-    if (ways[i].codec) {
-      layout->text += concat(" as ", ways[i].codec->spec(), " by ", name_of(ways[i].strategy));
-    }
-    layout->text += "\n";
+    layout->layers[i].setting = plan.of(layer.name);
     // An all_reduce of the buffer's own type is best where nothing is compressed, and exact where
     // float32 would narrow; else all sums are in rank order on every backend.
-    if (!ways[i].codec && !(is_float && compresses)) {
+    if (!ways[i].codec && !(is_float && layout->compresses)) {
       layout->dense.push_back(i);
-      dense_numel += layer.numel();
-      continue;
+    } else {
+      groups[ways[i].codec ? group_of(ways[i]) : group_of_uncompressed(keys)].push_back(i);
     }
-    if (!is_float) layout->layers[i].converted.resize(static_cast<std::size_t>(layer.numel()));
-    groups[ways[i].codec ? group_of(ways[i]) : group_of_uncompressed(keys)].push_back(i);
-  }
-  layout->hash = XXH3_64bits(layout->text.data(), layout->text.size());
-  if (dense_numel > 0 && layout->dense.size() < bucket.layers.size()) {
-    layout->dense_buffer = at::empty({dense_numel}, bucket.buffer.options());
   }
   for (auto& [key, indices] : groups) {
     LayerGroup& made = layout->groups.emplace_back();
     made.reduction =
         make_reduction(key, bucket, indices, *layout, options, group, peers, warm_starts);
     for (const Piece& piece : made.reduction->owned()) {
-      const std::size_t i = indices[piece.layer];
-      if (layout->layers[i].codec && plan.of(bucket.layers[i].name).uses_second_residual()) {
-        layout->layers[i].owned.push_back({piece.begin, piece.numel});
+      BucketLayout::Layer& owner = layout->layers[indices[piece.layer]];
+      if (owner.codec && owner.setting.uses_second_residual()) {
+        owner.owned.push_back({piece.begin, piece.numel});
       }
     }
     made.layers = std::move(indices);
   }
+  for (BucketLayout::Layer& layer : layout->layers) std::ranges::sort(layer.owned);
   return layout;
+}
+
+std::size_t BucketLayout::bytes() const {
+  std::size_t bytes = sizeof(BucketLayout) + text.capacity();
+  for (const Layer& layer : layers) {
+    bytes += sizeof(Layer) + layer.owned.capacity() * sizeof(layer.owned[0]);
+  }
+  // A reduction has a place for each piece of a layer.
+  for (const LayerGroup& group : groups) {
+    bytes += group.layers.capacity() * sizeof(std::size_t) + group.reduction->bytes();
+  }
+  return bytes;
 }
 
 }  // namespace thinwire::comm

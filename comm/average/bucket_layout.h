@@ -19,27 +19,28 @@ namespace thinwire::comm {
 struct LayerGroup {
   std::unique_ptr<Reduction> reduction;
   std::vector<std::size_t> layers;  // of the bucket
-  std::vector<LayerValues> values;  // of the run in progress
 };
 
 struct BucketLayout {
   std::uint64_t key = 0;  // of the plan and the stage of its ramps
   std::string text;       // what the ranks must agree on
   std::uint64_t hash = 0;
+  // Hashes of the layouts after which the ranks have agreed to come to this one.
+  std::vector<std::uint64_t> agreed_after;
 
   struct Layer {
     std::uint32_t id = 0;
-    CodecPtr codec;                // of this stage; null: uncompressed
-    std::vector<float> converted;  // float32 copy, where the buffer is not
-    std::vector<float> residual;   // the new one, until it is committed
-    bool residual_finite = true;
-    std::vector<SecondResidual::Extent> owned;
+    CodecPtr codec;                             // of this stage; null: uncompressed
+    LayerSetting setting;                       // a copy: plans change while a bucket is on its way
+    std::vector<SecondResidual::Extent> owned;  // in order
   };
   std::vector<Layer> layers;
   std::vector<LayerGroup> groups;
-
+  bool compresses = false;         // any layer has a codec
   std::vector<std::size_t> dense;  // layers that one all_reduce averages in the buffer's type
-  at::Tensor dense_buffer;         // defined where these are not the whole bucket
+
+  // About what it holds.
+  std::size_t bytes() const;
 };
 
 // How each layer of a bucket is averaged: Strategy::kDense with a null codec for "uncompressed".
@@ -55,8 +56,20 @@ std::vector<LayerStrategy> choose_strategies(const Bucket& bucket, const Plan& p
                                              std::int64_t step, const AveragerOptions& options,
                                              const std::string& backend, int world);
 
-std::unique_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan, std::int64_t step,
+// What the ranks must agree on before they average the bucket, and how it is done.
+struct LayoutText {
+  std::vector<LayerStrategy> strategies;
+  std::string text;
+  std::uint64_t hash = 0;
+};
+LayoutText describe(const Bucket& bucket, const Plan& plan, std::int64_t step,
+                    const AveragerOptions& options, c10d::ProcessGroup& group);
+
+std::shared_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan, LayoutText text,
                                           const AveragerOptions& options, c10d::ProcessGroup& group,
                                           const Peers& peers, WarmStarts& warm_starts);
+
+// A layer's elements in the buffer.
+at::Tensor gradient_of(const Bucket& bucket, std::size_t i);
 
 }  // namespace thinwire::comm

@@ -4,7 +4,8 @@
 
 namespace thinwire::comm {
 
-CommunicationThread::CommunicationThread() : thread_([this] { loop(); }) {}
+CommunicationThread::CommunicationThread(Idle idle)
+    : idle_(std::move(idle)), thread_([this] { loop(); }) {}
 
 CommunicationThread::~CommunicationThread() {
   {
@@ -21,6 +22,14 @@ void CommunicationThread::submit(std::function<void()> job, Done done) {
     queue_.push_back({std::move(job), std::move(done)});
   }
   changed_.notify_all();
+}
+
+void CommunicationThread::run_idle(std::exception_ptr& failure) {
+  try {
+    idle_(failure);
+  } catch (...) {
+    if (!failure) failure = std::current_exception();
+  }
 }
 
 void CommunicationThread::loop() {
@@ -41,6 +50,10 @@ void CommunicationThread::loop() {
     }
     entry.done(failure);
     entry = {};  // what the job holds is released while others can submit
+    lock.lock();
+    if (!queue_.empty() || !idle_) continue;
+    lock.unlock();
+    run_idle(failure);
     lock.lock();
   }
 }

@@ -18,7 +18,11 @@ class CommunicationThread {
   // threw. Runs on the communication thread and must not throw.
   using Done = std::function<void(std::exception_ptr)>;
 
-  CommunicationThread();
+  // Called whenever no job is left, after there was one: with nullptr, or with the exception that a
+  // job threw. What it throws counts as a job's failure. Runs on the communication thread.
+  using Idle = std::function<void(std::exception_ptr)>;
+
+  explicit CommunicationThread(Idle idle = {});
   // Finishes the jobs that were submitted, then joins. Jobs end by themselves because every
   // collective has a timeout.
   ~CommunicationThread();
@@ -34,7 +38,9 @@ class CommunicationThread {
     Done done;
   };
   void loop();
+  void run_idle(std::exception_ptr& failure);
 
+  const Idle idle_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Entry> queue_;

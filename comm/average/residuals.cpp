@@ -51,19 +51,27 @@ bool Residuals::carries(std::string_view name) const {
          !second.unowned(name, {}).empty();
 }
 
-void Residuals::commit(std::string_view name, const LayerSetting& setting, bool compressed,
-                       Extents owned, std::vector<float>& residual, bool finite) {
-  const bool uses_momentum = compressed && setting.momentum.has_value();
-  if (uses_momentum) {
+std::span<float> Residuals::kept(std::string_view name, const LayerSetting& setting,
+                                 bool compressed) {
+  if (!compressed || !setting.uses_feedback()) return {};
+  return feedback.mutable_residual(name);
+}
+
+void Residuals::commit_momentum(std::string_view name, const LayerSetting& setting, bool compressed,
+                                std::span<const float> residual, bool count) {
+  if (!compressed || !setting.momentum) return;
+  if (count) {
     momentum.commit(name, residual);
   } else {
-    momentum.drop(name);
+    momentum.abandon(name);
   }
-  if (compressed && setting.uses_feedback()) {
-    if (finite) feedback.commit_finite(name, residual);
-  } else if (!compressed || uses_momentum) {
-    feedback.drop(name);
-  }
+}
+
+void Residuals::commit(std::string_view name, const LayerSetting& setting, bool compressed,
+                       Extents owned) {
+  const bool uses_momentum = compressed && setting.momentum.has_value();
+  if (!uses_momentum) momentum.drop(name);
+  if (!compressed || uses_momentum) feedback.drop(name);
   second.drop_unowned(name, owned);
 }
 

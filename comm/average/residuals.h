@@ -49,7 +49,7 @@ class Residuals {
 
   // values (the gradient) plus what is returned become the corrected gradient: a layer's residual
   // is left to be added where the gradient is read. `owned` are the ranges of which this rank
-  // keeps the second residual in this step, of a group of `world` ranks.
+  // keeps the second residual in this step, in order, of a group of `world` ranks.
   ErrorFeedback::Carried correct(std::string_view name, std::span<float> values,
                                  const LayerSetting& setting, bool compressed, Extents owned,
                                  int world, std::int64_t step);
@@ -57,11 +57,17 @@ class Residuals {
   // Whether correct() would change the gradient of a layer that goes uncompressed.
   bool carries(std::string_view name) const;
 
-  // `residual` is what the step lost; not looked at where the layer keeps none, and where `finite`
-  // says that it is not finite the layer keeps its earlier one. Its contents are undefined
-  // afterwards.
-  void commit(std::string_view name, const LayerSetting& setting, bool compressed, Extents owned,
-              std::vector<float>& residual, bool finite);
+  // Where the residual of a layer with error feedback is kept, after its correct(): whoever has the
+  // new one writes it there once the step proved finite. Empty for others.
+  std::span<float> kept(std::string_view name, const LayerSetting& setting, bool compressed);
+
+  // For a layer with momentum correction: takes the new residual, or with `count` false forgets the
+  // step. Nothing for others.
+  void commit_momentum(std::string_view name, const LayerSetting& setting, bool compressed,
+                       std::span<const float> residual, bool count);
+
+  // What the step has paid back is forgotten.
+  void commit(std::string_view name, const LayerSetting& setting, bool compressed, Extents owned);
 
   // Factor of a layer's second residual in this step: its decay, 0 where it is reset.
   static float second_decay(const LayerSetting& setting, std::int64_t step);

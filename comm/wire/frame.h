@@ -13,8 +13,9 @@ namespace thinwire {
 // Decoded form of the header; on the wire it is kFrameHeaderBytes little-endian bytes, see
 // docs/format.md.
 struct FrameHeader {
-  // kOk, or why the sender could not send a payload: a rank that refuses what it received tells
-  // the others in the frames that it still owes them, so that all raise the same error.
+  // kOk; kNonFinite: the payload holds NaN or infinity, so that the receivers leave alone what they
+  // carry over; else why the sender could not send a payload: a rank that refuses what it received
+  // tells the others in the frames that it still owes them, so that all raise the same error.
   enum class Status : std::uint8_t { kOk = 0, kPeerFrameInvalid = 1, kNonFinite = 2, kFailed = 3 };
 
   std::uint16_t codec_id = 0;  // CodecFacts::id, or kMixedCodecs
@@ -31,6 +32,11 @@ struct FrameHeader {
 
   bool operator==(const FrameHeader&) const = default;
 };
+
+// Whether a frame of this status has a payload to decode.
+inline bool holds_payload(FrameHeader::Status status) {
+  return status == FrameHeader::Status::kOk || status == FrameHeader::Status::kNonFinite;
+}
 
 inline constexpr std::uint16_t kMixedCodecs = 0xFFFF;
 inline constexpr std::size_t kFrameHeaderBytes = 64;

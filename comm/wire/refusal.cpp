@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "thinwire/comm/wire/peers.h"
+#include "thinwire/common/crc32c.h"
 
 namespace thinwire::comm {
 namespace {
@@ -27,12 +28,23 @@ void Refusal::note_second_hand(int sender, int blamed) {
   text_ = concat("rank ", sender, " refused the frame of rank ", blamed);
 }
 
-void Refusal::agree(c10d::ProcessGroup& group, std::uint64_t sequence, std::uint32_t checksum,
-                    const std::string& subject) const {
+void Refusal::add(const Refusal& other, const std::string& subject) {
+  if (other.kind_ <= kind_) return;
+  kind_ = other.kind_;
+  text_ = concat(subject, ": ", other.text_);
+}
+
+std::size_t Refusal::agree(c10d::ProcessGroup& group, std::uint64_t sequence,
+                           const std::string& subject,
+                           std::span<const ReplicaChecksum> checksums) const {
+  constexpr const char* kOperation = "agreement on the result";
   const Peers peers(group);
+  // All of them in one number; which one differs is asked for where they do.
+  std::vector<std::int64_t> numbers;
+  for (const ReplicaChecksum& checksum : checksums) numbers.push_back(checksum.crc32c);
   const std::array<std::int64_t, 2> mine = {static_cast<std::int64_t>(kind_),
-                                            static_cast<std::int64_t>(checksum)};
-  const auto all = peers.all_gather(mine, "agreement on the result", sequence);
+                                            crc32c(std::as_bytes(std::span(numbers)))};
+  const auto all = peers.all_gather(mine, kOperation, sequence);
   int refuser = -1;
   auto worst = static_cast<std::int64_t>(Kind::kNone);
   bool equal = true;
@@ -47,7 +59,7 @@ void Refusal::agree(c10d::ProcessGroup& group, std::uint64_t sequence, std::uint
   if (refuser >= 0) {
     std::array<std::int64_t, kTextWords> text{};
     std::memcpy(text.data(), text_.data(), std::min(text_.size(), sizeof text - 1));
-    const auto texts = peers.all_gather(text, "agreement on the result", sequence);
+    const auto texts = peers.all_gather(text, kOperation, sequence);
     const auto* first = texts.data() + kTextWords * static_cast<std::size_t>(refuser);
     std::array<char, sizeof text> chars;
     std::memcpy(chars.data(), first, sizeof text);
@@ -55,11 +67,17 @@ void Refusal::agree(c10d::ProcessGroup& group, std::uint64_t sequence, std::uint
     throw FrameError(
         concat(subject, ", exchange #", sequence, ": rank ", refuser, " reports: ", chars.data()));
   }
-  if (equal) return;
-  throw InternalError(concat(subject, ", exchange #", sequence,
+  if (equal) return sizeof mine * static_cast<std::size_t>(peers.size() - 1);
+  const auto everyones = peers.all_gather(numbers, kOperation, sequence);
+  std::size_t different = numbers.size() - 1;
+  for (std::size_t i = 0; i < everyones.size(); ++i) {
+    const std::size_t part = i % numbers.size();
+    if (everyones[i] != everyones[part]) different = std::min(different, part);
+  }
+  throw InternalError(concat(subject, ", ", checksums[different].subject,
                              ": the averaged gradients are not bit-equal on all ranks; this "
                              "rank's CRC-32C is ",
-                             checksum));
+                             checksums[different].crc32c));
 }
 
 }  // namespace thinwire::comm

@@ -1,7 +1,9 @@
 // Frames that a rank could not accept, and how all ranks come to know of them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "thinwire/common/error.h"
@@ -11,6 +13,12 @@ class ProcessGroup;
 }
 
 namespace thinwire::comm {
+
+// The CRC-32C of something that all ranks must have bit for bit.
+struct ReplicaChecksum {
+  std::string subject;
+  std::uint32_t crc32c = 0;
+};
 
 // The first frame of an exchange that this rank refused. A rank that refuses a frame decodes
 // nothing of it but goes on through all collectives of the exchange, so that no other rank waits
@@ -24,11 +32,15 @@ class Refusal {
   // A frame of `sender` said that it refused one of `blamed`: it will tell why.
   void note_second_hand(int sender, int blamed);
 
+  // Takes over what `other` noted, of `subject`, unless this one has noted more.
+  void add(const Refusal& other, const std::string& subject);
+
   // Collective over the whole group. Throws FrameError, with one text on all ranks, if any rank
   // refused a frame: the text of the lowest rank that did. Else returns, and forgets nothing.
-  // `checksum` must be equal on all ranks, else InternalError naming `subject`: replicas differ.
-  void agree(c10d::ProcessGroup& group, std::uint64_t sequence, std::uint32_t checksum,
-             const std::string& subject) const;
+  // `checksums`, equally many on all ranks, must be equal on all of them, else InternalError naming
+  // the first that is not: replicas differ. Returns the bytes that this rank sent.
+  std::size_t agree(c10d::ProcessGroup& group, std::uint64_t sequence, const std::string& subject,
+                    std::span<const ReplicaChecksum> checksums = {}) const;
 
  private:
   enum class Kind : std::int64_t { kNone = 0, kSecondHand = 1, kFirstHand = 2 };

@@ -97,7 +97,12 @@ void read_form(Form form, const std::byte* in, std::span<float> values) {
 }  // namespace
 
 std::size_t max_entries_bytes(std::uint64_t numel) {
-  return kHeaderBytes + max_index_bytes(numel, numel) + sizeof(float) * numel + sizeof(float);
+  return max_entries_bytes(numel, numel);
+}
+
+std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count) {
+  // All elements are sent only where that is less.
+  return kHeaderBytes + max_index_bytes(numel, count) + sizeof(float) * count + sizeof(float);
 }
 
 std::size_t encode_entries(const SparseEntries& entries, std::uint64_t numel,

@@ -21,9 +21,11 @@ namespace thinwire::comm {
 // float16, those of ternary as signs, and form 4 where so many elements are set that their indices
 // would cost more than the zeros.
 std::size_t max_entries_bytes(std::uint64_t numel);
+// What `count` entries of a vector of `numel` elements take at most.
+std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count);
 
 // Writes the entries of a vector of `numel` elements (at most 2^32 − 1) to `out`, which holds
-// max_entries_bytes(); returns the bytes written.
+// max_entries_bytes(numel, entries.size()); returns the bytes written.
 std::size_t encode_entries(const SparseEntries& entries, std::uint64_t numel,
                            std::span<std::byte> out);
 

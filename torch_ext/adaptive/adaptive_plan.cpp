@@ -159,6 +159,7 @@ void AdaptivePlan::finish_step(std::int64_t step) {
 }
 
 void AdaptivePlan::close_window() {
+  if (!window_is_whole_) statistics_.release();
   if (adaptive_.layers.empty() || !window_is_whole_) return;
   ++round_;
   comm::guard(*group_, "sharing statistics of the gradients", round_, [&] {
@@ -212,6 +213,7 @@ std::span<const double> AdaptivePlan::curve_in(const CurveTable& table, std::siz
 void AdaptivePlan::gather_curves() {
   if (!measuring_.valid()) return;  // training was resumed after the window began
   CurveTable table = result_of(measuring_, "measuring the gradients' curves");
+  statistics_.release();
   summary_.curve_seconds += table.back();
   table.pop_back();
   if (group_->getSize() > 1) {

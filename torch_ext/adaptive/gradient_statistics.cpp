@@ -49,13 +49,18 @@ GradientStatistics::GradientStatistics(std::vector<LayerInfo> layers, int rank, 
   region_begin_.push_back(0);
   for (const std::size_t numel : load) region_begin_.push_back(region_begin_.back() + numel);
   for (Place& place : places_) place.offset += region_begin_[static_cast<std::size_t>(place.owner)];
-  sums_.resize(region_begin_.back());
 }
 
 void GradientStatistics::reset() {
-  std::fill(sums_.begin(), sums_.end(), 0.0f);
+  release();
   steps_ = 0;
   left_out_ = 0;
+}
+
+void GradientStatistics::release() {
+  // Of that size memory goes back to the system.
+  sums_ = {};
+  means_ = {};
 }
 
 std::span<float> GradientStatistics::mutable_values(std::size_t layer) {
@@ -63,10 +68,18 @@ std::span<float> GradientStatistics::mutable_values(std::size_t layer) {
 }
 
 std::span<const float> GradientStatistics::values(std::size_t layer) const {
+  const auto me = static_cast<std::size_t>(rank_);
+  if (sums_.empty()) {
+    if (places_[layer].owner != rank_ || means_.empty()) return {};
+    return std::span(means_).subspan(places_[layer].offset - region_begin_[me],
+                                     places_[layer].numel);
+  }
   return std::span(sums_).subspan(places_[layer].offset, places_[layer].numel);
 }
 
 void GradientStatistics::add(const comm::Bucket& bucket) {
+  means_ = {};
+  sums_.resize(region_begin_.back());
   for (const comm::BucketLayer& layer : bucket.layers) {
     const auto found = index_.find(layer.name);
     if (found == index_.end()) continue;
@@ -134,7 +147,10 @@ std::uint64_t GradientStatistics::exchange(c10d::ProcessGroup& group, std::uint6
     }
   }
   const auto count = static_cast<float>(steps_ * world_);
-  for (std::size_t i = region_begin_[me]; i < region_begin_[me + 1]; ++i) sums_[i] /= count;
+  means_.assign(sums_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me]),
+                sums_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me + 1]));
+  for (float& mean : means_) mean /= count;
+  sums_ = {};
   return sent;
 }
 

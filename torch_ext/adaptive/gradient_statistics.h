@@ -17,15 +17,18 @@ namespace thinwire {
 // Adds up the local gradients of some layers, step after step, and averages them over the ranks in
 // one exchange. Each layer has an owner, which alone gets its mean and measures its curve: a
 // quarter of the bytes of an all-reduce, and 1 / W of the work for each rank. Memory: one float32
-// copy of the layers, and during the exchange messages of about 4 MiB. Not thread-safe, but the
-// means may be read from another thread between exchange() and reset().
+// copy of the layers from the first add() to exchange(), which needs messages of about 4 MiB beside
+// it; 1 / W of a copy from then to release(). Not thread-safe, but the means may be read from
+// another thread between exchange() and what comes after it.
 class GradientStatistics {
  public:
   // Equal `layers` on all ranks. Owners get about equally many elements each.
   GradientStatistics(std::vector<LayerInfo> layers, int rank, int world);
 
-  // Begins anew.
+  // Begins anew, without memory.
   void reset();
+  // The means are needed no more.
+  void release();
   // Adds this rank's gradients. Layers that it does not know are passed over; a layer with NaN or
   // infinity is left out on this rank (its part of the mean is zero) and counted.
   void add(const comm::Bucket& bucket);
@@ -39,12 +42,14 @@ class GradientStatistics {
 
   const std::vector<LayerInfo>& layers() const { return layers_; }
   int owner(std::size_t layer) const { return places_[layer].owner; }
-  // After exchange(), on the owner: the mean gradient. Before it this rank's sum.
+  // After exchange(), on the owner: the mean gradient, on others nothing. Before it this rank's
+  // sum.
   std::span<const float> values(std::size_t layer) const;
 
   std::int64_t steps() const { return steps_; }
   std::int64_t left_out() const { return left_out_; }
-  std::size_t bytes() const { return sums_.size() * sizeof(float); }
+  // Bytes held.
+  std::size_t bytes() const { return (sums_.capacity() + means_.capacity()) * sizeof(float); }
 
  private:
   struct Place {
@@ -59,7 +64,8 @@ class GradientStatistics {
   std::vector<Place> places_;
   std::vector<std::size_t> region_begin_;  // of each owner's layers; one more for the end
   std::unordered_map<std::string, std::size_t> index_;
-  std::vector<float> sums_;
+  std::vector<float> sums_;   // of all layers, while gradients are added up
+  std::vector<float> means_;  // of the own layers, after exchange()
   std::int64_t steps_ = 0;
   std::int64_t left_out_ = 0;
 };

@@ -47,8 +47,8 @@ RandomKey key_of(const comm::ReductionContext& context, const CodedCall& call, i
 }
 
 // No frame for this rank itself, whatever the buffer held in an earlier call.
-void leave_empty(comm::FrameBuffer& frame, const FrameHeader& header) {
-  frame.payload(0);
+void leave_empty(comm::FrameBuffer& frame, comm::Arena& arena, const FrameHeader& header) {
+  frame.payload(arena, 0);
   frame.finish(header, 0);
 }
 
@@ -57,9 +57,9 @@ std::size_t most_bytes(const Codec& codec, std::size_t numel) {
 }
 
 // A frame with the encoded values.
-void encode_into(comm::FrameBuffer& frame, const FrameHeader& header, const Codec& codec,
-                 std::span<const float> values, const RandomKey& key) {
-  const auto room = frame.payload(most_bytes(codec, values.size()));
+void encode_into(comm::FrameBuffer& frame, comm::Arena& arena, const FrameHeader& header,
+                 const Codec& codec, std::span<const float> values, const RandomKey& key) {
+  const auto room = frame.payload(arena, most_bytes(codec, values.size()));
   frame.finish(header, codec.compress(view_of(values), key, room));
 }
 
@@ -80,8 +80,10 @@ comm::ReductionContext CodedCollectives::begin(const CodedCall& call, comm::Refu
     throw InternalError(concat("the ranks made different calls of equal description, #", sequence_,
                                ": they are out of step"));
   }
+  workspace_.arena.reset();
   return {.peers = &peers_,
           .refusal = &refusal,
+          .workspace = &workspace_,
           .divisor = group_->getSize(),
           .sequence = sequence_,
           .step = call.step,
@@ -123,18 +125,18 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
       const at::Tensor values = as_flat_floats(parts[p]);
       if (p == self) {
         if (!kernels::all_finite(floats_in(values))) finite = 0;
-        leave_empty(frames_[p], expected[self]);
+        leave_empty(frames_[p], workspace_.arena, expected[self]);
         continue;
       }
       const auto random = key_of(context, call, peers_.rank(), static_cast<int>(p));
       if (!owed) {
-        encode_into(frames_[p], expected[self], codec, floats_in(values), random);
+        encode_into(frames_[p], workspace_.arena, expected[self], codec, floats_in(values), random);
         continue;
       }
       const auto rest = std::span(corrected).subspan(other * numel, numel);
       const float* debt = owed->data() + other * numel;
       if (!kernels::add_scaled(floats_in(values).data(), debt, decay, rest)) finite = 0;
-      const auto room = frames_[p].payload(most_bytes(codec, numel));
+      const auto room = frames_[p].payload(workspace_.arena, most_bytes(codec, numel));
       const std::size_t bytes = codec.compress_and_subtract(view_of(rest), random, room);
       frames_[p].finish(expected[self], bytes);
       ++other;
@@ -160,7 +162,7 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
     if (mean) kernels::divide(sum, static_cast<float>(size));
     copy_values(out, sum);
   });
-  refusal.agree(*group_, sequence_, 0, call.text);
+  refusal.agree(*group_, sequence_, call.text);
   std::size_t sent = received.sent;
   if (call.key.empty()) return sent;
   // A step that overflowed anywhere is dropped by all: nobody's residual may have paid for it.
@@ -193,7 +195,7 @@ std::size_t CodedCollectives::all_gather(const CodedCall& call, const at::Tensor
     at::Tensor values = as_flat_floats(in);
     if (first) {
       const auto bytes = std::as_bytes(floats_in(values));
-      std::ranges::copy(bytes, frames_[0].payload(bytes.size()).begin());
+      std::ranges::copy(bytes, frames_[0].payload(workspace_.arena, bytes.size()).begin());
       frames_[0].finish(expected[self], bytes.size());
       return;
     }
@@ -202,7 +204,7 @@ std::size_t CodedCollectives::all_gather(const CodedCall& call, const at::Tensor
       values = values.clone();
       kernels::subtract(floats_in(values), before->data() + self * numel);
     }
-    encode_into(frames_[0], expected[self], codec, floats_in(values),
+    encode_into(frames_[0], workspace_.arena, expected[self], codec, floats_in(values),
                 key_of(context, call, peers_.rank(), 0));
   });
   const comm::ReceivedFrames received = comm::swap_frames(
@@ -226,7 +228,7 @@ std::size_t CodedCollectives::all_gather(const CodedCall& call, const at::Tensor
       copy_values(outs[p], values);
     }
   });
-  refusal.agree(*group_, sequence_, 0, call.text);
+  refusal.agree(*group_, sequence_, call.text);
   // All ranks decoded the same bytes, so all keep or drop them together.
   if (!call.key.empty() && kernels::all_finite(now)) received_[call.key] = std::move(now);
   return received.sent;
@@ -260,16 +262,16 @@ std::size_t CodedCollectives::all_to_all(const CodedCall& call, const std::vecto
   comm::guard(*group_, operation, sequence_, [&] {
     for (std::size_t p = 0; p < size; ++p) {
       if (p == self) {
-        leave_empty(frames_[p], own[p]);
+        leave_empty(frames_[p], workspace_.arena, own[p]);
         continue;
       }
       if (ins[p].numel() >= min_numel) {
-        encode_into(frames_[p], own[p], codec, floats_in(as_flat_floats(ins[p])),
+        encode_into(frames_[p], workspace_.arena, own[p], codec, floats_in(as_flat_floats(ins[p])),
                     key_of(context, call, peers_.rank(), static_cast<int>(p)));
         continue;
       }
       const at::Tensor part = ins[p].detach().contiguous();
-      const auto room = frames_[p].payload(part.nbytes());
+      const auto room = frames_[p].payload(workspace_.arena, part.nbytes());
       if (!room.empty()) std::memcpy(room.data(), part.const_data_ptr(), room.size());
       frames_[p].finish(own[p], room.size());
     }
@@ -302,7 +304,7 @@ std::size_t CodedCollectives::all_to_all(const CodedCall& call, const std::vecto
       outs[p].detach().copy_(part);
     }
   });
-  refusal.agree(*group_, sequence_, 0, call.text);
+  refusal.agree(*group_, sequence_, call.text);
   return received.sent + sizeof(std::int64_t) * (size - 1);
 }
 

@@ -67,6 +67,7 @@ class CodedCollectives {
   const std::uint64_t seed_;
   std::uint64_t sequence_ = 0;
   std::map<std::string, std::vector<float>> residuals_, received_;
+  comm::Workspace workspace_;
   std::vector<comm::FrameBuffer> frames_;
 };
 

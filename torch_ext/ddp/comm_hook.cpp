@@ -8,7 +8,7 @@
 namespace thinwire {
 
 c10::intrusive_ptr<c10::ivalue::Future> CompressionHook::runHook(c10d::GradBucket& bucket) {
-  comm::Bucket job{bucket.getIndex(), bucket.getBuffer(), {}};
+  comm::Bucket job{bucket.getIndex(), bucket.getBuffer(), {}, may_hold_unused_layers_};
   const auto parameters = bucket.getParameters();
   const auto gradients = bucket.getGradients();
   for (std::size_t i = 0; i < parameters.size(); ++i) {

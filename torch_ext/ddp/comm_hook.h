@@ -17,10 +17,15 @@ namespace thinwire {
 // backward pass, once per Reducer.
 class CompressionHook : public c10d::CommHookInterface {
  public:
-  // `names` maps a parameter's tensor (by TensorImpl) to its name.
+  // `names` maps a parameter's tensor (by TensorImpl) to its name. `may_hold_unused_layers`: the
+  // Reducer drops what is averaged for parameters that no rank used, as it does where it was made
+  // with find_unused_parameters or has a static graph; see Bucket.
   CompressionHook(std::shared_ptr<GradientExchange> exchange,
-                  std::unordered_map<const c10::TensorImpl*, std::string> names)
-      : exchange_(std::move(exchange)), names_(std::move(names)) {}
+                  std::unordered_map<const c10::TensorImpl*, std::string> names,
+                  bool may_hold_unused_layers = false)
+      : exchange_(std::move(exchange)),
+        names_(std::move(names)),
+        may_hold_unused_layers_(may_hold_unused_layers) {}
 
   c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override;
   at::Tensor parseHookResult(const c10::IValue& result) override { return result.toTensor(); }
@@ -28,6 +33,7 @@ class CompressionHook : public c10d::CommHookInterface {
  private:
   std::shared_ptr<GradientExchange> exchange_;
   std::unordered_map<const c10::TensorImpl*, std::string> names_;
+  const bool may_hold_unused_layers_;
 };
 
 }  // namespace thinwire

@@ -143,7 +143,8 @@ DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module
                                           s.options.broadcast_buffers, /*has_sync_bn=*/false,
                                           s.options.static_graph);
   s.reducer->set_logger(s.logger);
-  s.reducer->register_comm_hook(std::make_unique<CompressionHook>(s.exchange, std::move(names)));
+  s.reducer->register_comm_hook(std::make_unique<CompressionHook>(
+      s.exchange, std::move(names), s.options.find_unused_parameters || s.options.static_graph));
   if (s.options.static_graph) s.reducer->set_static_graph();
 }
 

@@ -140,7 +140,8 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_, link_)),
       warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
       current_plan_(std::make_shared<const comm::Plan>(plan_)),
-      thread_(std::make_unique<comm::CommunicationThread>()) {
+      thread_(std::make_unique<comm::CommunicationThread>(
+          [this](const std::exception_ptr& failure) { finish_in_flight(failure); })) {
   summary_.fixed_bytes_per_step = fixed_bytes(layers, plan_, group->getSize());
   for (const LayerInfo& layer : layers)
     numel_of_layer_.emplace(layer.name, c10::multiply_integers(layer.shape));
@@ -150,17 +151,20 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
                               comm::CommunicationThread::Done done) {
   const auto queued = Timeline::Clock::now();
   const std::int64_t step = submitted_steps_;
+  // Told when the bucket is finished, which is later than its job, or when the job failed.
+  const auto shared_done = std::make_shared<comm::CommunicationThread::Done>(std::move(done));
   thread_->submit(
-      [this, bucket = std::move(bucket), last, queued, step]() mutable {
+      [this, bucket = std::move(bucket), last, queued, step, shared_done]() mutable {
         const auto begun = Timeline::Clock::now();
         if (!began_) began_ = begun;
         if (timeline_) {
           timeline_->record(concat("bucket ", bucket.index), "QUEUE", queued, begun);
         }
-        average(bucket, step);
-        if (last) finish_step(step);
+        exchange(std::move(bucket), last, step, *shared_done);
       },
-      std::move(done));
+      [shared_done](const std::exception_ptr& failure) {
+        if (failure) (*shared_done)(failure);
+      });
   if (!last) return;
   ++submitted_steps_;
   if (adaptive_ && adaptive_->schedule().closes_window(step)) {
@@ -169,7 +173,39 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
   }
 }
 
-void GradientExchange::average(comm::Bucket& bucket, std::int64_t step) {
+// A bucket's last messages travel while the next one is encoded; it is finished while that one's
+// first travel, or when there is no next one. Which of both is a matter of time, so finish() is
+// what no other rank has to do at once.
+void GradientExchange::exchange(comm::Bucket bucket, bool last, std::int64_t step,
+                                const comm::CommunicationThread::Done& done) {
+  const comm::Plan& plan = plan_at(bucket, step);
+  comm::BucketInFlight& begun = averager_.begin(std::move(bucket), plan, step);
+  finish_in_flight(nullptr);
+  averager_.advance(begun);
+  if (!last) {
+    in_flight_.emplace(InFlight{&begun, done});
+    return;
+  }
+  averager_.finish(begun);
+  averager_.agree();
+  finish_step(step);
+  done(nullptr);
+}
+
+void GradientExchange::finish_in_flight(const std::exception_ptr& failure) {
+  if (!in_flight_) return;
+  const InFlight in_flight = *std::exchange(in_flight_, std::nullopt);
+  if (failure) return in_flight.done(failure);
+  try {
+    averager_.finish(*in_flight.bucket);
+  } catch (...) {
+    in_flight.done(std::current_exception());
+    throw;
+  }
+  in_flight.done(nullptr);
+}
+
+const comm::Plan& GradientExchange::plan_at(const comm::Bucket& bucket, std::int64_t step) {
   const comm::Plan* plan = &plan_;
   if (adaptive_) {
     if (adaptive_->begin_step(step)) {
@@ -180,7 +216,7 @@ void GradientExchange::average(comm::Bucket& bucket, std::int64_t step) {
     adaptive_->observe(bucket, step);
     plan = &adaptive_->plan();
   }
-  averager_.average(bucket, step < warmup_steps_ ? uncompressed_ : *plan, step);
+  return step < warmup_steps_ ? uncompressed_ : *plan;
 }
 
 void GradientExchange::finish_step(std::int64_t step) {
@@ -195,6 +231,8 @@ void GradientExchange::finish_step(std::int64_t step) {
       std::chrono::duration<double>(Timeline::Clock::now() - *began_).count();
   ++summary_.steps;
   summary_.total = now;
+  summary_.memory = averager_.memory();
+  summary_.statistics_bytes = adaptive_ ? adaptive_->statistics().bytes() : 0;
   if (step < warmup_steps_) {
     ++summary_.warmup_steps;
   } else {

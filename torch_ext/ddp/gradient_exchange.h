@@ -29,6 +29,9 @@ struct CommunicationSummary {
   comm::Traffic after_warmup;     // without the warm-up steps
   // Of dense_bytes in one step: layers that are never compressed (biases, small ones, overrides).
   std::uint64_t fixed_bytes_per_step = 0;
+  // Held by this rank after the last step, and in it by what lgreco(...) adds up.
+  comm::AveragerMemory memory;
+  std::size_t statistics_bytes = 0;
   // What lgreco(...) has done; its bytes are part of `total` and `after_warmup`.
   AdaptationSummary adaptation;
 
@@ -81,7 +84,17 @@ class GradientExchange {
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
                    const std::string& model, const std::vector<LayerInfo>& layers,
                    CompressionOptions options, Timeline* timeline);
-  void average(comm::Bucket& bucket, std::int64_t step);
+  // A bucket whose messages are all on their way, and whom to tell of its mean.
+  struct InFlight {
+    comm::BucketInFlight* bucket;
+    comm::CommunicationThread::Done done;
+  };
+  void exchange(comm::Bucket bucket, bool last, std::int64_t step,
+                const comm::CommunicationThread::Done& done);
+  // Of the bucket that is in flight, if any; with a failure of another it cannot be finished.
+  void finish_in_flight(const std::exception_ptr& failure);
+  // Looks at the gradients before they are averaged where the plan depends on them.
+  const comm::Plan& plan_at(const comm::Bucket& bucket, std::int64_t step);
   void finish_step(std::int64_t step);
   // Does `job` on the communication thread, after what was submitted before, and waits for it.
   void on_thread(const std::function<void()>& job) const;
@@ -99,6 +112,7 @@ class GradientExchange {
   const std::int64_t warmup_steps_;
   std::int64_t submitted_steps_ = 0;
   std::optional<Timeline::Clock::time_point> began_;
+  std::optional<InFlight> in_flight_;  // of the communication thread alone
   comm::Traffic at_last_step_;
   mutable std::mutex mutex_;
   CommunicationSummary summary_;

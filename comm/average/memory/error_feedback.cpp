@@ -52,11 +52,18 @@ void ErrorFeedback::commit(std::string_view name, std::span<const float> correct
 }
 
 void ErrorFeedback::commit(std::string_view name, std::vector<float>& residual) {
-  if (kernels::all_finite(residual)) commit_finite(name, residual);
+  if (kernels::all_finite(residual)) residual_of(name, residual.size()).swap(residual);
 }
 
-void ErrorFeedback::commit_finite(std::string_view name, std::vector<float>& residual) {
-  residual_of(name, residual.size()).swap(residual);
+std::span<float> ErrorFeedback::mutable_residual(std::string_view name) {
+  const auto found = residuals_.find(name);
+  return found == residuals_.end() ? std::span<float>{} : found->second;
+}
+
+std::size_t ErrorFeedback::bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& [name, residual] : residuals_) bytes += residual.capacity() * sizeof(float);
+  return bytes;
 }
 
 std::span<const float> ErrorFeedback::residual(std::string_view name) const {

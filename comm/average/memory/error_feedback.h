@@ -72,14 +72,18 @@ class ErrorFeedback {
   // the earlier residual in it, for a copy would cost as much as encoding.
   void commit(std::string_view name, std::vector<float>& residual);
 
-  // The same for one that is known to be finite.
-  void commit_finite(std::string_view name, std::vector<float>& residual);
+  // The memory of the stored residual, of the size that carried() gave it, for callers that write
+  // the new one themselves.
+  std::span<float> mutable_residual(std::string_view name);
 
   // The stored residual, empty if the layer has none yet.
   std::span<const float> residual(std::string_view name) const;
 
   // Forgets the residual of one layer.
   void drop(std::string_view name);
+
+  // Bytes held.
+  std::size_t bytes() const;
 
   // Drops all residuals (fp32 zeros afterwards).
   void reset();

@@ -1,5 +1,6 @@
 #include "thinwire/comm/average/memory/momentum_correction.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "thinwire/common/error.h"
@@ -31,7 +32,21 @@ void MomentumCorrection::correct(std::string_view name, std::span<float> values,
   check(!layer || layer->velocity.size() == values.size(), "layer '", name, "' had ",
         layer ? layer->velocity.size() : 0, " elements, now it has ", values.size());
   auto waiting = pending_.find(name);
-  if (waiting == pending_.end()) waiting = pending_.emplace(std::string(name), Pending{}).first;
+  if (waiting == pending_.end()) {
+    if (spare_.empty()) {
+      waiting = pending_.emplace(std::string(name), Pending{}).first;
+    } else {
+      // The smallest that holds the layer, or else the largest, which has to grow least.
+      const auto room = [](const auto& node) { return node.mapped().velocity.capacity(); };
+      auto best = std::ranges::max_element(spare_, {}, room);
+      for (auto node = spare_.begin(); node != spare_.end(); ++node) {
+        if (room(*node) >= values.size() && room(*node) < room(*best)) best = node;
+      }
+      best->key() = name;
+      waiting = pending_.insert(std::move(*best)).position;
+      spare_.erase(best);
+    }
+  }
   auto& velocity = waiting->second.velocity;
   velocity.resize(values.size());
   const auto momentum = static_cast<float>(options.momentum);
@@ -68,11 +83,20 @@ void MomentumCorrection::commit(std::string_view name, std::span<const float> re
   if (known == layers_.end()) known = layers_.emplace(std::string(name), Layer()).first;
   Layer& layer = known->second;
   layer.residual.assign(residual.begin(), residual.end());
+  layer.velocity.resize(residual.size());
   for (std::size_t i = 0; i < residual.size(); ++i) {
-    if (residual[i] != pending.corrected[i]) pending.velocity[i] = 0;
+    layer.velocity[i] = residual[i] != pending.corrected[i] ? 0 : pending.velocity[i];
   }
-  layer.velocity = std::move(pending.velocity);
-  pending_.erase(pending_.find(name));
+  set_aside(pending_.find(name));
+}
+
+void MomentumCorrection::abandon(std::string_view name) {
+  const auto waiting = pending_.find(name);
+  if (waiting != pending_.end()) set_aside(waiting);
+}
+
+void MomentumCorrection::set_aside(PendingLayers::iterator layer) {
+  spare_.push_back(pending_.extract(layer));
 }
 
 std::span<const float> MomentumCorrection::residual(std::string_view name) const {
@@ -83,6 +107,19 @@ std::span<const float> MomentumCorrection::residual(std::string_view name) const
 void MomentumCorrection::drop(std::string_view name) {
   const auto found = layers_.find(name);
   if (found != layers_.end()) layers_.erase(found);
+}
+
+std::size_t MomentumCorrection::bytes() const {
+  std::size_t floats = 0;
+  for (const auto& [name, layer] : layers_) {
+    floats += layer.velocity.capacity() + layer.residual.capacity();
+  }
+  const auto add = [&](const Pending& pending) {
+    floats += pending.velocity.capacity() + pending.corrected.capacity();
+  };
+  for (const auto& [name, pending] : pending_) add(pending);
+  for (const auto& node : spare_) add(node.mapped());
+  return floats * sizeof(float);
 }
 
 void MomentumCorrection::load_state(State state) {
@@ -97,6 +134,7 @@ void MomentumCorrection::load_state(State state) {
 void MomentumCorrection::reset() {
   layers_.clear();
   pending_.clear();
+  spare_.clear();
 }
 
 double warmup_density(double target, double epoch, double warmup_epochs) {

@@ -55,6 +55,10 @@ class MomentumCorrection {
   // the corrected gradient is gone. Nothing was sent where it is the corrected gradient itself.
   void commit(std::string_view name, std::span<const float> residual);
 
+  // Forgets a correct() whose step does not count. Nothing else depends on it: the next correct()
+  // of the layer begins anew.
+  void abandon(std::string_view name);
+
   // The stored residual, empty if the layer has none.
   std::span<const float> residual(std::string_view name) const;
   // Forgets the velocity and residual of one layer.
@@ -64,6 +68,9 @@ class MomentumCorrection {
     std::vector<float> velocity, residual;
     bool operator==(const Layer&) const = default;
   };
+  // Bytes held, what waits for its commit() included.
+  std::size_t bytes() const;
+
   // For checkpoints: every committed layer, in order of the names.
   using State = std::map<std::string, Layer, std::less<>>;
   const State& state() const { return layers_; }
@@ -76,11 +83,15 @@ class MomentumCorrection {
   struct Pending {
     std::vector<float> velocity, corrected;
   };
+  using PendingLayers = std::map<std::string, Pending, std::less<>>;
   Pending& pending_of(std::string_view name);
+  void set_aside(PendingLayers::iterator layer);
 
   MomentumCorrectionOptions options_;
   State layers_;
-  std::map<std::string, Pending, std::less<>> pending_;
+  PendingLayers pending_;
+  // Memory of layers that were committed, for those to come: the names in them mean nothing.
+  std::vector<PendingLayers::node_type> spare_;
 };
 
 // The density of a warm-up that begins at 1/4 and falls by the same factor each epoch until it is

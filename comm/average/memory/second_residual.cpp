@@ -5,9 +5,14 @@
 namespace thinwire::comm {
 namespace {
 
-bool is_owned(const SecondResidual::Range& range, std::span<const SecondResidual::Extent> owned) {
-  return std::ranges::find(owned, SecondResidual::Extent{range.begin, range.numel()}) !=
-         owned.end();
+using Extent = SecondResidual::Extent;
+
+Extent extent_of(const SecondResidual::Range& range) {
+  return {range.begin, range.numel()};
+}
+
+bool is_owned(const SecondResidual::Range& range, std::span<const Extent> owned) {
+  return std::ranges::binary_search(owned, extent_of(range));
 }
 
 }  // namespace
@@ -16,22 +21,37 @@ std::span<const float> SecondResidual::of(std::string_view name, std::int64_t be
                                           std::int64_t numel) const {
   const auto layer = ranges_.find(name);
   if (layer == ranges_.end()) return {};
-  for (const Range& range : layer->second) {
-    if (range.begin == begin && range.numel() == numel) return range.values;
-  }
-  return {};
+  const Extent extent{begin, numel};
+  const auto found = std::ranges::lower_bound(layer->second, extent, {}, extent_of);
+  if (found == layer->second.end() || extent_of(*found) != extent) return {};
+  return found->values;
 }
 
 void SecondResidual::store(std::string_view name, std::int64_t begin,
                            std::span<const float> values) {
   auto layer = ranges_.find(name);
   if (layer == ranges_.end()) layer = ranges_.emplace(name, std::vector<Range>{}).first;
-  for (Range& range : layer->second) {
-    if (range.begin != begin || range.values.size() != values.size()) continue;
-    std::ranges::copy(values, range.values.begin());
-    return;
+  const Extent extent{begin, static_cast<std::int64_t>(values.size())};
+  const auto found = std::ranges::lower_bound(layer->second, extent, {}, extent_of);
+  if (found != layer->second.end() && extent_of(*found) == extent) {
+    std::ranges::copy(values, found->values.begin());
+  } else {
+    layer->second.insert(found, {begin, {values.begin(), values.end()}});
   }
-  layer->second.push_back({begin, {values.begin(), values.end()}});
+}
+
+void SecondResidual::load_state(State state) {
+  ranges_ = std::move(state);
+  for (auto& [name, ranges] : ranges_) std::ranges::sort(ranges, {}, extent_of);
+}
+
+std::size_t SecondResidual::bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& [name, ranges] : ranges_) {
+    bytes += ranges.capacity() * sizeof(Range);
+    for (const Range& range : ranges) bytes += range.values.capacity() * sizeof(float);
+  }
+  return bytes;
 }
 
 std::vector<const SecondResidual::Range*> SecondResidual::unowned(

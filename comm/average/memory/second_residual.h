@@ -14,9 +14,10 @@ namespace thinwire::comm {
 // of that loss. The owner adds it to the next mean of the same elements, as DoubleSqueeze does
 // (Tang et al., ICML 2019), so that updates and residuals together hold every gradient.
 //
-// Keyed by the parameter's name and the range of elements. When another cut makes another rank the
-// owner, a range is an orphan: its holder adds it, times the number of ranks, to its own gradient,
-// whose mean then holds it once. Not thread-safe: the communication thread owns it.
+// Keyed by the parameter's name and the range of elements, in order of these. When another cut
+// makes another rank the owner, a range is an orphan: its holder adds it, times the number of
+// ranks, to its own gradient, whose mean then holds it once. Not thread-safe: the communication
+// thread owns it.
 class SecondResidual {
  public:
   struct Range {
@@ -33,16 +34,18 @@ class SecondResidual {
   // Replaces the residual of the elements from `begin` on.
   void store(std::string_view name, std::int64_t begin, std::span<const float> values);
 
-  // The ranges of a layer that are none of `owned` (whose values are not looked at).
+  // The ranges of a layer that are none of `owned`, which are in order.
   struct Extent {
     std::int64_t begin = 0, numel = 0;
-    bool operator==(const Extent&) const = default;
+    auto operator<=>(const Extent&) const = default;
   };
   std::vector<const Range*> unowned(std::string_view name, std::span<const Extent> owned) const;
   void drop_unowned(std::string_view name, std::span<const Extent> owned);
 
   const State& state() const { return ranges_; }
-  void load_state(State state) { ranges_ = std::move(state); }
+  void load_state(State state);
+  // Bytes held.
+  std::size_t bytes() const;
 
  private:
   State ranges_;

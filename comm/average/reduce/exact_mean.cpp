@@ -15,9 +15,16 @@ ExactMean::ExactMean(std::int64_t numel, const Peers& peers, std::size_t chunk_b
                                             Partition::chunks_for(numel, chunk_bytes));
 }
 
-std::size_t ExactMean::run(const ReductionContext& context, std::span<float> buffer) {
-  const LayerValues whole{.codec = &identity_codec(), .values = buffer};
-  return reduce_->run(context, std::span(&whole, 1)).sent;
+void ExactMean::start(const ReductionContext& context, std::span<float> buffer) {
+  refusal_ = context.refusal;
+  whole_ = {.codec = &identity_codec(), .values = buffer};
+  reduce_->start(context, std::span(&whole_, 1));
+}
+
+Averaged ExactMean::finish() {
+  const Averaged averaged = reduce_->receive();
+  if (!refusal_->any()) reduce_->deliver(averaged.finite);
+  return averaged;
 }
 
 }  // namespace thinwire::comm

@@ -16,12 +16,23 @@ class ExactMean {
  public:
   ExactMean(std::int64_t numel, const Peers& peers, std::size_t chunk_bytes);
 
-  // Replaces `buffer`, of the size of the constructor, by its mean; returns the bytes sent. As
-  // Reduction::run().
-  std::size_t run(const ReductionContext& context, std::span<float> buffer);
+  // Replaces `buffer`, of the size of the constructor, by its mean, in the stages of a Reduction.
+  // The buffer and the mean's memory live until finish() is done.
+  void start(const ReductionContext& context, std::span<float> buffer);
+  void advance() { reduce_->advance(); }
+  // Waits and writes the mean, unless a frame was refused.
+  Averaged finish();
+
+  Averaged run(const ReductionContext& context, std::span<float> buffer) {
+    start(context, buffer);
+    advance();
+    return finish();
+  }
 
  private:
   std::unique_ptr<ScatterReduce> reduce_;
+  LayerValues whole_;
+  const Refusal* refusal_ = nullptr;
 };
 
 // The codec of layers that travel as they are.

@@ -12,7 +12,7 @@
 namespace thinwire::comm {
 
 //   1. every rank encodes its layers, one after another, into one frame;
-//   2. the ranks tell each other the sizes of their frames, then send them to all (all_to_all);
+//   2. the ranks tell each other the sizes of their frames, then send them to all (all_gather);
 //   3. everyone decodes the W frames in rank order, adds them in float32 and divides by W.
 //
 // The result is exactly the mean of the decoded inputs. Bytes sent by a rank: (W − 1) times its
@@ -21,18 +21,24 @@ class GatherReduce final : public Reduction {
  public:
   explicit GatherReduce(std::span<const PartitionLayer> layers);
 
-  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
+  void advance() override { swap_.send(kFrameHeaderBytes + most_); }
+  Averaged receive() override;
+  void deliver(bool keep) override;
 
  private:
-  void encode(const ReductionContext& context, std::span<const LayerValues> layers);
-  bool decode_mean(const ReductionContext& context, std::span<const LayerValues> layers,
-                   const ReceivedFrames& received);
-  bool add_entries(const ReductionContext& context, std::span<float> values) const;
+  void begin() override;
+  bool encode_layer(const LayerValues& layer, std::span<std::byte> out, std::size_t& bytes);
+  void decode_mean(const LayerValues& layer, std::size_t index, int& peer);
+  void add_entries(std::span<float> values) const;
 
   std::size_t most_ = 0;  // bytes of a payload
   std::int64_t numel_ = 0;
   FrameBuffer own_;
-  std::vector<SparseEntries> entries_;  // by peer, of the layer being averaged
+  bool own_finite_ = true;
+  FrameSwap swap_;
+  std::vector<FrameHeader> expected_;
+  // By peer and layer: the bytes of the exchange in progress.
+  std::vector<std::vector<std::span<const std::byte>>> parts_;
 };
 
 }  // namespace thinwire::comm

@@ -83,22 +83,28 @@ Hierarchical::Hierarchical(std::span<const PartitionLayer> layers, c10d::Process
   }
 }
 
-Averaged Hierarchical::run(const ReductionContext& context, std::span<const LayerValues> layers) {
-  settled_.clear();
-  for (const LayerValues& layer : layers) settled_.push_back(with_carried_added(layer));
-  layers_ = settled_;
-  divisor_ = context.divisor;
+// Inside the host nothing is lost and nothing divided, so a layer's residual is zero but for the
+// slice that this rank's lane encodes.
+void Hierarchical::begin() {
   sent_ = 0;
-  // Inside the host nothing is lost and nothing divided.
-  std::vector<LayerValues> whole;
-  for (const LayerValues& layer : layers) {
-    std::ranges::fill(layer.residual, 0.0f);
-    whole.push_back({.id = layer.id, .codec = &identity_codec(), .values = layer.values});
+  whole_.assign(layers_.begin(), layers_.end());
+  for (LayerValues& layer : whole_) {
+    layer.codec = &identity_codec();
+    layer.second = nullptr;
+    if (layer.residual.empty() && !layer.carried.empty()) {
+      add_carried(layer, 0, layer.values);
+      layer.carried = {};
+    }
   }
-  ReductionContext inside = context.stage(0);
+  ReductionContext inside = context_.stage(0);
   inside.peers = &host_;
-  const Averaged averaged = inside_->run(inside, whole);
-  return {.sent = sent_ + averaged.sent, .finite = averaged.finite};
+  inside_->start(inside, whole_);
+}
+
+Averaged Hierarchical::receive() {
+  Averaged averaged = inside_->receive();
+  averaged.sent += sent_;
+  return averaged;
 }
 
 // The layers' parts in this rank's slice: values are the sums of the host.
@@ -117,7 +123,9 @@ std::vector<LayerValues> Hierarchical::parts_of(int chunk, const std::vector<std
     const auto numel = static_cast<std::size_t>(pieces[i].numel);
     LayerValues part = layers_[pieces[i].layer];
     part.shape = {};
-    part.values = sums.empty() ? sums : sums.subspan(begins[i], numel);
+    part.carried = {};  // in the sums
+    part.kept = {};     // what is lost moves there with all else of the layer
+    part.values = sums.subspan(begins[i], numel);
     part.residual = part.residual.empty() ? part.residual : part.residual.subspan(begin, numel);
     part.first_element = pieces[i].begin;
     parts.push_back(part);
@@ -127,24 +135,23 @@ std::vector<LayerValues> Hierarchical::parts_of(int chunk, const std::vector<std
 
 void Hierarchical::average_between_hosts(const ReductionContext& inside, int chunk,
                                          std::span<float> sums) {
-  const LaneReductions& between = lane_reductions_[static_cast<std::size_t>(chunk)];
+  LaneReductions& between = lane_reductions_[static_cast<std::size_t>(chunk)];
   ReductionContext context = inside.stage(1 + static_cast<std::uint64_t>(chunk));
   context.peers = &lane_;
-  context.divisor = divisor_;
+  context.divisor = context_.divisor;
   if (between.scatter) {
-    sent_ += between.scatter->run(context, parts_of(chunk, between.scattered, sums)).sent;
+    between.scattered_parts = parts_of(chunk, between.scattered, sums);
+    sent_ += between.scatter->run(context, between.scattered_parts).sent;
   }
   if (between.gather) {
-    sent_ += between.gather->run(context, parts_of(chunk, between.gathered, sums)).sent;
+    between.gathered_parts = parts_of(chunk, between.gathered, sums);
+    sent_ += between.gather->run(context, between.gathered_parts).sent;
   }
 }
 
-void Hierarchical::commit(std::span<const LayerValues> layers) {
-  layers_ = layers;
-  for (std::size_t chunk = 0; chunk < lane_reductions_.size(); ++chunk) {
-    const LaneReductions& between = lane_reductions_[chunk];
-    if (!between.scatter) continue;
-    between.scatter->commit(parts_of(static_cast<int>(chunk), between.scattered, {}));
+void Hierarchical::commit() {
+  for (const LaneReductions& between : lane_reductions_) {
+    if (between.scatter) between.scatter->commit();
   }
 }
 

@@ -28,8 +28,10 @@ class Hierarchical final : public Reduction {
   Hierarchical(std::span<const PartitionLayer> layers, c10d::ProcessGroup& group,
                std::span<const int> host_of_rank, std::size_t chunk_bytes);
 
-  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
-  void commit(std::span<const LayerValues> layers) override;
+  void advance() override { inside_->advance(); }
+  Averaged receive() override;
+  void deliver(bool keep) override { inside_->deliver(keep); }
+  void commit() override;
   std::vector<Piece> owned() const override;
 
  private:
@@ -37,7 +39,9 @@ class Hierarchical final : public Reduction {
   struct LaneReductions {
     std::vector<std::size_t> scattered, gathered;  // pieces of the slice
     std::unique_ptr<Reduction> scatter, gather;
+    std::vector<LayerValues> scattered_parts, gathered_parts;  // of the exchange in progress
   };
+  void begin() override;
   void average_between_hosts(const ReductionContext& context, int chunk, std::span<float> sums);
   std::vector<LayerValues> parts_of(int chunk, const std::vector<std::size_t>& pieces,
                                     std::span<float> sums) const;
@@ -45,10 +49,8 @@ class Hierarchical final : public Reduction {
   const Peers host_, lane_;
   std::unique_ptr<ScatterReduce> inside_;
   std::vector<LaneReductions> lane_reductions_;  // by chunk
-  // Of the run in progress:
-  std::vector<LayerValues> settled_;  // the layers of the run, with what they are owed
-  std::span<const LayerValues> layers_;
-  int divisor_ = 1;
+  // Of the exchange in progress:
+  std::vector<LayerValues> whole_;  // the layers as they travel inside the host
   std::size_t sent_ = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "thinwire/comm/average/reduce/low_rank.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
@@ -17,87 +18,127 @@ constexpr auto kBlock = static_cast<std::size_t>(Partition::kCachedPiece);
 LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
                  std::size_t chunk_bytes, WarmStarts& warm_starts)
     : iterations_(iterations), warm_starts_(warm_starts) {
-  std::size_t q_numel = 0;
   for (const Layer& layer : layers) {
     Matrix matrix;
     matrix.shape = low_rank_shape(layer.shape, DType::kFloat32, layer.rank);
     matrix.p = factors_;
-    matrix.q = q_numel;
+    matrix.q = q_numel_;
     factors_ += matrix.rows() * matrix.rank();
-    q_numel += matrix.cols() * matrix.rank();
+    q_numel_ += matrix.cols() * matrix.rank();
     matrices_.push_back(matrix);
   }
-  std::size_t p_numel = factors_;
+  p_numel_ = factors_;
   for (std::size_t i = 0; i < matrices_.size(); ++i) {
     if (matrices_[i].rank() > 0) continue;
-    matrices_[i].p = p_numel;
+    matrices_[i].p = p_numel_;
     std::size_t numel = 1;
     for (const std::int64_t extent : layers[i].shape) numel *= static_cast<std::size_t>(extent);
-    p_numel += numel;
+    p_numel_ += numel;
   }
-  p_.resize(p_numel);
-  q_.resize(q_numel);
   const auto mean_of = [&](std::size_t numel) {
     return std::make_unique<ExactMean>(static_cast<std::int64_t>(numel), peers, chunk_bytes);
   };
-  if (p_numel > 0) first_p_ = mean_of(p_numel);
-  if (q_numel == 0) return;
-  q_mean_ = mean_of(q_numel);
+  if (p_numel_ > 0) first_p_ = mean_of(p_numel_);
+  if (q_numel_ == 0) return;
+  q_mean_ = mean_of(q_numel_);
   if (iterations_ > 1) later_p_ = mean_of(factors_);
 }
 
-Averaged LowRank::run(const ReductionContext& context, std::span<const LayerValues> layers) {
-  load_warm_starts(context, layers);
-  Averaged averaged;
-  std::size_t& sent = averaged.sent;
-  for (int round = 0; round < iterations_; ++round) {
-    if (round > 0 && q_.empty()) break;
-    {
-      Timeline::Span span(context.timeline, context.track, "COMPRESS");
-      for (std::size_t i = 0; i < layers.size(); ++i) {
-        const Matrix& m = matrices_[i];
-        if (round == 0) {
-          first_multiply(layers[i], m);
-        } else if (m.rank() > 0) {
-          float* const q = q_.data() + m.q;
-          // Orthonormal columns keep further rounds from drowning the smaller singular values.
-          kernels::orthogonalize(q, m.cols(), m.rank());
-          kernels::low_rank_multiply(corrected(layers[i]).data(), m.rows(), m.cols(), q, m.rank(),
-                                     p_.data() + m.p);
-        }
-      }
-    }
-    const auto number = 2 * static_cast<std::uint64_t>(round);
-    sent += round == 0 ? first_p_->run(context.stage(number), p_)
-                       : later_p_->run(context.stage(number), std::span(p_).first(factors_));
-    if (q_.empty()) continue;
-    {
-      Timeline::Span span(context.timeline, context.track, "COMPRESS");
-      for (std::size_t i = 0; i < layers.size(); ++i) {
-        const Matrix& m = matrices_[i];
-        if (m.rank() == 0) continue;
-        kernels::orthogonalize(p_.data() + m.p, m.rows(), m.rank());
-        kernels::low_rank_multiply_transposed(corrected(layers[i]).data(), m.rows(), m.cols(),
-                                              p_.data() + m.p, m.rank(), q_.data() + m.q);
-      }
-    }
-    own_q_ = q_;
-    sent += q_mean_->run(context.stage(number + 1), q_);
-  }
-  if (!context.refusal->any()) averaged.finite = reconstruct(context, layers);
-  return averaged;
+void LowRank::begin() {
+  Arena& arena = context_.workspace->arena;
+  p_ = arena.floats(p_numel_);
+  q_ = arena.floats(q_numel_);
+  own_q_ = arena.floats(q_numel_);
+  averaged_ = {};
+  load_warm_starts();
+  multiply(0);
+  first_p_->start(context_.stage(0), p_);
 }
 
-// P = M Q by blocks of rows, which are corrected on the way, or the layer itself where it travels
-// as it is.
+void LowRank::advance() {
+  for (int round = 0; round < iterations_; ++round) {
+    const auto number = 2 * static_cast<std::uint64_t>(round);
+    if (round > 0) {
+      multiply(round);
+      later_p_->start(context_.stage(number), p_.first(factors_));
+    }
+    ExactMean& p_mean = round == 0 ? *first_p_ : *later_p_;
+    p_mean.advance();
+    if (q_.empty()) return;
+    note(p_mean.finish());
+    multiply_transposed();
+    q_mean_->start(context_.stage(number + 1), q_);
+    q_mean_->advance();
+    if (round + 1 < iterations_) note(q_mean_->finish());
+  }
+}
+
+void LowRank::note(const Averaged& averaged) {
+  averaged_.sent += averaged.sent;
+  averaged_.finite = averaged_.finite && averaged.finite;
+}
+
+Averaged LowRank::receive() {
+  note(q_.empty() ? first_p_->finish() : q_mean_->finish());
+  if (!averaged_.finite || context_.refusal->any()) return averaged_;
+  // No product of the factors is larger than this.
+  const auto largest = [](std::span<const float> values) {
+    float most = 0;
+    for (const float value : values) most = std::max(most, std::fabs(value));
+    return most;
+  };
+  for (const Matrix& m : matrices_) {
+    const float bound = static_cast<float>(m.rank()) *
+                        largest(p_.subspan(m.p, m.rows() * m.rank())) *
+                        largest(q_.subspan(m.q, m.cols() * m.rank()));
+    averaged_.finite = averaged_.finite && std::isfinite(bound);
+  }
+  return averaged_;
+}
+
+void LowRank::deliver(bool keep) {
+  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  for (std::size_t i = 0; i < layers_.size(); ++i) reconstruct(layers_[i], matrices_[i], keep);
+}
+
+void LowRank::multiply(int round) {
+  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const Matrix& m = matrices_[i];
+    if (round == 0) {
+      first_multiply(layers_[i], m);
+    } else if (m.rank() > 0) {
+      float* const q = q_.data() + m.q;
+      // Orthonormal columns keep further rounds from drowning the smaller singular values.
+      kernels::orthogonalize(q, m.cols(), m.rank());
+      kernels::low_rank_multiply(layers_[i].values.data(), m.rows(), m.cols(), q, m.rank(),
+                                 p_.data() + m.p);
+    }
+  }
+}
+
+void LowRank::multiply_transposed() {
+  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const Matrix& m = matrices_[i];
+    if (m.rank() == 0) continue;
+    kernels::orthogonalize(p_.data() + m.p, m.rows(), m.rank());
+    kernels::low_rank_multiply_transposed(layers_[i].values.data(), m.rows(), m.cols(),
+                                          p_.data() + m.p, m.rank(), q_.data() + m.q);
+  }
+  std::ranges::copy(q_, own_q_.begin());
+}
+
+// P = M Q by blocks of rows, which are corrected in place on the way, or the layer itself where it
+// travels as it is.
 void LowRank::first_multiply(const LayerValues& layer, const Matrix& m) {
   float* const p = p_.data() + m.p;
   if (m.rank() == 0) {
-    add_carried(layer, 0, std::span(p, layer.values.size()));
+    add_carried(layer, 0, p_.subspan(m.p, layer.values.size()));
     return;
   }
   for_each_block(m, [&](std::size_t row, std::size_t rows) {
-    const auto block = corrected(layer).subspan(row * m.cols(), rows * m.cols());
+    const auto block = layer.values.subspan(row * m.cols(), rows * m.cols());
     add_carried(layer, static_cast<std::int64_t>(row * m.cols()), block);
     kernels::low_rank_multiply(block.data(), rows, m.cols(), q_.data() + m.q, m.rank(),
                                block_p_.data());
@@ -105,11 +146,6 @@ void LowRank::first_multiply(const LayerValues& layer, const Matrix& m) {
       std::copy_n(block_p_.data() + c * rows, rows, p + c * m.rows() + row);
     }
   });
-}
-
-// Where the corrected gradient is: in the residual's memory, where one is kept.
-std::span<float> LowRank::corrected(const LayerValues& layer) {
-  return layer.residual.empty() ? layer.values : layer.residual;
 }
 
 // Calls visit(first row, rows) for blocks that fit the second-level cache.
@@ -122,14 +158,13 @@ void LowRank::for_each_block(const Matrix& m, const Visit& visit) {
   }
 }
 
-void LowRank::load_warm_starts(const ReductionContext& context,
-                               std::span<const LayerValues> layers) {
+void LowRank::load_warm_starts() {
   std::vector<float> start;
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Matrix& m = matrices_[i];
     if (m.rank() == 0) continue;
-    const RandomKey key = random_key(context, layers[i], /*peer=*/0, /*stage=*/0, 0);
-    const auto known = warm_starts_.find(layers[i].name);
+    const RandomKey key = random_key(context_, layers_[i], /*peer=*/0, /*stage=*/0, 0);
+    const auto known = warm_starts_.find(layers_[i].name);
     start.clear();
     if (known != warm_starts_.end() && known->second.cols == m.shape.cols) start = known->second.q;
     resize_factor(key, m.shape.cols, static_cast<std::int64_t>(start.size()) / m.shape.cols,
@@ -138,47 +173,41 @@ void LowRank::load_warm_starts(const ReductionContext& context,
   }
 }
 
-// Whether all means are finite.
-bool LowRank::reconstruct(const ReductionContext& context, std::span<const LayerValues> layers) {
-  Timeline::Span span(context.timeline, context.track, "DECOMPRESS");
-  bool finite = true;
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    const Matrix& m = matrices_[i];
-    const LayerValues& layer = layers[i];
-    const float* const p = p_.data() + m.p;
-    if (m.rank() == 0) {
-      std::ranges::fill(layer.residual, 0.0f);
-      std::copy_n(p, layer.values.size(), layer.values.begin());
-      finite = finite && kernels::all_finite(layer.values);
-      continue;
-    }
-    for_each_block(m, [&](std::size_t row, std::size_t rows) {
-      for (std::size_t c = 0; c < m.rank(); ++c) {
-        std::copy_n(p + c * m.rows() + row, rows, block_p_.data() + c * rows);
-      }
-      const auto mean = layer.values.subspan(row * m.cols(), rows * m.cols());
-      if (!layer.residual.empty()) {
-        kernels::low_rank_reconstruct(block_p_.data(), own_q_.data() + m.q, rows, m.cols(),
-                                      m.rank(), mean.data());
-        const auto rest = layer.residual.subspan(row * m.cols(), rows * m.cols());
-        kernels::subtract(rest, mean.data());
-        note_residual(layer, rest);
-      }
-      kernels::low_rank_reconstruct(block_p_.data(), q_.data() + m.q, rows, m.cols(), m.rank(),
-                                    mean.data());
-      finite = finite && kernels::all_finite(mean);
-    });
+// The mean of a layer, block by block; what the own factors miss of this rank's matrix before that.
+void LowRank::reconstruct(const LayerValues& layer, const Matrix& m, bool keep) {
+  const float* const p = p_.data() + m.p;
+  if (m.rank() == 0) {
+    if (keep) std::ranges::fill(layer.kept, 0.0f);
+    std::copy_n(p, layer.values.size(), layer.values.begin());
+    return;
   }
-  return finite;
+  for_each_block(m, [&](std::size_t row, std::size_t rows) {
+    for (std::size_t c = 0; c < m.rank(); ++c) {
+      std::copy_n(p + c * m.rows() + row, rows, block_p_.data() + c * rows);
+    }
+    const std::size_t begin = row * m.cols();
+    const auto values = layer.values.subspan(begin, rows * m.cols());
+    if (keep && !layer.kept.empty()) {
+      block_.resize(std::max(block_.size(), values.size()));
+      kernels::low_rank_reconstruct(block_p_.data(), own_q_.data() + m.q, rows, m.cols(), m.rank(),
+                                    block_.data());
+      kernels::subtract(values, block_.data());
+      if (kernels::all_finite(values)) {
+        std::ranges::copy(values, layer.kept.begin() + static_cast<std::ptrdiff_t>(begin));
+      }
+    }
+    kernels::low_rank_reconstruct(block_p_.data(), q_.data() + m.q, rows, m.cols(), m.rank(),
+                                  values.data());
+  });
 }
 
-void LowRank::commit(std::span<const LayerValues> layers) {
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+void LowRank::commit() {
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Matrix& m = matrices_[i];
     if (m.rank() == 0) continue;
-    auto known = warm_starts_.find(layers[i].name);
+    auto known = warm_starts_.find(layers_[i].name);
     if (known == warm_starts_.end()) {
-      known = warm_starts_.emplace(layers[i].name, WarmStart{}).first;
+      known = warm_starts_.emplace(layers_[i].name, WarmStart{}).first;
     }
     const auto first = q_.begin() + static_cast<std::ptrdiff_t>(m.q);
     known->second.cols = m.shape.cols;

@@ -43,8 +43,13 @@ class LowRank final : public Reduction {
   LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
           std::size_t chunk_bytes, WarmStarts& warm_starts);
 
-  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
-  void commit(std::span<const LayerValues> layers) override;
+  void advance() override;
+  Averaged receive() override;
+  void deliver(bool keep) override;
+  void commit() override;
+  std::size_t bytes() const override {
+    return (block_p_.capacity() + block_.capacity()) * sizeof(float);
+  }
 
  private:
   struct Matrix {
@@ -55,18 +60,24 @@ class LowRank final : public Reduction {
     std::size_t rank() const { return static_cast<std::size_t>(shape.rank); }
   };
 
-  void load_warm_starts(const ReductionContext& context, std::span<const LayerValues> layers);
+  void begin() override;
+  void load_warm_starts();
+  void multiply(int round);
   void first_multiply(const LayerValues& layer, const Matrix& m);
-  bool reconstruct(const ReductionContext& context, std::span<const LayerValues> layers);
-  static std::span<float> corrected(const LayerValues& layer);
+  void multiply_transposed();
+  void note(const Averaged& averaged);
+  void reconstruct(const LayerValues& layer, const Matrix& m, bool keep);
   template <typename Visit>
   void for_each_block(const Matrix& m, const Visit& visit);
 
   const int iterations_;
   std::vector<Matrix> matrices_;
-  std::size_t factors_ = 0;           // floats of p_ that are factors; dense layers follow
-  std::vector<float> p_, q_, own_q_;  // of all layers; own_q_: before the average
-  std::vector<float> block_p_;        // of the block of rows being worked on
+  std::size_t factors_ = 0;  // floats of p_ that are factors; dense layers follow
+  std::size_t p_numel_ = 0, q_numel_ = 0;
+  // Of the exchange in progress, all layers; own_q_: before the average.
+  std::span<float> p_, q_, own_q_;
+  Averaged averaged_;
+  std::vector<float> block_p_, block_;  // of the block of rows being worked on
   std::unique_ptr<ExactMean> first_p_, later_p_, q_mean_;
   WarmStarts& warm_starts_;
 };

@@ -12,29 +12,64 @@ namespace thinwire::comm {
 
 struct Averaged {
   std::size_t sent = 0;  // bytes that this rank handed to the network, headers included
-  bool finite = true;    // all means; the same on all ranks
+  bool finite = true;    // what all ranks brought, and all means; the same on all ranks
 };
 
-// A way to average a list of layers, given at construction, over the ranks. One instance keeps the
-// buffers of its messages. Not thread-safe.
+// A way to average a list of layers, given at construction, over the ranks. Not thread-safe, and
+// one exchange at a time.
+//
+// An exchange has four stages, so that another bucket can be worked on while this one's messages
+// travel. start() and advance() post all collectives, in an order that depends on the layout alone;
+// receive() and deliver() post none, so that ranks may come to them at different times.
+//
+// The memory of a layer's values holds, one after another, the gradient, then what encoding it lost
+// (where a residual is kept), then the mean: no rank needs more than the residuals themselves. So
+// a mean may be written only when it is known whether the step counts.
 class Reduction {
  public:
   virtual ~Reduction() = default;
 
-  // Replaces the values of all layers by their mean over the ranks, bit-identical on all of them;
-  // a value that is not finite on any rank makes the layer's mean non-finite. `layers` are those of
-  // the constructor.
-  //
-  // Collective. A frame that does not fit is decoded by nobody and noted in exchange.refusal; the
-  // values and Averaged::finite are then undefined. Throws CommError when a peer failed.
-  virtual Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) = 0;
+  // Encodes and posts the first messages. `layers` are those of the constructor and live, as what
+  // the context points to, until deliver() and commit() are done. Collective.
+  void start(const ReductionContext& context, std::span<const LayerValues> layers) {
+    context_ = context;
+    layers_ = layers;
+    begin();
+  }
+  // Posts all messages that are left. Collective. Throws CommError when a peer failed.
+  virtual void advance() = 0;
+  // Waits for the last messages. A frame that does not fit is decoded by nobody and noted in
+  // context.refusal; Averaged::finite is then undefined. Throws CommError when a peer failed.
+  virtual Averaged receive() = 0;
+  // Replaces the values of all layers by their mean over the ranks, bit-identical on all of them; a
+  // value that is not finite on any rank makes the layer's mean non-finite. With `keep` each
+  // layer's loss moves to LayerValues::kept before. Only where no frame was refused.
+  virtual void deliver(bool keep) = 0;
 
-  // Stores what the last run() learned for the next step (warm starts, second residuals). Called
-  // only if all means were finite, on all ranks or on none.
-  virtual void commit(std::span<const LayerValues> /*layers*/) {}
+  // Stores what the exchange learned for the next step (warm starts, second residuals). Called only
+  // if all means were finite, on all ranks or on none.
+  virtual void commit() {}
+
+  // All four stages; the values are undefined where a frame was refused.
+  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) {
+    start(context, layers);
+    advance();
+    const Averaged averaged = receive();
+    if (!context_.refusal->any()) deliver(averaged.finite);
+    return averaged;
+  }
+
+  // About the bytes that it holds between exchanges.
+  virtual std::size_t bytes() const { return 0; }
 
   // The elements whose second residual this rank keeps; Piece::layer counts within the layers.
   virtual std::vector<Piece> owned() const { return {}; }
+
+ protected:
+  virtual void begin() = 0;
+
+  ReductionContext context_;
+  std::span<const LayerValues> layers_;
 };
 
 }  // namespace thinwire::comm

@@ -33,14 +33,19 @@ bool add_carried(const LayerValues& layer, std::int64_t begin, std::span<float> 
   return kernels::add_scaled(values, layer.carried.data() + first, layer.carried_factor, into);
 }
 
-LayerValues with_carried_added(LayerValues layer) {
-  if (!layer.carried.empty()) add_carried(layer, 0, layer.values);
-  layer.carried = {};
-  return layer;
-}
-
 void note_residual(const LayerValues& layer, std::span<const float> part) {
   if (layer.residual_finite && !kernels::all_finite(part)) *layer.residual_finite = false;
+}
+
+void keep_residual(const LayerValues& layer, std::int64_t begin, std::int64_t numel) {
+  if (layer.kept.empty() || !*layer.residual_finite) return;
+  const auto first = static_cast<std::size_t>(begin);
+  const auto loss = layer.residual.subspan(first, static_cast<std::size_t>(numel));
+  std::copy(loss.begin(), loss.end(), layer.kept.begin() + begin);
+}
+
+void keep_residual(const LayerValues& layer) {
+  keep_residual(layer, 0, static_cast<std::int64_t>(layer.values.size()));
 }
 
 std::size_t encode_piece(const ReductionContext& context, const LayerValues& layer,
@@ -60,6 +65,12 @@ std::size_t encode_piece(const ReductionContext& context, const LayerValues& lay
   const bool finite = add_carried(layer, begin, rest);
   TensorView corrected = view_of(rest);
   if (whole) corrected.shape = layer.shape;
+  if (layer.codec->traits().lossless) {
+    const std::size_t bytes = layer.codec->compress(as_const(corrected), key, out);
+    std::ranges::fill(rest, 0.0f);
+    if (!finite && layer.residual_finite) *layer.residual_finite = false;
+    return bytes;
+  }
   const std::size_t bytes = layer.codec->compress_and_subtract(corrected, key, out);
   // A codec of whole layers has gone far beyond the cache; it loses nothing of finite values that
   // is not finite.

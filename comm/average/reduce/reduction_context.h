@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "thinwire/comm/average/memory/second_residual.h"
+#include "thinwire/comm/average/reduce/workspace.h"
 #include "thinwire/comm/wire/peers.h"
 #include "thinwire/comm/wire/refusal.h"
 #include "thinwire/common/philox.h"
@@ -19,7 +20,8 @@ namespace thinwire::comm {
 // One exchange: equal on all ranks but for the peers and the timeline.
 struct ReductionContext {
   const Peers* peers = nullptr;
-  Refusal* refusal = nullptr;  // receives the frames that did not fit
+  Refusal* refusal = nullptr;      // receives the frames that did not fit
+  Workspace* workspace = nullptr;  // whose arena is not reset before the exchange is over
   // The sum over the peers is divided by this: the ranks whose gradients are in it.
   int divisor = 1;
   std::uint64_t sequence = 0;  // number of the exchange on this group
@@ -34,7 +36,7 @@ struct ReductionContext {
 };
 
 // One layer in an exchange, or a run of its elements. `values` holds this rank's gradient and
-// receives the mean of what the ranks hold, which is values + carried_factor · owed.
+// receives the mean of what the ranks hold, which is values + carried_factor · carried.
 struct LayerValues {
   std::uint32_t id = 0;  // equal on all ranks, derived from the parameter's name
   std::string_view name = {};
@@ -45,8 +47,12 @@ struct LayerValues {
   // cache; empty: nothing.
   std::span<const float> carried = {};
   float carried_factor = 1;
-  // Empty, or of the size of `values`: receives what the local encoding x lost, x − D(C(x)).
+  // Empty, or of the size of `values` and usually the same memory: receives what the local encoding
+  // of x lost, x − D(C(x)), until that moves to `kept`.
   std::span<float> residual = {};
+  // Empty, or of the same size: where the loss is kept for the next step, usually the memory of
+  // `carried`.
+  std::span<float> kept = {};
   // Becomes false where the residual is not finite.
   bool* residual_finite = nullptr;
   std::int64_t first_element = 0;  // index within the layer of values[0]
@@ -54,17 +60,22 @@ struct LayerValues {
   // the kept residual when it is added to the next mean.
   SecondResidual* second = nullptr;
   float second_decay = 1;
+
+  // The loss is where the mean will be, so that this has to wait.
+  bool holds_residual() const { return !residual.empty() && residual.data() == values.data(); }
 };
 
-// into = values + carried_factor · owed, of the elements from `begin` on; `into` may be the values.
-// Returns whether all of it is finite.
+// into = values + carried_factor · carried, of the elements from `begin` on; `into` may be the
+// values. Returns whether all of it is finite.
 bool add_carried(const LayerValues& layer, std::int64_t begin, std::span<float> into);
-
-// The layer with all that it is owed in its values.
-LayerValues with_carried_added(LayerValues layer);
 
 // Notes whether a part of the layer's residual is finite.
 void note_residual(const LayerValues& layer, std::span<const float> part);
+
+// Moves the loss of some elements to where it is kept, before the mean is written. A layer whose
+// loss is not finite keeps its earlier one.
+void keep_residual(const LayerValues& layer, std::int64_t begin, std::int64_t numel);
+void keep_residual(const LayerValues& layer);
 
 // Encodes `numel` elements from `begin` on and, where the layer keeps a residual, writes what was
 // lost. Returns the bytes written to `out`.

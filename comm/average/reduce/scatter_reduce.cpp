@@ -56,11 +56,12 @@ std::span<float> part_of(std::span<float> values, std::size_t begin, const Piece
 
 struct ScatterReduce::Chunk {
   Messages scatter_out, scatter_in, gather_out, gather_in;
-  std::vector<std::byte> own = {};       // payload of this rank's own slice
+  std::span<std::byte> own = {};         // payload of this rank's own slice
+  std::span<float> sums = {};            // of the own slice; then what encoding its mean lost
   std::vector<FrameHeader> slices = {};  // by owner, see header_of()
-  std::vector<float> lost = {};  // by encoding the mean of the own slice; empty if nobody asks
   c10::intrusive_ptr<c10d::Work> scatter = {}, gather = {};
   int refused_rank = -1;  // whose frame of the scatter leg did not fit
+  bool finite = true;     // the mean of the own slice
 };
 
 ScatterReduce::ScatterReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
@@ -68,7 +69,6 @@ ScatterReduce::ScatterReduce(std::span<const PartitionLayer> layers, const Peers
     : rank_(peers.rank()),
       world_(peers.size()),
       partition_(Partition::in_chunks(layers, peers.size(), chunks, piece)) {
-  std::int64_t largest_own_slice = 0;
   for (int c = 0; c < partition_.chunks(); ++c) {
     const Slice& own = partition_.slice(c, rank_);
     std::vector<std::int64_t> of_owner, mine;
@@ -77,93 +77,121 @@ ScatterReduce::ScatterReduce(std::span<const PartitionLayer> layers, const Peers
       of_owner.push_back(r == rank_ ? 0 : theirs);
       mine.push_back(r == rank_ ? 0 : static_cast<std::int64_t>(own.frame_bytes()));
     }
-    Chunk chunk{.scatter_out = Messages(of_owner),
-                .scatter_in = Messages(mine),
-                .gather_out = Messages(mine),
-                .gather_in = Messages(of_owner)};
-    chunk.own.resize(own.payload_bytes);
-    chunks_.push_back(std::make_unique<Chunk>(std::move(chunk)));
-    largest_own_slice = std::max(largest_own_slice, own.numel);
+    chunks_.push_back(std::make_unique<Chunk>(Chunk{.scatter_out = Messages(of_owner),
+                                                    .scatter_in = Messages(mine),
+                                                    .gather_out = Messages(mine),
+                                                    .gather_in = Messages(of_owner)}));
   }
-  sums_.resize(static_cast<std::size_t>(largest_own_slice));
 }
 
 ScatterReduce::~ScatterReduce() = default;
 
-Averaged ScatterReduce::run(const ReductionContext& context, std::span<const LayerValues> layers) {
-  const int chunks = partition_.chunks();
-  finite_ = true;
-  // Three stages, one chunk apart; all ranks issue their collectives in this order.
-  for (int tick = 0; tick < chunks + 2; ++tick) {
-    if (tick < chunks) send_slices(context, layers, tick);
-    if (tick >= 1 && tick - 1 < chunks) reduce_own_slice(context, layers, tick - 1);
-    if (tick >= 2) receive_means(context, layers, tick - 2);
+// Places for all messages, and for the sums: of each chunk where what its mean loses is kept until
+// the step is known to count, else one that the chunks use in turn.
+void ScatterReduce::place() {
+  Arena& arena = context_.workspace->arena;
+  const bool keeps_losses = std::ranges::any_of(
+      layers_, [](const LayerValues& layer) { return layer.second != nullptr; });
+  std::size_t largest = 0;
+  for (int c = 0; c < partition_.chunks(); ++c) {
+    Chunk& chunk = *chunks_[static_cast<std::size_t>(c)];
+    const Slice& own = partition_.slice(c, rank_);
+    for (Messages* messages :
+         {&chunk.scatter_out, &chunk.scatter_in, &chunk.gather_out, &chunk.gather_in}) {
+      messages->place(arena);
+    }
+    chunk.own = arena.bytes(own.payload_bytes);
+    const auto numel = static_cast<std::size_t>(own.numel);
+    largest = std::max(largest, numel);
+    if (keeps_losses) chunk.sums = arena.floats(numel);
   }
+  if (keeps_losses) return;
+  const std::span<float> shared = arena.floats(largest);
+  for (int c = 0; c < partition_.chunks(); ++c) {
+    chunks_[static_cast<std::size_t>(c)]->sums =
+        shared.first(static_cast<std::size_t>(partition_.slice(c, rank_).numel));
+  }
+}
+
+// Three steps, one chunk apart; all ranks issue their collectives in this order.
+void ScatterReduce::begin() {
+  finite_ = true;
+  place();
+  send_slices(0);
+}
+
+void ScatterReduce::advance() {
+  const int chunks = partition_.chunks();
+  for (int tick = 1; tick <= chunks; ++tick) {
+    if (tick < chunks) send_slices(tick);
+    reduce_own_slice(tick - 1);
+    if (tick >= 2) receive_means(tick - 2);
+  }
+}
+
+Averaged ScatterReduce::receive() {
+  receive_means(partition_.chunks() - 1);
   Averaged averaged{.finite = finite_};
+  if (context_.peers->alone()) return averaged;
   for (const auto& chunk : chunks_) {
     averaged.sent += chunk->scatter_out.bytes() + chunk->gather_out.bytes();
   }
   return averaged;
 }
 
-void ScatterReduce::send_slices(const ReductionContext& context,
-                                std::span<const LayerValues> layers, int index) {
+void ScatterReduce::send_slices(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   if (chunk.slices.empty()) {
     for (int owner = 0; owner < world_; ++owner) {
       const Slice& slice = partition_.slice(index, owner);
-      chunk.slices.push_back({.codec_id = codec_id_of(layers, slice),
+      chunk.slices.push_back({.codec_id = codec_id_of(layers_, slice),
                               .numel = static_cast<std::uint64_t>(slice.numel),
                               .payload_bytes = slice.payload_bytes});
     }
   }
   {
-    Timeline::Span span(context.timeline, context.track, "COMPRESS");
+    Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
     for (int owner = 0; owner < world_; ++owner) {
       const Slice& slice = partition_.slice(index, owner);
       if (slice.numel == 0) continue;
-      const auto frame = chunk.scatter_out.of(owner);
-      const auto payload =
-          owner == rank_ ? std::span<std::byte>(chunk.own) : frame.subspan(kFrameHeaderBytes);
+      const auto frame = owner == rank_ ? std::span<std::byte>() : chunk.scatter_out.of(owner);
+      const auto payload = owner == rank_ ? chunk.own : frame.subspan(kFrameHeaderBytes);
       for_each_piece(slice, [&](const Piece& piece, std::size_t byte, std::size_t) {
-        encode_piece(context, layers[piece.layer], piece.begin, piece.numel,
+        encode_piece(context_, layers_[piece.layer], piece.begin, piece.numel,
                      payload.subspan(byte, piece.bytes));
       });
       if (owner == rank_) continue;
-      write_frame_header(header_of(chunk.slices[static_cast<std::size_t>(owner)], context, index,
+      write_frame_header(header_of(chunk.slices[static_cast<std::size_t>(owner)], context_, index,
                                    Leg::kScatter, rank_),
                          payload, frame);
     }
   }
-  if (!context.peers->alone()) {
-    chunk.scatter = context.peers->all_to_all(chunk.scatter_in, chunk.scatter_out);
+  if (!context_.peers->alone()) {
+    chunk.scatter = context_.peers->all_to_all(chunk.scatter_in, chunk.scatter_out);
   }
 }
 
-void ScatterReduce::reduce_own_slice(const ReductionContext& context,
-                                     std::span<const LayerValues> layers, int index) {
+void ScatterReduce::reduce_own_slice(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
-  if (!context.peers->alone()) {
-    Timeline::Span span(context.timeline, context.track, "EXCHANGE",
+  if (!context_.peers->alone()) {
+    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
                         static_cast<std::int64_t>(chunk.scatter_out.bytes()));
-    wait(context.peers->group(), chunk.scatter, "scatter_reduce", context.sequence);
+    wait(context_.peers->group(), chunk.scatter, "scatter_reduce", context_.sequence);
   }
-  const bool accepted = accepts_own_slice(context, index) && add_up(context, layers, index);
-  const auto sums =
-      std::span(sums_).first(static_cast<std::size_t>(partition_.slice(index, rank_).numel));
+  const bool accepted = accepts_own_slice(index) && add_up(index);
   if (sums_hook_) {
     // Even with sums that mean nothing: other ranks take part in what it exchanges.
-    sums_hook_(context, index, sums);
+    sums_hook_(context_, index, chunk.sums);
   } else {
     // The one place where a scatter-reduced gradient is divided by the number of ranks.
-    kernels::divide(sums, static_cast<float>(context.divisor));
+    kernels::divide(chunk.sums, static_cast<float>(context_.divisor));
   }
-  if (accepted) encode_mean(context, layers, index);
-  send_mean(context, index, !accepted);
+  if (accepted) encode_mean(index);
+  send_mean(index, !accepted);
 }
 
 // Checks the frames of the own slice; notes the first that does not fit.
-bool ScatterReduce::accepts_own_slice(const ReductionContext& context, int index) {
+bool ScatterReduce::accepts_own_slice(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   chunk.refused_rank = -1;
   const FrameHeader& own = chunk.slices[static_cast<std::size_t>(rank_)];
@@ -172,11 +200,11 @@ bool ScatterReduce::accepts_own_slice(const ReductionContext& context, int index
     if (r == rank_) continue;
     const auto frame = chunk.scatter_in.of(r);
     try {
-      verify_frame(read_frame_header(frame), header_of(own, context, index, Leg::kScatter, r),
+      verify_frame(read_frame_header(frame), header_of(own, context_, index, Leg::kScatter, r),
                    frame.subspan(kFrameHeaderBytes));
     } catch (const FrameError& error) {
-      chunk.refused_rank = context.peers->group_rank(r);
-      context.refusal->note(chunk.refused_rank, error);
+      chunk.refused_rank = context_.peers->group_rank(r);
+      context_.refusal->note(chunk.refused_rank, error);
       return false;
     }
   }
@@ -184,65 +212,73 @@ bool ScatterReduce::accepts_own_slice(const ReductionContext& context, int index
 }
 
 // The sums of the own slice, in rank order. False if a payload cannot be decoded.
-bool ScatterReduce::add_up(const ReductionContext& context, std::span<const LayerValues> layers,
-                           int index) {
+bool ScatterReduce::add_up(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
-  Timeline::Span span(context.timeline, context.track, "DECOMPRESS");
+  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
   int r = 0;
   try {
     for_each_piece(partition_.slice(index, rank_), [&](const Piece& piece, std::size_t byte,
                                                        std::size_t element) {
-      const LayerValues& layer = layers[piece.layer];
+      const LayerValues& layer = layers_[piece.layer];
       for (r = 0; r < world_; ++r) {
         const auto payload = r == rank_ ? std::span<const std::byte>(chunk.own)
                                         : chunk.scatter_in.of(r).subspan(kFrameHeaderBytes);
         layer.codec->decompress(payload.subspan(byte, piece.bytes),
-                                random_key(context, layer, r, /*stage=*/0, piece.begin),
-                                view_of(part_of(sums_, element, piece)),
+                                random_key(context_, layer, r, /*stage=*/0, piece.begin),
+                                view_of(part_of(chunk.sums, element, piece)),
                                 r == 0 ? WriteMode::kAssign : WriteMode::kAccumulate);
       }
     });
   } catch (const FrameError& error) {
-    chunk.refused_rank = context.peers->group_rank(r);
-    context.refusal->note(chunk.refused_rank, error);
+    chunk.refused_rank = context_.peers->group_rank(r);
+    context_.refusal->note(chunk.refused_rank, error);
     return false;
   }
   return true;
 }
 
-void ScatterReduce::encode_mean(const ReductionContext& context,
-                                std::span<const LayerValues> layers, int index) {
+// Leaves in the sums what the encoding loses, where anybody asks for it.
+void ScatterReduce::encode_mean(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
-  Timeline::Span span(context.timeline, context.track, "COMPRESS");
-  const Slice& slice = partition_.slice(index, rank_);
-  for_each_piece(slice, [&](const Piece& piece, std::size_t byte, std::size_t element) {
-    const LayerValues& layer = layers[piece.layer];
-    const RandomKey key = random_key(context, layer, rank_, /*stage=*/1, piece.begin);
-    const auto mean = part_of(sums_, element, piece);
-    const auto decoded = part_of(layer.values, static_cast<std::size_t>(piece.begin), piece);
-    const auto payload = std::span<std::byte>(chunk.own).subspan(byte, piece.bytes);
+  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  chunk.finite = true;
+  for_each_piece(partition_.slice(index, rank_), [&](const Piece& piece, std::size_t byte,
+                                                     std::size_t element) {
+    const LayerValues& layer = layers_[piece.layer];
+    const RandomKey key = random_key(context_, layer, rank_, /*stage=*/1, piece.begin);
+    const auto mean = part_of(chunk.sums, element, piece);
+    const auto payload = chunk.own.subspan(byte, piece.bytes);
     if (layer.second) {
       const auto kept =
           layer.second->of(layer.name, layer.first_element + piece.begin, piece.numel);
       if (!kept.empty()) kernels::add_scaled(mean.data(), kept.data(), layer.second_decay, mean);
     }
+    if (layer.holds_residual()) {
+      // What is decoded has no place yet. A difference is finite where both of its terms are.
+      if (layer.codec->traits().lossless) {
+        layer.codec->compress(view_of(std::span<const float>(mean)), key, payload);
+      } else {
+        layer.codec->compress_and_subtract(view_of(mean), key, payload);
+      }
+      chunk.finite = kernels::all_finite(mean) && chunk.finite;
+      return;
+    }
+    const auto decoded = part_of(layer.values, static_cast<std::size_t>(piece.begin), piece);
     layer.codec->compress(view_of(std::span<const float>(mean)), key, payload);
     layer.codec->decompress(payload, key, view_of(decoded), WriteMode::kAssign);
-    finite_ = finite_ && kernels::all_finite(decoded);
-    if (layer.second) {
-      chunk.lost.resize(static_cast<std::size_t>(slice.numel));
-      const auto lost = part_of(chunk.lost, element, piece);
-      kernels::add_scaled(mean.data(), decoded.data(), -1, lost);
-    }
+    chunk.finite = kernels::all_finite(decoded) && chunk.finite;
+    if (layer.second) kernels::subtract(mean, decoded.data());
   });
+  finite_ = finite_ && chunk.finite;
 }
 
-void ScatterReduce::send_mean(const ReductionContext& context, int index, bool refused) {
-  if (context.peers->alone()) return;
+void ScatterReduce::send_mean(int index, bool refused) {
+  if (context_.peers->alone()) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   const FrameHeader& own = chunk.slices[static_cast<std::size_t>(rank_)];
   if (own.numel > 0 && world_ > 1) {
-    FrameHeader header = header_of(own, context, index, Leg::kGather, rank_);
+    FrameHeader header = header_of(own, context_, index, Leg::kGather, rank_);
+    if (!chunk.finite) header.status = FrameHeader::Status::kNonFinite;
     if (refused) {
       header.status = FrameHeader::Status::kPeerFrameInvalid;
       header.blamed_rank = chunk.refused_rank;
@@ -255,60 +291,115 @@ void ScatterReduce::send_mean(const ReductionContext& context, int index, bool r
       if (r != rank_ && frame.data() != first.data()) std::ranges::copy(first, frame.begin());
     }
   }
-  chunk.gather = context.peers->all_to_all(chunk.gather_in, chunk.gather_out);
+  chunk.gather = context_.peers->all_to_all(chunk.gather_in, chunk.gather_out);
 }
 
-void ScatterReduce::receive_means(const ReductionContext& context,
-                                  std::span<const LayerValues> layers, int index) {
+// Checks the frames of a chunk's means and decodes those that have a place already.
+void ScatterReduce::receive_means(int index) {
+  if (context_.peers->alone()) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
-  if (!context.peers->alone()) {
-    Timeline::Span span(context.timeline, context.track, "EXCHANGE",
+  {
+    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
                         static_cast<std::int64_t>(chunk.gather_out.bytes()));
-    wait(context.peers->group(), chunk.gather, "scatter_reduce", context.sequence);
+    wait(context_.peers->group(), chunk.gather, "scatter_reduce", context_.sequence);
   }
-  Timeline::Span span(context.timeline, context.track, "DECOMPRESS");
+  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
   for (int owner = 0; owner < world_; ++owner) {
     const Slice& slice = partition_.slice(index, owner);
     if (owner == rank_ || slice.numel == 0) continue;
-    const int sender = context.peers->group_rank(owner);
+    const int sender = context_.peers->group_rank(owner);
     const auto frame = chunk.gather_in.of(owner);
     const auto payload = frame.subspan(kFrameHeaderBytes);
     try {
       const FrameHeader found = read_frame_header(frame);
-      if (found.status != FrameHeader::Status::kOk) {
-        context.refusal->note_second_hand(sender, found.blamed_rank);
+      if (!holds_payload(found.status)) {
+        context_.refusal->note_second_hand(sender, found.blamed_rank);
         continue;
       }
       verify_frame(found,
-                   header_of(chunk.slices[static_cast<std::size_t>(owner)], context, index,
+                   header_of(chunk.slices[static_cast<std::size_t>(owner)], context_, index,
                              Leg::kGather, owner),
                    payload);
-      for_each_piece(slice, [&](const Piece& piece, std::size_t byte, std::size_t) {
-        const LayerValues& layer = layers[piece.layer];
-        const auto mean = part_of(layer.values, static_cast<std::size_t>(piece.begin), piece);
-        layer.codec->decompress(payload.subspan(byte, piece.bytes),
-                                random_key(context, layer, owner, /*stage=*/1, piece.begin),
-                                view_of(mean), WriteMode::kAssign);
-        finite_ = finite_ && kernels::all_finite(mean);
-      });
+      finite_ = finite_ && found.status == FrameHeader::Status::kOk;
+      decode(index, owner, payload,
+             [](const LayerValues& layer, const Piece&) { return !layer.holds_residual(); });
     } catch (const FrameError& error) {
-      context.refusal->note(sender, error);
+      context_.refusal->note(sender, error);
     }
   }
 }
 
-void ScatterReduce::commit(std::span<const LayerValues> layers) {
-  for (int c = 0; c < partition_.chunks(); ++c) {
+// Writes an owner's means, piece by piece, where `wanted(layer, piece)`.
+template <typename Wanted>
+void ScatterReduce::decode(int index, int owner, std::span<const std::byte> payload,
+                           const Wanted& wanted) {
+  for_each_piece(
+      partition_.slice(index, owner), [&](const Piece& piece, std::size_t byte, std::size_t) {
+        const LayerValues& layer = layers_[piece.layer];
+        if (!wanted(layer, piece)) return;
+        const auto begin = static_cast<std::size_t>(piece.begin);
+        layer.codec->decompress(payload.subspan(byte, piece.bytes),
+                                random_key(context_, layer, owner, /*stage=*/1, piece.begin),
+                                view_of(part_of(layer.values, begin, piece)), WriteMode::kAssign);
+      });
+}
+
+void ScatterReduce::deliver(bool keep) {
+  // A piece is in cache from one to the other.
+  const auto make_room = [keep](const LayerValues& layer, const Piece& piece) {
+    if (keep && layer.holds_residual()) keep_residual(layer, piece.begin, piece.numel);
+    return layer.holds_residual();
+  };
+  const bool waits = std::ranges::any_of(layers_, &LayerValues::holds_residual);
+  Timeline::Span span(waits ? context_.timeline : nullptr, context_.track, "DECOMPRESS");
+  for (int c = 0; c < partition_.chunks() && waits; ++c) {
     Chunk& chunk = *chunks_[static_cast<std::size_t>(c)];
-    if (chunk.lost.empty()) continue;
+    for (int owner = 0; owner < world_; ++owner) {
+      if (partition_.slice(c, owner).numel == 0) continue;
+      const auto payload = owner == rank_ ? std::span<const std::byte>(chunk.own)
+                                          : chunk.gather_in.of(owner).subspan(kFrameHeaderBytes);
+      try {
+        decode(c, owner, payload, make_room);
+      } catch (const FrameError& error) {
+        context_.refusal->note(context_.peers->group_rank(owner), error);
+      }
+    }
+  }
+  release();
+}
+
+void ScatterReduce::commit() {
+  for (int c = 0; c < partition_.chunks(); ++c) {
+    const Chunk& chunk = *chunks_[static_cast<std::size_t>(c)];
     for_each_piece(partition_.slice(c, rank_),
                    [&](const Piece& piece, std::size_t, std::size_t element) {
-                     const LayerValues& layer = layers[piece.layer];
+                     const LayerValues& layer = layers_[piece.layer];
                      if (!layer.second) return;
                      layer.second->store(layer.name, layer.first_element + piece.begin,
-                                         part_of(chunk.lost, element, piece));
+                                         part_of(chunk.sums, element, piece));
                    });
   }
+}
+
+// The messages' memory belongs to the next bucket.
+void ScatterReduce::release() {
+  for (const auto& chunk : chunks_) {
+    for (Messages* messages :
+         {&chunk->scatter_out, &chunk->scatter_in, &chunk->gather_out, &chunk->gather_in}) {
+      messages->release();
+    }
+    chunk->scatter = chunk->gather = {};
+  }
+}
+
+std::size_t ScatterReduce::bytes() const {
+  std::size_t bytes = 0;
+  for (int c = 0; c < partition_.chunks(); ++c) {
+    for (int owner = 0; owner < world_; ++owner) {
+      bytes += sizeof(Slice) + partition_.slice(c, owner).pieces.capacity() * sizeof(Piece);
+    }
+  }
+  return bytes;
 }
 
 std::vector<Piece> ScatterReduce::owned() const {

@@ -12,8 +12,8 @@
 
 namespace thinwire::comm {
 
-// One instance serves one list of layers, in the order given to the constructor: run() allocates
-// nothing but what the backend does.
+// One instance serves one list of layers, in the order given to the constructor; messages and sums
+// lie in the workspace.
 //
 // Terms: W ranks; a *slice* is what one rank owns, the layers are cut into *chunks*,
 // each into W slices.
@@ -42,8 +42,11 @@ class ScatterReduce final : public Reduction {
                 std::int64_t piece = Partition::kCachedPiece);
   ~ScatterReduce() override;
 
-  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
-  void commit(std::span<const LayerValues> layers) override;
+  void advance() override;
+  Averaged receive() override;
+  void deliver(bool keep) override;
+  void commit() override;
+  std::size_t bytes() const override;
   std::vector<Piece> owned() const override;
 
   void set_sums_hook(SumsHook hook) { sums_hook_ = std::move(hook); }
@@ -52,23 +55,24 @@ class ScatterReduce final : public Reduction {
  private:
   struct Chunk;
 
-  void send_slices(const ReductionContext& context, std::span<const LayerValues> layers, int chunk);
-  void reduce_own_slice(const ReductionContext& context, std::span<const LayerValues> layers,
-                        int chunk);
-  void receive_means(const ReductionContext& context, std::span<const LayerValues> layers,
-                     int chunk);
-
-  bool accepts_own_slice(const ReductionContext& context, int chunk);
-  bool add_up(const ReductionContext& context, std::span<const LayerValues> layers, int chunk);
-  void encode_mean(const ReductionContext& context, std::span<const LayerValues> layers, int chunk);
-  void send_mean(const ReductionContext& context, int chunk, bool refused);
+  void begin() override;
+  void place();
+  void send_slices(int chunk);
+  void reduce_own_slice(int chunk);
+  bool accepts_own_slice(int chunk);
+  bool add_up(int chunk);
+  void encode_mean(int chunk);
+  void send_mean(int chunk, bool refused);
+  void receive_means(int chunk);
+  void release();
+  template <typename Wanted>
+  void decode(int chunk, int owner, std::span<const std::byte> payload, const Wanted& wanted);
 
   const int rank_;
   const int world_;
   const Partition partition_;
   std::vector<std::unique_ptr<Chunk>> chunks_;
   bool finite_ = true;  // the means of the run in progress
-  std::vector<float> sums_;
   SumsHook sums_hook_;
 };
 

@@ -31,29 +31,32 @@ class SparseReduce final : public Reduction {
  public:
   SparseReduce(std::span<const PartitionLayer> layers, const Peers& peers);
 
-  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
+  void advance() override;
+  Averaged receive() override;
+  void deliver(bool keep) override;
 
  private:
   std::int64_t begin_of(int owner) const;
   std::uint64_t numel_of(int owner) const;
 
-  void pick(const ReductionContext& context, std::span<const LayerValues> layers);
-  int add_up(const ReductionContext& context, const ReceivedFrames& received);
-  bool spread(const ReductionContext& context, std::span<const LayerValues> layers,
-              const ReceivedFrames& received);
-  void write_range(std::span<const LayerValues> layers, int owner, const SparseEntries& entries);
+  void begin() override;
+  void pick();
+  void sort_by_owner(std::int64_t first);
+  void address(int owner);
+  int add_up(const ReceivedFrames& received, SparseEntries& means);
+  void write_range(int owner, const SparseEntries& entries);
 
   const int world_;
   const int rank_;
   std::int64_t numel_ = 0;
-  std::size_t most_ = 0;  // bytes of a frame
-  std::vector<std::byte> encoded_;
-  std::vector<float> decoded_;          // one layer, as its codec decodes it
-  std::vector<SparseEntries> entries_;  // this rank's, by owner
+  std::size_t most_ = 0;             // bytes of a frame
+  std::size_t most_of_a_layer_ = 0;  // bytes of a codec's payload
   std::vector<FrameBuffer> to_owners_;
-  std::vector<float> sums_;  // of the own range
   FrameBuffer mean_;
-  SparseEntries union_, scratch_;
+  int refused_ = -1;  // the rank whose entries were refused
+  bool own_finite_ = true;
+  FrameSwap to_owners_swap_, means_swap_;
+  ReceivedFrames means_;
 };
 
 }  // namespace thinwire::comm

@@ -19,11 +19,16 @@ class SummableReduce final : public Reduction {
   SummableReduce(std::span<const PartitionLayer> layers, const Peers& peers,
                  std::size_t chunk_bytes);
 
-  Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) override;
+  void advance() override { mean_.advance(); }
+  Averaged receive() override;
+  void deliver(bool keep) override;
 
  private:
+  void begin() override;
+
   std::vector<std::size_t> floats_;  // of every layer's payload
-  std::vector<float> payload_;
+  std::size_t total_ = 0;
+  std::span<float> payload_;  // of the exchange in progress
   ExactMean mean_;
 };
 

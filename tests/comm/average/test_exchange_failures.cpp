@@ -161,8 +161,11 @@ TEST(ExchangeFailures, OneThatOnlyOneRankHasIsNamedOnEveryRank) {
 
 // ---- damaged messages --------------------------------------------------------------------------
 
-// What happens to the messages that rank 1 receives in one of its all_to_alls.
+// What happens to what rank 1 receives in one of its collectives of a kind.
 struct Damage {
+  // kFrames: all_to_alls and all_gathers of bytes; kSizes: all_to_alls of numbers; kSums:
+  // all_reduces.
+  enum class Of { kFrames, kSizes, kSums } of = Of::kFrames;
   int call = -1;         // which of them, counted from 0; −1: none
   std::size_t byte = 0;  // this byte of what came is changed,
   int replay = -1;       // or all of it is what came in this earlier call
@@ -183,9 +186,29 @@ class DamagingBackend : public c10d::Backend {
                                                std::vector<std::int64_t>& output_sizes,
                                                std::vector<std::int64_t>& input_sizes,
                                                const c10d::AllToAllOptions& options) override {
+    return damaged(
+        output.scalar_type() == at::kByte ? Damage::Of::kFrames : Damage::Of::kSizes, output,
+        [&] { return inner_->alltoall_base(output, input, output_sizes, input_sizes, options); });
+  }
+  c10::intrusive_ptr<c10d::Work> _allgather_base(at::Tensor& output, at::Tensor& input,
+                                                 const c10d::AllgatherOptions& options) override {
+    const auto start = [&] { return inner_->_allgather_base(output, input, options); };
+    return output.scalar_type() == at::kByte ? damaged(Damage::Of::kFrames, output, start)
+                                             : start();
+  }
+  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& tensors,
+                                           const c10d::AllreduceOptions& options) override {
+    return damaged(Damage::Of::kSums, tensors[0],
+                   [&] { return inner_->allreduce(tensors, options); });
+  }
+
+ private:
+  template <typename Start>
+  c10::intrusive_ptr<c10d::Work> damaged(Damage::Of kind, at::Tensor& output, const Start& start) {
+    if (kind != damage_.of) return start();
     const int call = calls_++;
     if (call == damage_.refuse) throw std::runtime_error("the cable is cut");
-    auto work = inner_->alltoall_base(output, input, output_sizes, input_sizes, options);
+    auto work = start();
     if (call == damage_.replay) {
       work->wait();
       earlier_ = output.clone();
@@ -196,17 +219,12 @@ class DamagingBackend : public c10d::Backend {
         output.copy_(earlier_);
       } else {
         auto* bytes = static_cast<std::uint8_t*>(output.mutable_data_ptr());
-        bytes[damage_.byte % static_cast<std::size_t>(output.numel())] ^= 0x10;
+        bytes[damage_.byte % output.nbytes()] ^= 0x10;
       }
     }
     return work;
   }
-  c10::intrusive_ptr<c10d::Work> _allgather_base(at::Tensor& output, at::Tensor& input,
-                                                 const c10d::AllgatherOptions& options) override {
-    return inner_->_allgather_base(output, input, options);
-  }
 
- private:
   c10::intrusive_ptr<c10d::Backend> inner_;
   const Damage damage_;
   at::Tensor earlier_;
@@ -226,7 +244,7 @@ c10::intrusive_ptr<c10d::ProcessGroup> damaging_group(const RankContext& ctx, Da
 struct Way {
   const char* spec;
   const char* strategy;
-  int legs;  // all_to_alls of one average
+  int legs;  // exchanges of frames of one average
   int world = 3;
   std::vector<int> hosts = {};
 
@@ -292,6 +310,52 @@ INSTANTIATE_TEST_SUITE_P(
         Way{"powersgd(rank=2, error_feedback=off)", "low_rank", 4},
         Way{"quantize(bits=4, error_feedback=off)", "hierarchical", 4, 4, {0, 0, 1, 1}},
         Way{"ternary(density=0.1, error_feedback=off)", "hierarchical", 3, 4, {0, 1, 0, 1}}));
+
+// Ranks that disagree about the size of a frame would wait for each other.
+TEST(ExchangeFailures, DamagedSizesAreNamedOnEveryRank) {
+  for (const std::size_t byte : {0u, 1u, 2u, 3u, 7u}) {
+    const auto errors = errors_of<FrameError>(3, [&](RankContext& ctx) {
+      average_without_rank_1(ctx, [&] {
+        BucketAverager averager(
+            damaging_group(ctx, {.of = Damage::Of::kSizes, .call = 0, .byte = byte}),
+            {.strategy = Strategy::kSparse});
+        Bucket bucket = random_bucket(kShapes, 0, ctx.rank);
+        averager.average(bucket, uniform_plan(kShapes, "topk(density=0.1)"), 0);
+      });
+    });
+    EXPECT_THAT(errors, Each(AllOf(errors[0], HasSubstr("the size that rank 0 announced to rank 1 "
+                                                        "arrived damaged"))))
+        << byte;
+  }
+}
+
+// ---- replicas that differ ----------------------------------------------------------------------
+
+// An all_reduce has no frames: only the comparison of the replicas sees what it does to one rank.
+TEST(ExchangeFailures, ReplicasThatDifferAreAnErrorOnEveryRank) {
+  for (const bool checks : {false, true}) {
+    const auto errors = errors_of<InternalError>(3, [&](RankContext& ctx) {
+      BucketAverager averager(
+          damaging_group(ctx, {.of = Damage::Of::kSums, .call = 4, .byte = 1000}),
+          {.check_replicas_every = checks ? 1 : 0});
+      for (std::int64_t step = 0; step < 3; ++step) {
+        for (std::size_t index = 0; index < 3; ++index) {
+          Bucket bucket = random_bucket(kShapes, 0, ctx.rank);
+          bucket.index = index;
+          BucketInFlight& in_flight = averager.begin(bucket, Plan(), step);
+          averager.advance(in_flight);
+          averager.finish(in_flight);
+        }
+        averager.agree();
+      }
+    });
+    if (checks) {
+      EXPECT_THAT(errors, Each(AllOf(HasSubstr("step 1, bucket 1"), HasSubstr("not bit-equal"))));
+    } else {
+      EXPECT_THAT(errors, Each("no error"));
+    }
+  }
+}
 
 TEST(ExchangeFailures, ACollectiveThatOneRankCannotStartIsNamedOnEveryRank) {
   for (const int call : {0, 1}) {

@@ -199,7 +199,7 @@ TEST(AdaptivePlan, CountsWhatItCosts) {
     const double elements = 1024 + 16384 + 2560;
     EXPECT_LT(static_cast<double>(summary.sent_bytes), 2 * (2 * elements + 2000));
     EXPECT_GT(summary.sent_bytes, 2 * 2 * 2560u);
-    EXPECT_EQ(trainer.adaptive.statistics().bytes(), static_cast<std::size_t>(4 * elements));
+    EXPECT_EQ(trainer.adaptive.statistics().bytes(), 0u) << "between two windows";
   });
 }
 

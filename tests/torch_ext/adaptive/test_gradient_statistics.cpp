@@ -122,10 +122,13 @@ TEST(GradientStatistics, LayersLargerThanOneMessage) {
     for (std::int64_t i = 0; i < 1201000; ++i) {
       values[i] = static_cast<float>(i % 100) + static_cast<float>(2 * ctx.rank);
     }
+    EXPECT_EQ(statistics.bytes(), 0u);
     statistics.add(bucket);
+    EXPECT_EQ(statistics.bytes(), 4u * 1201000);
     statistics.finish_step();
     const std::uint64_t sent = statistics.exchange(*ctx.group, 1);
     const bool owns_large = statistics.owner(0) == ctx.rank;
+    EXPECT_EQ(statistics.bytes(), owns_large ? 4u * 1200000 : 4u * 1000);
     EXPECT_EQ(sent, owns_large ? 2000u : 2400000u) << "what the other one owns";
     for (std::size_t layer = 0; layer < 2; ++layer) {
       if (statistics.owner(layer) != ctx.rank) continue;
@@ -134,6 +137,8 @@ TEST(GradientStatistics, LayersLargerThanOneMessage) {
         ASSERT_EQ(mean[i], static_cast<float>(i % 100) + 1.0f) << i;
       }
     }
+    statistics.release();
+    EXPECT_EQ(statistics.bytes(), 0u);
   });
 }
 

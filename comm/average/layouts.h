@@ -1,0 +1,49 @@
+// The layouts of the buckets that are averaged now.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "thinwire/comm/average/bucket_layout.h"
+
+namespace thinwire::comm {
+
+// Of each bucket the layouts of the last plans; those of buckets that come no more are dropped, as
+// when c10d's Reducer rebuilds its buckets after the first step. Not thread-safe.
+class Layouts {
+ public:
+  // What is passed by reference outlives the object.
+  Layouts(const AveragerOptions& options, c10d::ProcessGroup& group, const Peers& peers,
+          WarmStarts& warm_starts)
+      : options_(options), group_(group), peers_(peers), warm_starts_(warm_starts) {}
+
+  // A pure function of the arguments and of what came before, which are equal on all ranks.
+  // `part`: the bucket has only those of its layers that are in use. Throws InvalidArgument where a
+  // strategy that the options name cannot average a layer's codec.
+  std::shared_ptr<BucketLayout> of(const Bucket& bucket, const Plan& plan, std::int64_t step,
+                                   bool part = false);
+
+  std::size_t count() const;
+  // Bytes held.
+  std::size_t bytes() const;
+
+ private:
+  struct Known {
+    std::uint64_t composition = 0;
+    std::int64_t last_step = 0;
+    std::vector<std::shared_ptr<BucketLayout>> layouts;  // the last used first
+  };
+  void drop_unused(std::int64_t step);
+
+  const AveragerOptions& options_;
+  c10d::ProcessGroup& group_;
+  const Peers& peers_;
+  WarmStarts& warm_starts_;
+  std::int64_t step_ = -1;
+  std::map<std::pair<std::size_t, bool>, Known> known_;  // by the bucket's number, and `part`
+};
+
+}  // namespace thinwire::comm

@@ -1,0 +1,33 @@
+// What the reductions of one bucket need while it is on its way, and leave to the next bucket.
+#pragma once
+
+#include <vector>
+
+#include "thinwire/comm/wire/arena.h"
+#include "thinwire/compressors/codecs/codec.h"
+
+namespace thinwire::comm {
+
+// Not thread-safe. Contents are those of one bucket; entries keep their memory, the arena is reset
+// by the owner.
+struct Workspace {
+  Arena arena;
+  std::vector<SparseEntries> picked;    // SparseReduce: this rank's entries, by owner
+  std::vector<SparseEntries> received;  // GatherReduce: of one layer, by peer
+  SparseEntries scratch, merged;        // within one function
+
+  std::size_t bytes() const {
+    std::size_t bytes = arena.size();
+    const auto add = [&](const SparseEntries& entries) {
+      bytes += entries.indices.capacity() * sizeof(entries.indices[0]) +
+               entries.values.capacity() * sizeof(entries.values[0]);
+    };
+    for (const SparseEntries& entries : picked) add(entries);
+    for (const SparseEntries& entries : received) add(entries);
+    add(scratch);
+    add(merged);
+    return bytes;
+  }
+};
+
+}  // namespace thinwire::comm

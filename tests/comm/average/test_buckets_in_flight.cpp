@@ -1,0 +1,223 @@
+// Several buckets on their way: the same bits, the same order of collectives on all ranks, and how
+// many of them there are.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <thread>
+
+#include "thinwire/tests/comm/average/reduction_cases.h"
+#include "thinwire/tests/support/counting_group.h"
+
+namespace thinwire::comm {
+namespace {
+
+using testing::CollectiveLog;
+using testing::counting_group;
+using testing::expect_replicas;
+using testing::LayerShapes;
+using testing::random_bucket;
+using testing::RankContext;
+using testing::ReductionCase;
+using testing::run_ranks;
+using testing::uniform_plan;
+
+constexpr std::size_t kBuckets = 4;
+
+// Those of the buckets differ in size.
+LayerShapes shapes_of(std::size_t bucket) {
+  const auto rows = static_cast<std::int64_t>(8 * (bucket + 1));
+  const std::string number = std::to_string(bucket);
+  return {{"w" + number, {rows, 3, 5}}, {"v" + number, {600}}, {"u" + number, {rows, 16}}};
+}
+
+Bucket bucket_of(std::size_t index, std::int64_t step, int rank) {
+  Bucket bucket =
+      random_bucket(shapes_of(index), 100 * static_cast<std::uint64_t>(step) + index, rank);
+  bucket.index = index;
+  return bucket;
+}
+
+Plan plan_of(const std::string& spec) {
+  Plan plan;
+  for (std::size_t index = 0; index < kBuckets; ++index) {
+    for (const auto& [name, shape] : shapes_of(index)) {
+      plan.set(name, parse_layer_setting(spec));
+    }
+  }
+  return plan;
+}
+
+// Averages the buckets of a step with up to `most` in flight beside the one being begun, which rank
+// r finishes as it likes.
+std::vector<at::Tensor> average_step(BucketAverager& averager, const Plan& plan, std::int64_t step,
+                                     int rank, std::size_t most) {
+  std::vector<at::Tensor> buffers;
+  std::deque<BucketInFlight*> in_flight;
+  const auto finish_one = [&] {
+    // The first on even ranks, the last on odd ones.
+    BucketInFlight* chosen = rank % 2 == 0 ? in_flight.front() : in_flight.back();
+    averager.finish(*chosen);
+    std::erase(in_flight, chosen);
+  };
+  for (std::size_t index = 0; index < kBuckets; ++index) {
+    Bucket bucket = bucket_of(index, step, rank);
+    buffers.push_back(bucket.buffer);
+    BucketInFlight& begun = averager.begin(std::move(bucket), plan, step);
+    if (rank == 0 && in_flight.size() > most / 2) finish_one();
+    averager.advance(begun);
+    in_flight.push_back(&begun);
+    while (in_flight.size() > most) finish_one();
+  }
+  while (!in_flight.empty()) finish_one();
+  averager.agree();
+  return buffers;
+}
+
+class InFlight : public ::testing::TestWithParam<ReductionCase> {};
+
+TEST_P(InFlight, GivesTheBitsOfOneAfterAnother) {
+  const ReductionCase& c = GetParam();
+  const Plan plan = plan_of(c.spec);
+  run_ranks(c.world, [&](RankContext& ctx) {
+    BucketAverager alone(ctx.group, c.options()), many(ctx.group, c.options());
+    for (std::int64_t step = 0; step < 3; ++step) {
+      const auto buffers = average_step(many, plan, step, ctx.rank, 3);
+      for (std::size_t index = 0; index < kBuckets; ++index) {
+        Bucket bucket = bucket_of(index, step, ctx.rank);
+        alone.average(bucket, plan, step);
+        EXPECT_TRUE(at::equal(bucket.buffer, buffers[index])) << "bucket " << index;
+      }
+    }
+    EXPECT_TRUE(alone.state() == many.state());
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(CodecsAndStrategies, InFlight,
+                         ::testing::ValuesIn(testing::all_reductions()));
+
+struct Counted {
+  CollectiveLog first, later;  // of the first step, and of each of those after the second
+};
+
+// Of rank 0, once all ranks proved to have posted the same kinds in the same order.
+Counted count(const std::string& spec, int world, AveragerOptions options = {}) {
+  std::vector<Counted> of_rank(static_cast<std::size_t>(world));
+  run_ranks(world, [&](RankContext& ctx) {
+    const auto log = std::make_shared<CollectiveLog>();
+    BucketAverager averager(counting_group(ctx, log), options);
+    Counted& counted = of_rank[static_cast<std::size_t>(ctx.rank)];
+    const Plan plan = plan_of(spec);
+    for (std::int64_t step = 0; step < 4; ++step) {
+      log->clear();
+      average_step(averager, plan, step, ctx.rank, ctx.rank == 0 ? 0 : 2);
+      if (step == 0) counted.first = *log;
+      if (step == 2) counted.later = *log;
+      if (step == 3) EXPECT_EQ(counted.later.size(), log->size());
+    }
+  });
+  const auto kinds = [](CollectiveLog log) {
+    for (std::string& entry : log) entry.resize(entry.find(' '));
+    return log;
+  };
+  for (const Counted& counted : of_rank) {
+    EXPECT_EQ(kinds(counted.first), kinds(of_rank[0].first));
+    EXPECT_EQ(kinds(counted.later), kinds(of_rank[0].later));
+  }
+  return of_rank[0];
+}
+
+std::ptrdiff_t calls(const CollectiveLog& log, const std::string& name) {
+  return std::ranges::count_if(log, [&](const auto& entry) { return entry.starts_with(name); });
+}
+
+// c10d's Reducer makes one all_reduce a bucket.
+TEST(Collectives, UncompressedOnesAreThoseOfC10d) {
+  const Counted counted = count("none", 3);
+  EXPECT_EQ(counted.later.size(), kBuckets) << ::testing::PrintToString(counted.later);
+  EXPECT_EQ(calls(counted.later, "all_reduce"), kBuckets);
+  EXPECT_EQ(calls(counted.first, "all_gather"), kBuckets) << "what the ranks bring is compared";
+}
+
+TEST(Collectives, OneSmallAgreementAStep) {
+  const Counted counted = count("quantize(bits=4)", 3);
+  EXPECT_EQ(calls(counted.later, "all_to_all"), 2 * kBuckets);
+  EXPECT_EQ(calls(counted.later, "all_gather 16"), 1);
+  EXPECT_EQ(counted.later.size(), 2 * kBuckets + 1) << ::testing::PrintToString(counted.later);
+  EXPECT_EQ(counted.later.back(), "all_gather 16");
+}
+
+// A size of 8 bytes and a frame, to all.
+TEST(Collectives, GatheringSendsOneFrameToAll) {
+  const Counted counted = count("topk(density=0.05)", 3, {.strategy = Strategy::kGatherReduce});
+  EXPECT_EQ(calls(counted.later, "all_gather"), 2 * kBuckets + 1);
+  EXPECT_EQ(calls(counted.later, "all_gather 8"), kBuckets);
+  EXPECT_EQ(counted.later.size(), 2 * kBuckets + 1) << ::testing::PrintToString(counted.later);
+}
+
+// No table of W × W sizes: a number to each owner, and one to all.
+TEST(Collectives, SparseTellsEachOwnerItsSize) {
+  const Counted counted = count("topk(density=0.3)", 3, {.strategy = Strategy::kSparse});
+  EXPECT_EQ(calls(counted.later, "all_to_all 24"), kBuckets);
+  EXPECT_EQ(calls(counted.later, "all_gather 8"), kBuckets);
+  EXPECT_EQ(counted.later.size(), 4 * kBuckets + 1) << ::testing::PrintToString(counted.later);
+}
+
+// A rank whose buckets come in another order than they did makes other collectives than the rest:
+// an error, not a mean of different layers.
+TEST(Collectives, AnotherOrderOnOneRankIsAnError) {
+  testing::RankOptions options;
+  options.timeout = std::chrono::seconds(3);
+  std::atomic<int> failed = 0;
+  run_ranks(
+      2,
+      [&](RankContext& ctx) {
+        BucketAverager averager(ctx.group);
+        const Plan none;
+        // Equal sizes, so that no backend could tell.
+        const auto bring = [&](std::size_t index, std::int64_t step) {
+          Bucket bucket = random_bucket({{"w" + std::to_string(index), {500}}}, index, ctx.rank);
+          bucket.index = index;
+          averager.average(bucket, none, step);
+        };
+        for (std::int64_t step = 0; step < 3; ++step) {
+          for (std::size_t index = 0; index < 3; ++index) bring(index, step);
+        }
+        try {
+          bring(0, 3);
+          bring(ctx.rank == 1 ? 2 : 1, 3);
+          bring(ctx.rank == 1 ? 1 : 2, 3);
+        } catch (const Error&) {
+          ++failed;
+        }
+      },
+      options);
+  EXPECT_EQ(failed, 2);
+}
+
+// ---- layouts -----------------------------------------------------------------------------------
+
+// c10d's Reducer rebuilds its buckets after the first step: what belonged to the old ones goes.
+TEST(Layouts, OfBucketsThatComeNoMoreAreDropped) {
+  run_ranks(2, [](RankContext& ctx) {
+    BucketAverager averager(ctx.group);
+    const Plan plan = plan_of("quantize(bits=4)");
+    std::size_t one_step = 0;
+    for (std::int64_t step = 0; step < 20; ++step) {
+      for (std::size_t index = 0; index < kBuckets; ++index) {
+        // Another composition in each step, under the same numbers and other ones.
+        Bucket bucket =
+            bucket_of((index + static_cast<std::size_t>(step)) % kBuckets, step, ctx.rank);
+        bucket.index = index + 10 * static_cast<std::size_t>(step % 3);
+        averager.average(bucket, plan, step);
+      }
+      if (step == 1) one_step = averager.memory().layouts;
+    }
+    EXPECT_LE(averager.memory().layouts, one_step + one_step / 4);
+  });
+}
+
+}  // namespace
+}  // namespace thinwire::comm
