@@ -1,36 +1,71 @@
 #include "thinwire/compressors/peft/json_strict.h"
 
-#include <set>
+#include <unordered_set>
 #include <vector>
 
 #include "thinwire/common/error.h"
 
 namespace thinwire::peft::detail {
+namespace {
+
+// Refuses before anything is built. Json::parse() with a callback would do, but looks through all
+// that an object holds each time one within it ends.
+class StrictEvents : public nlohmann::json_sax<Json> {
+ public:
+  StrictEvents(const std::string& where, int max_depth) : where_(where), max_depth_(max_depth) {}
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(std::size_t) override {
+    enter();
+    keys_.emplace_back();
+    return true;
+  }
+  bool key(string_t& name) override {
+    if (!keys_.back().insert(name).second)
+      throw FileError(concat(where_, ": key '", name, "' occurs twice"));
+    return true;
+  }
+  bool end_object() override {
+    keys_.pop_back();
+    --depth_;
+    return true;
+  }
+  bool start_array(std::size_t) override {
+    enter();
+    return true;
+  }
+  bool end_array() override {
+    --depth_;
+    return true;
+  }
+  bool parse_error(std::size_t, const std::string&, const Json::exception& error) override {
+    throw FileError(concat(where_, ": not valid JSON: ", error.what()));
+  }
+
+ private:
+  void enter() {
+    if (depth_++ >= max_depth_)
+      throw FileError(concat(where_, ": JSON nests deeper than ", max_depth_));
+  }
+
+  const std::string& where_;
+  int max_depth_, depth_ = 0;
+  std::vector<std::unordered_set<std::string>> keys_;  // of the objects that are open
+};
+
+}  // namespace
 
 Json parse_json(std::string_view text, const std::string& where, int max_depth) {
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto check_event = [&](int depth, Json::parse_event_t event, Json& value) {
-    switch (event) {
-      case Json::parse_event_t::object_start:
-      case Json::parse_event_t::array_start:
-        if (depth >= max_depth)
-          throw FileError(concat(where, ": JSON nests deeper than ", max_depth));
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        break;
-      case Json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
-      case Json::parse_event_t::key:
-        if (!keys.back().insert(value.get<std::string>()).second)
-          throw FileError(concat(where, ": key '", value.get<std::string>(), "' occurs twice"));
-        break;
-      default:
-        break;
-    }
-    return true;
-  };
+  StrictEvents events(where, max_depth);
+  Json::sax_parse(text.begin(), text.end(), &events);
   try {
-    return Json::parse(text.begin(), text.end(), check_event);
+    return Json::parse(text.begin(), text.end());
   } catch (const Json::exception& error) {
     throw FileError(concat(where, ": not valid JSON: ", error.what()));
   }
