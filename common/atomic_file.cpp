@@ -18,7 +18,7 @@ AtomicFile::AtomicFile(std::filesystem::path target, bool overwrite)
   temporary_ = target_;
   temporary_ += concat(".tmp-", ::getpid(), "-", counter++);
   const int descriptor = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (descriptor < 0) fail("create");
+  if (descriptor < 0) fail("write");
   file_ = ::fdopen(descriptor, "wb");
   if (file_ == nullptr) {
     ::close(descriptor);

@@ -3,13 +3,68 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <unordered_set>
 #include <vector>
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
 
 namespace thinwire {
+namespace {
+
+// Refuses before anything is built. parse() with a callback would do, but looks through all
+// that an object holds each time one within it ends.
+class StrictEvents : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  StrictEvents(const std::string& source, int max_depth) : source_(source), max_depth_(max_depth) {}
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(std::size_t) override {
+    enter();
+    keys_.emplace_back();
+    return true;
+  }
+  bool key(string_t& name) override {
+    if (!keys_.back().insert(name).second)
+      throw FileError(concat(source_, ": the field '", name, "' occurs twice in one object"));
+    return true;
+  }
+  bool end_object() override {
+    keys_.pop_back();
+    --depth_;
+    return true;
+  }
+  bool start_array(std::size_t) override {
+    enter();
+    return true;
+  }
+  bool end_array() override {
+    --depth_;
+    return true;
+  }
+  bool parse_error(std::size_t, const std::string&,
+                   const nlohmann::json::exception& error) override {
+    throw FileError(concat(source_, ": not valid JSON: ", error.what()));
+  }
+
+ private:
+  void enter() {
+    if (depth_++ >= max_depth_)
+      throw FileError(concat(source_, ": JSON nests deeper than ", max_depth_));
+  }
+
+  const std::string& source_;
+  int max_depth_, depth_ = 0;
+  std::vector<std::unordered_set<std::string>> keys_;  // of the objects that are open
+};
+
+}  // namespace
 
 void JsonPlace::fail(const std::string& what) const {
   throw FileError(concat(source_, ": ", place_.empty() ? "" : place_ + ": ", what));
@@ -72,25 +127,11 @@ std::uint64_t JsonPlace::whole() const {
 }
 
 nlohmann::json parse_json(std::string_view text, const std::string& source, int max_depth) {
-  using nlohmann::json;
-  using Event = json::parse_event_t;
-  // The parser itself would keep the last of repeated fields silently, and go as deep as the text.
-  std::vector<std::set<std::string>> open;
-  const auto watch = [&](int depth, Event event, json& parsed) {
-    if ((event == Event::object_start || event == Event::array_start) && depth >= max_depth) {
-      throw FileError(concat(source, ": JSON nests deeper than ", max_depth));
-    }
-    if (event == Event::object_start) open.emplace_back();
-    if (event == Event::object_end) open.pop_back();
-    if (event == Event::key && !open.back().insert(parsed.get<std::string>()).second) {
-      throw FileError(concat(source, ": the field '", parsed.get<std::string>(),
-                             "' occurs twice in one object"));
-    }
-    return true;
-  };
+  StrictEvents events(source, max_depth);
+  nlohmann::json::sax_parse(text.begin(), text.end(), &events);
   try {
-    return json::parse(text.begin(), text.end(), watch);
-  } catch (const json::exception& error) {
+    return nlohmann::json::parse(text.begin(), text.end());
+  } catch (const nlohmann::json::exception& error) {
     throw FileError(concat(source, ": not valid JSON: ", error.what()));
   }
 }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "thinwire/common/atomic_file.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/json.h"
 #include "thinwire/common/spec.h"
@@ -240,14 +241,9 @@ std::string read_text_file(const std::string& path) {
 }
 
 void write_text_file(const std::string& path, const std::string& text) {
-  const std::string partial = path + ".partial";
-  std::ofstream file(partial, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file || std::rename(partial.c_str(), path.c_str()) != 0) {
-    std::remove(partial.c_str());
-    throw FileError(concat("cannot write ", path));
-  }
+  AtomicFile file(path, /*overwrite=*/true);
+  file.write(text);
+  file.commit();
 }
 
 }  // namespace thinwire::lgreco

@@ -3,7 +3,6 @@
 #include "thinwire/common/error.h"
 
 namespace thinwire::peft::detail {
-
 const Json& member(const Json& object, const char* key, const std::string& where) {
   if (!object.is_object()) throw FileError(concat(where, ": expected a JSON object"));
   const auto found = object.find(key);

@@ -253,7 +253,7 @@ std::string fingerprint(std::span<const TensorInfo> tensors,
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorInfo& info = tensors[i];
     std::string label = concat(info.name, '\0', info.dtype, '\0');
-    for (const std::int64_t extent : info.shape) label += concat(extent, ',');
+    for (const std::int64_t extent : info.shape) label += std::to_string(extent) + ',';
     hash.update(label + '\0');
     hash.update(bytes(i));
   }

@@ -159,14 +159,6 @@ class OutputFolder {
   fs::path path_;
 };
 
-// The names that the factors have in the adapter's files.
-std::map<std::string, torch::Tensor> factors_of(Lora& lora) {
-  std::map<std::string, torch::Tensor> factors;
-  for (const auto& item : lora.named_parameters())
-    factors["base_model.model." + item.key()] = item.value();
-  return factors;
-}
-
 std::shared_ptr<WideMlp> copy_of(const WideMlp& base, std::int64_t hidden) {
   auto copy = std::make_shared<WideMlp>(hidden);
   torch::NoGradGuard no_grad;
@@ -217,7 +209,7 @@ double packed_accuracy(const launch::World& world, const WideMlp& base, const fs
                        const ImageSet& test, const LoraTrainingOptions& options) {
   auto fresh = copy_of(base, options.hidden);
   Lora lora(fresh, LoraOptions{.rank = options.rank, .alpha = options.alpha});
-  AdapterSwitch expert(factors_of(lora));
+  AdapterSwitch expert(lora);
   broadcast_expert(expert, *world.group(), /*root=*/0, packed);
   return evaluate(&lora, fresh, test, world);
 }

@@ -1,6 +1,7 @@
 """The reader that was written from docs/peft-format.md against the files of `thinwire peft`."""
 
 import json
+import os
 import pathlib
 import random
 import struct
@@ -135,6 +136,36 @@ class Format(unittest.TestCase):
             with self.assertRaises(Exception):
                 compeft_reader.read(packed)
 
+    def test_foreign_files_are_named(self):
+        for content, kind in ((b"<!DOCTYPE html><p>", "an HTML page"),
+                              (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+                              (b"PK\3\4" + bytes(40), "a pickle")):
+            (self.dir / "in").write_bytes(content)
+            message = run("pack", self.dir / "in", "-o", self.dir / "x", code=1)
+            self.assertTrue(kind in message and message.count("\n") == 1, message)
+
+    def test_names_reach_the_terminal_escaped(self):
+        name = "\x1b[2J\u009b\u202ew"
+        write(self.dir / "in", {name: ("F32", [64], pack_floats(normal(1, 64)))})
+        run("pack", self.dir / "in", "-o", self.dir / "p", "--granularity", "tensor")
+        shown = run("inspect", self.dir / "p")
+        self.assertIn("\\x1b[2J\\xc2\\x9b\\xe2\\x80\\xaew", shown)
+        self.assertFalse(set(shown) & set("\x1b\u009b\u202e"))
+        write(self.dir / "in", {name: ("F32", [64], pack_floats([float("nan")] * 64))})
+        message = run("pack", self.dir / "in", "-o", self.dir / "x", code=1)
+        self.assertIn("not finite", message)
+        self.assertFalse(set(message) & set("\x1b\u009b\u202e"))
+
+    def test_what_is_no_regular_file_is_not_replaced(self):
+        packed = self.write_lora("a", 11)
+        os.mkfifo(self.dir / "pipe")
+        for target in (self.dir / "pipe", "/dev/null"):
+            for command in (("pack", self.dir / "a"),
+                            ("merge", packed, packed, "--method", "average")):
+                self.assertIn("no regular file", run(*command, "-o", target, "--force", code=1))
+        self.assertTrue((self.dir / "pipe").is_fifo())
+        self.assertTrue(pathlib.Path("/dev/null").is_char_device())
+
     def test_existing_files_stay_without_force(self):
         packed = self.write_lora("a", 8)
         before = packed.read_bytes()
@@ -153,6 +184,8 @@ class Format(unittest.TestCase):
         self.assertAlmostEqual(matrix[0][1], dot[0] / (dot[1] * dot[2])**0.5, 9)
         run("pack", self.dir / "a", "-o", self.dir / "x", "--density", "0.1", "--target-bytes", "9kB",
             code=2)
+        self.assertIn("must be positive, got -1", run("pack", self.dir / "a", "-o", self.dir / "x",
+                                                      "--target-bytes", "-1", code=2))
         run("merge", *packed, "-o", self.dir / "x", code=2)
         self.assertIn("granularity must be", run("pack", self.dir / "a", "-o", self.dir / "x",
                                                  "--granularity", "layer", code=1))

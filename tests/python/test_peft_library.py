@@ -25,10 +25,11 @@ class Net(torch.nn.Module if not MISSING else object):
         super().__init__()
         torch.manual_seed(1)
         self.first = torch.nn.Linear(24, 40)
+        self.norm = torch.nn.LayerNorm(40)
         self.second = torch.nn.Linear(40, 12)
 
     def forward(self, x):
-        return self.second(torch.relu(self.first(x)))
+        return self.second(torch.relu(self.norm(self.first(x))))
 
 
 @unittest.skipIf(MISSING, MISSING)
@@ -49,9 +50,9 @@ class Library(unittest.TestCase):
         model.save_pretrained(self.dir / name)
         return self.dir / name
 
-    def save_lora(self, name, seed):
-        return self.save_adapter(name, peft.LoraConfig(
-            r=4, lora_alpha=8, target_modules=["first", "second"]), seed, 0.0)
+    def save_lora(self, name, seed, **options):
+        options = {"r": 4, "lora_alpha": 8, "target_modules": ["first", "second"], **options}
+        return self.save_adapter(name, peft.LoraConfig(**options), seed, 0.0)
 
     def round_trip(self, adapter, *options):
         run("pack", adapter, "-o", self.dir / "packed", "--force", *options)
@@ -143,6 +144,80 @@ class Library(unittest.TestCase):
         # A merged directory is an adapter like any other.
         loaded = peft.PeftModel.from_pretrained(Net(), self.dir / "out")
         self.assertTrue(torch.isfinite(loaded(torch.randn(2, 24))).all())
+
+    def test_default_keeps_both_factors(self):
+        """One threshold for all takes A, which starts at random, and nothing of B, which starts at
+        zero: the packed adapter would do nothing."""
+        adapter = self.save_lora("lora", 5)
+        file = adapter / "adapter_model.safetensors"
+        tensors = load_file(file)
+        save_file({n: v * (0.01 if "lora_B" in n else 1) for n, v in tensors.items()}, file)
+        self.assertIn("granularity group", run("pack", adapter, "-o", self.dir / "packed",
+                                               "--granularity", "global", code=1))
+        values = self.round_trip(adapter)
+        for name, value in values.items():
+            self.assertGreater(int((value != 0).sum()), 0, name)
+        x = torch.randn(5, 24)
+        base = Net()(x)
+        moved = peft.PeftModel.from_pretrained(Net(), self.dir / "out")(x)
+        self.assertFalse(torch.equal(base, moved))
+
+    def test_types_without_a_known_base_travel_as_they_are(self):
+        for name, config in (("ln", peft.LNTuningConfig(target_modules=["norm"])),
+                             ("hra", peft.HRAConfig(r=4, target_modules=["first"]))):
+            adapter = self.save_adapter(name, config, 6, 0.5)
+            values = self.round_trip(adapter)
+            before = load_file(adapter / "adapter_model.safetensors")
+            for tensor, value in before.items():
+                self.assertTrue(torch.equal(values[tensor], value), tensor)
+
+    def test_what_is_no_factor_travels_as_it_is(self):
+        adapter = self.save_adapter("loha", peft.LoHaConfig(
+            r=4, target_modules=["first"], modules_to_save=["second"]), 7, 0.0)
+        values = self.round_trip(adapter, "--density", "0.2")
+        before = load_file(adapter / "adapter_model.safetensors")
+        kept = {n for n in before if torch.equal(values[n], before[n])}
+        self.assertEqual(kept, {n for n in before if "second" in n})
+        self.assertEqual(len(kept), 2)
+
+    def test_road_is_relative_to_its_identity(self):
+        config = peft.RoadConfig(target_modules=["first"], group_size=4)
+        adapter = self.save_adapter("road", config, 8, 0.0)
+        file = adapter / "adapter_model.safetensors"
+        tensors = load_file(file)
+        save_file({n: v + ("alpha" in n) for n, v in tensors.items()}, file)
+        for name, value in self.round_trip(adapter, "--density", "0.2").items():
+            base = 1.0 if "alpha" in name else 0.0
+            untouched = int((value == base).sum())
+            self.assertEqual(untouched, value.numel() - int(0.2 * value.numel()), name)
+
+    def test_adapters_of_another_scale_mean_the_same_when_merged(self):
+        packed = []
+        for name, options in (("plain", {}), ("alpha", {"lora_alpha": 64}),
+                              ("root", {"use_rslora": True})):
+            self.round_trip(self.save_lora(name, 20, **options), "--density", "0.5")
+            packed.append(self.dir / f"{name}.packed")
+            (self.dir / "packed").rename(packed[-1])
+            (self.dir / "out").rename(self.dir / f"{name}.out")
+        x = torch.randn(5, 24)
+
+        def output(folder):
+            return peft.PeftModel.from_pretrained(Net(), self.dir / folder)(x)
+
+        for i, name in ((1, "alpha"), (2, "root")):
+            run("merge", packed[0], packed[i], "--method", "task-arithmetic", "--weights", "0,1",
+                "-o", self.dir / "m", "--force")
+            run("unpack", self.dir / "m", "-o", self.dir / "merged", "--force")
+            change = output(f"{name}.out") - Net()(x)
+            self.assertLess((output("merged") - Net()(x) - change).norm(), 1e-5 * change.norm())
+            self.assertGreater((output("plain.out") - Net()(x) - change).norm(),
+                               0.1 * change.norm())
+
+    def test_initialisations_that_change_the_base_are_refused(self):
+        for init in ("pissa", "olora"):
+            adapter = self.save_lora(init, 9, init_lora_weights=init)
+            self.assertIn(f"init_lora_weights = '{init}'",
+                          run("pack", adapter, "-o", self.dir / "packed", code=1))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 
@@ -22,25 +22,30 @@ constexpr std::int64_t kPiece = std::int64_t{64} << 20;
 // What every rank tells all others: a number, and what is wrong with it.
 struct Report {
   std::int64_t value = 0;
-  std::array<char, 1016> problem{};
+  std::int64_t root = 0;
+  std::array<char, 1008> problem{};
 };
 static_assert(sizeof(Report) == 1024);
 
 // Everyone's reports; throws the first problem, on all ranks alike.
-std::vector<Report> exchange(c10d::ProcessGroup& group, std::int64_t value,
+std::vector<Report> exchange(c10d::ProcessGroup& group, int root, std::int64_t value,
                              const std::string& problem, std::uint64_t stage) {
-  Report mine{value, {}};
+  Report mine{value, root, {}};
   std::copy_n(problem.begin(), std::min(problem.size(), mine.problem.size() - 1),
               mine.problem.begin());
   const auto size = static_cast<std::size_t>(group.getSize());
   std::vector<Report> all(size, mine);
-  if (size > 1) {
-    at::Tensor in = at::empty({sizeof(Report)}, at::kByte);
-    at::Tensor out = at::empty({static_cast<std::int64_t>(sizeof(Report) * size)}, at::kByte);
-    std::memcpy(in.mutable_data_ptr(), &mine, sizeof(Report));
-    comm::wait(group, group._allgather_base(out, in), kOperation, stage);
-    std::memcpy(all.data(), out.const_data_ptr(), out.nbytes());
-  }
+  if (size > 1)
+    comm::guard(group, kOperation, stage, [&] {
+      at::Tensor in = at::empty({sizeof(Report)}, at::kByte);
+      at::Tensor out = at::empty({static_cast<std::int64_t>(sizeof(Report) * size)}, at::kByte);
+      std::memcpy(in.mutable_data_ptr(), &mine, sizeof(Report));
+      comm::wait(group, group._allgather_base(out, in), kOperation, stage);
+      std::memcpy(all.data(), out.const_data_ptr(), out.nbytes());
+    });
+  for (std::size_t rank = 0; rank < size; ++rank)
+    check(all[rank].root == all[0].root, kOperation, ": rank 0 names rank ", all[0].root,
+          " as the one that has it, rank ", rank, " names ", all[rank].root);
   for (std::size_t rank = 0; rank < size; ++rank) {
     all[rank].problem.back() = '\0';
     if (all[rank].problem[0] != '\0')
@@ -53,8 +58,6 @@ std::vector<Report> exchange(c10d::ProcessGroup& group, std::int64_t value,
 
 std::string broadcast_expert(AdapterSwitch& target, c10d::ProcessGroup& group, int root,
                              const std::filesystem::path& file) {
-  check(root >= 0 && root < group.getSize(), "root ", root, " is not one of ", group.getSize(),
-        " ranks");
   at::Tensor content = at::empty({0}, at::kByte);
   std::string problem;
   if (group.getRank() == root) {
@@ -68,7 +71,10 @@ std::string broadcast_expert(AdapterSwitch& target, c10d::ProcessGroup& group, i
       problem = error.what();
     }
   }
-  const auto sizes = exchange(group, content.numel(), problem, 0);
+  const auto sizes = exchange(group, root, content.numel(), problem, 0);
+  // The same on all ranks by now.
+  check(root >= 0 && root < group.getSize(), "root ", root, " is not one of ", group.getSize(),
+        " ranks");
   const std::int64_t size = sizes[static_cast<std::size_t>(root)].value;
   std::vector<std::byte> received;
   std::optional<AdapterSwitch::Staged> staged;
@@ -79,7 +85,7 @@ std::string broadcast_expert(AdapterSwitch& target, c10d::ProcessGroup& group, i
   } catch (const std::exception& error) {
     problem = concat("no memory for ", size, " bytes: ", error.what());
   }
-  exchange(group, 0, problem, 1);
+  exchange(group, root, 0, problem, 1);
   for (std::int64_t at = 0; at < size && group.getSize() > 1; at += kPiece) {
     std::vector<at::Tensor> piece = {content.narrow(0, at, std::min(kPiece, size - at))};
     c10d::BroadcastOptions options;
@@ -94,7 +100,7 @@ std::string broadcast_expert(AdapterSwitch& target, c10d::ProcessGroup& group, i
   } catch (const std::exception& error) {
     problem = error.what();
   }
-  const auto outcomes = exchange(group, checksum, problem, 3);
+  const auto outcomes = exchange(group, root, checksum, problem, 3);
   for (std::size_t rank = 0; rank < outcomes.size(); ++rank)
     if (outcomes[rank].value != outcomes[0].value)
       throw FileError(concat(kOperation, ": rank ", rank, " received the CRC-32C ",

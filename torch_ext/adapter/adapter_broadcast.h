@@ -14,7 +14,8 @@ namespace thinwire {
 // expert on everywhere or nowhere: every rank checks and stages what it received, then the ranks
 // compare checksums and outcomes, and only if all are well do they switch. Returns the expert's id.
 //
-// Collective; `file` matters on the root alone. Throws FileError, with one text on every rank that
+// Collective; `file` matters on the root alone. Throws InvalidArgument where the ranks name
+// different roots, FileError, with one text on every rank that
 // names the rank and the reason, where the file cannot be read, differs on arrival or does not fit
 // a rank's weights; CommError where a rank is gone. Whatever is thrown, the old expert stays on.
 std::string broadcast_expert(AdapterSwitch& target, c10d::ProcessGroup& group, int root,

@@ -8,7 +8,9 @@
 
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/peft/adapter_types.h"
 #include "thinwire/torch_ext/adapter/adapter_state.h"
+#include "thinwire/torch_ext/adapter/lora.h"
 
 namespace thinwire {
 namespace {
@@ -17,7 +19,7 @@ peft::TensorInfo info_of(const std::string& name, const at::Tensor& tensor) {
   return {name, safetensors_dtype(tensor), tensor.sizes().vec()};
 }
 
-std::string fingerprint_of(const std::map<std::string, at::Tensor>& weights) {
+std::string fingerprint_of(const NamedTensors& weights) {
   std::vector<peft::TensorInfo> infos;
   std::vector<std::span<const std::byte>> bytes;
   for (const auto& [name, tensor] : weights) {
@@ -63,20 +65,36 @@ AdapterSwitch::Staged::Staged(Staged&&) noexcept = default;
 AdapterSwitch::Staged& AdapterSwitch::Staged::operator=(Staged&&) noexcept = default;
 AdapterSwitch::Staged::~Staged() = default;
 
-AdapterSwitch::AdapterSwitch(std::map<std::string, at::Tensor> weights)
-    : weights_(std::move(weights)) {
+AdapterSwitch::AdapterSwitch(NamedTensors weights, std::string adapter_config)
+    : weights_(std::move(weights)), config_(std::move(adapter_config)) {
   for (const auto& [name, tensor] : weights_)
     check(tensor.defined() && tensor.is_cpu() && tensor.is_contiguous(), "weight '", name,
           "' is not a contiguous tensor on the CPU");
 }
+AdapterSwitch::AdapterSwitch(const Lora& lora) : AdapterSwitch(lora.factors(), lora.config()) {
+  check(!lora.merged(), "unmerge the Lora before experts are put on its factors");
+}
 AdapterSwitch::~AdapterSwitch() = default;
 AdapterSwitch::AdapterSwitch(AdapterSwitch&&) noexcept = default;
+
+void AdapterSwitch::check_config(const peft::PackedFile& file) const {
+  const std::string where = file.path().string();
+  if (!file.manifest().adapter_config) return;
+  const auto theirs = peft::AdapterConfig::parse(*file.manifest().adapter_config, where);
+  check(!config_.empty() || !theirs.scales(), where, " is an adapter with ", theirs.scaling(),
+        "; give AdapterSwitch the Lora, or the configuration that the weights are used with");
+  if (config_.empty()) return;
+  const auto ours = peft::AdapterConfig::parse(config_, "the configuration of the weights");
+  check(scale_between(theirs, ours, where) == 1, where, " is an adapter with ", theirs.scaling(),
+        ", expected ", ours.scaling());
+}
 
 AdapterSwitch::Staged AdapterSwitch::stage(const peft::PackedFile& file) const {
   const peft::Manifest& manifest = file.manifest();
   const std::string where = file.path().string();
   check(manifest.parent.empty(), where, " continues the file '", manifest.parent,
         "'; only the first of a chain can be put on bare weights");
+  check_config(file);
   for (const peft::PackedTensor& tensor : manifest.tensors) {
     const auto found = weights_.find(tensor.info.name);
     check(found != weights_.end(), where, " holds '", tensor.info.name,

@@ -3,17 +3,17 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-
+#include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/compressors/peft/container.h"
 
 namespace thinwire {
+
+class Lora;
 
 // target += scale * trits [begin, begin + numel), in one pass over the planes; float32, float16
 // (one rounding) or bfloat16, contiguous, on the CPU, else InvalidArgument. Entries whose trit is
@@ -30,7 +30,11 @@ void add_ternary(const at::Tensor& target, float scale, peft::PlanesView planes,
 class AdapterSwitch {
  public:
   // `weights` by their names in the packed files; contiguous CPU tensors, no expert on them yet.
-  explicit AdapterSwitch(std::map<std::string, at::Tensor> weights);
+  // `adapter_config`: the configuration that they are used with (Lora::config()), where they are an
+  // adapter's: factors mean another change with another lora_alpha.
+  explicit AdapterSwitch(NamedTensors weights, std::string adapter_config = {});
+  // The factors of a Lora, which must not be merged while experts are switched.
+  explicit AdapterSwitch(const Lora& lora);
   ~AdapterSwitch();
   AdapterSwitch(AdapterSwitch&&) noexcept;
 
@@ -38,7 +42,8 @@ class AdapterSwitch {
   class Staged;
 
   // Changes nothing. Throws FileError for a damaged file; InvalidArgument for tensors that the file
-  // or the weights lack, other dtypes or shapes, another base, or a file that continues another.
+  // or the weights lack, other dtypes or shapes, another base, a file that continues another, or an
+  // adapter of another type, scale (lora_alpha, use_rslora) or base model than the weights'.
   Staged stage(const peft::PackedFile& file) const;
   // Takes off what is on and puts the staged expert on; does not fail.
   void commit(Staged staged);
@@ -55,7 +60,10 @@ class AdapterSwitch {
   // Writes what `target` was before the change.
   static void undo(const Change& change, peft::PlanesView planes, const at::Tensor& target);
 
-  std::map<std::string, at::Tensor> weights_;
+  void check_config(const peft::PackedFile& file) const;
+
+  NamedTensors weights_;
+  std::string config_;
   mutable std::string base_fingerprint_;  // of the bare weights, computed where it is needed
   std::string current_;
   std::unique_ptr<Staged> on_;

@@ -12,6 +12,7 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/pattern.h"
+#include "thinwire/compressors/peft/adapter_types.h"
 #include "thinwire/compressors/peft/json_strict.h"
 #include "thinwire/torch_ext/compression/compression.h"
 
@@ -59,6 +60,10 @@ LoraOptions options_of(const std::string& text) {
     if (asks_for(config, key))
       throw InvalidArgument(
           concat("adapters with ", key, " = ", config[key].dump(), " are not supported"));
+  const auto whole = peft::AdapterConfig::parse(text, "adapter_config.json");
+  check(!whole.changes_base(), "adapters with init_lora_weights = '", whole.init_weights,
+        "' are relative to a base that the initialisation has changed; convert the adapter when it "
+        "is saved (the PEFT library's path_initial_model_for_weight_conversion)");
   LoraOptions options;
   options.alpha = peft::detail::number_member(config, "lora_alpha", "adapter_config.json");
   options.rank = peft::detail::integer_member(config, "r", "adapter_config.json");
@@ -138,7 +143,10 @@ Lora::Lora(std::shared_ptr<torch::nn::Module> base, const AdapterState& adapter)
   }
   for (const auto& item : modules) {
     const auto rank = ranks.find(item.key());
-    if (rank != ranks.end()) adopt(item.key(), item.value(), rank->second);
+    if (rank == ranks.end()) continue;
+    const std::string first = adopt(item.key(), item.value(), rank->second);
+    check(first.empty(), "the adapter has factors for '", item.key(),
+          "', whose weight is that of '", first, "'");
   }
   check(!layers_.empty(), "the adapter has no factor of LoRA");
   load_state(adapter);
@@ -148,7 +156,8 @@ Lora::Lora(std::shared_ptr<torch::nn::Module> base, const AdapterState& adapter)
 
 Lora::~Lora() {
   if (merged_) unmerge();
-  for (Layer& layer : layers_) *layer.weight = layer.base;
+  for (Layer& layer : layers_)
+    for (at::Tensor* weight : layer.weights) *weight = layer.base;
   for (at::Tensor& parameter : frozen_) parameter.requires_grad_(true);
 }
 
@@ -160,11 +169,19 @@ void Lora::freeze() {
   }
 }
 
-void Lora::adopt(const std::string& path, const std::shared_ptr<torch::nn::Module>& module,
-                 std::int64_t rank) {
+std::string Lora::adopt(const std::string& path, const std::shared_ptr<torch::nn::Module>& module,
+                        std::int64_t rank) {
   check(rank > 0, "the factors of '", path, "' have rank ", rank);
   at::Tensor* weight = weight_of(*module);
   check(weight->is_leaf(), "module '", path, "' carries another adapter already");
+  for (Layer& layer : layers_) {
+    if (!layer.base.is_same(*weight)) continue;
+    if (std::find(layer.weights.begin(), layer.weights.end(), weight) == layer.weights.end()) {
+      layer.modules.push_back(module);
+      layer.weights.push_back(weight);
+    }
+    return layer.path;
+  }
   std::vector<std::int64_t> a_shape = weight->sizes().vec(), b_shape(a_shape.size(), 1);
   if (const auto* convolution = module->as<torch::nn::Conv2dImpl>())
     check(convolution->options.groups() == 1, "module '", path, "' is a Conv2d with ",
@@ -190,8 +207,8 @@ void Lora::adopt(const std::string& path, const std::shared_ptr<torch::nn::Modul
     return at->register_parameter("weight", at::zeros(shape, at::kFloat));
   };
   Layer layer{path,
-              module,
-              weight,
+              {module},
+              {weight},
               *weight,
               {},
               factor("lora_A", a_shape),
@@ -199,6 +216,7 @@ void Lora::adopt(const std::string& path, const std::shared_ptr<torch::nn::Modul
               scale_for(options_, rank)};
   torch::nn::init::kaiming_uniform_(layer.a, std::sqrt(5.0));
   layers_.push_back(std::move(layer));
+  return {};
 }
 
 at::Tensor Lora::effective(const Layer& layer) const {
@@ -208,7 +226,10 @@ at::Tensor Lora::effective(const Layer& layer) const {
 
 void Lora::refresh() {
   if (merged_) return;
-  for (Layer& layer : layers_) *layer.weight = effective(layer);
+  for (Layer& layer : layers_) {
+    const at::Tensor adapted = effective(layer);
+    for (at::Tensor* weight : layer.weights) *weight = adapted;
+  }
 }
 
 void Lora::merge() {
@@ -222,7 +243,7 @@ void Lora::merge() {
   }
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     layers_[i].base.copy_(merged[i]);
-    *layers_[i].weight = layers_[i].base;
+    for (at::Tensor* weight : layers_[i].weights) *weight = layers_[i].base;
   }
   merged_ = true;
 }
@@ -237,13 +258,19 @@ void Lora::unmerge() {
   merged_ = false;
 }
 
-AdapterState Lora::state() const {
-  AdapterState adapter{config_, {}};
+NamedTensors Lora::factors() const {
+  NamedTensors all;
   for (const Layer& layer : layers_) {
     const std::string stem = concat(kPrefix, layer.path);
-    adapter.tensors[concat(stem, kFactors[0])] = layer.a.detach().clone();
-    adapter.tensors[concat(stem, kFactors[1])] = layer.b.detach().clone();
+    all[concat(stem, kFactors[0])] = layer.a;
+    all[concat(stem, kFactors[1])] = layer.b;
   }
+  return all;
+}
+
+AdapterState Lora::state() const {
+  AdapterState adapter{config_, factors()};
+  for (auto& [name, factor] : adapter.tensors) factor = factor.detach().clone();
   return adapter;
 }
 

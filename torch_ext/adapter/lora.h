@@ -40,9 +40,10 @@ struct LoraOptions {
 //   torch::cross_entropy_loss(lora->forward(net, images), labels).backward();
 //
 // The parameters of this module are the factors, under PEFT's names ("layers.1.lora_A.weight"),
-// float32; the base's own parameters, W among them, are what they were. One Lora at a time may
-// stand on a base; the destructor (or unmerging and destroying) leaves the base as it was before.
-// Not thread-safe.
+// float32; the base's own parameters, W among them, are what they were. A module that is registered
+// twice, or a weight that several modules share, gets one adapter, under its first name. One Lora
+// at a time may stand on a base; the destructor (or unmerging and destroying) leaves the base as it
+// was before. Not thread-safe.
 class Lora : public torch::nn::Module, public StandsOnBase {
  public:
   // Throws InvalidArgument for a rank or alpha that is not positive, a pattern that matches no
@@ -50,7 +51,9 @@ class Lora : public torch::nn::Module, public StandsOnBase {
   Lora(std::shared_ptr<torch::nn::Module> base, LoraOptions options = {});
   // On the modules that the adapter names, with its factors and scale. Throws InvalidArgument for
   // an adapter that is not LoRA or has what this class does not (DoRA, biases, alpha_pattern,
-  // modules_to_save), for a factor without its module or its other half, and for wrong shapes.
+  // modules_to_save), for one whose initialisation changed the base (init_lora_weights = pissa,
+  // olora and others: its factors mean nothing on this one), for a factor without its module or its
+  // other half, and for wrong shapes.
   Lora(std::shared_ptr<torch::nn::Module> base, const AdapterState& adapter);
   ~Lora() override;
 
@@ -69,6 +72,10 @@ class Lora : public torch::nn::Module, public StandsOnBase {
   void unmerge();
   bool merged() const { return merged_; }
 
+  // Text of adapter_config.json.
+  const std::string& config() const { return config_; }
+  // The factors themselves, under the names that they have in an adapter's file.
+  NamedTensors factors() const;
   // The factors with a config that the PEFT library reads (the given one, if there was one).
   AdapterState state() const;
   // Replaces the factors; all names and shapes must fit (InvalidArgument), then all change.
@@ -83,17 +90,19 @@ class Lora : public torch::nn::Module, public StandsOnBase {
 
  private:
   struct Layer {
+    // The first path of the weight, which other modules may share (tied weights).
     std::string path;
-    std::shared_ptr<torch::nn::Module> module;
-    at::Tensor* weight;  // the module's member
-    at::Tensor base;     // the module's parameter
-    at::Tensor kept;     // W, while merged
+    std::vector<std::shared_ptr<torch::nn::Module>> modules;
+    std::vector<at::Tensor*> weights;  // the modules' members
+    at::Tensor base;                   // their parameter
+    at::Tensor kept;                   // W, while merged
     at::Tensor a, b;
     double scale;
   };
 
-  void adopt(const std::string& path, const std::shared_ptr<torch::nn::Module>& module,
-             std::int64_t rank);
+  // Returns the path of the module whose weight this one shares, or is; "" for a new weight.
+  std::string adopt(const std::string& path, const std::shared_ptr<torch::nn::Module>& module,
+                    std::int64_t rank);
   void freeze();
   at::Tensor effective(const Layer& layer) const;
 

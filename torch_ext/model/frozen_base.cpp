@@ -2,11 +2,17 @@
 
 #include <unordered_set>
 
+#include <torch/csrc/distributed/c10d/comm.hpp>
+
+#include "thinwire/comm/failure/agreement.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/content_hash.h"
+#include "thinwire/torch_ext/compression/agreed_plan.h"
 
-namespace thinwire::detail {
+namespace thinwire {
+namespace detail {
 namespace {
 
 // Calls visit(path, base) for every base below the module.
@@ -72,4 +78,29 @@ std::vector<at::Tensor> base_tensors(const torch::nn::Module& module) {
   return found;
 }
 
-}  // namespace thinwire::detail
+}  // namespace detail
+
+void broadcast_base(const torch::nn::Module& module,
+                    const c10::intrusive_ptr<c10d::ProcessGroup>& group, int root) {
+  check(group != nullptr, "broadcast_base() needs a process group, got a null pointer");
+  std::vector<at::Tensor> tensors;
+  comm::agree_on_result(*group, detail::next_name(*group, "base"), "the base of the adapter", [&] {
+    check(root >= 0 && root < group->getSize(), "root ", root, " is not one of ", group->getSize(),
+          " ranks");
+    std::string text = concat("root ", root, "\n");
+    for (const at::Tensor& tensor : detail::base_tensors(module)) {
+      check(tensor.is_cpu(), "a tensor of the base is on ", tensor.device(),
+            "; bases are broadcast on the CPU");
+      text += concat(toString(tensor.scalar_type()), ' ', tensor.sizes(), '\n');
+      tensors.push_back(tensor.detach());
+    }
+    check(!tensors.empty(), "the module is no adapter and holds none: there is no base");
+    return text;
+  });
+  if (group->getSize() == 1) return;
+  constexpr std::size_t kAtOnce = std::size_t{250} << 20;
+  comm::guard(*group, "broadcast of the base", 0,
+              [&] { c10d::broadcast_coalesced(group, tensors, kAtOnce, root); });
+}
+
+}  // namespace thinwire

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <torch/nn/module.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 namespace thinwire {
 
@@ -17,6 +18,14 @@ class StandsOnBase {
   virtual ~StandsOnBase() = default;
   virtual const torch::nn::Module& base() const = 0;
 };
+
+// Gives rank `root`'s bases of the adapters below `module` (itself included) to all ranks:
+// parameters and buffers, as they are, so no adapter may be merged into them. For ranks that made
+// or loaded different ones, before DistributedDataParallel or OuterOptimizer compares them.
+// Collective. Throws InvalidArgument on every rank where there is no base, or where names, shapes
+// or types differ between ranks.
+void broadcast_base(const torch::nn::Module& module,
+                    const c10::intrusive_ptr<c10d::ProcessGroup>& group, int root = 0);
 
 namespace detail {
 

@@ -178,5 +178,72 @@ TEST(MergeRefuses, FilesThatDoNotFitTogether) {
   EXPECT_THROW(parse_merge_method("tie"), InvalidArgument);
 }
 
+// Two adapters of one change each; the second has other settings.
+class MergeScales : public testing::Test {
+ protected:
+  PackedFile packed(const std::string& name, const std::string& config, std::uint64_t seed,
+                    Granularity granularity = Granularity::kGroup) {
+    test::write_lora(dir_ / (name + ".in"), seed);
+    test::write_text(dir_ / (name + ".in") / kAdapterConfigName, config);
+    pack(open_adapter_dir(dir_ / (name + ".in")), dir_ / name,
+         {.density = 0.5, .granularity = granularity, .overwrite = true});
+    return PackedFile(dir_ / name);
+  }
+  std::vector<float> values(const PackedFile& file, const std::string& factor) {
+    unpack_to_dir(file, dir_ / "out", true);
+    return test::read_floats(SafetensorsFile(dir_ / "out" / kAdapterModelName),
+                             "base_model.model.q.lora_" + factor + ".weight");
+  }
+  std::string error(const PackedFile& a, const PackedFile& b,
+                    MergeMethod method = MergeMethod::kAverage) {
+    try {
+      merge_packed(method, {&a, &b}, {}, dir_ / "m", true);
+    } catch (const InvalidArgument& error) {
+      return error.what();
+    }
+    return "";
+  }
+  static std::string lora(double alpha, const std::string& more = "") {
+    return concat(R"({"peft_type": "LORA", "r": 4, "lora_alpha": )", alpha, more, "}");
+  }
+  test::TemporaryDir dir_;
+};
+
+TEST_F(MergeScales, FactorsBTakeTheRatioOfTheScales) {
+  const PackedFile a = packed("a", lora(8), 91), b = packed("b", lora(64), 92);
+  const PackedFile root = packed("root", lora(8, R"(, "use_rslora": true)"), 92);
+  const auto a_of_b = values(b, "A"), b_of_b = values(b, "B");
+  for (const auto& [file, ratio] : {std::pair{&b, 8.0f}, {&root, 2.0f}}) {
+    merge_packed(MergeMethod::kTaskArithmetic, {&a, file}, {0, 1}, dir_ / "m", true);
+    const PackedFile merged(dir_ / "m");
+    EXPECT_EQ(*merged.manifest().adapter_config, lora(8));
+    EXPECT_EQ(values(merged, "A"), a_of_b);
+    const auto found = values(merged, "B");
+    for (std::size_t i = 0; i < found.size(); ++i) ASSERT_EQ(found[i], ratio * b_of_b[i]);
+  }
+  // A majority has one scale for each part.
+  ASSERT_EQ(error(a, b, MergeMethod::kMajority), "");
+  const PackedFile merged(dir_ / "m");
+  const auto scale = [](const PackedFile& file, std::size_t part) {
+    return file.manifest().parts[part].scale;
+  };
+  EXPECT_EQ(scale(merged, 0), (scale(a, 0) + scale(b, 0)) / 2);
+  EXPECT_EQ(scale(merged, 1), (scale(a, 1) + 8 * scale(b, 1)) / 2);
+}
+
+TEST_F(MergeScales, WhatCannotBeMatchedIsRefused) {
+  const PackedFile a = packed("a", lora(8, R"(, "base_model_name_or_path": "x")"), 93);
+  const auto refusal = [&](const std::string& config) { return error(a, packed("b", config, 94)); };
+  EXPECT_EQ(refusal(lora(8)), "");
+  EXPECT_THAT(refusal(lora(8, R"(, "base_model_name_or_path": "y")")),
+              HasSubstr("base models 'y' and 'x'"));
+  EXPECT_THAT(refusal(lora(8, R"(, "use_dora": true)")), HasSubstr("use_dora"));
+  EXPECT_THAT(refusal(lora(9, R"(, "alpha_pattern": {"q": 4})")), HasSubstr("patterns"));
+  const PackedFile one = packed("one", lora(8), 95, Granularity::kGlobal);
+  const PackedFile two = packed("two", lora(4), 96, Granularity::kGlobal);
+  EXPECT_EQ(error(one, two), "");
+  EXPECT_THAT(error(one, two, MergeMethod::kMajority), HasSubstr("granularity group or tensor"));
+}
+
 }  // namespace
 }  // namespace thinwire::peft

@@ -195,6 +195,7 @@ TEST(Pack, TargetBytesIsKeptAndUsed) {
     const auto result = pack(source, dir / "f", {.target_bytes = target, .overwrite = true});
     EXPECT_LE(result.file_bytes, target);
     EXPECT_GT(result.file_bytes, target - 40);
+    EXPECT_LE(result.selections, 8);  // a search by halves takes twenty and more
     EXPECT_EQ(std::filesystem::file_size(dir / "f"), result.file_bytes);
   }
   EXPECT_THAT(message_of<InvalidArgument>(
@@ -218,6 +219,7 @@ TEST(Pack, TargetErrorIsMetByTheLeastDensity) {
   for (const double target : {0.9, 0.7, 0.5, 0.439}) {
     const auto result = pack(source, dir / "f", {.target_error = target, .overwrite = true});
     EXPECT_LE(result.relative_error, target);
+    EXPECT_EQ(result.selections, 1);
     const auto less =
         pack(source, dir / "f", {.density = result.density - 2e-4, .overwrite = true});
     EXPECT_GT(less.relative_error, target);
@@ -227,6 +229,81 @@ TEST(Pack, TargetErrorIsMetByTheLeastDensity) {
               HasSubstr("0.3"));
 }
 
+// What one reading tells of all densities is what selecting gives.
+TEST(Pack, CurvesForetellTheErrorOfEveryDensity) {
+  for (const std::size_t n : {500u, 100'000u}) {  // sorted, and counted in bins
+    auto values = test::normal_values(n, 49);
+    for (std::size_t i = 0; i < n; i += 7) values[i] = i % 2 == 0 ? 0.0f : 0.25f;  // zeros and ties
+    DeltaPiece piece;
+    piece.tuned = {values.data(), static_cast<std::int64_t>(n), DType::kFloat32};
+    const MagnitudeCurve curve({&piece, 1});
+    for (const double density : {0.001, 0.01, 0.1, 0.4, 0.8, 1.0})
+      for (const ScaleRule& rule : {ScaleRule{}, ScaleRule{1.5}}) {
+        TernaryPlanes planes(static_cast<std::int64_t>(n));
+        const auto keep = keep_count(density, static_cast<std::int64_t>(n));
+        const DeltaStatistics found = select_largest({&piece, 1}, curve, keep, planes);
+        const double error =
+            found.relative_squared_error(rule.scale(found.mean_kept, found.standard_deviation));
+        const double foretold = curve.squared_error(keep, rule) / curve.squared_norm();
+        EXPECT_GE(foretold, error - 1e-12) << n << " " << density;
+        EXPECT_LE(foretold, error + 1e-4) << n << " " << density;
+      }
+  }
+}
+
+TEST(Pack, TargetsAreMetOverManyParts) {
+  const test::TemporaryDir dir;
+  std::vector<test::FloatTensor> tensors;
+  for (std::size_t i = 0; i < 40; ++i) {
+    auto values = test::normal_values(1000 + 50 * i, 60 + i);
+    for (float& value : values) value *= static_cast<float>(1 + i);
+    tensors.push_back({concat("t", i), {static_cast<std::int64_t>(values.size())}, values});
+  }
+  test::write_tensors(dir / "in", tensors);
+  const DeltaSource source = open_tensors(dir / "in", 0);
+  const PackOptions by_error{
+      .granularity = Granularity::kTensor, .target_error = 0.6, .overwrite = true};
+  const auto result = pack(source, dir / "f", by_error);
+  EXPECT_LE(result.relative_error, 0.6);
+  EXPECT_GT(result.relative_error, 0.599);
+  EXPECT_EQ(result.selections, 1);
+  const auto small =
+      pack(source, dir / "f",
+           {.granularity = Granularity::kTensor, .target_bytes = 20'000, .overwrite = true});
+  EXPECT_LE(small.file_bytes, 20'000);
+  EXPECT_GT(small.file_bytes, 19'900);
+  EXPECT_LE(small.selections, 8);
+}
+
+// Linear in the number of tensors: this took minutes where each looked through all others.
+TEST(Pack, ManyTensorsOfTheirOwnThreshold) {
+  const test::TemporaryDir dir;
+  std::vector<test::FloatTensor> tensors;
+  const auto values = test::normal_values(64, 50);
+  for (int i = 0; i < 20'000; ++i)
+    tensors.push_back({concat("layers.", i, ".weight"), {64}, values});
+  test::write_tensors(dir / "in", tensors);
+  const auto result = pack(open_tensors(dir / "in", 0), dir / "f",
+                           {.density = 0.25, .granularity = Granularity::kTensor});
+  EXPECT_EQ(result.kept, 20'000 * 16);
+  EXPECT_EQ(PackedFile(dir / "f").manifest().parts.size(), 20'000);
+}
+
+TEST(Pack, SaysWhichModulesKeepNothing) {
+  const test::TemporaryDir dir;
+  std::filesystem::create_directories(dir / "in");
+  test::write_text(dir / "in/adapter_config.json", test::kLoraConfig);
+  auto small = test::normal_values(200, 51), large = test::normal_values(200, 52);
+  for (float& value : small) value *= 1e-3f;
+  test::write_tensors(dir / "in/adapter_model.safetensors", {{"q.lora_A.weight", {20, 10}, large},
+                                                             {"q.lora_B.weight", {20, 10}, large},
+                                                             {"v.lora_A.weight", {20, 10}, large},
+                                                             {"v.lora_B.weight", {20, 10}, small}});
+  const auto result = pack(open_adapter_dir(dir / "in"), dir / "f", {.density = 0.1});
+  EXPECT_THAT(result.warnings, testing::ElementsAre(testing::AllOf(
+                                   HasSubstr("1 factors keep no entry"), HasSubstr("v.lora_B"))));
+}
+
 TEST(Pack, RefusesContradictions) {
   const test::TemporaryDir dir;
   const DeltaSource source = open_adapter_dir(test::write_lora(dir / "in", 48));
@@ -234,6 +311,9 @@ TEST(Pack, RefusesContradictions) {
                InvalidArgument);
   EXPECT_THROW(pack(source, dir / "f", {.target_error = 1.5}), InvalidArgument);
   EXPECT_THROW(pack(source, dir / "f", {.density = 0}), InvalidArgument);
+  EXPECT_THAT(message_of<FileError>([&] { pack(source, "/dev/null", {.overwrite = true}); }),
+              HasSubstr("/dev/null is no regular file"));
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
   EXPECT_THROW(pack(source, dir / "f", {.parent_id = "x"}), InvalidArgument);
   EXPECT_FALSE(std::filesystem::exists(dir / "f"));
   pack(source, dir / "f", {});

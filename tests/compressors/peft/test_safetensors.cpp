@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <locale>
+
 #include "peft_fixtures.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/json_strict.h"
@@ -187,6 +189,30 @@ TEST(Safetensors, AFileAppearsOnlyWhenItIsComplete) {
   EXPECT_THROW(SafetensorsWriter(dir / "g", {{"a", "U9", {1}}}, {}, false), InvalidArgument);
 }
 
+TEST(Safetensors, ForeignFilesAreNamed) {
+  EXPECT_THAT(error_of("<!DOCTYPE html><html>{}"),
+              HasSubstr("no safetensors file but an HTML page"));
+  EXPECT_THAT(error_of("<HTML lang=\"en\">"), HasSubstr("an HTML page"));
+  EXPECT_THAT(error_of("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+              HasSubstr("git lfs pull"));
+  EXPECT_THAT(error_of("PK\x03\x04" + std::string(20, '\0')), HasSubstr("holds a pickle"));
+  EXPECT_THAT(error_of("\x80\x02}q" + std::string(20, '\x01')),
+              HasSubstr("a pickle, which can run"));
+  EXPECT_THAT(error_of("{\n  \"peft_type\": \"LORA\"\n}\n"), HasSubstr("a text file"));
+  EXPECT_EQ(error_of(file_of("{}", 0)), "");
+}
+
+// A name is whoever's made the file; it must not reach a terminal as it is.
+TEST(Safetensors, NamesInErrorsAreEscaped) {
+  const std::string error =
+      error_of(file_of(concat("{", tensor("\\u001b[2J\\u0007", "U8", "[2]", 0, 1), "}"), 1));
+  EXPECT_THAT(error, HasSubstr("tensor '\\x1b[2J\\x07'"));
+  for (const char c : error) EXPECT_GE(static_cast<unsigned char>(c), 0x20);
+  const std::string raw = error_of(file_of("{\"\x9b\x1b\":1}", 0));  // not even JSON
+  EXPECT_THAT(raw, HasSubstr("not valid JSON"));
+  for (const char c : raw) EXPECT_TRUE(c >= 0x20 && c < 0x7F) << raw;
+}
+
 TEST(Safetensors, FingerprintIsThatOfTheTensorsAlone) {
   const test::TemporaryDir dir;
   const auto a = test::normal_values(6, 1), b = test::normal_values(3, 2);
@@ -202,6 +228,24 @@ TEST(Safetensors, FingerprintIsThatOfTheTensorsAlone) {
   auto changed = b;
   changed[1] = std::nextafter(changed[1], 9.0f);
   EXPECT_NE(found, print({{"a", {2, 3}, a}, {"b", {3}, changed}}));
+}
+
+// A base is the same base in every country.
+TEST(Safetensors, FingerprintsDoNotDependOnTheLocale) {
+  struct Grouped : std::numpunct<char> {
+    char do_thousands_sep() const override { return '.'; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  const test::TemporaryDir dir;
+  const auto print = [&] {
+    test::write_tensors(dir / "f", {{"a", {1234}, test::normal_values(1234, 1)}});
+    return fingerprint(SafetensorsFile(dir / "f"));
+  };
+  const std::string expected = print();
+  const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+  const std::string found = print();
+  std::locale::global(before);
+  EXPECT_EQ(found, expected);
 }
 
 }  // namespace

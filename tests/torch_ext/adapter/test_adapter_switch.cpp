@@ -14,6 +14,7 @@
 #include "thinwire/tests/support/rank_errors.h"
 #include "thinwire/torch_ext/adapter/adapter_broadcast.h"
 #include "thinwire/torch_ext/adapter/adapter_state.h"
+#include "thinwire/torch_ext/adapter/lora.h"
 
 namespace thinwire {
 namespace {
@@ -186,6 +187,49 @@ TEST(AdapterSwitch, AdaptersReplaceTheirTensors) {
   EXPECT_TRUE(same_bits(weights, bare));
 }
 
+// Factors mean another change with another scale.
+TEST(AdapterSwitch, ExpertsOfAnotherScaleAreRefused) {
+  const TemporaryDir dir;
+  torch::nn::Linear net(12, 10);
+  torch::nn::Sequential holder(net);
+  const auto expert_of = [&](const std::string& name, LoraOptions options) {
+    options.rank = 4;
+    Lora lora(holder.ptr(), options);
+    {
+      at::NoGradGuard no_grad;
+      for (at::Tensor& factor : lora.parameters()) factor.uniform_(-1, 1);
+    }
+    write_adapter(lora.state(), dir / (name + ".in"), false);
+    peft::pack(peft::open_adapter_dir(dir / (name + ".in")), dir / name, {.density = 0.5});
+    return peft::PackedFile(dir / name);
+  };
+  const auto same = expert_of("same", {.alpha = 8}), other = expert_of("other", {.alpha = 64});
+  const auto root = expert_of("root", {.alpha = 8, .rslora = true});
+  Lora lora(holder.ptr(), LoraOptions{.rank = 4, .alpha = 8});
+  const Weights before = copy_of(lora.factors());
+  const auto refusal = [](AdapterSwitch& on, const peft::PackedFile& file) {
+    try {
+      on.swap(file);
+    } catch (const InvalidArgument& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  AdapterSwitch model(lora);
+  EXPECT_THAT(refusal(model, other), HasSubstr("lora_alpha 64, expected lora_alpha 8"));
+  EXPECT_THAT(refusal(model, root), HasSubstr("lora_alpha 8 with rslora, expected lora_alpha 8"));
+  EXPECT_TRUE(same_bits(lora.factors(), before));
+  EXPECT_EQ(refusal(model, same), "");
+  EXPECT_TRUE(same_bits(lora.factors(), read_adapter(dir / "same").tensors));
+  model.remove();
+  EXPECT_TRUE(same_bits(lora.factors(), before));
+  // Without their configuration nobody knows what the weights mean.
+  AdapterSwitch bare(lora.factors());
+  EXPECT_THAT(refusal(bare, same), HasSubstr("give AdapterSwitch the Lora"));
+  lora.merge();
+  EXPECT_THROW(AdapterSwitch{lora}, InvalidArgument);
+}
+
 TEST(AdapterSwitch, WhatDoesNotFitChangesNothing) {
   const TemporaryDir dir;
   const Experts experts(dir);
@@ -215,7 +259,7 @@ TEST(AdapterSwitch, WhatDoesNotFitChangesNothing) {
   EXPECT_THAT(error_with([](Weights& w) { w["b"] = w["b"].to(at::kHalf); }),
               HasSubstr("the weight is F16"));
   EXPECT_THAT(error_with([](Weights& w) { w["a"][0][0].add_(1); }), HasSubstr("wrong base"));
-  EXPECT_THROW(AdapterSwitch({{"a", at::zeros({3, 4}).t()}}), InvalidArgument);
+  EXPECT_THROW(AdapterSwitch(Weights{{"a", at::zeros({3, 4}).t()}}), InvalidArgument);
 }
 
 TEST(BroadcastExpert, PutsTheSameExpertOnEveryRank) {
@@ -264,6 +308,15 @@ TEST(BroadcastExpert, AFailureOnOneRankKeepsTheOldExpertOnAll) {
   EXPECT_THAT(errors("missing", false), Each(HasSubstr("is not a file")));
   EXPECT_THAT(errors("expert2", true), Each(HasSubstr("rank 2: wrong base")));
   EXPECT_THAT(errors("expert2", false), Each("no error"));
+  // Ranks that name different roots, one of them no rank at all.
+  for (const int odd : {0, 7}) {
+    const auto roots = testing::errors_of<InvalidArgument>(3, [&](testing::RankContext& ctx) {
+      Weights weights = base_weights();
+      AdapterSwitch model(weights);
+      broadcast_expert(model, *ctx.group, ctx.rank == 2 ? odd : 1, dir / "expert2");
+    });
+    EXPECT_THAT(roots, Each(HasSubstr("rank 0 names rank 1")));
+  }
 }
 
 }  // namespace

@@ -163,6 +163,50 @@ TEST(Lora, PatternsChooseTheModules) {
   EXPECT_THAT(error_of([&] { Lora(grouped.ptr()); }), HasSubstr("2 groups"));
 }
 
+// A module that stands in the tree twice, and a weight that two modules share.
+struct TiedImpl : nn::Module {
+  TiedImpl() {
+    first = register_module("first", nn::Linear(nn::LinearOptions(4, 4).bias(false)));
+    register_module("again", first.ptr());
+    tied = register_module("tied", nn::Linear(nn::LinearOptions(4, 4).bias(false)));
+    tied->weight = first->weight;
+  }
+  at::Tensor forward(const at::Tensor& x) { return tied(at::relu(first(x))); }
+  nn::Linear first{nullptr}, tied{nullptr};
+};
+TORCH_MODULE(Tied);
+
+TEST(Lora, AWeightOfSeveralNamesHasOneAdapter) {
+  Tied net;
+  const at::Tensor x = at::randn({3, 4}), w = net->first->weight.detach().clone();
+  AdapterState twice;
+  {
+    Lora lora(net.ptr(), LoraOptions{.rank = 2, .alpha = 2});
+    EXPECT_THAT(lora.target_modules(), ElementsAre("first"));
+    randomise(lora);
+    const auto factors = lora.named_parameters();
+    const at::Tensor adapted =
+        w + factors["first.lora_B.weight"].mm(factors["first.lora_A.weight"]);
+    const at::Tensor expected = at::relu(x.mm(adapted.t())).mm(adapted.t());
+    EXPECT_TRUE(at::allclose(lora.forward(net, x), expected, 1e-4, 1e-5));
+    lora.merge();
+    EXPECT_TRUE(at::allclose(net(x), expected, 1e-4, 1e-5));
+    const AdapterState state = lora.state();
+    EXPECT_EQ(state.tensors.size(), 2);
+    lora.unmerge();
+    twice = state;
+    for (const char* factor : {"lora_A.weight", "lora_B.weight"})
+      twice.tensors[concat("base_model.model.again.", factor)] =
+          state.tensors.at(concat("base_model.model.first.", factor));
+    lora.load_state(state);
+    EXPECT_THAT(error_of([&] { lora.load_state(twice); }), HasSubstr("has 4 tensors"));
+  }
+  EXPECT_TRUE(at::equal(net->first->weight, w));
+  EXPECT_TRUE(net->tied->weight.is_same(net->first->weight));
+  EXPECT_THAT(error_of([&] { Lora(net.ptr(), twice); }),
+              HasSubstr("factors for 'again', whose weight is that of 'first'"));
+}
+
 TEST(Lora, TravelsThroughDirectoriesAndPackedFiles) {
   const peft::test::TemporaryDir dir;
   Net net;
@@ -222,6 +266,11 @@ TEST(Lora, RefusesAdaptersThatDoNotFit) {
   EXPECT_THAT(refusal(set("use_dora", "true")), HasSubstr("use_dora = true"));
   EXPECT_THAT(refusal(set("bias", "\"all\"")), HasSubstr("bias"));
   EXPECT_THAT(refusal(set("peft_type", "\"IA3\"")), HasSubstr("type IA3"));
+  // Their factors are relative to another base.
+  for (const char* init : {"pissa", "pissa_niter_4", "olora", "corda", "loftq"})
+    EXPECT_THAT(refusal(set("init_lora_weights", concat('"', init, '"'))),
+                HasSubstr(concat("init_lora_weights = '", init, "'")));
+  EXPECT_EQ(refusal(set("init_lora_weights", "\"gaussian\"")), "");
   const std::string stem = "base_model.model.head.lora_";
   EXPECT_THAT(refusal([&](AdapterState& a) { a.tensors.erase(stem + "B.weight"); }),
               HasSubstr("has 5 tensors"));

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "thinwire/comm/join/rank_local.h"
 #include "thinwire/common/error.h"
 #include "thinwire/tests/common/temporary_file.h"
 #include "thinwire/tests/support/rank_errors.h"
@@ -366,6 +367,10 @@ TEST(OuterOptimizer, RanksThatDisagreeAllSaySo) {
       OuterOptimizer optimizer(toy, inner, ctx.group, options);
     });
   };
+  EXPECT_THAT(errors([](int rank, auto& o) { o.max_skipped_in_a_row = 5 + rank; }),
+              Each(HasSubstr("max_skipped_in_a_row 6")));
+  EXPECT_THAT(errors([](int rank, auto& o) { o.check_replicas = rank == 0; }),
+              Each(HasSubstr("check_replicas")));
   EXPECT_THAT(errors([](int rank, auto& o) { o.inner_steps = 5 + rank; }),
               Each(HasSubstr("inner steps 6")));
   EXPECT_THAT(errors([](int rank, auto& o) { o.momentum = rank; }),
@@ -376,6 +381,204 @@ TEST(OuterOptimizer, RanksThatDisagreeAllSaySo) {
               Each(HasSubstr("ternery")));
   EXPECT_THAT(errors([](int, auto& o) { o.compression = "lgreco(family=quantize)"; }),
               Each(HasSubstr("take a codec, got 'lgreco(family=quantize)'")));
+}
+
+TEST(OuterOptimizer, AModuleThatOneRankCannotTakeIsToldToAll) {
+  const auto errors = [](const std::function<void(Toy&)>& change) {
+    return errors_of<InvalidArgument>(3, [&](RankContext& ctx) {
+      Toy toy;
+      if (ctx.rank == 1) change(toy);
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+      OuterOptimizer optimizer(toy, inner, ctx.group);
+    });
+  };
+  EXPECT_THAT(errors([](Toy& toy) {
+                for (at::Tensor& parameter : toy.parameters()) parameter.requires_grad_(false);
+              }),
+              Each(AllOf(HasSubstr("rank 1"), HasSubstr("no parameter that requires"))));
+  EXPECT_THAT(errors([](Toy& toy) { toy.frozen.set_data(at::zeros({5})); }),
+              Each(HasSubstr("frozen parameter frozen [5]")));
+  EXPECT_THAT(errors([](Toy& toy) { toy.counts.set_data(at::zeros({2})); }),
+              Each(HasSubstr("buffer counts [2]")));
+  EXPECT_THAT(errors([](Toy& toy) { toy.big.set_data(toy.big.to(at::kDouble)); }),
+              Each(HasSubstr("lora_A [60, 40] Double")));
+  EXPECT_THAT(errors([](Toy&) {}), Each("no error"));
+}
+
+TEST(OuterOptimizer, StatesOfOneRankThatDoNotFitAreToldToAll) {
+  const auto errors = [](const std::function<void(OuterState&)>& change) {
+    return errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+      Toy toy;
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+      OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1});
+      OuterState state = optimizer.state();
+      if (ctx.rank == 1) change(state);
+      try {
+        optimizer.load_state(state);
+      } catch (...) {
+        toy.set_gradients(ctx.rank, 0);
+        optimizer.step();  // nothing was changed, and all go on
+        throw;
+      }
+    });
+  };
+  EXPECT_THAT(errors([](auto& state) { state["outer_steps"] = integer_tensor(3); }),
+              Each(HasSubstr("outer steps 3")));
+  EXPECT_THAT(errors([](auto& state) { state["momentum"] = state.at("momentum") + 1; }),
+              Each(HasSubstr("momentum")));
+  EXPECT_THAT(errors([](auto& state) { state.erase("layout"); }), Each(HasSubstr("'layout'")));
+  EXPECT_THAT(errors([](auto& state) { state["world"] = integer_tensor(3); }),
+              Each(HasSubstr("merge_states()")));
+  EXPECT_THAT(errors([](auto& state) { state["averager/residual/other"] = at::zeros({3}); }),
+              Each(HasSubstr("'other'")));
+  EXPECT_THAT(errors([](auto& state) { state["more"] = at::zeros({3}); }),
+              Each(HasSubstr("'more'")));
+  EXPECT_THAT(errors([](auto& state) { state["synchronised"] = at::zeros({3}); }),
+              Each(HasSubstr("the state has 3 weights")));
+  EXPECT_THAT(errors([](auto&) {}), Each("no error"));
+}
+
+// What a program does to a module after it was wrapped.
+TEST(OuterOptimizer, ChangesAfterTheConstructionAreNoticed) {
+  const auto errors = [](const std::function<void(Toy&)>& change) {
+    return errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+      Toy toy;
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+      OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 5});
+      toy.set_gradients(ctx.rank, 0);
+      if (ctx.rank == 1) change(toy);
+      for (int step = 0; step < 5; ++step) optimizer.step();
+    });
+  };
+  EXPECT_THAT(errors([](Toy& toy) { toy.frozen.requires_grad_(true); }),
+              Each(AllOf(HasSubstr("'frozen' was frozen"), HasSubstr("is trained now"))));
+  EXPECT_THAT(errors([](Toy& toy) { toy.small.requires_grad_(false); }),
+              Each(HasSubstr("'lora_B' was trained")));
+  EXPECT_THAT(errors([](Toy& toy) {
+                for (at::Tensor& parameter : toy.parameters()) parameter.mutable_grad().reset();
+                toy.to(at::kDouble);
+              }),
+              Each(AllOf(HasSubstr("'lora_A' was Float"), HasSubstr("Double"))));
+}
+
+TEST(OuterOptimizer, FollowsWhatIsLoadedIntoTheModuleInPlace) {
+  run_ranks(2, [](RankContext& ctx) {
+    Toy toy;
+    torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1, .compression = "none"});
+    // As torch::load() does: another storage for the module's own tensors.
+    const at::Tensor loaded = at::full({3}, 10.0f + static_cast<float>(ctx.rank));
+    {
+      at::NoGradGuard no_grad;
+      toy.counts.set_(loaded);
+    }
+    toy.set_gradients(ctx.rank, 0);
+    optimizer.step();
+    EXPECT_EQ(toy.counts.max().item<float>(), 10);
+  });
+}
+
+TEST(OuterOptimizer, ATensorOfTwoNamesIsOneAndARanksOwnIsLeftAlone) {
+  struct Shared : torch::nn::Module {
+    Shared() {
+      first = register_module("first", torch::nn::Linear(4, 4));
+      register_module("second", first.ptr());
+      expert = register_parameter("expert", at::zeros({3}));
+      comm::mark_rank_local(expert);
+    }
+    torch::nn::Linear first{nullptr};
+    at::Tensor expert;
+  };
+  run_ranks(2, [](RankContext& ctx) {
+    Shared module;
+    {
+      at::NoGradGuard no_grad;
+      module.expert.fill_(ctx.rank);
+    }
+    torch::optim::SGD inner({module.first->weight, module.first->bias},
+                            torch::optim::SGDOptions(1));
+    OuterOptimizer optimizer(
+        module, inner, ctx.group,
+        {.inner_steps = 1, .learning_rate = 1, .momentum = 0, .compression = "none"});
+    EXPECT_EQ(module.expert.max().item<float>(), ctx.rank);
+    EXPECT_EQ(text_of(optimizer.state(), "layout"),
+              "parameter first.weight [4, 4] Float in first.weight\n"
+              "parameter first.bias [4] Float in first.bias\n");
+    const at::Tensor before = module.first->weight.detach().clone();
+    module.first->weight.mutable_grad() = at::full({4, 4}, 1.0f + static_cast<float>(ctx.rank));
+    module.first->bias.mutable_grad() = at::zeros({4});
+    optimizer.step();
+    EXPECT_TRUE(at::allclose(module.first->weight, before - 1.5));
+    EXPECT_EQ(module.expert.max().item<float>(), ctx.rank);
+  });
+}
+
+// One NaN must not spoil a run: AdamW's moments would keep it for ever.
+TEST(OuterOptimizer, OneNotANumberCostsOneOuterStep) {
+  const auto skipped = [](bool reset) {
+    std::int64_t steps = 0;
+    run_ranks(2, [&](RankContext& ctx) {
+      Toy toy;
+      torch::optim::AdamW inner(toy.parameters(), torch::optim::AdamWOptions(1e-3));
+      OuterOptimizer optimizer(toy, inner, ctx.group,
+                               {.inner_steps = 2,
+                                .compression = "ternary(density=0.2)",
+                                .reset_inner_state = reset,
+                                .max_skipped_in_a_row = 0});
+      for (int step = 0; step < 20; ++step) {
+        toy.set_gradients(ctx.rank, step);
+        if (ctx.rank == 1 && step == 6) toy.big.mutable_grad().fill_(std::nan(""));
+        optimizer.step();
+      }
+      EXPECT_EQ(toy.flat().isfinite().all().item<bool>(), true);
+      expect_same_on_all(ctx, toy.flat());
+      if (ctx.rank == 0) steps = optimizer.summary().skipped_steps;
+    });
+    return steps;
+  };
+  EXPECT_EQ(skipped(true), 1);
+  EXPECT_EQ(skipped(false), 7);  // all from then on
+}
+
+TEST(OuterOptimizer, DeltasThatStayNotFiniteEndTheTrainingAndNameTheRank) {
+  const auto errors = errors_of<CommError>(3, [](RankContext& ctx) {
+    Toy toy;
+    torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+    OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1, .max_skipped_in_a_row = 3});
+    for (int step = 0; step < 6; ++step) {
+      toy.set_gradients(ctx.rank, step);
+      // Two in a row are borne, and the third that is not in a row with them.
+      if (ctx.rank == 2 && step != 2) toy.small.mutable_grad().fill_(std::nan(""));
+      try {
+        optimizer.step();
+      } catch (const CommError& error) {
+        EXPECT_EQ(step, 5);
+        EXPECT_EQ(error.rank(), 2);
+        throw;
+      }
+    }
+  });
+  EXPECT_THAT(errors, Each(HasSubstr("3 outer steps in a row were dropped")));
+}
+
+TEST(OuterOptimizer, WhatTheInnerOptimizerThrowsIsToldToAll) {
+  struct Throwing : torch::optim::SGD {
+    using SGD::SGD;
+    at::Tensor step(LossClosure closure = nullptr) override {
+      if (fails) throw std::runtime_error("the inner optimizer has no more");
+      return SGD::step(closure);
+    }
+    bool fails = false;
+  };
+  const auto errors = errors_of<CommError>(2, [](RankContext& ctx) {
+    Toy toy;
+    Throwing inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+    inner.fails = ctx.rank == 1;
+    OuterOptimizer optimizer(toy, inner, ctx.group, {.inner_steps = 1});
+    toy.set_gradients(ctx.rank, 0);
+    optimizer.step();
+  });
+  EXPECT_THAT(errors, Each(HasSubstr("the inner optimizer has no more")));
 }
 
 TEST(OuterOptimizer, ReplicasThatDriftedApartAreNoticed) {
