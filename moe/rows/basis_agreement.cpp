@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/common/error.h"
 
 namespace thinwire::moe {
 namespace {
@@ -47,7 +48,9 @@ std::shared_ptr<const SpectralBasis> BasisLeg::usable() const {
 }
 
 std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLeg*>& legs,
-                            std::int64_t dim, at::Device device, std::uint64_t sequence) {
+                            const std::vector<RowMoments>& fresh, std::int64_t dim,
+                            at::Device device, std::uint64_t sequence) {
+  THINWIRE_ASSERT(fresh.size() == legs.size());
   const int ranks = group == nullptr ? 1 : group->getSize();
   const int me = group == nullptr ? 0 : group->getRank();
   const std::int64_t moments = RowMoments::packed_size(dim);
@@ -63,8 +66,8 @@ std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLe
 
   std::vector<at::Tensor> parts = {at::empty({0}, at::kFloat)};
   for (int owner = 0; owner < ranks; ++owner) {
-    for (BasisLeg* leg : legs) {
-      if (leg->owner == owner) parts.push_back(leg->fresh.packed());
+    for (std::size_t i = 0; i < legs.size(); ++i) {
+      if (legs[i]->owner == owner) parts.push_back(fresh[i].packed());
     }
   }
   const at::Tensor sums = exchange(group, at::cat(parts), times(owned, moments),
@@ -73,7 +76,6 @@ std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLe
   std::vector<at::Tensor> made = {at::empty({0}, at::kByte)};
   std::int64_t number = 0;
   for (BasisLeg* leg : legs) {
-    leg->fresh.clear();
     if (leg->owner != me) continue;
     RowMoments all(dim);
     for (int rank = 0; rank < ranks; ++rank) {

@@ -289,7 +289,7 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
   original.forward(tokens);
   original.update_expert_bias();
   const MoEState state = original.full_state();
-  // Router, shared expert, experts, counters of the exchange, options and state of merging.
+  // Router, shared expert, experts, counters of the dispatcher, options and state of merging.
   EXPECT_EQ(state.size(), 2u + 4u + 5u * 4u + 3u);
   original.eval();
   const at::Tensor expected = original.forward(tokens).output;
