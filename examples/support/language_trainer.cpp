@@ -41,7 +41,7 @@ struct Evaluation {
 Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const launch::World& world,
                     const LanguageTrainingOptions& options) {
   const torch::NoGradGuard no_grad;
-  model.set_training(false);
+  model.eval();
   const std::int64_t per_pass = options.tokens / options.context;
   const std::int64_t passes =
       std::max<std::int64_t>(1, options.validation_tokens / (options.tokens * world.size()));
@@ -60,7 +60,7 @@ Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const la
     std::vector<torch::Tensor> tensors = {sums};
     comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
   }
-  model.set_training(true);
+  model.train();
   const double tokens = sums[2].item<double>();
   return {sums[0].item<double>() / tokens / std::numbers::ln2, sums[1].item<double>() / tokens};
 }
@@ -141,12 +141,9 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   if (!options.load.empty()) model->load_state(load_state(options.load));
   CompressionOptions compression(options.compression);
   compression.seed = options.seed;
-  // The model's parameters() leave the experts out: their gradients are complete as they are.
   DistributedDataParallel ddp(model, world.group(), {.compression = compression});
-  std::vector<torch::Tensor> parameters = model->parameters();
-  for (const auto& parameter : model->expert_parameters()) parameters.push_back(parameter);
   torch::optim::AdamW optimizer(
-      parameters, torch::optim::AdamWOptions(options.learning_rate).betas({0.9, 0.95}));
+      model->parameters(), torch::optim::AdamWOptions(options.learning_rate).betas({0.9, 0.95}));
 
   const bool leader = world.rank() == 0;
   std::optional<MetricsLog> log;
@@ -169,8 +166,6 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
     for (auto& group : optimizer.param_groups())
       group.options().set_lr(learning_rate(options, step));
     ddp.zero_grad();
-    for (const auto& parameter : model->expert_parameters())
-      parameter.mutable_grad() = torch::Tensor();
     const auto [logits, auxiliary] = ddp.forward(batch.input);
     const torch::Tensor loss =
         torch::cross_entropy_loss(logits.flatten(0, 1), batch.target.flatten());
