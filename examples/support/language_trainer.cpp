@@ -1,18 +1,18 @@
 #include "thinwire/examples/support/language_trainer.h"
 
 #include <torch/optim/adamw.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <numbers>
 #include <optional>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/median.h"
 #include "thinwire/common/metrics.h"
@@ -65,35 +65,19 @@ Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const la
   return {sums[0].item<double>() / tokens / std::numbers::ln2, sums[1].item<double>() / tokens};
 }
 
-// Where weights go until they are whole.
-std::filesystem::path partial(const std::filesystem::path& file) {
-  return file.string() + ".partial";
-}
-
 // So that a path that cannot be written is known before the training, not after it.
-std::ofstream open_for_weights(const std::filesystem::path& file) {
-  std::ofstream out(partial(file), std::ios::binary);
-  if (!out.good()) throw FileError(concat("cannot write weights to ", file.string()));
-  return out;
+void check_weights_path(const std::filesystem::path& file) {
+  const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+  if (std::filesystem::is_directory(file) || ::access(folder.c_str(), W_OK) != 0) {
+    throw FileError(concat("cannot write weights to ", file.string()));
+  }
 }
 
-void save_state(const moe::MoEState& state, std::ofstream out, const std::filesystem::path& file) {
-  const std::vector<char> bytes = moe::to_bytes(state);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.close();
-  if (!out.good()) throw FileError(concat("cannot write weights to ", file.string()));
-  std::filesystem::rename(partial(file), file);
-}
-
-moe::MoEState load_state(const std::filesystem::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in.good()) throw FileError(concat("cannot read the weights of --load ", file.string()));
-  const std::vector<char> bytes{std::istreambuf_iterator<char>(in), {}};
+NamedTensors load_weights(const std::filesystem::path& file) {
   try {
-    return moe::state_from_bytes(bytes);
-  } catch (const c10::Error& error) {
-    throw FileError(concat(file.string(), " does not hold weights that --save wrote: ",
-                           error.what_without_backtrace()));
+    return load_tensors(file);
+  } catch (const FileError& error) {
+    throw FileError(concat("--load: no weights that --save wrote: ", error.what()));
   }
 }
 
@@ -138,7 +122,7 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   at::set_num_threads(threads_of_rank(world, options.threads));
   torch::manual_seed(options.seed);
   const auto model = std::make_shared<MoELanguageModel>(model_options(options), world.group());
-  if (!options.load.empty()) model->load_state(load_state(options.load));
+  if (!options.load.empty()) model->load_state(load_weights(options.load));
   CompressionOptions compression(options.compression);
   compression.seed = options.seed;
   DistributedDataParallel ddp(model, world.group(), {.compression = compression});
@@ -148,8 +132,7 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   const bool leader = world.rank() == 0;
   std::optional<MetricsLog> log;
   if (leader && !options.log.empty()) log.emplace(options.log);
-  std::ofstream weights;
-  if (leader && !options.save.empty()) weights = open_for_weights(options.save);
+  if (leader && !options.save.empty()) check_weights_path(options.save);
   LanguageResult result{.backend = world.backend(),
                         .compression = compression_text(options.compression),
                         .world_size = world.size()};
@@ -229,8 +212,8 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   result.replicas_equal = ddp.replicas_equal();
   if (log) log_result(*log, result, options);
   if (!options.save.empty()) {
-    const moe::MoEState state = model->full_state();
-    if (leader) save_state(state, std::move(weights), options.save);
+    const NamedTensors state = model->full_state();
+    if (leader) save_tensors(state, options.save);
   }
   return result;
 }

@@ -100,8 +100,8 @@ std::vector<std::pair<std::string, torch::Tensor>> MoELanguageModel::own_paramet
   return own;
 }
 
-moe::MoEState MoELanguageModel::full_state() const {
-  moe::MoEState state;
+NamedTensors MoELanguageModel::full_state() const {
+  NamedTensors state;
   for (const auto& [name, parameter] : own_parameters()) {
     state.emplace(name, parameter.detach().clone());
   }
@@ -113,7 +113,7 @@ moe::MoEState MoELanguageModel::full_state() const {
   return state;
 }
 
-void MoELanguageModel::load_state(const moe::MoEState& state) {
+void MoELanguageModel::load_state(const NamedTensors& state) {
   const torch::NoGradGuard no_grad;
   for (const auto& [name, parameter] : own_parameters()) {
     const auto found = state.find(name);
@@ -124,7 +124,7 @@ void MoELanguageModel::load_state(const moe::MoEState& state) {
   }
   for (std::size_t layer = 0; layer < mixtures_.size(); ++layer) {
     const std::string prefix = name_of_mixture(layer) + ".";
-    moe::MoEState part;
+    NamedTensors part;
     for (const auto& [name, tensor] : state) {
       if (name.starts_with(prefix)) part.emplace(name.substr(prefix.size()), tensor);
     }

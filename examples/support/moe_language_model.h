@@ -43,10 +43,10 @@ class MoELanguageModel : public torch::nn::Module {
 
   // All weights, every rank's experts included, and what the mixtures keep for merging and coding
   // rows; fits any number of ranks. Collective; equal on all ranks.
-  moe::MoEState full_state() const;
+  NamedTensors full_state() const;
   // How rows are merged stays what this model's options say. Throws InvalidArgument for a missing
   // tensor or a shape that does not fit.
-  void load_state(const moe::MoEState& state);
+  void load_state(const NamedTensors& state);
 
  private:
   // All but the mixtures', under their names in a state.

@@ -14,7 +14,7 @@ struct Part {
   std::size_t first_pair;
 };
 
-Part part_of(const SentRows& all, std::int64_t chunk, std::int64_t chunks) {
+Part cut_of(const SentRows& all, std::int64_t chunk, std::int64_t chunks) {
   const std::int64_t begin = all.count * chunk / chunks;
   const std::int64_t end = all.count * (chunk + 1) / chunks;
   const auto at_row = [&](std::int64_t row) {
@@ -162,7 +162,7 @@ void fill_chunks(RowRoutes& routes, const ExpertPlacement& placement, int rank, 
     std::vector<Part> parts;
     for (int peer = 0; peer < placement.ranks; ++peer) {
       const SentRows& all = sent[static_cast<std::size_t>(peer)];
-      const Part part = parts.emplace_back(part_of(all, c, count));
+      const Part part = parts.emplace_back(cut_of(all, c, count));
       chunk.sent.push_back(part.rows);
       chunk.returned.push_back(static_cast<std::int64_t>(part.pairs.size()));
       const std::int64_t from_peer = received[static_cast<std::size_t>(peer)];

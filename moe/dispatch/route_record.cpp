@@ -31,9 +31,9 @@ enum Slot : std::int64_t {
 // Room for the text of a failure; a longer one is cut.
 constexpr std::int64_t kTextBytes = 1024;
 
-constexpr const char* kOperation = "the routes of an expert exchange";
+constexpr const char* kRoutesOperation = "the routes of an expert exchange";
 
-void write(const RouteRecord& record, std::int64_t rows, std::int64_t* words) {
+void write_record(const RouteRecord& record, std::int64_t rows, std::int64_t* words) {
   words[kFailed] = record.failed ? 1 : 0;
   words[kSequence] = static_cast<std::int64_t>(record.sequence);
   words[kAgreement] = static_cast<std::int64_t>(record.agreement);
@@ -46,7 +46,7 @@ void write(const RouteRecord& record, std::int64_t rows, std::int64_t* words) {
   words[kSums + 1] = std::bit_cast<std::int64_t>(record.sums[1]);
 }
 
-RouteRecord read(const std::int64_t* words) {
+RouteRecord read_record(const std::int64_t* words) {
   return {.failed = words[kFailed] != 0,
           .sequence = static_cast<std::uint64_t>(words[kSequence]),
           .agreement = static_cast<std::uint64_t>(words[kAgreement]),
@@ -59,8 +59,8 @@ RouteRecord read(const std::int64_t* words) {
 }
 
 // What each rank cannot go on for, "" where it can.
-std::vector<std::string> failures(c10d::ProcessGroup& group, const std::string& mine,
-                                  at::Device device, std::uint64_t sequence) {
+std::vector<std::string> reasons_of_all(c10d::ProcessGroup& group, const std::string& mine,
+                                        at::Device device, std::uint64_t sequence) {
   at::Tensor input = at::zeros({kTextBytes}, at::kByte);
   std::memcpy(input.mutable_data_ptr<std::uint8_t>(), mine.data(),
               std::min(mine.size(), static_cast<std::size_t>(kTextBytes) - 1));
@@ -77,8 +77,8 @@ std::vector<std::string> failures(c10d::ProcessGroup& group, const std::string& 
 
 // Throws unless the same kind of fact is equal in all records.
 template <typename Fact, typename Name>
-void compare(const std::vector<RouteRecord>& records, Fact RouteRecord::*fact, const char* what,
-             const Name& name) {
+void compare_fact(const std::vector<RouteRecord>& records, Fact RouteRecord::*fact,
+                  const char* what, const Name& name) {
   for (std::size_t rank = 1; rank < records.size(); ++rank) {
     check(records[rank].*fact == records[0].*fact, "the ranks of an expert exchange differ in ",
           what, ": ", name(records[0].*fact), " on rank 0, ", name(records[rank].*fact),
@@ -98,19 +98,19 @@ std::vector<RouteRecord> exchange_records(c10d::ProcessGroup& group, const Route
   const int ranks = group.getSize();
   at::Tensor input = at::empty({ranks, kSlots}, at::kLong);
   for (int rank = 0; rank < ranks; ++rank) {
-    write(mine, rows[static_cast<std::size_t>(rank)],
-          input.mutable_data_ptr<std::int64_t>() + rank * kSlots);
+    write_record(mine, rows[static_cast<std::size_t>(rank)],
+                 input.mutable_data_ptr<std::int64_t>() + rank * kSlots);
   }
   input = input.to(device);
   at::Tensor output = at::empty({ranks, kSlots}, input.options());
   std::vector<std::int64_t> one_each(static_cast<std::size_t>(ranks), 1);
   auto receive = one_each;
-  comm::wait(group, group.alltoall_base(output, input, receive, one_each), kOperation,
+  comm::wait(group, group.alltoall_base(output, input, receive, one_each), kRoutesOperation,
              mine.sequence);
   const at::Tensor host = output.cpu();
   std::vector<RouteRecord> records;
   for (int rank = 0; rank < ranks; ++rank) {
-    records.push_back(read(host.const_data_ptr<std::int64_t>() + rank * kSlots));
+    records.push_back(read_record(host.const_data_ptr<std::int64_t>() + rank * kSlots));
   }
   return records;
 }
@@ -128,7 +128,7 @@ void check_records(c10d::ProcessGroup& group, const std::vector<RouteRecord>& re
     same = same && record.agreement == records[0].agreement;
   }
   if (failed) {
-    const auto texts = failures(group, failure, device, last_sequence);
+    const auto texts = reasons_of_all(group, failure, device, last_sequence);
     for (std::size_t rank = 0; rank < texts.size(); ++rank) {
       check(!records[rank].failed, "rank ", rank, " of the expert exchange: ", texts[rank]);
     }
@@ -141,12 +141,12 @@ void check_records(c10d::ProcessGroup& group, const std::vector<RouteRecord>& re
     }
     throw InvalidArgument("the ranks of an expert exchange have different options");
   }
-  compare(records, &RouteRecord::sequence, "the number of exchanges so far",
-          [](std::uint64_t value) { return value; });
-  compare(records, &RouteRecord::dtype, "the type of the tokens",
-          [](at::ScalarType type) { return c10::toString(type); });
-  compare(records, &RouteRecord::training, "whether gradients are recorded",
-          [](bool value) { return value ? "yes" : "no"; });
+  compare_fact(records, &RouteRecord::sequence, "the number of exchanges so far",
+               [](std::uint64_t value) { return value; });
+  compare_fact(records, &RouteRecord::dtype, "the type of the tokens",
+               [](at::ScalarType type) { return c10::toString(type); });
+  compare_fact(records, &RouteRecord::training, "whether gradients are recorded",
+               [](bool value) { return value ? "yes" : "no"; });
 }
 
 }  // namespace thinwire::moe

@@ -17,8 +17,8 @@
 namespace thinwire::moe {
 namespace {
 
-constexpr const char* kOperations[kLegs] = {"dispatch of tokens to experts", "combine of tokens",
-                                            "backward of combine", "backward of dispatch"};
+constexpr const char* kLegOperations[kLegs] = {"dispatch of tokens to experts", "combine of tokens",
+                                               "backward of combine", "backward of dispatch"};
 // Keeps the random numbers of row codecs apart from those of gradient codecs ("MOE").
 constexpr std::uint32_t kStage = 0x4D4F4500;
 
@@ -138,7 +138,7 @@ std::int64_t TokenDispatcher::start(RowRoutes& routes, std::size_t chunk, Leg le
   auto receive = counts_of(part, leg, true);
   check(rows.dim() == 2 && rows.size(0) == sum(send) && rows.size(1) == options_.dim,
         "rows of shape [", sum(send), ", ", options_.dim, "] expected for the ",
-        kOperations[leg_index], ", got ", rows.sizes());
+        kLegOperations[leg_index], ", got ", rows.sizes());
   const auto begin = Clock::now();
   const RowCodec& codec = routes.codecs[leg_index];
   if (routes.training && codec.spectral() != nullptr) {
@@ -163,7 +163,7 @@ std::int64_t TokenDispatcher::start(RowRoutes& routes, std::size_t chunk, Leg le
   } else {
     const std::int64_t width = pending.outgoing.size(1);
     pending.incoming = at::empty({sum(receive), width}, pending.outgoing.options());
-    guard(kOperations[leg_index], routes.sequence, [&] {
+    guard(kLegOperations[leg_index], routes.sequence, [&] {
       pending.work = group_->alltoall_base(pending.incoming, pending.outgoing, receive, send);
     });
     const std::int64_t leaving = sum(send) - send[static_cast<std::size_t>(rank())];
@@ -183,7 +183,8 @@ at::Tensor TokenDispatcher::finish(RowRoutes& routes, std::size_t chunk, Leg leg
   const RowRoutes::Pending& pending = node.mapped();
   const auto begin = Clock::now();
   if (pending.work != nullptr) {
-    comm::wait(*group_, pending.work, kOperations[static_cast<std::size_t>(leg)], routes.sequence);
+    comm::wait(*group_, pending.work, kLegOperations[static_cast<std::size_t>(leg)],
+               routes.sequence);
   }
   add_seconds(&MoESeconds::exchange, seconds_since(begin));
   const auto decode_begin = Clock::now();

@@ -20,6 +20,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/moe/dispatch/expert_placement.h"
 #include "thinwire/moe/dispatch/row_routes.h"
 #include "thinwire/moe/rows/basis_agreement.h"

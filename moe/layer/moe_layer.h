@@ -19,7 +19,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -105,12 +104,6 @@ struct MoEOutput {
   MoECounters counters;
 };
 
-// Name -> tensor. Experts are named by their global number: "experts.<number>.<parameter>".
-using MoEState = std::map<std::string, at::Tensor>;
-// A state as bytes, for files and messages, and back (c10::Error for bytes that hold none).
-std::vector<char> to_bytes(const MoEState& state);
-MoEState state_from_bytes(const std::vector<char>& bytes);
-
 // Not thread-safe. See token_dispatcher.h for what else may use the group meanwhile.
 class MoELayer : public torch::nn::Module {
  public:
@@ -146,14 +139,15 @@ class MoELayer : public torch::nn::Module {
   std::vector<at::Tensor> expert_parameters() const;
   std::vector<at::Tensor> replicated_parameters() const;
 
-  // Copies of everything that this rank holds.
-  MoEState local_state() const;
+  // Copies of everything that this rank holds. Experts are named by their global number:
+  // "experts.<number>.<parameter>".
+  NamedTensors local_state() const;
   // This rank's part of what all hold: its experts, and on rank 0 what is equal on all. The parts
-  // of all ranks, merged (MoEState::merge), are the full state. Local: for layers whose experts
+  // of all ranks, merged (std::map::merge), are the full state. Local: for layers whose experts
   // together do not fit one host, each rank saves its own.
-  MoEState shard() const;
+  NamedTensors shard() const;
   // The same for all ranks together; equal on all. Collective.
-  MoEState full_state() const;
+  NamedTensors full_state() const;
   // Takes this rank's part of a full state, whatever the number of ranks that made it; of shards,
   // those that hold this rank's experts and rank 0's are enough. Throws InvalidArgument on every
   // rank for missing tensors or shapes that do not fit on one, before anything is changed.
@@ -163,7 +157,7 @@ class MoELayer : public torch::nn::Module {
   // did, its options included: a model that was trained with compensation may need the merging in
   // evaluation, too (evaluation=on). kKeepOptions keeps this layer's own options.
   enum class Merging { kFromState, kKeepOptions };
-  void load_state(const MoEState& state, Merging merging = Merging::kFromState);
+  void load_state(const NamedTensors& state, Merging merging = Merging::kFromState);
 
   const MoEOptions& options() const { return options_; }
   Router& router() { return *router_; }
@@ -191,8 +185,8 @@ class MoELayer : public torch::nn::Module {
   void add_losses(const Routing& routing, MoEOutput& result) const;
   // All parameters and buffers of this rank under their names in a state, sharing memory.
   NamedTensors weights() const;
-  void check_state(const MoEState& state, const DedupOptions& merging) const;
-  void load_merging(const MoEState& state, Dedup& dedup) const;
+  void check_state(const NamedTensors& state, const DedupOptions& merging) const;
+  void load_merging(const NamedTensors& state, Dedup& dedup) const;
 
   MoEOptions options_;
   c10::intrusive_ptr<c10d::ProcessGroup> replicas_;

@@ -21,12 +21,26 @@ constexpr const char* kMergingState = "dedup.state";
 constexpr const char* kProbes = "dedup.probes.";  // and the rank that they are of
 constexpr const char* kGuard = "dedup.guard.";    // likewise
 
-void append(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
+void append_module(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) {
-    all.emplace_back(prefix + item.key(), item.value().detach());
+    all.emplace(prefix + item.key(), item.value().detach());
   }
-  for (const auto& item : module.named_buffers())
-    all.emplace_back(prefix + item.key(), item.value());
+  for (const auto& item : module.named_buffers()) all.emplace(prefix + item.key(), item.value());
+}
+
+// A state as bytes, for messages, and back.
+std::vector<char> to_bytes(const NamedTensors& state) {
+  c10::Dict<std::string, at::Tensor> dictionary;
+  for (const auto& [name, tensor] : state) dictionary.insert(name, tensor.cpu());
+  return torch::jit::pickle_save(dictionary);
+}
+NamedTensors state_of(const std::vector<char>& bytes) {
+  NamedTensors state;
+  const auto value = torch::jit::pickle_load(bytes);
+  for (const auto& entry : value.toGenericDict()) {
+    state.emplace(entry.key().toStringRef(), entry.value().toTensor());
+  }
+  return state;
 }
 
 // What only one rank holds; the rest of a local state is equal on all.
@@ -65,68 +79,40 @@ std::vector<std::vector<char>> gather(c10d::ProcessGroup& group, const std::vect
   return all;
 }
 
-// The merging that a state was made with, as text; empty where it has none.
-std::string merging_of(const MoEState& state) {
-  const auto found = state.find(kMergingOptions);
-  if (found == state.end()) return {};
-  const at::Tensor text = found->second.to(at::kCPU, at::kByte).contiguous();
-  const auto* bytes = text.const_data_ptr<std::uint8_t>();
-  return {bytes, bytes + text.numel()};
-}
-
 }  // namespace
 
-std::vector<char> to_bytes(const MoEState& state) {
-  c10::Dict<std::string, at::Tensor> dictionary;
-  for (const auto& [name, tensor] : state) dictionary.insert(name, tensor.cpu());
-  return torch::jit::pickle_save(dictionary);
-}
-
-MoEState state_from_bytes(const std::vector<char>& bytes) {
-  MoEState state;
-  const auto value = torch::jit::pickle_load(bytes);
-  for (const auto& entry : value.toGenericDict()) {
-    state.emplace(entry.key().toStringRef(), entry.value().toTensor());
-  }
-  return state;
-}
-
-MoEState MoELayer::local_state() const {
-  NamedTensors tensors = weights();
-  for (const auto& item : dispatcher_->state()) tensors.push_back(item);
-  const std::string merging = spec_of(dedup_.options());
-  tensors.emplace_back(kMergingOptions,
-                       at::empty({static_cast<std::int64_t>(merging.size())}, at::kByte));
-  std::copy(merging.begin(), merging.end(), tensors.back().second.data_ptr<std::uint8_t>());
-  tensors.emplace_back(kMergingState, dedup_.state());
+NamedTensors MoELayer::local_state() const {
+  NamedTensors state = weights();
+  state.merge(dispatcher_->state());
+  state.emplace(kMergingOptions, text_tensor(spec_of(dedup_.options())));
+  state.emplace(kMergingState, dedup_.state());
   if (dedup_.options().bandwidth > 0) {
-    tensors.emplace_back(concat(kGuard, dispatcher_->rank()), dedup_.guard_state());
+    state.emplace(concat(kGuard, dispatcher_->rank()), dedup_.guard_state());
   }
   const auto& probes = dedup_.pending_sums();
   if (probes[1] != 0) {
-    tensors.emplace_back(concat(kProbes, dispatcher_->rank()),
-                         at::tensor({probes[0], probes[1]}, at::kDouble));
+    state.emplace(concat(kProbes, dispatcher_->rank()),
+                  at::tensor({probes[0], probes[1]}, at::kDouble));
   }
-  MoEState state;
-  for (const auto& [name, tensor] : tensors) state.emplace(name, tensor.clone());
+  for (auto& [name, tensor] : state) tensor = tensor.clone();
   return state;
 }
 
-MoEState MoELayer::shard() const {
-  MoEState state = local_state();
+NamedTensors MoELayer::shard() const {
+  NamedTensors state = local_state();
   if (dispatcher_->rank() != 0) {
     std::erase_if(state, [](const auto& item) { return !is_own(item.first); });
   }
   return state;
 }
 
-MoEState MoELayer::full_state() const {
+NamedTensors MoELayer::full_state() const {
   if (dispatcher_->ranks() == 1) return local_state();
   c10d::ProcessGroup& group = *dispatcher_->group();
   return comm::guard(group, "gathering the experts", 0, [&] {
-    MoEState all;
+    NamedTensors all;
     for (const std::vector<char>& bytes : gather(group, to_bytes(shard()))) {
-      all.merge(state_from_bytes(bytes));
+      all.merge(state_of(bytes));
     }
     return all;
   });
@@ -134,28 +120,28 @@ MoEState MoELayer::full_state() const {
 
 NamedTensors MoELayer::weights() const {
   NamedTensors targets;
-  append(targets, "router.", *router_);
-  if (shared_ != nullptr) append(targets, "shared.", *shared_);
+  append_module(targets, "router.", *router_);
+  if (shared_ != nullptr) append_module(targets, "shared.", *shared_);
   for (const auto& [name, tensor] : experts_->expert_state()) {
-    targets.emplace_back("experts." + name, tensor);
+    targets.emplace("experts." + name, tensor);
   }
   return targets;
 }
 
-void MoELayer::check_state(const MoEState& state, const DedupOptions& merging) const {
+void MoELayer::check_state(const NamedTensors& state, const DedupOptions& merging) const {
   for (const auto& [name, tensor] : weights()) {
     const auto found = state.find(name);
     check(found != state.end(), "the state has no tensor '", name, "'");
     check(found->second.sizes() == tensor.sizes(), "'", name, "' has shape ", found->second.sizes(),
           " in the state, ", tensor.sizes(), " in the layer");
   }
-  dispatcher_->check_state({state.begin(), state.end()});
+  dispatcher_->check_state(state);
   Dedup trial(merging, options_.router.dim, options_.layer, options_.seed);
   load_merging(state, trial);
 }
 
 // States of models that never sent a row may lack all of it.
-void MoELayer::load_merging(const MoEState& state, Dedup& dedup) const {
+void MoELayer::load_merging(const NamedTensors& state, Dedup& dedup) const {
   const auto counters = state.find(kMergingState);
   if (counters != state.end()) dedup.load_state(counters->second);
   // A rank that the saved model did not have expects what a new one does.
@@ -170,8 +156,10 @@ void MoELayer::load_merging(const MoEState& state, Dedup& dedup) const {
   }
 }
 
-void MoELayer::load_state(const MoEState& state, Merging merging) {
-  const std::string saved = merging == Merging::kFromState ? merging_of(state) : std::string();
+void MoELayer::load_state(const NamedTensors& state, Merging merging) {
+  const std::string saved = merging == Merging::kFromState && state.contains(kMergingOptions)
+                                ? text_of(state, kMergingOptions)
+                                : std::string();
   DedupOptions dedup = options_.dedup;
   agree("the state of a mixture of experts", [&]() -> std::string {
     if (!saved.empty()) dedup = parse_dedup(saved);
@@ -184,7 +172,7 @@ void MoELayer::load_state(const MoEState& state, Merging merging) {
     dispatcher_->set_agreement(agreement_of(options_));
   }
   load_merging(state, dedup_);
-  dispatcher_->load_state({state.begin(), state.end()});
+  dispatcher_->load_state(state);
   const at::NoGradGuard no_grad;
   for (auto& [name, tensor] : weights()) tensor.copy_(state.at(name));
 }

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -13,8 +11,6 @@
 #include "thinwire/moe/rows/row_moments.h"
 
 namespace thinwire::moe {
-
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 // One spectral leg of one rank.
 struct BasisLeg {

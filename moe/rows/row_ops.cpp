@@ -157,7 +157,7 @@ at::Tensor multiply_rows(const at::Tensor& a_rows, const std::vector<std::int32_
 }
 
 // What a node of the graph keeps of its arguments.
-void keep(AutogradContext* ctx, const RowMapPtr& map, bool transposed) {
+void save_map(AutogradContext* ctx, const RowMapPtr& map, bool transposed) {
   ctx->saved_data["map"] = c10::IValue::make_capsule(map);
   ctx->saved_data["transposed"] = transposed;
 }
@@ -181,7 +181,7 @@ class MapRows : public torch::autograd::Function<MapRows> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& rows, const RowMapPtr& map,
                             bool transposed) {
-    keep(ctx, map, transposed);
+    save_map(ctx, map, transposed);
     return multiply(rows, {}, *map, transposed);
   }
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
@@ -193,7 +193,7 @@ class MapWeightedRows : public torch::autograd::Function<MapWeightedRows> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& rows, const at::Tensor& weight,
                             const RowMapPtr& map, bool transposed) {
-    keep(ctx, map, transposed);
+    save_map(ctx, map, transposed);
     ctx->save_for_backward({rows, weight});
     return multiply(rows, weight, *map, transposed);
   }
@@ -218,7 +218,7 @@ class RowProducts : public torch::autograd::Function<RowProducts> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& product,
                             const at::Tensor& input, const RowMapPtr& map, bool transposed,
                             at::ScalarType dtype) {
-    keep(ctx, map, transposed);
+    save_map(ctx, map, transposed);
     ctx->save_for_backward({product, input});
     const Entries entries(*map, transposed);
     return multiply_rows(product, entries.to, input, entries.from, dtype);
@@ -255,7 +255,7 @@ class MapRowsTo : public torch::autograd::Function<MapRowsTo> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& values,
                             const at::Tensor& /*rows*/, const at::Tensor& weight,
                             const RowMapPtr& map) {
-    keep(ctx, map, false);
+    save_map(ctx, map, false);
     ctx->save_for_backward({weight});
     return values.view_as(values);
   }

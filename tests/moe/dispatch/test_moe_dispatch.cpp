@@ -32,7 +32,7 @@ at::Tensor tokens_of(int rank, std::int64_t count) {
 
 // What passes through a group of its own.
 struct Traffic {
-  std::int64_t bytes = 0;            // payload that leaves this rank
+  std::int64_t bytes = 0;           // payload that leaves this rank
   std::vector<std::int64_t> calls;  // of every collective
 };
 
@@ -68,8 +68,7 @@ class CountingBackend : public c10d::Backend {
   // A group of the ranks of `context` whose traffic is counted.
   static c10::intrusive_ptr<c10d::ProcessGroup> group(const RankContext& context,
                                                       Traffic* traffic) {
-    auto group =
-        c10::make_intrusive<c10d::ProcessGroup>(context.store, context.rank, context.size);
+    auto group = c10::make_intrusive<c10d::ProcessGroup>(context.store, context.rank, context.size);
     group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM,
                       c10::make_intrusive<CountingBackend>(context.group, traffic));
     group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
@@ -334,7 +333,7 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
   MoELayer original(options, {});
   original.forward(tokens);
   original.update_expert_bias();
-  const MoEState state = original.full_state();
+  const NamedTensors state = original.full_state();
   // Router, shared expert, experts, counters of the dispatcher, options and state of merging.
   EXPECT_EQ(state.size(), 2u + 4u + 5u * 4u + 3u);
   original.eval();
@@ -345,13 +344,13 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
       MoELayer layer(options, context.group);
       layer.eval();
       layer.load_state(state);
-      const MoEState again = layer.full_state();
+      const NamedTensors again = layer.full_state();
       EXPECT_TRUE(at::allclose(layer.forward(tokens).output, expected, 1e-6, 1e-6));
       ASSERT_EQ(again.size(), state.size());
       for (const auto& [name, tensor] : state) EXPECT_TRUE(at::equal(again.at(name), tensor));
     });
   }
-  MoEState broken = state;
+  NamedTensors broken = state;
   broken.erase("experts.3.w1");
   MoELayer target(options, {});
   EXPECT_THROW(target.load_state(broken), InvalidArgument);
@@ -372,7 +371,7 @@ TEST(Checkpoint, ALayerMergesAsTheSavedOneDid) {
   trained.refresh_rotations();
   for (int step = 0; step < 3; ++step) trained.forward(tokens + 0.01 * step);
   ASSERT_NE(trained.dedup().compensation(), 1.0);
-  const MoEState state = trained.full_state();  // with probes that no step has used yet
+  const NamedTensors state = trained.full_state();  // with probes that no step has used yet
   trained.eval();
   const MoEOutput expected = trained.forward(tokens);
   ASSERT_TRUE(expected.counters.dedup.merged);
@@ -397,14 +396,14 @@ TEST(Checkpoint, EveryRankKeepsWhatItsGuardExpects) {
   MoEOptions options = small_options();
   options.dedup = parse_dedup("lsh(hashes=2, radius=0.1, bandwidth=1e6)");
   std::mutex mutex;
-  MoEState state;
+  NamedTensors state;
   run_ranks(2, [&](RankContext& context) {
     MoELayer layer(options, context.group);
     // Of rank 0 all tokens are alike, of rank 1 none.
     const at::Tensor tokens = tokens_of(context.rank, 30);
     layer.forward(context.rank == 0 ? tokens.narrow(0, 0, 1).expand({30, kDim}).contiguous()
                                     : tokens);
-    const MoEState all = layer.full_state();
+    const NamedTensors all = layer.full_state();
     const std::lock_guard lock(mutex);
     state = all;
   });

@@ -134,14 +134,14 @@ TEST(Failures, OfAConstructorOnOneRankAlone) {
 }
 
 TEST(Failures, OfLoadingAStateOnOneRankAloneBeforeAnythingChanges) {
-  const MoEState good = MoELayer(plain_options(), {}).full_state();
-  MoEState broken = good;
+  const NamedTensors good = MoELayer(plain_options(), {}).full_state();
+  NamedTensors broken = good;
   broken.erase("experts.3.w1");
   const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& context) {
     MoEOptions options = plain_options();
     options.seed = 5;
     MoELayer layer(options, context.group);
-    const MoEState before = layer.local_state();
+    const NamedTensors before = layer.local_state();
     try {
       layer.load_state(context.rank == 1 ? broken : good);
     } catch (const InvalidArgument&) {

@@ -61,7 +61,7 @@ TEST_P(GradientPenalty, EqualsALoopOverExperts) {
   const MoEOptions options = penalty_options(share, chunks, kind);
   MoELayer whole(options, {});
   whole.to(at::kDouble);
-  const MoEState state = whole.full_state();
+  const NamedTensors state = whole.full_state();
   const ReferenceExperts experts(state, kExperts);
   const at::Tensor gate = state.at("router.weight").clone().requires_grad_();
   std::vector<at::Tensor> inputs;
