@@ -151,7 +151,8 @@ TEST(GradientPenalty, ThroughACodecIsAnErrorOnEveryRank) {
         });
     ASSERT_EQ(errors.size(), static_cast<std::size_t>(ranks));
     for (const std::string& error : errors) {
-      EXPECT_NE(error.find("cannot be derived again (combine=cast(bf16))"), std::string::npos)
+      EXPECT_NE(error.find("cannot be derived again (combine=cast(format=bf16))"),
+                std::string::npos)
           << error;
     }
   }
