@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <typeinfo>
 #include <unordered_map>
@@ -11,6 +12,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/common/error.h"
 
 namespace thinwire::moe {
 namespace {
@@ -82,6 +84,29 @@ class WatchingEngine final : public Engine {
   }
 };
 
+// Lives as long as a pass of another engine.
+class PassEnd {
+ public:
+  explicit PassEnd(std::uint64_t pass) : pass_(pass) {}
+  PassEnd(const PassEnd&) = delete;
+  PassEnd& operator=(const PassEnd&) = delete;
+  ~PassEnd() {
+    // While the exception, which nobody can look at here, leaves the engine.
+    for (const Watcher& watcher : Watchers::get().remove(pass_)) {
+      try {
+        const Error cause("an exception in its backward pass, which it reports itself");
+        comm::raise_collective_failure(*watcher.group, watcher.operation, watcher.sequence,
+                                       std::make_exception_ptr(cause));
+      } catch (...) {  // is what the others get; this rank has its own
+      }
+    }
+  }
+  void ended_well() { Watchers::get().remove(pass_); }
+
+ private:
+  std::uint64_t pass_;
+};
+
 }  // namespace
 
 void install_backward_watch() {
@@ -98,10 +123,12 @@ void watch_backward(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const c
                     std::uint64_t sequence) {
   if (group == nullptr || group->getSize() == 1) return;
   Engine& engine = Engine::get_default_engine();
-  if (typeid(engine) != typeid(WatchingEngine)) return;
   const auto pass = static_cast<std::uint64_t>(torch::autograd::get_current_graph_task_id());
-  if (Watchers::get().add(pass, {group, operation, sequence})) {
+  if (!Watchers::get().add(pass, {group, operation, sequence})) return;
+  if (typeid(engine) == typeid(WatchingEngine)) {
     engine.queue_callback([pass] { Watchers::get().remove(pass); });
+  } else {
+    engine.queue_callback([end = std::make_shared<PassEnd>(pass)] { end->ended_well(); });
   }
 }
 

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/engine.h>
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
@@ -122,6 +123,45 @@ TEST(Failures, TheNextBackwardPassIsNotBlamedForTheLast) {
     EXPECT_THROW(Trap::apply(x).sum().backward(), std::runtime_error);
     layer.forward(tokens_of(context.rank).requires_grad_()).output.sum().backward();
   });
+}
+
+// As Python's, which is in place before any layer is made.
+class AnotherEngine final : public torch::autograd::Engine {
+ public:
+  static Engine& instance() {
+    static auto* engine = new AnotherEngine();
+    return *engine;
+  }
+};
+
+TEST(Failures, OfAnotherEnginesBackwardPassAreToldWithoutTheirText) {
+  static torch::autograd::Engine& before = torch::autograd::Engine::get_default_engine();
+  torch::autograd::set_default_engine_stub(AnotherEngine::instance);
+  RankOptions patience;
+  patience.timeout = std::chrono::minutes(5);
+  patience.watchdog = std::chrono::seconds(60);
+  run_ranks(
+      2,
+      [](RankContext& context) {
+        MoEOptions options = plain_options();
+        options.factory = [](std::int64_t expert) {
+          return std::make_shared<ExpertWithTrap>(expert == 0);
+        };
+        MoELayer layer(options, context.group);
+        const at::Tensor loss =
+            layer.forward(tokens_of(context.rank).requires_grad_()).output.sum();
+        std::string error;
+        try {
+          loss.backward();
+        } catch (const std::exception& thrown) {
+          error = thrown.what();
+        }
+        const char* part =
+            context.rank == 0 ? "the trap has shut" : "rank 0 reports: an exception in its";
+        EXPECT_NE(error.find(part), std::string::npos) << error;
+      },
+      patience);
+  torch::autograd::set_default_engine_stub([]() -> torch::autograd::Engine& { return before; });
 }
 
 TEST(Failures, OfAConstructorOnOneRankAlone) {
