@@ -7,8 +7,7 @@ namespace thinwire::comm {
 
 // Marks a parameter or buffer as this rank's own, an expert's weight for instance: whoever keeps
 // the replicas of a model equal (DistributedDataParallel, OuterOptimizer) neither broadcasts nor
-// averages it, and expects no equal shape of it on other ranks. Ranks must mark tensors of the same
-// names.
+// averages it, and expects nothing like it on other ranks: one may have more experts than another.
 //
 // The mark is on the tensor object, as requires_grad is: it stays when the tensor's values are
 // replaced (torch::load(), module->to(dtype)), a copy of the tensor does not have it, and it ends

@@ -1,18 +1,18 @@
 #include "thinwire/examples/support/language_trainer.h"
 
 #include <torch/optim/adamw.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <numbers>
 #include <optional>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/median.h"
 #include "thinwire/common/metrics.h"
@@ -41,7 +41,7 @@ struct Evaluation {
 Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const launch::World& world,
                     const LanguageTrainingOptions& options) {
   const torch::NoGradGuard no_grad;
-  model.set_training(false);
+  model.eval();
   const std::int64_t per_pass = options.tokens / options.context;
   const std::int64_t passes =
       std::max<std::int64_t>(1, options.validation_tokens / (options.tokens * world.size()));
@@ -60,40 +60,24 @@ Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const la
     std::vector<torch::Tensor> tensors = {sums};
     comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
   }
-  model.set_training(true);
+  model.train();
   const double tokens = sums[2].item<double>();
   return {sums[0].item<double>() / tokens / std::numbers::ln2, sums[1].item<double>() / tokens};
 }
 
-// Where weights go until they are whole.
-std::filesystem::path partial(const std::filesystem::path& file) {
-  return file.string() + ".partial";
-}
-
 // So that a path that cannot be written is known before the training, not after it.
-std::ofstream open_for_weights(const std::filesystem::path& file) {
-  std::ofstream out(partial(file), std::ios::binary);
-  if (!out.good()) throw FileError(concat("cannot write weights to ", file.string()));
-  return out;
+void check_weights_path(const std::filesystem::path& file) {
+  const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+  if (std::filesystem::is_directory(file) || ::access(folder.c_str(), W_OK) != 0) {
+    throw FileError(concat("cannot write weights to ", file.string()));
+  }
 }
 
-void save_state(const moe::MoEState& state, std::ofstream out, const std::filesystem::path& file) {
-  const std::vector<char> bytes = moe::to_bytes(state);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.close();
-  if (!out.good()) throw FileError(concat("cannot write weights to ", file.string()));
-  std::filesystem::rename(partial(file), file);
-}
-
-moe::MoEState load_state(const std::filesystem::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in.good()) throw FileError(concat("cannot read the weights of --load ", file.string()));
-  const std::vector<char> bytes{std::istreambuf_iterator<char>(in), {}};
+NamedTensors load_weights(const std::filesystem::path& file) {
   try {
-    return moe::state_from_bytes(bytes);
-  } catch (const c10::Error& error) {
-    throw FileError(concat(file.string(), " does not hold weights that --save wrote: ",
-                           error.what_without_backtrace()));
+    return load_tensors(file);
+  } catch (const FileError& error) {
+    throw FileError(concat("--load: no weights that --save wrote: ", error.what()));
   }
 }
 
@@ -138,23 +122,19 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   at::set_num_threads(threads_of_rank(world, options.threads));
   torch::manual_seed(options.seed);
   const auto model = std::make_shared<MoELanguageModel>(model_options(options), world.group());
-  if (!options.load.empty()) model->load_state(load_state(options.load));
+  if (!options.load.empty()) model->load_state(load_weights(options.load));
   CompressionOptions compression(options.compression);
   compression.seed = options.seed;
-  // The model's parameters() leave the experts out: their gradients are complete as they are.
   const std::unique_ptr<Timeline> timeline = make_timeline(world, options);
   DistributedDataParallel ddp(model, world.group(),
                               {.compression = compression, .timeline = timeline.get()});
-  std::vector<torch::Tensor> parameters = model->parameters();
-  for (const auto& parameter : model->expert_parameters()) parameters.push_back(parameter);
   torch::optim::AdamW optimizer(
-      parameters, torch::optim::AdamWOptions(options.learning_rate).betas({0.9, 0.95}));
+      model->parameters(), torch::optim::AdamWOptions(options.learning_rate).betas({0.9, 0.95}));
 
   const bool leader = world.rank() == 0;
   std::optional<MetricsLog> log;
   if (leader && !options.log.empty()) log.emplace(options.log);
-  std::ofstream weights;
-  if (leader && !options.save.empty()) weights = open_for_weights(options.save);
+  if (leader && !options.save.empty()) check_weights_path(options.save);
   LanguageResult result{.backend = world.backend(),
                         .compression = compression_text(options.compression),
                         .world_size = world.size()};
@@ -171,8 +151,6 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
     for (auto& group : optimizer.param_groups())
       group.options().set_lr(learning_rate(options, step));
     ddp.zero_grad();
-    for (const auto& parameter : model->expert_parameters())
-      parameter.mutable_grad() = torch::Tensor();
     const auto [logits, auxiliary] = ddp.forward(batch.input);
     const torch::Tensor loss =
         torch::cross_entropy_loss(logits.flatten(0, 1), batch.target.flatten());
@@ -236,8 +214,8 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   result.replicas_equal = ddp.replicas_equal();
   if (log) log_result(*log, result, options);
   if (!options.save.empty()) {
-    const moe::MoEState state = model->full_state();
-    if (leader) save_state(state, std::move(weights), options.save);
+    const NamedTensors state = model->full_state();
+    if (leader) save_tensors(state, options.save);
   }
   return result;
 }

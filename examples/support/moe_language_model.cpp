@@ -8,9 +8,9 @@ namespace nn = torch::nn;
 
 constexpr std::int64_t kBytes = 256;
 
-// Of the names in a state.
-std::string prefix_of(std::size_t layer) {
-  return concat("mixture", layer, ".");
+// Of a mixture's name in the model, and of the names of its tensors in a state.
+std::string name_of_mixture(std::size_t layer) {
+  return concat("mixture", layer);
 }
 
 nn::LayerNorm layer_norm(std::int64_t dim) {
@@ -64,10 +64,8 @@ MoELanguageModel::MoELanguageModel(const LanguageModelOptions& options,
     moe.router.dim = options.dim;
     moe.layer = static_cast<std::uint32_t>(layer);
     moe.seed = options.seed * 1'000 + static_cast<std::uint64_t>(layer);
-    mixtures_.push_back(std::make_shared<moe::MoELayer>(moe, group));
-    for (const auto& [part, module] : mixtures_.back()->replicated_modules()) {
-      register_module("mixture" + name + "_" + part, module);
-    }
+    mixtures_.push_back(register_module(name_of_mixture(static_cast<std::size_t>(layer)),
+                                        std::make_shared<moe::MoELayer>(moe, group)));
   }
   norm_ = register_module("norm", layer_norm(options.dim));
   head_ = register_module("head", nn::Linear(options.dim, kBytes));
@@ -82,22 +80,9 @@ std::pair<torch::Tensor, torch::Tensor> MoELanguageModel::forward(const torch::T
     x = blocks_[layer]->attend(x);
     const moe::MoEOutput mixed = mixtures_[layer]->forward(blocks_[layer]->normalize(x));
     x = x + mixed.output;
-    if (mixed.loss.defined()) auxiliary = auxiliary + mixed.loss;
+    auxiliary = auxiliary + mixed.loss;
   }
   return {head_(norm_(x)), auxiliary};
-}
-
-std::vector<torch::Tensor> MoELanguageModel::expert_parameters() const {
-  std::vector<torch::Tensor> all;
-  for (const auto& mixture : mixtures_) {
-    for (const auto& parameter : mixture->expert_parameters()) all.push_back(parameter);
-  }
-  return all;
-}
-
-void MoELanguageModel::set_training(bool training) {
-  train(training);
-  for (const auto& mixture : mixtures_) mixture->train(training);
 }
 
 moe::MoESummary MoELanguageModel::summary() const {
@@ -106,31 +91,40 @@ moe::MoESummary MoELanguageModel::summary() const {
   return sum;
 }
 
-moe::MoEState MoELanguageModel::full_state() const {
-  moe::MoEState state;
+std::vector<std::pair<std::string, torch::Tensor>> MoELanguageModel::own_parameters() const {
+  std::vector<std::pair<std::string, torch::Tensor>> own;
   for (const auto& item : named_parameters()) {
-    state.emplace("model." + item.key(), item.value().detach().clone());
+    // The mixtures say themselves what a state holds of them.
+    if (!item.key().starts_with("mixture")) own.emplace_back("model." + item.key(), item.value());
+  }
+  return own;
+}
+
+NamedTensors MoELanguageModel::full_state() const {
+  NamedTensors state;
+  for (const auto& [name, parameter] : own_parameters()) {
+    state.emplace(name, parameter.detach().clone());
   }
   for (std::size_t layer = 0; layer < mixtures_.size(); ++layer) {
     for (const auto& [name, tensor] : mixtures_[layer]->full_state()) {
-      state.emplace(concat(prefix_of(layer), name), tensor);
+      state.emplace(concat(name_of_mixture(layer), ".", name), tensor);
     }
   }
   return state;
 }
 
-void MoELanguageModel::load_state(const moe::MoEState& state) {
+void MoELanguageModel::load_state(const NamedTensors& state) {
   const torch::NoGradGuard no_grad;
-  for (const auto& item : named_parameters()) {
-    const auto found = state.find("model." + item.key());
-    check(found != state.end(), "the state has no tensor 'model.", item.key(), "'");
-    check(found->second.sizes() == item.value().sizes(), "'model.", item.key(), "' has shape ",
-          found->second.sizes(), " in the state, ", item.value().sizes(), " in the model");
-    item.value().copy_(found->second);
+  for (const auto& [name, parameter] : own_parameters()) {
+    const auto found = state.find(name);
+    check(found != state.end(), "the state has no tensor '", name, "'");
+    check(found->second.sizes() == parameter.sizes(), "'", name, "' has shape ",
+          found->second.sizes(), " in the state, ", parameter.sizes(), " in the model");
+    parameter.detach().copy_(found->second);
   }
   for (std::size_t layer = 0; layer < mixtures_.size(); ++layer) {
-    const std::string prefix = prefix_of(layer);
-    moe::MoEState part;
+    const std::string prefix = name_of_mixture(layer) + ".";
+    NamedTensors part;
     for (const auto& [name, tensor] : state) {
       if (name.starts_with(prefix)) part.emplace(name.substr(prefix.size()), tensor);
     }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -24,11 +25,11 @@ struct LanguageModelOptions {
 
 class TransformerBlock;
 
-// parameters() are the replicated ones, whose gradients data-parallel training averages; the
-// experts of this rank, which it must leave alone, are expert_parameters().
+// The mixtures are ordinary children: data-parallel training knows by itself which parameters are
+// experts of this rank alone.
 class MoELanguageModel : public torch::nn::Module {
  public:
-  // `group`: over which the experts are spread. Not collective.
+  // `group`: over which the experts are spread. Collective.
   MoELanguageModel(const LanguageModelOptions& options,
                    const c10::intrusive_ptr<c10d::ProcessGroup>& group);
 
@@ -36,21 +37,21 @@ class MoELanguageModel : public torch::nn::Module {
   // mixtures' losses, a scalar. Collective, and so is the backward pass.
   std::pair<torch::Tensor, torch::Tensor> forward(const torch::Tensor& bytes);
 
-  std::vector<torch::Tensor> expert_parameters() const;
   const std::vector<std::shared_ptr<moe::MoELayer>>& mixtures() const { return mixtures_; }
-  // As train() and eval(), which do not reach the mixtures.
-  void set_training(bool training);
   // What all mixtures did on this rank.
   moe::MoESummary summary() const;
 
   // All weights, every rank's experts included, and what the mixtures keep for merging and coding
   // rows; fits any number of ranks. Collective; equal on all ranks.
-  moe::MoEState full_state() const;
+  NamedTensors full_state() const;
   // How rows are merged stays what this model's options say. Throws InvalidArgument for a missing
   // tensor or a shape that does not fit.
-  void load_state(const moe::MoEState& state);
+  void load_state(const NamedTensors& state);
 
  private:
+  // All but the mixtures', under their names in a state.
+  std::vector<std::pair<std::string, torch::Tensor>> own_parameters() const;
+
   LanguageModelOptions options_;
   torch::nn::Embedding token_{nullptr}, position_{nullptr};
   std::vector<std::shared_ptr<TransformerBlock>> blocks_;

@@ -1,11 +1,8 @@
 #include "thinwire/moe/dispatch/route_chunks.h"
 
 #include <algorithm>
-#include <numeric>
 
-#include <ATen/ops/empty.h>
-
-#include "thinwire/comm/failure/failure.h"
+#include <ATen/ops/zeros.h>
 
 namespace thinwire::moe {
 namespace {
@@ -17,7 +14,7 @@ struct Part {
   std::size_t first_pair;
 };
 
-Part part_of(const SentRows& all, std::int64_t chunk, std::int64_t chunks) {
+Part cut_of(const SentRows& all, std::int64_t chunk, std::int64_t chunks) {
   const std::int64_t begin = all.count * chunk / chunks;
   const std::int64_t end = all.count * (chunk + 1) / chunks;
   const auto at_row = [&](std::int64_t row) {
@@ -54,7 +51,8 @@ RowMapPtr gather_unless_identity(std::vector<std::int32_t> index, std::int64_t i
   return gather_map(std::move(index), inputs);
 }
 
-// What this rank does with the rows of all ranks in one chunk.
+// What this rank does with the rows of all ranks in one chunk; the rows of a part count from its
+// first.
 void fill_receiver(RouteChunk& chunk, const std::vector<Part>& parts, std::int64_t experts) {
   std::vector<std::vector<std::vector<std::size_t>>> lists;
   std::vector<std::int64_t> begin;  // of the rows of each source
@@ -63,7 +61,6 @@ void fill_receiver(RouteChunk& chunk, const std::vector<Part>& parts, std::int64
     lists.push_back(by_expert(part, experts));
     begin.push_back(arrivals);
     arrivals += part.rows;
-    chunk.received.push_back(part.rows);
     chunk.computed.push_back(static_cast<std::int64_t>(part.pairs.size()));
   }
   std::vector<std::int32_t> arrival;                           // of every row in the experts' order
@@ -87,8 +84,23 @@ void fill_receiver(RouteChunk& chunk, const std::vector<Part>& parts, std::int64
     }
   }
   const auto rows = static_cast<std::int64_t>(arrival.size());
-  chunk.by_expert = gather_map(std::move(arrival), arrivals);
-  chunk.by_source = gather_map(std::move(departure), rows);
+  chunk.by_expert = gather_unless_identity(std::move(arrival), arrivals);
+  chunk.by_source = gather_unless_identity(std::move(departure), rows);
+  chunk.has_arrived = true;
+}
+
+// [rows, width] uint8.
+at::Tensor masks_of(const std::vector<Part>& parts, std::int64_t rows, std::int64_t width) {
+  at::Tensor masks = at::zeros({rows, width}, at::kByte);
+  auto* out = masks.mutable_data_ptr<std::uint8_t>();
+  for (const Part& part : parts) {
+    for (const SentRows::Pair& pair : part.pairs) {
+      out[(pair.row - part.first_row) * width + pair.expert / 8] |=
+          static_cast<std::uint8_t>(1 << pair.expert % 8);
+    }
+    out += part.rows * width;
+  }
+  return masks;
 }
 
 }  // namespace
@@ -133,75 +145,28 @@ std::vector<SentRows> rows_to_send(const ExpertPlacement& placement,
   return all;
 }
 
-SentRows rows_of_counts(std::span<const std::int64_t> expert_rows) {
-  SentRows rows;
-  for (std::size_t e = 0; e < expert_rows.size(); ++e) {
-    for (std::int64_t i = 0; i < expert_rows[e]; ++i) {
-      rows.pairs.push_back({static_cast<std::int32_t>(rows.count++), static_cast<std::int32_t>(e)});
-    }
-  }
-  return rows;
-}
-
 std::int64_t mask_bytes(const ExpertPlacement& placement) {
-  return (placement.count(0) + 7) / 8;
+  const bool some_rank_has_several = placement.ranks > 1 && placement.count(0) > 1;
+  return some_rank_has_several ? (placement.count(0) + 7) / 8 : 0;
 }
 
-std::vector<SentRows> exchange_masks(c10d::ProcessGroup& group, const ExpertPlacement& placement,
-                                     const std::vector<SentRows>& sent,
-                                     const std::vector<std::int64_t>& counts, at::Device device,
-                                     std::uint64_t sequence) {
-  const std::int64_t width = mask_bytes(placement);
-  std::vector<std::int64_t> send;
-  for (const SentRows& rows : sent) send.push_back(rows.count);
-  const auto total = [](const std::vector<std::int64_t>& rows) {
-    return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
-  };
-  at::Tensor input = at::empty({total(send), width}, at::kByte).zero_();
-  auto* out = input.mutable_data_ptr<std::uint8_t>();
-  for (const SentRows& rows : sent) {
-    for (const SentRows::Pair& pair : rows.pairs) {
-      out[pair.row * width + pair.expert / 8] |= static_cast<std::uint8_t>(1 << pair.expert % 8);
-    }
-    out += rows.count * width;
-  }
-  input = input.to(device);
-  at::Tensor output = at::empty({total(counts), width}, input.options());
-  auto receive = counts;
-  comm::wait(group, group.alltoall_base(output, input, receive, send),
-             "which experts want each row", sequence);
-  const at::Tensor host = output.cpu();
-  const auto* in = host.const_data_ptr<std::uint8_t>();
-  const std::int64_t experts = placement.count(group.getRank());
-  std::vector<SentRows> received;
-  for (const std::int64_t rows : counts) {
-    SentRows& from = received.emplace_back();
-    from.count = rows;
-    for (std::int64_t row = 0; row < rows; ++row, in += width) {
-      for (std::int64_t e = 0; e < experts; ++e) {
-        if ((in[e / 8] >> e % 8 & 1) == 0) continue;
-        from.pairs.push_back({static_cast<std::int32_t>(row), static_cast<std::int32_t>(e)});
-      }
-    }
-  }
-  return received;
-}
-
-void fill_chunks(RowRoutes& plan, const ExpertPlacement& placement, int rank, std::int64_t count,
-                 const std::vector<SentRows>& sent, const std::vector<SentRows>& received) {
+void fill_chunks(RowRoutes& routes, const ExpertPlacement& placement, int rank, std::int64_t count,
+                 const std::vector<SentRows>& sent, const std::vector<std::int64_t>& received) {
   std::size_t rows = 0;
   for (const SentRows& to : sent) rows += to.source.size();
   std::vector<std::int32_t> order(rows), sent_of(rows);
   std::int32_t results = 0, sent_rows = 0;
   for (std::int64_t c = 0; c < count; ++c) {
-    RouteChunk& chunk = plan.chunks.emplace_back();
+    RouteChunk& chunk = routes.chunks.emplace_back();
     std::vector<std::int32_t> outgoing;
     std::vector<Part> parts;
     for (int peer = 0; peer < placement.ranks; ++peer) {
       const SentRows& all = sent[static_cast<std::size_t>(peer)];
-      const Part part = part_of(all, c, count);
+      const Part part = parts.emplace_back(cut_of(all, c, count));
       chunk.sent.push_back(part.rows);
       chunk.returned.push_back(static_cast<std::int64_t>(part.pairs.size()));
+      const std::int64_t from_peer = received[static_cast<std::size_t>(peer)];
+      chunk.received.push_back(from_peer * (c + 1) / count - from_peer * c / count);
       for (std::size_t i = 0; i < part.pairs.size(); ++i) {
         const std::int32_t source = all.source[part.first_pair + i];
         if (i == 0 || part.pairs[i].row != part.pairs[i - 1].row) {
@@ -215,14 +180,44 @@ void fill_chunks(RowRoutes& plan, const ExpertPlacement& placement, int rank, st
           order[static_cast<std::size_t>(all.source[part.first_pair + i])] = results++;
         }
       }
-      parts.push_back(part_of(received[static_cast<std::size_t>(peer)], c, count));
+    }
+    const std::int64_t width = mask_bytes(placement);
+    if (width > 0) {
+      chunk.masks = masks_of(parts, static_cast<std::int64_t>(outgoing.size()), width);
     }
     chunk.outgoing = gather_unless_identity(std::move(outgoing), static_cast<std::int64_t>(rows));
-    fill_receiver(chunk, parts, placement.count(rank));
+    if (placement.ranks == 1) fill_receiver(chunk, parts, placement.count(rank));
   }
-  plan.sent_rows = sent_rows;
-  plan.order = gather_unless_identity(std::move(order), static_cast<std::int64_t>(rows));
-  plan.sent_of = gather_unless_identity(std::move(sent_of), sent_rows);
+  routes.sent_rows = sent_rows;
+  routes.order = gather_unless_identity(std::move(order), static_cast<std::int64_t>(rows));
+  routes.sent_of = gather_unless_identity(std::move(sent_of), sent_rows);
+}
+
+void fill_arrived(RouteChunk& chunk, const ExpertPlacement& placement, int rank,
+                  const at::Tensor& masks) {
+  const std::int64_t experts = placement.count(rank);
+  const auto* mask = masks.defined() ? masks.const_data_ptr<std::uint8_t>() : nullptr;
+  const std::int64_t width = masks.defined() ? masks.size(1) : 0;
+  std::vector<SentRows> from(chunk.received.size());
+  std::vector<Part> parts;
+  for (std::size_t source = 0; source < from.size(); ++source) {
+    SentRows& rows = from[source];
+    rows.count = chunk.received[source];
+    for (std::int32_t row = 0; row < rows.count; ++row) {
+      // Where no rank has several experts, a row is for the receiver's only one.
+      const std::size_t before = rows.pairs.size();
+      for (std::int32_t e = 0; e < experts; ++e) {
+        if (mask == nullptr || (mask[e / 8] >> e % 8 & 1) != 0) rows.pairs.push_back({row, e});
+      }
+      if (rows.pairs.size() == before) {
+        throw FrameError(concat("row ", row, " of ", rows.count, " from rank ", source,
+                                " is for no expert of rank ", rank));
+      }
+      if (mask != nullptr) mask += width;
+    }
+    parts.push_back({0, rows.count, rows.pairs, 0});
+  }
+  fill_receiver(chunk, parts, experts);
 }
 
 }  // namespace thinwire::moe

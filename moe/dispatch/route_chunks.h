@@ -1,12 +1,11 @@
-// The bookkeeping of an exchange: which rows go where, once or several times, and in which chunk.
-// Pure functions, but for exchange_masks().
+// The bookkeeping of routes: which rows go where, once or several times, and in which chunk. Pure
+// functions.
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <ATen/core/Tensor.h>
 
 #include "thinwire/moe/dispatch/expert_placement.h"
 #include "thinwire/moe/dispatch/row_routes.h"
@@ -22,7 +21,7 @@ struct SentRows {
   };
   std::int64_t count = 0;
   std::vector<Pair> pairs;
-  // Sender only: the row of each pair among all that the sender passed to plan(), [pairs].
+  // Sender only: the row of each pair among all that the sender passed to route(), [pairs].
   std::vector<std::int32_t> source;
 };
 
@@ -33,21 +32,18 @@ std::vector<SentRows> rows_to_send(const ExpertPlacement& placement,
                                    const std::vector<std::int64_t>& expert_rows,
                                    const std::vector<std::int64_t>& keys);
 
-// What a receiver knows of a sender that shares no rows: counts of each of its experts.
-SentRows rows_of_counts(std::span<const std::int64_t> expert_rows);
-
-// A bit for each expert of a receiver, in whole bytes; equal for all ranks.
+// Bytes of a row's mask, equal for all ranks: a bit for each expert of a receiver; none where no
+// rank has several, so that there is nothing to tell.
 std::int64_t mask_bytes(const ExpertPlacement& placement);
-// Tells every rank which of its experts want each row. `counts`: rows that come from each rank.
-// Collective.
-std::vector<SentRows> exchange_masks(c10d::ProcessGroup& group, const ExpertPlacement& placement,
-                                     const std::vector<SentRows>& sent,
-                                     const std::vector<std::int64_t>& counts, at::Device device,
-                                     std::uint64_t sequence);
 
-// Cuts the rows of every pair of ranks into `count` equal parts and fills in the plan's chunks and
-// their maps.
-void fill_chunks(RowRoutes& plan, const ExpertPlacement& placement, int rank, std::int64_t count,
-                 const std::vector<SentRows>& sent, const std::vector<SentRows>& received);
+// Cuts the rows of every pair of ranks into `count` equal parts and fills in all that is known
+// before they leave. `received`: rows from each rank. With one rank the chunks have arrived.
+void fill_chunks(RowRoutes& routes, const ExpertPlacement& placement, int rank, std::int64_t count,
+                 const std::vector<SentRows>& sent, const std::vector<std::int64_t>& received);
+
+// Fills in the rest of a chunk of which rows have come. masks: [received rows, mask bytes] uint8
+// of the host, expert e at bit e % 8 of byte e / 8; undefined where mask_bytes() is 0.
+void fill_arrived(RouteChunk& chunk, const ExpertPlacement& placement, int rank,
+                  const at::Tensor& masks);
 
 }  // namespace thinwire::moe

@@ -68,11 +68,24 @@ at::Tensor GroupedFfn::activate(const at::Tensor& hidden) const {
   throw InternalError("unknown activation");
 }
 
-at::Tensor GroupedFfn::one(const at::Tensor& rows, std::int64_t expert) const {
-  at::Tensor hidden = at::matmul(rows, w1_[expert]);
-  if (b1_.defined()) hidden = hidden + b1_[expert];
-  at::Tensor result = at::matmul(activate(hidden), w2_[expert]);
-  return b2_.defined() ? result + b2_[expert] : result;
+at::Tensor GroupedFfn::one_by_one(const at::Tensor& rows,
+                                  const std::vector<std::int64_t>& expert_rows) const {
+  // Taken apart at once: the gradients of slices taken one by one would each be a tensor of zeros
+  // as large as all experts, but for the one.
+  const auto w1 = w1_.unbind(0), w2 = w2_.unbind(0);
+  const auto b1 = b1_.defined() ? b1_.unbind(0) : std::vector<at::Tensor>();
+  const auto b2 = b2_.defined() ? b2_.unbind(0) : std::vector<at::Tensor>();
+  std::vector<at::Tensor> parts;
+  std::int64_t begin = 0;
+  for (std::size_t e = 0; e < expert_rows.size(); ++e) {
+    // Experts without rows stay in the graph: their gradient is zero, not undefined.
+    at::Tensor hidden = at::matmul(rows.narrow(0, begin, expert_rows[e]), w1[e]);
+    if (!b1.empty()) hidden = hidden + b1[e];
+    at::Tensor result = at::matmul(activate(hidden), w2[e]);
+    parts.push_back(b2.empty() ? result : result + b2[e]);
+    begin += expert_rows[e];
+  }
+  return at::cat(parts);
 }
 
 at::Tensor GroupedFfn::forward(const at::Tensor& rows,
@@ -84,15 +97,7 @@ at::Tensor GroupedFfn::forward(const at::Tensor& rows,
   const std::int64_t total = rows.size(0);
   const std::int64_t most = *std::max_element(expert_rows.begin(), expert_rows.end());
   if (static_cast<double>(most * count()) > kMostPadding * static_cast<double>(total)) {
-    std::vector<at::Tensor> parts;
-    std::int64_t begin = 0;
-    for (std::int64_t e = 0; e < count(); ++e) {
-      const std::int64_t n = expert_rows[static_cast<std::size_t>(e)];
-      // Experts without rows stay in the graph: their gradient is zero, not undefined.
-      parts.push_back(one(rows.narrow(0, begin, n), e));
-      begin += n;
-    }
-    return at::cat(parts);
+    return one_by_one(rows, expert_rows);
   }
 
   // Rows of expert e sit at [e, 0 .. expert_rows[e]) of a padded batch.

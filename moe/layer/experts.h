@@ -62,7 +62,7 @@ class GroupedFfn : public ExpertGroup {
 
  private:
   at::Tensor activate(const at::Tensor& hidden) const;
-  at::Tensor one(const at::Tensor& rows, std::int64_t expert) const;
+  at::Tensor one_by_one(const at::Tensor& rows, const std::vector<std::int64_t>& expert_rows) const;
 
   FfnOptions options_;
   at::Tensor w1_, b1_, w2_, b2_;

@@ -1,48 +1,15 @@
 #include "thinwire/moe/layer/moe_layer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 
 #include <algorithm>
-#include <chrono>
 
-#include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
-#include "thinwire/compressors/codecs/sparse_values.h"
 #include "thinwire/moe/router/losses.h"
 
 namespace thinwire::moe {
-namespace {
-
-std::shared_ptr<ExpertGroup> make_experts(const MoEOptions& options,
-                                          const ExpertPlacement& placement, int rank) {
-  const std::int64_t first = placement.first(rank);
-  const std::int64_t count = placement.count(rank);
-  if (options.factory) return std::make_shared<CustomExperts>(first, count, options.factory);
-  return std::make_shared<GroupedFfn>(first, count,
-                                      FfnOptions{options.router.dim, options.hidden,
-                                                 options.activation, options.bias, options.seed});
-}
-
-}  // namespace
-
-std::string agreement_of(const MoEOptions& options) {
-  constexpr const char* kActivationNames[] = {"relu", "gelu", "silu", "swiglu"};
-  const RouterOptions& router = options.router;
-  return concat(
-      "gate ", name_of(router.gate), "\ntop_k ", router.top_k, "\nscore ",
-      router.score == Score::kSoftmax ? "softmax" : "sigmoid", "\nnormalize ",
-      router.normalize ? "on" : "off", "\nweight factor ", number_text(router.weight_factor),
-      "\nrouter capacity ", number_text(router.capacity_factor), "\nbias step ",
-      number_text(router.bias_step), "\nhidden ", options.hidden, "\nactivation ",
-      kActivationNames[static_cast<std::size_t>(options.activation)], "\nbias ",
-      options.bias ? "on" : "off", "\nshared hidden ", options.shared_hidden, "\ncapacity ",
-      options.capacity_factor, "\ndrop ",
-      options.drop == DropPolicy::kPosition ? "position" : "probability", "\nexpert gradient ",
-      options.expert_gradient == ExpertGradient::kMean ? "mean" : "sum", "\ndedup ",
-      spec_of(options.dedup));
-}
-
 // What a rank knows before it talks to the others.
 struct MoELayer::Prepared {
   double gate_seconds = 0;
@@ -53,31 +20,17 @@ struct MoELayer::Prepared {
   at::Tensor weight;  // [rows]
 };
 
-MoELayer::MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGroup> group)
-    : torch::nn::Module("MoELayer"),
-      options_(options),
-      dedup_(options.dedup, options.router.dim, options.layer, options.seed) {
-  options_.router.seed = options.seed;
-  router_ = register_module("router", std::make_shared<Router>(options_.router));
-  exchange_ = TokenDispatcher::make(std::move(group), {.dim = options.router.dim,
-                                                       .experts = options.router.experts,
-                                                       .rows = options.rows,
-                                                       .chunks = options.chunks,
-                                                       .share_rows = options.share_rows,
-                                                       .layer = options.layer,
-                                                       .seed = options.seed,
-                                                       .agreement = agreement_of(options_)});
-  experts_ =
-      register_module("experts", make_experts(options_, exchange_->placement(), exchange_->rank()));
-  if (options.shared_hidden > 0) {
-    // A number that no routed expert has, for the initial weights.
-    shared_ = register_module(
-        "shared",
-        std::make_shared<GroupedFfn>(options.router.experts, 1,
-                                     FfnOptions{options.router.dim, options.shared_hidden,
-                                                options.activation, options.bias, options.seed}));
+void MoELayer::check_dtype(const at::Tensor& tokens) const {
+  // Autocast converts what it is given.
+  if (at::autocast::is_autocast_enabled(tokens.device().type())) return;
+  for (const std::shared_ptr<ExpertGroup>& group :
+       {options_.factory ? nullptr : experts_, std::shared_ptr<ExpertGroup>(shared_)}) {
+    if (group == nullptr) continue;
+    const at::ScalarType type = group->parameters()[0].scalar_type();
+    check(tokens.scalar_type() == type, "tokens of ", toString(tokens.scalar_type()),
+          " for experts of ", toString(type),
+          "; convert the tokens, the layer (to()), or run it under autocast");
   }
-  load_.assign(static_cast<std::size_t>(options.router.experts), 0);
 }
 
 MoELayer::Prepared MoELayer::prepare(const at::Tensor& tokens, const at::Tensor& padding) {
@@ -86,6 +39,7 @@ MoELayer::Prepared MoELayer::prepare(const at::Tensor& tokens, const at::Tensor&
         dim, "] expected, got ", tokens.defined() ? concat(tokens.sizes()) : "none");
   check(at::isFloatingType(tokens.scalar_type()), "tokens of a floating type expected, got ",
         toString(tokens.scalar_type()));
+  check_dtype(tokens);
   Prepared prepared;
   const auto gate_start = Clock::now();
   prepared.tokens = tokens.reshape({-1, dim});
@@ -102,33 +56,32 @@ MoELayer::Prepared MoELayer::prepare(const at::Tensor& tokens, const at::Tensor&
   std::int64_t bytes_per_row = 0;
   for (int leg = 0; leg < kLegs; ++leg) {
     if (leg >= 2 && !at::GradMode::is_enabled()) break;  // no backward pass
-    bytes_per_row += exchange_->codec(static_cast<Leg>(leg)).row_bytes(dim, tokens.scalar_type());
+    bytes_per_row += dispatcher_->codec(static_cast<Leg>(leg)).row_bytes(dim, tokens.scalar_type());
   }
   prepared.merged = dedup_.merge(prepared.tokens, prepared.layout, is_training(), bytes_per_row);
-  at::Tensor kept = at::empty({prepared.layout.rows()}, at::kLong);
-  std::copy(prepared.layout.pair.begin(), prepared.layout.pair.end(),
-            kept.data_ptr<std::int64_t>());
-  prepared.weight = prepared.routing.weight.index_select(0, kept.to(tokens.device()));
+  prepared.weight =
+      prepared.routing.weight.index_select(0, index_tensor(prepared.layout.pair, tokens.device()));
   return prepared;
 }
 
-at::Tensor MoELayer::run_experts(const RowRoutes& plan, const at::Tensor& rows,
+at::Tensor MoELayer::run_experts(const RowRoutes& routes, const at::Tensor& rows,
                                  const std::vector<std::int64_t>& counts) {
   // Note [Expert gradient scale]
   // Scaling the gradient by s behind the experts and by 1/s in front of them scales the gradients
   // of their parameters by s and leaves those of the tokens alone, whatever the experts are.
+  //
+  // The same holds for derivatives of the tokens' gradient g = 1/s · Jᵀ(s · u): seen as Jᵀu by
+  // whoever derives it, it gives v to the derivative of Jᵀ(s · u) with respect to the parameters,
+  // s times what it would be unscaled, and to the tokens the same through the 1/s in front. That is
+  // why a factor is applied when a gradient is made, and not again when the gradient is derived.
   const double scale =
-      options_.expert_gradient == ExpertGradient::kMean ? 1.0 / exchange_->ranks() : 1.0;
-  at::Tensor result;
-  try {
-    result = experts_->forward(scale_gradient(rows, 1.0 / scale), counts);
-  } catch (...) {
-    // The others wait in combine for this rank; they shall learn why it does not come.
-    if (exchange_->ranks() == 1) throw;
-    comm::raise_collective_failure(*exchange_->group(), "the experts", plan.sequence,
-                                   std::current_exception());
-  }
-  return scale_gradient(result, scale);
+      options_.expert_gradient == ExpertGradient::kMean ? 1.0 / dispatcher_->ranks() : 1.0;
+  // The others wait in combine for this rank; they shall learn why it does not come.
+  return dispatcher_->guard("the experts", routes.sequence, [&] {
+    const at::Tensor result = experts_->forward(scale_gradient(rows, 1.0 / scale), counts);
+    // Of the type in which all ranks expect it, whatever autocast made of it here.
+    return scale_gradient(result.to(rows.scalar_type()), scale);
+  });
 }
 
 MoEOutput MoELayer::forward(const at::Tensor& tokens, const at::Tensor& padding) {
@@ -137,7 +90,7 @@ MoEOutput MoELayer::forward(const at::Tensor& tokens, const at::Tensor& padding)
   try {
     prepared = prepare(tokens, padding);
     request.expert_rows = prepared.merged.expert_rows;
-    if (exchange_->shares_rows()) request.row_keys = prepared.merged.keys;
+    if (dispatcher_->shares_rows()) request.row_keys = prepared.merged.keys;
     request.dtype = tokens.scalar_type();
     request.device = tokens.device();
     request.training = at::GradMode::is_enabled();
@@ -148,32 +101,46 @@ MoEOutput MoELayer::forward(const at::Tensor& tokens, const at::Tensor& padding)
   } catch (const std::exception& error) {
     request.failure = error.what();
   }
-  const DispatchSummary before = exchange_->use();
-  const auto start = Clock::now();
-  const RowRoutesPtr plan = exchange_->plan(request);
-  dedup_.add_global_sums(plan->sums);
+  const LegBytes wire = dispatcher_->wire();
+  const MoESeconds seconds = dispatcher_->seconds();
+  const RowRoutesPtr routes = dispatcher_->route(request);
+  return dispatcher_->guard("a mixture of experts", routes->sequence, [&] {
+    MoEOutput result = compute(tokens, prepared, routes);
+    MoECounters& counters = result.counters;
+    counters.wire = dispatcher_->wire() - wire;
+    counters.seconds += dispatcher_->seconds() - seconds;
+    if (is_training()) {
+      for (std::size_t e = 0; e < load_.size(); ++e) load_[e] += routes->expert_rows[e];
+    }
+    count(request, *routes, prepared.layout, counters);
+    return result;
+  });
+}
 
+MoEOutput MoELayer::compute(const at::Tensor& tokens, Prepared& prepared,
+                            const RowRoutesPtr& routes) {
+  dedup_.add_global_sums(routes->sums);
   MoEOutput result;
   const at::Tensor& rows = prepared.merged.rows;
   // What the codec loses of merged rows is part of their residual.
-  const bool lossy = prepared.merged.counters.merged && exchange_->codec(Leg::kDispatch).active();
-  plan->keep_dispatched = lossy;
-  const at::Tensor returned = exchange_->through_experts(
-      plan, rows, [&](const at::Tensor& arrived, const std::vector<std::int64_t>& counts) {
-        const auto experts_start = Clock::now();
-        at::Tensor computed = run_experts(*plan, arrived, counts);
-        result.counters.expert_seconds += seconds_since(experts_start);
+  const bool lossy = prepared.merged.counters.merged && dispatcher_->codec(Leg::kDispatch).active();
+  routes->keep_dispatched = lossy;
+  const at::Tensor returned = dispatcher_->through_experts(
+      routes, rows, [&](const at::Tensor& arrived, const std::vector<std::int64_t>& counts) {
+        const auto start = Clock::now();
+        at::Tensor computed = run_experts(*routes, arrived, counts);
+        result.counters.seconds.experts += seconds_since(start);
         return computed;
       });
-  result.counters.exchange_seconds = seconds_since(start) - result.counters.expert_seconds;
 
   // The gradient of what was lost goes straight through.
   const at::Tensor sent =
-      lossy ? rows + (exchange_->as_received(plan, rows.detach()) - rows.detach()) : rows;
+      lossy ? rows + (dispatcher_->as_received(routes, rows.detach()) - rows.detach()) : rows;
   result.output = dedup_.expand(prepared.tokens, prepared.layout, prepared.merged, sent, returned,
                                 prepared.weight);
   if (shared_ != nullptr) {
-    result.output = result.output + shared_->forward(prepared.tokens, {prepared.tokens.size(0)});
+    const at::Tensor shared = shared_->forward(prepared.tokens, {prepared.tokens.size(0)});
+    result.output = result.output + shared.to(tokens.scalar_type());
   }
   result.output = result.output.view(tokens.sizes());
   add_losses(prepared.routing, result);
@@ -182,15 +149,12 @@ MoEOutput MoELayer::forward(const at::Tensor& tokens, const at::Tensor& padding)
   result.counters.pairs = static_cast<std::int64_t>(prepared.routing.pairs.size());
   result.counters.dropped = prepared.layout.dropped;
   result.counters.rows = prepared.layout.rows();
-  result.counters.rows_sent = plan->sent_rows;
-  result.counters.global_expert_rows = plan->global_expert_rows;
+  result.counters.rows_sent = routes->sent_rows;
+  result.counters.expert_rows = routes->expert_rows;
+  result.counters.arrived_rows = routes->arrived_rows();
   result.counters.dedup = prepared.merged.counters;
-  result.counters.gate_seconds = prepared.gate_seconds;
-  result.counters.wire = exchange_->use().wire - before.wire;
-  if (is_training()) {
-    for (std::size_t e = 0; e < load_.size(); ++e) load_[e] += plan->global_expert_rows[e];
-  }
-  count(before, request, *plan, prepared.layout, result.counters);
+  result.counters.seconds.gate = prepared.gate_seconds;
+  result.counters.seconds.hash = prepared.merged.counters.hash_seconds;
   return result;
 }
 
@@ -210,11 +174,7 @@ void MoELayer::add_losses(const Routing& routing, MoEOutput& result) const {
   if (options_.importance_factor != 0) {
     result.importance_loss = add(options_.importance_factor, importance_loss(routing, experts));
   }
-}
-
-void MoELayer::update_expert_bias() {
-  router_->update_bias(load_);
-  std::fill(load_.begin(), load_.end(), 0);
+  if (!result.loss.defined()) result.loss = at::zeros({}, routing.logits.options());
 }
 
 std::vector<at::Tensor> MoELayer::expert_parameters() const {
@@ -227,14 +187,6 @@ std::vector<at::Tensor> MoELayer::replicated_parameters() const {
     for (const auto& parameter : shared_->parameters()) parameters.push_back(parameter);
   }
   return parameters;
-}
-
-std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>>
-MoELayer::replicated_modules() const {
-  std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>> modules = {
-      {"router", router_}};
-  if (shared_ != nullptr) modules.emplace_back("shared", shared_);
-  return modules;
 }
 
 }  // namespace thinwire::moe

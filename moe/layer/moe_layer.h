@@ -1,16 +1,24 @@
 // A Mixture-of-Experts layer whose experts are spread over the ranks of a process group.
 //
-//   auto layer = std::make_shared<moe::MoELayer>(options, group);
+//   layer = register_module("mixture", std::make_shared<moe::MoELayer>(options, group));
+//   ...
 //   auto result = layer->forward(tokens);
 //   loss = task_loss(result.output) + result.loss;
 //
 // Every rank brings its own tokens (any number, also none) and holds its own experts; the router
 // and the shared expert are replicated, and their gradients must be averaged over the ranks as in
-// any data-parallel program. The gradients of the experts must not be: see ExpertGradient.
+// any data-parallel program. The gradients of the experts must not be (see ExpertGradient): where
+// they are spread over ranks they are marked with comm::mark_rank_local(), so that
+// DistributedDataParallel leaves them alone and a layer is an ordinary child of its model.
+//
+// Experts may be spread over fewer ranks than a model is trained on: `group` is then this rank's
+// part, and `replicas` the ranks of the other parts that hold the same experts. Of 4 ranks with
+// experts on 2, the groups are {0, 1} and {2, 3}, the replicas {0, 2} and {1, 3}. After every
+// backward pass average_expert_gradients() makes theirs one.
 #pragma once
 
 #include <cstdint>
-#include <map>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,6 +41,8 @@ enum class ExpertGradient {
           // as the average of the replicated parameters' gradients does
   kSum    // as it is: fits losses that are sums
 };
+// Second derivatives (create_graph): right for functions of the gradients of tokens and router, as
+// in gradient penalties, where rows travel as they are; an InvalidArgument where they pass a codec.
 
 enum class BalanceLoss { kSwitch, kGShard };
 
@@ -70,55 +80,57 @@ struct MoEOptions {
   std::uint64_t seed = 0;   // of initial weights and of random rounding
 };
 
-// Everything that must be equal on all ranks and that the exchange does not know of itself.
+// Everything that must be equal on all ranks and that the dispatcher does not know of itself.
 std::string agreement_of(const MoEOptions& options);
 
 // What one forward pass did on this rank.
 struct MoECounters {
   std::int64_t tokens = 0;
-  std::int64_t pairs = 0;                        // (token, expert) pairs that the router chose
-  std::int64_t dropped = 0;                      // of them, over capacity
-  std::int64_t rows = 0;                         // pairs that went to an expert
-  std::int64_t rows_sent = 0;                    // after merging and sharing
-  std::vector<std::int64_t> global_expert_rows;  // [experts] rows that the experts of all ranks saw
+  std::int64_t pairs = 0;                  // (token, expert) pairs that the router chose
+  std::int64_t dropped = 0;                // of them, over capacity
+  std::int64_t rows = 0;                   // pairs that went to an expert
+  std::int64_t rows_sent = 0;              // after merging and sharing
+  std::vector<std::int64_t> expert_rows;   // [experts] this rank's rows for each, after merging
+  std::vector<std::int64_t> arrived_rows;  // [local experts] rows of all ranks that each saw
   MergeSummary dedup;
-  LegBytes wire;                // of this forward pass; backward legs are 0
-  double gate_seconds = 0;      // router and order of the rows
-  double expert_seconds = 0;    // this rank's experts, forward
-  double exchange_seconds = 0;  // plan, dispatch and combine, forward, codecs and waiting included
+  LegBytes wire;       // of this forward pass; backward legs are 0
+  MoESeconds seconds;  // likewise
 };
 
 struct MoEOutput {
   at::Tensor output;  // shape and dtype of the tokens
-  at::Tensor loss;    // weighted sum of the auxiliary losses, a scalar; undefined if all are off
+  at::Tensor loss;    // weighted sum of the auxiliary losses, a scalar; 0 if all are off
   at::Tensor balance_loss, z_loss, importance_loss;  // unweighted; undefined where off
   MoECounters counters;
 };
 
-// Name -> tensor. Experts are named by their global number: "experts.<number>.<parameter>".
-using MoEState = std::map<std::string, at::Tensor>;
-// A state as bytes, for files and messages, and back (c10::Error for bytes that hold none).
-std::vector<char> to_bytes(const MoEState& state);
-MoEState state_from_bytes(const std::vector<char>& bytes);
-
-// Not thread-safe. See exchange.h for what else may use the group meanwhile.
+// Not thread-safe. See token_dispatcher.h for what else may use the group meanwhile.
 class MoELayer : public torch::nn::Module {
  public:
-  // `group` may be null: a single rank with all experts. Not collective. Throws InvalidArgument for
-  // options that cannot work.
-  MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGroup> group);
+  // `group` may be null: a single rank with all experts. `replicas`: see above; null: none.
+  // Collective over both. Throws InvalidArgument on every rank for options that cannot work on one
+  // or that differ; CommError when a rank does not come.
+  MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGroup> group,
+           c10::intrusive_ptr<c10d::ProcessGroup> replicas = {});
 
-  // tokens: [..., dim] of float32, float64, float16 or bfloat16; padding: [...] bool, true for
+  // tokens: [..., dim] of the experts' type, float32, float64, float16 or bfloat16 (under autocast
+  // of any of these); padding: [...] bool, true for
   // tokens that do not count (they get zeros, or the shared expert's output), or undefined.
   // Collective, and so is its backward pass, in which every rank must take part.
   //
   // Throws InvalidArgument on every rank, with one text, when the tokens of any rank have a wrong
-  // shape or the ranks disagree; CommError when a rank is gone.
+  // shape or type or the ranks disagree; CommError when a rank is gone. Whatever one rank's experts
+  // throw, in the backward pass too, becomes an error with that text on every rank.
   MoEOutput forward(const at::Tensor& tokens, const at::Tensor& padding = {});
 
   // For the sigmoid_bias gate, once per optimiser step: evens out the load that all ranks saw since
-  // the last call. Not collective, and equal on all ranks.
+  // the last call. Collective over the group and the replicas, and equal on all ranks.
   void update_expert_bias();
+
+  // After every backward pass of a layer with replicas, before the optimiser's step: makes the
+  // gradients of this rank's experts those of all replicas together, their mean or sum as
+  // MoEOptions::expert_gradient says. Collective over the replicas; does nothing without.
+  void average_expert_gradients();
 
   // Draws new rotations for merging from the next step on; all ranks must do it at the same step.
   void refresh_rotations() { dedup_.refresh(); }
@@ -126,51 +138,70 @@ class MoELayer : public torch::nn::Module {
   // Parameters of this rank's experts; the others are replicated.
   std::vector<at::Tensor> expert_parameters() const;
   std::vector<at::Tensor> replicated_parameters() const;
-  // The same as modules with their names ("router", "shared"), for a model whose parameters are
-  // averaged over the ranks: such a model must not hold the layer itself, which holds experts.
-  std::vector<std::pair<std::string, std::shared_ptr<torch::nn::Module>>> replicated_modules()
-      const;
 
-  // Copies of everything that this rank holds.
-  MoEState local_state() const;
+  // Copies of everything that this rank holds. Experts are named by their global number:
+  // "experts.<number>.<parameter>".
+  NamedTensors local_state() const;
+  // This rank's part of what all hold: its experts, and on rank 0 what is equal on all. The parts
+  // of all ranks, merged (std::map::merge), are the full state. Local: for layers whose experts
+  // together do not fit one host, each rank saves its own.
+  NamedTensors shard() const;
   // The same for all ranks together; equal on all. Collective.
-  MoEState full_state() const;
-  // Takes this rank's part of a full state, whatever the number of ranks that made it. Throws
-  // InvalidArgument for missing tensors or shapes that do not fit, before a parameter is changed.
+  NamedTensors full_state() const;
+  // Takes this rank's part of a full state, whatever the number of ranks that made it; of shards,
+  // those that hold this rank's experts and rank 0's are enough. Throws InvalidArgument on every
+  // rank for missing tensors or shapes that do not fit on one, before anything is changed.
+  // Collective over the group.
   //
   // A state also holds how rows were merged. kFromState makes this layer merge as the saved one
   // did, its options included: a model that was trained with compensation may need the merging in
   // evaluation, too (evaluation=on). kKeepOptions keeps this layer's own options.
   enum class Merging { kFromState, kKeepOptions };
-  void load_state(const MoEState& state, Merging merging = Merging::kFromState);
+  void load_state(const NamedTensors& state, Merging merging = Merging::kFromState);
 
   const MoEOptions& options() const { return options_; }
   Router& router() { return *router_; }
   ExpertGroup& experts() { return *experts_; }
   const Dedup& dedup() const { return dedup_; }
   // All that this rank has sent so far, backward passes and evaluation included.
-  LegBytes wire_bytes() const { return exchange_->use().wire; }
+  LegBytes wire_bytes() const { return dispatcher_->wire(); }
   // The training passes so far (those with gradients), backward passes included.
   MoESummary summary() const;
 
  private:
   struct Prepared;
+  // All that a constructor does but for talking to others.
+  void build(const c10::intrusive_ptr<c10d::ProcessGroup>& group);
+  void join_replicas();
+  // Runs `check` and throws on all ranks of the group what it throws on one.
+  void agree(const char* what, const std::function<std::string()>& check) const;
   Prepared prepare(const at::Tensor& tokens, const at::Tensor& padding);
-  at::Tensor run_experts(const RowRoutes& plan, const at::Tensor& rows,
+  void check_dtype(const at::Tensor& tokens) const;
+  at::Tensor run_experts(const RowRoutes& routes, const at::Tensor& rows,
                          const std::vector<std::int64_t>& counts);
-  void count(const DispatchSummary& before, const RouteRequest& request, const RowRoutes& plan,
-             const TokenLayout& layout, const MoECounters& counters);
+  MoEOutput compute(const at::Tensor& tokens, Prepared& prepared, const RowRoutesPtr& routes);
+  void count(const RouteRequest& request, const RowRoutes& routes, const TokenLayout& layout,
+             const MoECounters& counters);
   void add_losses(const Routing& routing, MoEOutput& result) const;
+  // All parameters and buffers of this rank under their names in a state, sharing memory.
+  NamedTensors weights() const;
+  void check_state(const NamedTensors& state, const DedupOptions& merging) const;
+  void load_merging(const NamedTensors& state, Dedup& dedup) const;
 
   MoEOptions options_;
-  std::shared_ptr<TokenDispatcher> exchange_;
+  c10::intrusive_ptr<c10d::ProcessGroup> replicas_;
+  std::string name_;                      // of this layer among those of the group
+  mutable std::uint64_t agreements_ = 0;  // that agree() has made so far
+  std::uint64_t averages_ = 0;            // of the experts' gradients and loads so far
+  std::shared_ptr<TokenDispatcher> dispatcher_;
   std::shared_ptr<Router> router_;
   std::shared_ptr<ExpertGroup> experts_;
   std::shared_ptr<GroupedFfn> shared_;
-  Dedup dedup_;
-  std::vector<std::int64_t> load_;  // rows of every expert since update_expert_bias()
-  MoESummary summary_;              // without what the exchange itself counts
-  DispatchSummary evaluation_use_;  // of passes without gradients
+  Dedup dedup_ = Dedup({}, 1, 0, 0);  // off until the options are known to be good
+  std::vector<std::int64_t> load_;  // this rank's rows for every expert since update_expert_bias()
+  MoESummary summary_;              // without what the dispatcher itself counts
+  LegBytes evaluation_wire_;        // of passes without gradients
+  MoESeconds evaluation_seconds_;   // likewise
 };
 
 }  // namespace thinwire::moe

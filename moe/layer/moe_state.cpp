@@ -9,6 +9,7 @@
 #include <torch/csrc/jit/serialization/pickle.h>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 #include "thinwire/moe/layer/moe_layer.h"
 
@@ -20,42 +21,21 @@ constexpr const char* kMergingState = "dedup.state";
 constexpr const char* kProbes = "dedup.probes.";  // and the rank that they are of
 constexpr const char* kGuard = "dedup.guard.";    // likewise
 
-void append(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
+void append_module(NamedTensors& all, const std::string& prefix, const torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) {
-    all.emplace_back(prefix + item.key(), item.value().detach());
+    all.emplace(prefix + item.key(), item.value().detach());
   }
-  for (const auto& item : module.named_buffers())
-    all.emplace_back(prefix + item.key(), item.value());
+  for (const auto& item : module.named_buffers()) all.emplace(prefix + item.key(), item.value());
 }
 
-// One rank's tensors, as bytes, to all ranks.
-MoEState broadcast(c10d::ProcessGroup& group, const MoEState& mine, int root) {
-  std::vector<char> bytes;
-  if (group.getRank() == root) bytes = to_bytes(mine);
-  c10d::BroadcastOptions options;
-  options.rootRank = root;
-  std::vector<at::Tensor> size = {at::tensor({static_cast<std::int64_t>(bytes.size())}, at::kLong)};
-  const auto sequence = static_cast<std::uint64_t>(root);
-  comm::wait(group, group.broadcast(size, options), "gathering the experts", sequence);
-  std::vector<at::Tensor> data = {at::empty({size[0].item<std::int64_t>()}, at::kByte)};
-  if (group.getRank() == root)
-    std::copy(bytes.begin(), bytes.end(), data[0].data_ptr<std::uint8_t>());
-  comm::wait(group, group.broadcast(data, options), "gathering the experts", sequence);
-
-  const auto* received = data[0].const_data_ptr<std::uint8_t>();
-  return state_from_bytes({received, received + data[0].numel()});
-}
-
-}  // namespace
-
-std::vector<char> to_bytes(const MoEState& state) {
+// A state as bytes, for messages, and back.
+std::vector<char> to_bytes(const NamedTensors& state) {
   c10::Dict<std::string, at::Tensor> dictionary;
   for (const auto& [name, tensor] : state) dictionary.insert(name, tensor.cpu());
   return torch::jit::pickle_save(dictionary);
 }
-
-MoEState state_from_bytes(const std::vector<char>& bytes) {
-  MoEState state;
+NamedTensors state_of(const std::vector<char>& bytes) {
+  NamedTensors state;
   const auto value = torch::jit::pickle_load(bytes);
   for (const auto& entry : value.toGenericDict()) {
     state.emplace(entry.key().toStringRef(), entry.value().toTensor());
@@ -63,79 +43,138 @@ MoEState state_from_bytes(const std::vector<char>& bytes) {
   return state;
 }
 
-MoEState MoELayer::local_state() const {
-  NamedTensors tensors;
-  append(tensors, "router.", *router_);
-  if (shared_ != nullptr) append(tensors, "shared.", *shared_);
-  for (const auto& [name, tensor] : experts_->expert_state()) {
-    tensors.emplace_back("experts." + name, tensor);
-  }
-  for (const auto& item : exchange_->state()) tensors.push_back(item);
-  const std::string merging = spec_of(dedup_.options());
-  tensors.emplace_back(kMergingOptions,
-                       at::empty({static_cast<std::int64_t>(merging.size())}, at::kByte));
-  std::copy(merging.begin(), merging.end(), tensors.back().second.data_ptr<std::uint8_t>());
-  tensors.emplace_back(kMergingState, dedup_.state());
-  if (dedup_.options().bandwidth > 0) {
-    tensors.emplace_back(concat(kGuard, exchange_->rank()), dedup_.guard_state());
-  }
-  const auto& probes = dedup_.pending_sums();
-  if (probes[1] != 0) {
-    tensors.emplace_back(concat(kProbes, exchange_->rank()),
-                         at::tensor({probes[0], probes[1]}, at::kDouble));
-  }
-  MoEState state;
-  for (const auto& [name, tensor] : tensors) state.emplace(name, tensor.clone());
-  return state;
+// What only one rank holds; the rest of a local state is equal on all.
+bool is_own(const std::string& name) {
+  const bool of_rows = name.starts_with("rows.") &&
+                       (name.ends_with(".moments") || name.find(".fresh.") != std::string::npos);
+  return of_rows || name.starts_with("experts.") || name.starts_with(kProbes) ||
+         name.starts_with(kGuard);
 }
 
-MoEState MoELayer::full_state() const {
-  const MoEState mine = local_state();
-  if (exchange_->ranks() == 1) return mine;
-  MoEState all;
-  for (int root = 0; root < exchange_->ranks(); ++root) {
-    all.merge(broadcast(*exchange_->group(), mine, root));
+// The bytes of every rank, on all ranks.
+std::vector<std::vector<char>> gather(c10d::ProcessGroup& group, const std::vector<char>& mine) {
+  constexpr const char* kOperation = "gathering the experts";
+  const int ranks = group.getSize();
+  at::Tensor size = at::tensor({static_cast<std::int64_t>(mine.size())}, at::kLong);
+  at::Tensor sizes = at::empty({ranks}, at::kLong);
+  comm::wait(group, group._allgather_base(sizes, size), kOperation, 0);
+  std::vector<at::Tensor> data;
+  std::vector<c10::intrusive_ptr<c10d::Work>> under_way;
+  for (int rank = 0; rank < ranks; ++rank) {
+    data.push_back(at::empty({sizes[rank].item<std::int64_t>()}, at::kByte));
+    if (rank == group.getRank()) {
+      std::copy(mine.begin(), mine.end(), data.back().data_ptr<std::uint8_t>());
+    }
+    c10d::BroadcastOptions options;
+    options.rootRank = rank;
+    std::vector<at::Tensor> one = {data.back()};
+    under_way.push_back(group.broadcast(one, options));
+  }
+  for (const auto& work : under_way) comm::wait(group, work, kOperation, 0);
+  std::vector<std::vector<char>> all;
+  for (const at::Tensor& bytes : data) {
+    const auto* begin = bytes.const_data_ptr<std::uint8_t>();
+    all.emplace_back(begin, begin + bytes.numel());
   }
   return all;
 }
 
-void MoELayer::load_state(const MoEState& state, Merging merging) {
-  NamedTensors targets;
-  append(targets, "router.", *router_);
-  if (shared_ != nullptr) append(targets, "shared.", *shared_);
-  for (const auto& [name, tensor] : experts_->expert_state()) {
-    targets.emplace_back("experts." + name, tensor);
+}  // namespace
+
+NamedTensors MoELayer::local_state() const {
+  NamedTensors state = weights();
+  state.merge(dispatcher_->state());
+  state.emplace(kMergingOptions, text_tensor(spec_of(dedup_.options())));
+  state.emplace(kMergingState, dedup_.state());
+  if (dedup_.options().bandwidth > 0) {
+    state.emplace(concat(kGuard, dispatcher_->rank()), dedup_.guard_state());
   }
-  for (const auto& [name, tensor] : targets) {
+  const auto& probes = dedup_.pending_sums();
+  if (probes[1] != 0) {
+    state.emplace(concat(kProbes, dispatcher_->rank()),
+                  at::tensor({probes[0], probes[1]}, at::kDouble));
+  }
+  for (auto& [name, tensor] : state) tensor = tensor.clone();
+  return state;
+}
+
+NamedTensors MoELayer::shard() const {
+  NamedTensors state = local_state();
+  if (dispatcher_->rank() != 0) {
+    std::erase_if(state, [](const auto& item) { return !is_own(item.first); });
+  }
+  return state;
+}
+
+NamedTensors MoELayer::full_state() const {
+  if (dispatcher_->ranks() == 1) return local_state();
+  c10d::ProcessGroup& group = *dispatcher_->group();
+  return comm::guard(group, "gathering the experts", 0, [&] {
+    NamedTensors all;
+    for (const std::vector<char>& bytes : gather(group, to_bytes(shard()))) {
+      all.merge(state_of(bytes));
+    }
+    return all;
+  });
+}
+
+NamedTensors MoELayer::weights() const {
+  NamedTensors targets;
+  append_module(targets, "router.", *router_);
+  if (shared_ != nullptr) append_module(targets, "shared.", *shared_);
+  for (const auto& [name, tensor] : experts_->expert_state()) {
+    targets.emplace("experts." + name, tensor);
+  }
+  return targets;
+}
+
+void MoELayer::check_state(const NamedTensors& state, const DedupOptions& merging) const {
+  for (const auto& [name, tensor] : weights()) {
     const auto found = state.find(name);
     check(found != state.end(), "the state has no tensor '", name, "'");
     check(found->second.sizes() == tensor.sizes(), "'", name, "' has shape ", found->second.sizes(),
           " in the state, ", tensor.sizes(), " in the layer");
   }
-  // States of models that never sent a row may lack the rest.
-  const auto options = state.find(kMergingOptions);
-  if (merging == Merging::kFromState && options != state.end()) {
-    const at::Tensor text = options->second.to(at::kCPU, at::kByte).contiguous();
-    const auto* bytes = text.const_data_ptr<std::uint8_t>();
-    options_.dedup = parse_dedup(std::string(bytes, bytes + text.numel()));
-    dedup_ = Dedup(options_.dedup, options_.router.dim, options_.layer, options_.seed);
-    exchange_->set_agreement(agreement_of(options_));
-  }
+  dispatcher_->check_state(state);
+  Dedup trial(merging, options_.router.dim, options_.layer, options_.seed);
+  load_merging(state, trial);
+}
+
+// States of models that never sent a row may lack all of it.
+void MoELayer::load_merging(const NamedTensors& state, Dedup& dedup) const {
   const auto counters = state.find(kMergingState);
-  if (counters != state.end()) dedup_.load_state(counters->second);
+  if (counters != state.end()) dedup.load_state(counters->second);
   // A rank that the saved model did not have expects what a new one does.
-  const auto guard = state.find(concat(kGuard, exchange_->rank()));
-  if (guard != state.end()) dedup_.load_guard_state(guard->second);
+  const auto guard = state.find(concat(kGuard, dispatcher_->rank()));
+  if (guard != state.end()) dedup.load_guard_state(guard->second);
   for (const auto& [name, sums] : state) {
     if (!name.starts_with(kProbes) || sums.numel() != 2) continue;
     // With another number of ranks their sum stays what it was.
     const int source = std::atoi(name.c_str() + std::strlen(kProbes));
-    if (source % exchange_->ranks() != exchange_->rank()) continue;
-    dedup_.add_pending_sums({sums[0].item<double>(), sums[1].item<double>()});
+    if (source % dispatcher_->ranks() != dispatcher_->rank()) continue;
+    dedup.add_pending_sums({sums[0].item<double>(), sums[1].item<double>()});
   }
-  exchange_->load_state({state.begin(), state.end()});
+}
+
+void MoELayer::load_state(const NamedTensors& state, Merging merging) {
+  const std::string saved = merging == Merging::kFromState && state.contains(kMergingOptions)
+                                ? text_of(state, kMergingOptions)
+                                : std::string();
+  DedupOptions dedup = options_.dedup;
+  agree("the state of a mixture of experts", [&]() -> std::string {
+    if (!saved.empty()) dedup = parse_dedup(saved);
+    check_state(state, dedup);
+    return concat("merging ", spec_of(dedup));
+  });
+  if (!saved.empty()) {
+    options_.dedup = dedup;
+    dedup_ = Dedup(dedup, options_.router.dim, options_.layer, options_.seed);
+    dispatcher_->set_agreement(agreement_of(options_));
+  }
+  load_merging(state, dedup_);
+  dispatcher_->load_state(state);
   const at::NoGradGuard no_grad;
-  for (auto& [name, tensor] : targets) tensor.copy_(state.at(name));
+  for (auto& [name, tensor] : weights()) tensor.copy_(state.at(name));
 }
 
 }  // namespace thinwire::moe

@@ -50,11 +50,7 @@ MoESummary& MoESummary::operator+=(const MoESummary& other) {
   settled_legs += other.settled_legs;
   wire += other.wire;
   uncompressed_bytes += other.uncompressed_bytes;
-  seconds.gate += other.seconds.gate;
-  seconds.hash += other.seconds.hash;
-  seconds.code += other.seconds.code;
-  seconds.exchange += other.seconds.exchange;
-  seconds.experts += other.seconds.experts;
+  seconds += other.seconds;
   return *this;
 }
 

@@ -1,4 +1,4 @@
-// What the exchanges of one or several layers did and cost, for logs and for the communication
+// What the passes of one or several layers did and cost, for logs and for the communication
 // summary at the end of a run.
 #pragma once
 
@@ -9,16 +9,6 @@
 #include "thinwire/moe/rows/leg_bytes.h"
 
 namespace thinwire::moe {
-
-// Seconds of this rank, forward and backward passes together except where noted.
-struct MoESeconds {
-  double gate = 0;      // router and order of the tokens, forward
-  double hash = 0;      // hashing and clustering, forward
-  double code = 0;      // row codecs, both ends
-  double exchange = 0;  // plans, and waiting for rows
-  double experts = 0;
-  double total() const { return gate + hash + code + exchange + experts; }
-};
 
 // Sums over the training passes of one rank since its layer was made.
 struct MoESummary {

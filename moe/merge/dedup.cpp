@@ -4,12 +4,12 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 #include <utility>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/stopwatch.h"
 
 namespace thinwire::moe {
 namespace {
@@ -48,9 +48,7 @@ lsh::Clustering cluster(const at::Tensor& tokens, const lsh::GroupedRows& rows,
 }
 
 at::Tensor pick(const at::Tensor& values, const std::vector<std::int32_t>& index) {
-  at::Tensor where = at::empty({static_cast<std::int64_t>(index.size())}, at::kLong);
-  std::copy(index.begin(), index.end(), where.data_ptr<std::int64_t>());
-  return values.index_select(0, where.to(values.device()));
+  return values.index_select(0, index_tensor(index, values.device()));
 }
 
 // A cluster of one is its token, also for other experts; a larger one is unlike all others.
@@ -181,7 +179,7 @@ MergedRows Dedup::merge(const at::Tensor& tokens, const TokenLayout& layout, boo
     return merged;
   }
 
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   const at::Tensor host = tokens.detach().cpu().contiguous();
   const lsh::GroupedRows rows{layout.token, layout.expert_begin};
   lsh::Clustering result;
@@ -269,8 +267,7 @@ MergedRows Dedup::merge(const at::Tensor& tokens, const TokenLayout& layout, boo
                      .worst_radius = result.worst_radius,
                      .mean_radius = result.mean_radius,
                      .relative_error = result.relative_error};
-  merged.counters.hash_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  merged.counters.hash_seconds = seconds_since(start);
   return merged;
 }
 

@@ -41,12 +41,10 @@ at::Tensor router_z_loss(const Routing& routing) {
 
 at::Tensor importance_loss(const Routing& routing, std::int64_t experts) {
   if (routing.pairs.size() == 0) return zero_of(routing);
-  at::Tensor expert = at::empty({static_cast<std::int64_t>(routing.pairs.size())}, at::kLong);
-  std::copy(routing.pairs.expert.begin(), routing.pairs.expert.end(),
-            expert.data_ptr<std::int64_t>());
   const at::Tensor importance =
       at::zeros({experts}, routing.weight.options())
-          .index_add(0, expert.to(routing.weight.device()), routing.weight);
+          .index_add(0, index_tensor(routing.pairs.expert, routing.weight.device()),
+                     routing.weight);
   const at::Tensor mean = importance.mean();
   return (importance - mean).square().mean() / mean.square().clamp_min(1e-20);
 }

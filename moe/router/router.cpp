@@ -1,6 +1,7 @@
 #include "thinwire/moe/router/router.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <numeric>
@@ -58,12 +59,6 @@ std::vector<std::int32_t> valid_tokens(const at::Tensor& padding, std::int64_t t
   return valid;
 }
 
-at::Tensor index_of(const std::vector<std::int32_t>& values, at::Device device) {
-  at::Tensor index = at::empty({static_cast<std::int64_t>(values.size())}, at::kLong);
-  std::copy(values.begin(), values.end(), index.data_ptr<std::int64_t>());
-  return index.to(device);
-}
-
 }  // namespace
 
 Gate gate_of(const std::string& name) {
@@ -118,9 +113,11 @@ Routing Router::forward(const at::Tensor& tokens, const at::Tensor& padding) {
   check(!padding.defined() || (padding.dim() == 1 && padding.size(0) == tokens.size(0)),
         "a padding mask of shape [", tokens.size(0), "] expected, got ",
         padding.defined() ? concat(padding.sizes()) : "none");
+  // Autocast would compute the logits in half precision and send tokens elsewhere.
+  const c10::impl::ExcludeDispatchKeyGuard in_full_precision(c10::autocast_dispatch_keyset);
   const auto valid = valid_tokens(padding, tokens.size(0));
   const at::Tensor logits = logits_of(
-      padding.defined() ? tokens.index_select(0, index_of(valid, tokens.device())) : tokens);
+      padding.defined() ? tokens.index_select(0, index_tensor(valid, tokens.device())) : tokens);
   at::Tensor scores, probabilities;
   if (options_.score == Score::kSoftmax) {
     scores = probabilities = at::softmax(logits, 1);
@@ -170,7 +167,7 @@ Routing Router::choose_experts(const at::Tensor& scores, const std::vector<std::
     }
   }
   routing.weight =
-      keep.defined() ? weight.index_select(0, index_of(kept, weight.device())) : weight;
+      keep.defined() ? weight.index_select(0, index_tensor(kept, weight.device())) : weight;
   return routing;
 }
 

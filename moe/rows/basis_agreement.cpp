@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/common/error.h"
 
 namespace thinwire::moe {
 namespace {
@@ -13,9 +14,9 @@ namespace {
 constexpr double kBasisDecay = 0.5;
 
 // [sum of send] -> [sum of receive], by rank.
-at::Tensor exchange(c10d::ProcessGroup* group, const at::Tensor& outgoing,
-                    std::vector<std::int64_t> send, std::vector<std::int64_t> receive,
-                    at::Device device, std::uint64_t sequence) {
+at::Tensor exchange_parts(c10d::ProcessGroup* group, const at::Tensor& outgoing,
+                          std::vector<std::int64_t> send, std::vector<std::int64_t> receive,
+                          at::Device device, std::uint64_t sequence) {
   if (group == nullptr) return outgoing;
   at::Tensor input = outgoing.to(device);
   at::Tensor output = at::empty({std::accumulate(receive.begin(), receive.end(), std::int64_t{0})},
@@ -47,7 +48,9 @@ std::shared_ptr<const SpectralBasis> BasisLeg::usable() const {
 }
 
 std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLeg*>& legs,
-                            std::int64_t dim, at::Device device, std::uint64_t sequence) {
+                            const std::vector<RowMoments>& fresh, std::int64_t dim,
+                            at::Device device, std::uint64_t sequence) {
+  THINWIRE_ASSERT(fresh.size() == legs.size());
   const int ranks = group == nullptr ? 1 : group->getSize();
   const int me = group == nullptr ? 0 : group->getRank();
   const std::int64_t moments = RowMoments::packed_size(dim);
@@ -63,17 +66,16 @@ std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLe
 
   std::vector<at::Tensor> parts = {at::empty({0}, at::kFloat)};
   for (int owner = 0; owner < ranks; ++owner) {
-    for (BasisLeg* leg : legs) {
-      if (leg->owner == owner) parts.push_back(leg->fresh.packed());
+    for (std::size_t i = 0; i < legs.size(); ++i) {
+      if (legs[i]->owner == owner) parts.push_back(fresh[i].packed());
     }
   }
-  const at::Tensor sums = exchange(group, at::cat(parts), times(owned, moments),
-                                   times(mine_of_all, moments), device, sequence);
+  const at::Tensor sums = exchange_parts(group, at::cat(parts), times(owned, moments),
+                                         times(mine_of_all, moments), device, sequence);
 
   std::vector<at::Tensor> made = {at::empty({0}, at::kByte)};
   std::int64_t number = 0;
   for (BasisLeg* leg : legs) {
-    leg->fresh.clear();
     if (leg->owner != me) continue;
     RowMoments all(dim);
     for (int rank = 0; rank < ranks; ++rank) {
@@ -84,8 +86,8 @@ std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLe
     made.push_back(next_basis(*leg, all, dim));
   }
   const at::Tensor own = at::cat(made);
-  const at::Tensor bases = exchange(group, own.repeat({ranks}), times(mine_of_all, message),
-                                    times(owned, message), device, sequence);
+  const at::Tensor bases = exchange_parts(group, own.repeat({ranks}), times(mine_of_all, message),
+                                          times(owned, message), device, sequence);
 
   std::int64_t begin = 0;
   for (int owner = 0; owner < ranks; ++owner) {

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -13,8 +11,6 @@
 #include "thinwire/moe/rows/row_moments.h"
 
 namespace thinwire::moe {
-
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 // One spectral leg of one rank.
 struct BasisLeg {
@@ -35,12 +31,13 @@ struct BasisLeg {
   std::shared_ptr<const SpectralBasis> usable() const;
 };
 
-// Makes new bases for the given legs, the same on all ranks: every rank sends its moments to each
-// leg's owner, which adds them in the order of the ranks, measures how far they are from the last
-// basis, computes the next and sends it to all.
-// Two exchanges for all the legs together. A leg for which no rank has seen a row keeps its
-// message. Collective; `group` may be null: a single rank. Returns the bytes that this rank sent.
+// Makes new bases for the given legs, the same on all ranks: every rank sends its moments (`fresh`,
+// one for each leg) to each leg's owner, which adds them in the order of the ranks, measures how
+// far they are from the last basis, computes the next and sends it to all. Two exchanges for all
+// the legs together. A leg for which no rank has seen a row keeps its message. Collective; `group`
+// may be null: a single rank. Returns the bytes that this rank sent.
 std::int64_t agree_on_bases(c10d::ProcessGroup* group, const std::vector<BasisLeg*>& legs,
-                            std::int64_t dim, at::Device device, std::uint64_t sequence);
+                            const std::vector<RowMoments>& fresh, std::int64_t dim,
+                            at::Device device, std::uint64_t sequence);
 
 }  // namespace thinwire::moe

@@ -1,4 +1,4 @@
-// The legs of an expert exchange and the bytes that went over them.
+// The legs of an expert exchange, the bytes that went over them, and where the time went.
 #pragma once
 
 #include <array>
@@ -17,7 +17,7 @@ const char* name_of(Leg leg);
 // nothing.
 struct LegBytes {
   std::array<std::int64_t, kLegs> rows{};
-  std::int64_t counts = 0;  // of the plans: row counts, and which experts want a shared row
+  std::int64_t counts = 0;  // of the routes: records, and the masks that come with dispatched rows
   std::int64_t bases = 0;   // of agreeing on the bases of spectral rows
 
   std::int64_t total() const { return rows[0] + rows[1] + rows[2] + rows[3] + counts + bases; }
@@ -33,6 +33,29 @@ struct LegBytes {
     difference.counts -= earlier.counts;
     difference.bases -= earlier.bases;
     return difference;
+  }
+};
+
+// Seconds of this rank, forward and backward passes together except where noted.
+struct MoESeconds {
+  double gate = 0;      // router and order of the tokens, forward
+  double hash = 0;      // hashing and clustering, forward
+  double code = 0;      // row codecs, both ends
+  double exchange = 0;  // routes, and waiting for rows
+  double experts = 0;
+
+  double total() const { return gate + hash + code + exchange + experts; }
+  MoESeconds& operator+=(const MoESeconds& other) {
+    gate += other.gate;
+    hash += other.hash;
+    code += other.code;
+    exchange += other.exchange;
+    experts += other.experts;
+    return *this;
+  }
+  MoESeconds operator-(const MoESeconds& earlier) const {
+    return {gate - earlier.gate, hash - earlier.hash, code - earlier.code,
+            exchange - earlier.exchange, experts - earlier.experts};
   }
 };
 

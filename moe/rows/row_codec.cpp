@@ -114,18 +114,19 @@ at::Tensor RowCodec::encode(const at::Tensor& input,
 at::Tensor RowCodec::decode(const at::Tensor& bytes, std::int64_t dim, at::ScalarType dtype,
                             const std::vector<RowSegment>& segments) const {
   if (!active()) return bytes.view(dtype);
-  if (basis_ != nullptr) return basis_->decode(bytes, dtype);
+  if (basis_ != nullptr) return basis_->decode(bytes.contiguous(), dtype);
   at::Tensor rows = at::empty({bytes.size(0), dim}, dtype);
   const RowKeys keys(segments, bytes.size(0), dim);
   const auto* source = static_cast<const std::byte*>(bytes.const_data_ptr());
   auto* target = static_cast<std::byte*>(rows.mutable_data_ptr());
   const DType codec_dtype = comm::dtype_of(rows);
   const auto width = static_cast<std::size_t>(bytes.size(1));
+  const auto from = static_cast<std::size_t>(bytes.stride(0));
   const auto stride = static_cast<std::size_t>(dim) * size_of(codec_dtype);
   at::parallel_for(0, bytes.size(0), kGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const auto row = static_cast<std::size_t>(i);
-      codec_->decompress({source + row * width, width}, keys[i],
+      codec_->decompress({source + row * from, width}, keys[i],
                          {target + row * stride, dim, codec_dtype}, WriteMode::kAssign);
     }
   });

@@ -47,8 +47,9 @@ class RowCodec {
   // codec gives a view of the rows' memory.
   at::Tensor encode(const at::Tensor& rows, const std::vector<RowSegment>& segments) const;
   at::Tensor encode(const at::Tensor& rows, const RandomKey& key) const;
-  // The inverse, to rows of `dim` elements of `dtype`. Throws FrameError for bytes that cannot be
-  // such rows.
+  // The inverse, to rows of `dim` elements of `dtype`; the bytes of a row lie together, the rows at
+  // any distance. An inactive codec gives a view of the bytes. Throws FrameError for bytes that
+  // cannot be such rows.
   at::Tensor decode(const at::Tensor& bytes, std::int64_t dim, at::ScalarType dtype,
                     const std::vector<RowSegment>& segments) const;
   at::Tensor decode(const at::Tensor& bytes, std::int64_t dim, at::ScalarType dtype,

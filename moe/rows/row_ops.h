@@ -18,6 +18,10 @@ struct RowMap : torch::CustomClassHolder {
   std::vector<std::int32_t> to;
   std::int64_t inputs = 0;   // rows of the input
   std::int64_t outputs = 0;  // rows of the product
+  // Whether no row of the product, or of the input, appears in two entries: then rows are copied
+  // that way, not added up.
+  bool once_to = false;
+  bool once_from = false;
 
   RowMap(std::vector<std::int32_t> from_rows, std::vector<std::int32_t> to_rows,
          std::int64_t input_rows, std::int64_t output_rows);
@@ -28,12 +32,15 @@ using RowMapPtr = c10::intrusive_ptr<RowMap>;
 // Output row i is input row index[i].
 RowMapPtr gather_map(std::vector<std::int32_t> index, std::int64_t inputs);
 
-// [inputs, d] -> [outputs, d]. Differentiable in `rows`.
+// Row numbers as a tensor of int64, for at::index_select() and its like.
+at::Tensor index_tensor(const std::vector<std::int32_t>& rows, at::Device device);
+
+// [inputs, d] -> [outputs, d]. Differentiable in `rows`, any number of times.
 at::Tensor map_rows(const at::Tensor& rows, const RowMapPtr& map);
 
 // The same with a factor for every entry, weight: [entries]; accumulates in float32 for half types
-// and rounds once. Differentiable in `rows` and `weight`. Throws InvalidArgument when shapes do not
-// fit.
+// and rounds once. Differentiable in `rows` and `weight`, any number of times. Throws
+// InvalidArgument when shapes do not fit.
 at::Tensor map_rows(const at::Tensor& rows, const at::Tensor& weight, const RowMapPtr& map);
 
 // `values` [outputs, d], with the gradient that map_rows(rows, weight, map) would pass to `rows`;
@@ -41,7 +48,8 @@ at::Tensor map_rows(const at::Tensor& rows, const at::Tensor& weight, const RowM
 at::Tensor map_rows_to(const at::Tensor& values, const at::Tensor& rows, const at::Tensor& weight,
                        const RowMapPtr& map);
 
-// x itself; its gradient is multiplied by `factor`.
+// x itself; its gradient is multiplied by `factor`. The factor is not part of the function, so the
+// derivative of that gradient is not multiplied again: see Note [Expert gradient scale].
 at::Tensor scale_gradient(const at::Tensor& x, double factor);
 
 }  // namespace thinwire::moe

@@ -18,7 +18,7 @@ namespace thinwire::moe {
 namespace {
 
 constexpr std::int64_t kScaleBytes = 2;
-constexpr std::int64_t kGrain = 32;  // rows of one task
+constexpr std::int64_t kSpectralGrain = 32;  // rows of one task
 
 // Upper half of a float32, rounded to nearest even; what is finite stays finite.
 std::uint16_t narrow_scale(double scale) {
@@ -241,7 +241,7 @@ at::Tensor SpectralBasis::encode(const at::Tensor& input) const {
   const float* coordinate = projected.const_data_ptr<float>();
   auto* out = static_cast<std::byte*>(result.mutable_data_ptr());
   const auto bytes = static_cast<std::size_t>(row_bytes_);
-  at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+  at::parallel_for(0, count, kSpectralGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> c(used);
     std::vector<float> value(used);
     std::vector<std::int32_t> code(used);
@@ -294,7 +294,7 @@ at::Tensor SpectralBasis::decode(const at::Tensor& bytes, at::ScalarType dtype) 
   const auto* in = static_cast<const std::byte*>(input.const_data_ptr());
   float* value = values.mutable_data_ptr<float>();
   const auto row_bytes = static_cast<std::size_t>(row_bytes_);
-  at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+  at::parallel_for(0, count, kSpectralGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<std::byte> line(row_bytes + kPadding);
     for (std::int64_t i = begin; i < end; ++i) {
       std::memcpy(line.data(), in + static_cast<std::size_t>(i) * row_bytes, row_bytes);

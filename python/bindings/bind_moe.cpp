@@ -99,12 +99,12 @@ void bind_moe(py::module_& module) {
       .def("named_buffers",
            [](const moe::MoELayer& layer) { return pairs_of(layer.named_buffers()); })
       .def("expert_parameters", &moe::MoELayer::expert_parameters)
-      .def("update_expert_bias", &moe::MoELayer::update_expert_bias)
+      .def("update_expert_bias", &moe::MoELayer::update_expert_bias, no_gil)
       .def("local_state", &moe::MoELayer::local_state, no_gil)
       .def("full_state", &moe::MoELayer::full_state, no_gil)
       .def(
           "load_state",
-          [](moe::MoELayer& layer, const moe::MoEState& state) { layer.load_state(state); },
+          [](moe::MoELayer& layer, const NamedTensors& state) { layer.load_state(state); },
           py::arg("state"), no_gil);
 }
 

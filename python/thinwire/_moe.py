@@ -33,7 +33,7 @@ class MoELayer(torch.nn.Module):
         layer: number of the layer in the model.
 
     forward(tokens [..., dim], padding [...] bool or None) returns (output of the tokens' shape,
-    auxiliary loss, a scalar). Collective, and so is its backward pass.
+    auxiliary loss, a scalar). Collective, and so are its backward pass and the constructor.
     """
 
     def __init__(self, dim, hidden, experts, top_k=2, group=None, *, gate="topk",
@@ -86,7 +86,7 @@ class MoELayer(torch.nn.Module):
         return [parameter for parameter in self.parameters() if parameter.data_ptr() in mine]
 
     def update_expert_bias(self):
-        """For the sigmoid_bias gate, once per optimizer step."""
+        """For the sigmoid_bias gate, once per optimizer step. Collective."""
         self._layer.update_expert_bias()
 
     def full_state(self):
@@ -94,5 +94,7 @@ class MoELayer(torch.nn.Module):
         return self._layer.full_state()
 
     def load_full_state(self, state):
-        """Takes this rank's part of full_state(), whatever the number of ranks that made it."""
+        """Takes this rank's part of full_state(), whatever the number of ranks that made it.
+
+        Collective."""
         self._layer.load_state(dict(state))

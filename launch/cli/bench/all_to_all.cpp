@@ -43,24 +43,24 @@ class AllToAllBench {
   }
 
   // By moe::TokenDispatcher, with one expert a rank. A row codec is its codec on every row alone.
-  BenchRow exchange_row(const std::string& spec) {
-    moe::DispatcherOptions exchange_options;
-    exchange_options.dim = kWidth;
-    exchange_options.experts = world();
-    exchange_options.rows.dispatch = spec;
-    exchange_options.chunks = 1;
-    exchange_options.share_rows = false;
-    exchange_options.seed = 1;
-    const auto exchange = moe::TokenDispatcher::make(group_.world().group(), exchange_options);
+  BenchRow dispatcher_row(const std::string& spec) {
+    moe::DispatcherOptions dispatcher_options;
+    dispatcher_options.dim = kWidth;
+    dispatcher_options.experts = world();
+    dispatcher_options.rows.dispatch = spec;
+    dispatcher_options.chunks = 1;
+    dispatcher_options.share_rows = false;
+    dispatcher_options.seed = 1;
+    const auto dispatcher = moe::TokenDispatcher::make(group_.world().group(), dispatcher_options);
     moe::RouteRequest request;
     request.expert_rows.assign(static_cast<std::size_t>(world()), share_);
     request.training = false;
-    const auto plan = exchange->plan(request);
+    const auto routes = dispatcher->route(request);
     const at::Tensor source = rows_of(rank(), 0, world() * share_);
     at::Tensor received;
     const auto run = [&] {
-      exchange->start(*plan, 0, moe::Leg::kDispatch, source);
-      received = exchange->finish(*plan, 0, moe::Leg::kDispatch);
+      const auto ticket = dispatcher->start(*routes, 0, moe::Leg::kDispatch, source);
+      received = dispatcher->finish(*routes, 0, moe::Leg::kDispatch, ticket);
     };
     const CodecPtr codec = make_codec(spec);
     BenchRow row = row_of(at::kFloat, spec, "rows");
@@ -68,10 +68,10 @@ class AllToAllBench {
       run();
       return received;
     });
-    const auto before = exchange->use().wire;
+    const auto before = dispatcher->wire();
     row.times = RunTimes(group_.time_runs(
         options_, [] {}, run));
-    const auto sent = exchange->use().wire - before;
+    const auto sent = dispatcher->wire() - before;
     row.wire_bytes = group_.largest(sent.total() / (options_.warmup + options_.iterations));
     return report(row);
   }
@@ -172,7 +172,7 @@ std::vector<BenchRow> bench_all_to_all(const BenchGroup& group, const BenchOptio
     AllToAllBench bench(group, options, table, share);
     rows.push_back(bench.backend_row(at::kFloat));
     rows.push_back(bench.backend_row(at::kBFloat16));
-    for (const Spec& spec : options.codecs) rows.push_back(bench.exchange_row(spec.str()));
+    for (const Spec& spec : options.codecs) rows.push_back(bench.dispatcher_row(spec.str()));
   }
   return rows;
 }

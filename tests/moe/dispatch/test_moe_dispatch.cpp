@@ -30,13 +30,19 @@ at::Tensor tokens_of(int rank, std::int64_t count) {
   return at::randn({count, kDim}, generator);
 }
 
+// What passes through a group of its own.
+struct Traffic {
+  std::int64_t bytes = 0;           // payload that leaves this rank
+  std::vector<std::int64_t> calls;  // of every collective
+};
+
 // Counts the payload that passes through a group of its own.
 class CountingBackend : public c10d::Backend {
  public:
-  CountingBackend(c10::intrusive_ptr<c10d::ProcessGroup> inner, std::int64_t* bytes)
+  CountingBackend(c10::intrusive_ptr<c10d::ProcessGroup> inner, Traffic* traffic)
       : c10d::Backend(inner->getRank(), inner->getSize()),
         inner_(std::move(inner)),
-        bytes_(bytes) {}
+        traffic_(traffic) {}
 
   const std::string getBackendName() const override { return "counting"; }
 
@@ -46,20 +52,37 @@ class CountingBackend : public c10d::Backend {
                                                const c10d::AllToAllOptions& options) override {
     const std::int64_t row =
         input.size(0) == 0 ? 0 : static_cast<std::int64_t>(input.nbytes()) / input.size(0);
+    std::int64_t bytes = 0;
     for (int peer = 0; peer < getSize(); ++peer) {
-      if (peer != getRank()) *bytes_ += input_splits[static_cast<std::size_t>(peer)] * row;
+      if (peer != getRank()) bytes += input_splits[static_cast<std::size_t>(peer)] * row;
     }
+    add(bytes);
     return inner_->alltoall_base(output, input, output_splits, input_splits, options);
   }
   c10::intrusive_ptr<c10d::Work> _allgather_base(at::Tensor& output, at::Tensor& input,
                                                  const c10d::AllgatherOptions& options) override {
-    *bytes_ += static_cast<std::int64_t>(input.nbytes()) * (getSize() - 1);
+    add(static_cast<std::int64_t>(input.nbytes()) * (getSize() - 1));
     return inner_->_allgather_base(output, input, options);
   }
 
+  // A group of the ranks of `context` whose traffic is counted.
+  static c10::intrusive_ptr<c10d::ProcessGroup> group(const RankContext& context,
+                                                      Traffic* traffic) {
+    auto group = c10::make_intrusive<c10d::ProcessGroup>(context.store, context.rank, context.size);
+    group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM,
+                      c10::make_intrusive<CountingBackend>(context.group, traffic));
+    group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
+    return group;
+  }
+
  private:
+  void add(std::int64_t bytes) {
+    traffic_->bytes += bytes;
+    traffic_->calls.push_back(bytes);
+  }
+
   c10::intrusive_ptr<c10d::ProcessGroup> inner_;
-  std::int64_t* bytes_;
+  Traffic* traffic_;
 };
 
 TEST(Wire, TelemetryIsWhatTheBackendSends) {
@@ -71,12 +94,9 @@ TEST(Wire, TelemetryIsWhatTheBackendSends) {
       options.rows = {codec, codec, codec, codec};
       options.dedup = parse_dedup(dedup);
       run_ranks(3, [&](RankContext& context) {
-        std::int64_t bytes = 0;
-        auto group = c10::make_intrusive<c10d::ProcessGroup>(context.store, context.rank, 3);
-        group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM,
-                          c10::make_intrusive<CountingBackend>(context.group, &bytes));
-        group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
-        MoELayer layer(options, group);
+        Traffic traffic;
+        const std::int64_t& bytes = traffic.bytes;
+        MoELayer layer(options, CountingBackend::group(context, &traffic));
         for (int step = 0; step < 6; ++step) {  // in a basis from the fifth on
           const std::int64_t before = bytes;
           const MoEOutput result =
@@ -99,6 +119,31 @@ TEST(Wire, TelemetryIsWhatTheBackendSends) {
         }
         EXPECT_EQ(wire.bases > 0, options.rows.dispatch.starts_with("spectral"));
       });
+    }
+  }
+}
+
+// One control collective before the rows, of the same few bytes to each rank however many experts
+// there are and however rows are shared; then dispatch and combine, and their gradients.
+TEST(Wire, OneSmallCollectiveBeforeTheRows) {
+  for (const int ranks : {2, 4}) {
+    for (const std::int64_t experts : {4, 200}) {
+      for (const bool share : {true, false}) {
+        run_ranks(ranks, [&](RankContext& context) {
+          MoEOptions options = small_options();
+          options.router.experts = experts;
+          options.share_rows = share;
+          options.chunks = 1;
+          Traffic traffic;
+          MoELayer layer(options, CountingBackend::group(context, &traffic));
+          const at::Tensor output =
+              layer.forward(tokens_of(context.rank, 10).requires_grad_()).output;
+          ASSERT_EQ(traffic.calls.size(), 3u);
+          EXPECT_EQ(traffic.calls[0], 80 * (ranks - 1));
+          output.sum().backward();
+          EXPECT_EQ(traffic.calls.size(), 5u);
+        });
+      }
     }
   }
 }
@@ -288,8 +333,8 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
   MoELayer original(options, {});
   original.forward(tokens);
   original.update_expert_bias();
-  const MoEState state = original.full_state();
-  // Router, shared expert, experts, counters of the exchange, options and state of merging.
+  const NamedTensors state = original.full_state();
+  // Router, shared expert, experts, counters of the dispatcher, options and state of merging.
   EXPECT_EQ(state.size(), 2u + 4u + 5u * 4u + 3u);
   original.eval();
   const at::Tensor expected = original.forward(tokens).output;
@@ -299,13 +344,13 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
       MoELayer layer(options, context.group);
       layer.eval();
       layer.load_state(state);
-      const MoEState again = layer.full_state();
+      const NamedTensors again = layer.full_state();
       EXPECT_TRUE(at::allclose(layer.forward(tokens).output, expected, 1e-6, 1e-6));
       ASSERT_EQ(again.size(), state.size());
       for (const auto& [name, tensor] : state) EXPECT_TRUE(at::equal(again.at(name), tensor));
     });
   }
-  MoEState broken = state;
+  NamedTensors broken = state;
   broken.erase("experts.3.w1");
   MoELayer target(options, {});
   EXPECT_THROW(target.load_state(broken), InvalidArgument);
@@ -326,7 +371,7 @@ TEST(Checkpoint, ALayerMergesAsTheSavedOneDid) {
   trained.refresh_rotations();
   for (int step = 0; step < 3; ++step) trained.forward(tokens + 0.01 * step);
   ASSERT_NE(trained.dedup().compensation(), 1.0);
-  const MoEState state = trained.full_state();  // with probes that no step has used yet
+  const NamedTensors state = trained.full_state();  // with probes that no step has used yet
   trained.eval();
   const MoEOutput expected = trained.forward(tokens);
   ASSERT_TRUE(expected.counters.dedup.merged);
@@ -351,14 +396,14 @@ TEST(Checkpoint, EveryRankKeepsWhatItsGuardExpects) {
   MoEOptions options = small_options();
   options.dedup = parse_dedup("lsh(hashes=2, radius=0.1, bandwidth=1e6)");
   std::mutex mutex;
-  MoEState state;
+  NamedTensors state;
   run_ranks(2, [&](RankContext& context) {
     MoELayer layer(options, context.group);
     // Of rank 0 all tokens are alike, of rank 1 none.
     const at::Tensor tokens = tokens_of(context.rank, 30);
     layer.forward(context.rank == 0 ? tokens.narrow(0, 0, 1).expand({30, kDim}).contiguous()
                                     : tokens);
-    const MoEState all = layer.full_state();
+    const NamedTensors all = layer.full_state();
     const std::lock_guard lock(mutex);
     state = all;
   });

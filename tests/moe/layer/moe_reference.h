@@ -17,7 +17,7 @@ struct ReferenceExperts {
   };
   std::vector<One> experts;
 
-  explicit ReferenceExperts(const MoEState& state, std::int64_t count) {
+  explicit ReferenceExperts(const NamedTensors& state, std::int64_t count) {
     const auto leaf = [&](std::int64_t e, const char* name) {
       return state.at("experts." + std::to_string(e) + "." + name)
           .clone()

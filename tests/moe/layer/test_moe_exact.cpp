@@ -68,7 +68,7 @@ TEST_P(ExactLayer, EqualsALoopOverExperts) {
 
   MoELayer whole(options, {});
   whole.to(at::kDouble);
-  const MoEState state = whole.full_state();
+  const NamedTensors state = whole.full_state();
   const ReferenceExperts experts(state, c.experts);
   const at::Tensor gate = state.at("router.weight").clone().requires_grad_();
   std::vector<at::Tensor> inputs, outputs;

@@ -6,6 +6,8 @@
 #include <limits>
 #include <map>
 
+#include <ATen/autocast_mode.h>
+
 #include "thinwire/common/error.h"
 #include "thinwire/moe/dispatch/expert_placement.h"
 #include "thinwire/moe/layer/moe_layer.h"
@@ -141,6 +143,21 @@ TEST(Router, PaddingAndNaNTokens) {
   EXPECT_TRUE(std::isnan(routing.weight[0].item<double>()));
   EXPECT_TRUE(std::isfinite(routing.weight[2].item<double>()));
   EXPECT_EQ(routing.probabilities.size(0), 2);
+}
+
+TEST(Router, ComputesInFullPrecisionUnderAutocast) {
+  Router router({.dim = 64, .experts = 32, .top_k = 2});
+  const at::Tensor tokens = at::randn({512, 64}, at::detail::createCPUGenerator(5));
+  const Routing expected = router.forward(tokens);
+  at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+  at::autocast::set_autocast_enabled(at::kCPU, true);
+  const Routing actual = router.forward(tokens);
+  const at::ScalarType elsewhere = at::mm(tokens, tokens.t()).scalar_type();
+  at::autocast::set_autocast_enabled(at::kCPU, false);
+  at::autocast::clear_cache();
+  ASSERT_EQ(elsewhere, at::kBFloat16);  // autocast was on
+  EXPECT_EQ(triples(actual.pairs), triples(expected.pairs));
+  EXPECT_TRUE(at::equal(actual.weight, expected.weight));
 }
 
 TEST(Router, GateNames) {

@@ -277,7 +277,7 @@ TEST(SpectralLegs, FewerBytesOnceABasisHasHeldAndNothingMovesInEvaluation) {
                      static_cast<double>(spectral_row_bytes(3, kDim)) / start);
     EXPECT_DOUBLE_EQ(layer.summary().settled_fraction(), 1.0 / 9);
     const at::NoGradGuard no_grad;
-    const MoEState state = layer.local_state();
+    const NamedTensors state = layer.local_state();
     for (int i = 0; i < 10; ++i) layer.forward(x);
     EXPECT_TRUE(
         at::equal(layer.local_state().at("rows.combine.basis"), state.at("rows.combine.basis")));
@@ -336,7 +336,7 @@ TEST(SpectralLegs, TrainingGoesOnFromACheckpointAsIfItHadNotStopped) {
   run_ranks(2, [](RankContext& context) {
     MoELayer layer(spectral_options(), context.group);
     train(layer, context.rank, 9);
-    const MoEState state = layer.full_state();
+    const NamedTensors state = layer.full_state();
     ASSERT_TRUE(is_settled(state.at("rows.dispatch.basis")));
     MoEOptions other = spectral_options();
     other.balance_factor = 0.5;  // not part of the state
@@ -346,14 +346,14 @@ TEST(SpectralLegs, TrainingGoesOnFromACheckpointAsIfItHadNotStopped) {
       const auto seed = static_cast<std::uint64_t>(step);
       const at::Tensor x = rows_near_a_subspace(30, seed);
       EXPECT_TRUE(at::equal(layer.forward(x).output, resumed.forward(x).output)) << step;
-      const MoEState one_state = layer.local_state(), other_state = resumed.local_state();
+      const NamedTensors one_state = layer.local_state(), other_state = resumed.local_state();
       for (const auto& [name, tensor] : one_state) {
         EXPECT_TRUE(at::equal(other_state.at(name), tensor)) << name << " after step " << step;
       }
       train(layer, context.rank, 1, step);
       train(resumed, context.rank, 1, step);
     }
-    const MoEState alone = MoELayer(spectral_options(), {}).local_state();
+    const NamedTensors alone = MoELayer(spectral_options(), {}).local_state();
     EXPECT_EQ(alone.count("rows.dispatch.basis"), 0u);
     MoELayer one(spectral_options(), {});
     one.load_state(state);
