@@ -7,8 +7,14 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 namespace thinwire::comm {
+
+struct CommunicationThreadOptions {
+  int threads = 0;        // of at::parallel_for() in its jobs; 0: the process's default
+  std::vector<int> cpus;  // that it may run on; empty: those of the creating thread
+};
 
 // Runs jobs one after another in the order in which they were submitted. After a job has thrown,
 // the group that it used is unusable, so every later job is refused with the same exception.
@@ -18,7 +24,8 @@ class CommunicationThread {
   // threw. Runs on the communication thread and must not throw.
   using Done = std::function<void(std::exception_ptr)>;
 
-  CommunicationThread();
+  // Throws InvalidArgument for a negative number of threads and for CPUs that the system refuses.
+  explicit CommunicationThread(CommunicationThreadOptions options = {});
   // Finishes the jobs that were submitted, then joins. Jobs end by themselves because every
   // collective has a timeout.
   ~CommunicationThread();
@@ -34,6 +41,7 @@ class CommunicationThread {
     Done done;
   };
   void loop();
+  void stop();
 
   std::mutex mutex_;
   std::condition_variable changed_;
