@@ -12,8 +12,8 @@
 namespace thinwire::comm {
 
 struct CommunicationThreadOptions {
-  int threads = 0;        // of at::parallel_for() in its jobs; 0: the process's default
-  std::vector<int> cpus;  // that it may run on; empty: those of the creating thread
+  int threads = 0;             // of at::parallel_for() in its jobs; 0: the process's default
+  std::vector<int> cpus = {};  // that it may run on; empty: those of the creating thread
 };
 
 // Runs jobs one after another in the order in which they were submitted. After a job has thrown,

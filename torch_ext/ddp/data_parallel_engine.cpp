@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/logger.hpp>
 
 #include <algorithm>
+#include <exception>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -15,6 +16,7 @@
 #include <utility>
 
 #include "thinwire/comm/failure/agreement.h"
+#include "thinwire/comm/failure/departure.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/failure/watched_group.h"
 #include "thinwire/common/error.h"
@@ -30,7 +32,7 @@ namespace {
 
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 // PyTorch's: a small first bucket lets the exchange begin early in the backward pass.
-constexpr std::int64_t kFirstBucketBytes = std::int64_t{1} << 20;
+constexpr std::size_t kFirstBucketBytes = std::size_t{1} << 20;
 // Broadcasts are coalesced up to this size.
 constexpr std::size_t kBroadcastBytes = std::size_t{250} << 20;
 // Looking through the whole module costs as much as ten small kernels, so only some forward passes
@@ -76,6 +78,7 @@ class DataParallelEngine::State final : public BackwardListener {
  public:
   State(std::shared_ptr<torch::nn::Module> module, c10::intrusive_ptr<c10d::ProcessGroup> group,
         DistributedDataParallelOptions options);
+  ~State() override;
 
   void before_forward();
   void after_forward(const std::vector<at::Tensor*>& results);
@@ -127,6 +130,7 @@ class DataParallelEngine::State final : public BackwardListener {
   bool averaging_ = false;  // the backward pass under way
   std::int64_t steps_before_ = 0;
   std::uint64_t comparisons_ = 0;
+  const int exceptions_ = std::uncaught_exceptions();
 };
 
 DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
@@ -151,10 +155,17 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
   guarded("building the Reducer", [&] { make_reducer(); });
 }
 
+DataParallelEngine::State::~State() {
+  if (!reducer_) return;  // the constructor has failed, and said why
+  const std::string reason =
+      concat(std::uncaught_exceptions() > exceptions_ ? "an exception ended its training after "
+                                                      : "it ended its training after ",
+             exchange->submitted_steps(), " steps");
+  comm::say_departure(*group, reason);
+  comm::say_departure(*exchange->group(), reason);
+}
+
 void DataParallelEngine::State::make_reducer() {
-  // First the old ones, if there are any: both hang on the parameters.
-  reducer_.reset();
-  watch_.reset();
   const std::vector<at::Tensor> parameters = tensors->trained_tensors();
   std::unordered_map<const c10::TensorImpl*, std::string> names;
   std::unordered_map<std::size_t, std::string> names_by_index;
@@ -165,15 +176,17 @@ void DataParallelEngine::State::make_reducer() {
   watch_ = std::make_shared<BackwardWatch>(parameters, *this);
   const auto bucket_bytes =
       static_cast<std::size_t>(options_.bucket_cap_mb * static_cast<double>(kMiB));
-  auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
-      parameters, {static_cast<std::size_t>(kFirstBucketBytes), bucket_bytes}));
+  const std::size_t first_bytes = std::min(kFirstBucketBytes, bucket_bytes);
+  auto buckets =
+      std::get<0>(c10d::compute_bucket_assignment_by_size(parameters, {first_bytes, bucket_bytes}));
   // The assignment is in order of the parameters; gradients become ready in about the reverse.
   std::reverse(buckets.begin(), buckets.end());
   reducer_ = std::make_shared<ModelReducer>(
       parameters, std::move(buckets), watched_,
       /*expect_sparse_gradients=*/std::vector<bool>(parameters.size(), false),
       static_cast<std::int64_t>(bucket_bytes), options_.find_unused_parameters,
-      options_.gradient_as_bucket_view, std::move(names_by_index), kFirstBucketBytes,
+      options_.gradient_as_bucket_view, std::move(names_by_index),
+      static_cast<std::int64_t>(first_bytes),
       /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
       /*bucket_bytes_cap_list=*/std::vector<std::int64_t>{});
   logger_ = std::make_shared<c10d::Logger>(reducer_);
@@ -185,8 +198,6 @@ void DataParallelEngine::State::make_reducer() {
   hook_ = hook.get();
   reducer_->register_comm_hook(std::move(hook));
   if (options_.static_graph) reducer_->set_static_graph();
-  static_graph_begun_ = false;
-  prepared_for_ = 0;
 }
 
 void DataParallelEngine::State::broadcast(const std::vector<at::Tensor>& values, int root) {
@@ -204,8 +215,7 @@ void DataParallelEngine::State::before_forward() {
   if (!at::GradMode::is_enabled()) return;
   ++forwards_;
   guarded("the forward pass", [&] {
-    if (tensors->look_for_changes(forwards_ <= kLookAlways || forwards_ % kLookEvery == 0))
-      make_reducer();
+    tensors->check_unchanged(forwards_ <= kLookAlways || forwards_ % kLookEvery == 0);
   });
   int root = 0;
   if (join) {

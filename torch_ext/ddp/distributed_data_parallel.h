@@ -53,16 +53,16 @@ class [[nodiscard]] NoSync {
 // CPU tensors, of real or complex types. A parameter that the module has under several names is
 // averaged once, under the first of them. What comm::mark_rank_local() marks is every rank's own.
 //
-// It is a torch::nn::Module whose only child, "module", is the wrapped one, so that train(), to(),
+// It is a torch::nn::Module whose only child, "module", is the wrapped one, so that train(),
 // parameters() and save() reach it; names in a saved archive begin with "module.", as PyTorch's.
-// After a change of type (to(torch::kDouble)) training goes on in the new type.
 //
 // Every backward pass through a result of forward() averages, however many there are of one forward
 // pass, and however many forward passes come before it; those of NoSync do not. A backward pass
 // that leaves gradients unaveraged throws InvalidArgument: parameters that it does not reach (see
-// find_unused_parameters), that were unfrozen or replaced since, or that it reaches around
-// forward(). A failing exchange surfaces as the exception of backward(), see
-// BucketAverager::average(). Movable. Not thread-safe.
+// find_unused_parameters), or that it reaches around forward(). So does a forward pass of a module
+// whose parameters were unfrozen, converted, reshaped or replaced since construction. A failing
+// exchange surfaces as the exception of backward(), see BucketAverager::average(). Movable. Not
+// thread-safe.
 template <typename Model>
 class DistributedDataParallel : public torch::nn::Module {
  public:

@@ -11,6 +11,8 @@
 #include "thinwire/comm/join/rank_local.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/pattern.h"
+#include "thinwire/torch_ext/model/frozen_base.h"
 
 namespace thinwire::detail {
 namespace {
@@ -81,6 +83,9 @@ ModelTensors::ModelTensors(std::shared_ptr<torch::nn::Module> module,
                            buffer.tensor.scalar_type(), "\n");
     buffers_.push_back(buffer);
   });
+  description_ += describe_bases(*module_);
+  for (const at::Tensor& buffer : base_buffers(*module_))
+    if (seen.insert(buffer.unsafeGetTensorImpl()).second) buffers_.push_back({"of a base", buffer});
   for (const std::string& pattern : ignored) {
     const auto fits = [&](const auto& item) { return matches_pattern(pattern, item.key()); };
     check(std::any_of(parameters.begin(), parameters.end(), fits) ||
@@ -162,30 +167,22 @@ std::uint32_t ModelTensors::crc32c() const {
   return crc;
 }
 
-bool ModelTensors::look_for_changes(bool thoroughly) {
+void ModelTensors::check_unchanged(bool thoroughly) const {
   std::vector<std::string> unfrozen;
   for (const NamedTensor& item : frozen_)
     if (item.tensor.requires_grad()) unfrozen.push_back(item.name);
   check(unfrozen.empty(), "parameters require a gradient that did not when ",
         "DistributedDataParallel was made, so they would not be averaged: ", names_of(unfrozen),
         "; make a new DistributedDataParallel");
-  bool converted = false;
   for (std::size_t i = 0; i < trained_.size(); ++i) {
-    const auto& [name, tensor] = trained_[i];
-    check(tensor.is_cpu(), "parameter '", name, "' has moved to ", tensor.device(),
-          "; gradients are compressed on the CPU in this version");
-    check(tensor.sizes() == at::IntArrayRef(shapes_[i]), "parameter '", name, "' had the shape ",
-          at::IntArrayRef(shapes_[i]), " when DistributedDataParallel was made and has ",
-          tensor.sizes(), " now; make a new DistributedDataParallel");
-    if (tensor.scalar_type() == types_[i]) continue;
-    check(tensor.is_complex() == c10::isComplexType(types_[i]), "parameter '", name, "' was of ",
-          types_[i], " when DistributedDataParallel was made and is of ", tensor.scalar_type(),
-          " now; make a new DistributedDataParallel");
-    types_[i] = tensor.scalar_type();
-    converted = true;
+    const auto& [name, now] = trained_[i];
+    check(now.is_cpu() && now.scalar_type() == types_[i] && now.sizes() == shapes_[i],
+          "parameter '", name, "' was ", types_[i], " ", at::IntArrayRef(shapes_[i]),
+          " on the CPU when DistributedDataParallel was made and is ", now.scalar_type(), " ",
+          now.sizes(), " on ", now.device(),
+          " now; convert the module before, or make a new DistributedDataParallel");
   }
   if (thoroughly && parameters_in(*module_) != registered_) throw_other_parameters();
-  return converted;
 }
 
 void ModelTensors::throw_other_parameters() const {

@@ -30,8 +30,8 @@ class ModelTensors {
   std::vector<at::Tensor> trained_tensors() const;
   // The same as layers of a plan; complex ones are real with one dimension more, as in buckets.
   std::vector<LayerInfo> layers() const;
-  // All parameters that replicas share, in the module's order, and the buffers: the tensors as they
-  // are now, detached.
+  // All parameters that replicas share, in the module's order, and the buffers, those of an
+  // adapter's base too: the tensors as they are now, detached.
   std::vector<at::Tensor> parameters() const;
   std::vector<at::Tensor> buffers() const;
   // A line a tensor; equal on all ranks that may train together.
@@ -39,10 +39,10 @@ class ModelTensors {
   // CRC-32C of parameters().
   std::uint32_t crc32c() const;
 
-  // Throws InvalidArgument, naming them, where parameters were unfrozen, added, replaced, reshaped
-  // or moved since construction. True where their types changed since the last call. `thoroughly`
-  // looks also for parameters that are new in the module, which takes 0.1 us for each it has.
-  bool look_for_changes(bool thoroughly);
+  // Throws InvalidArgument, naming them, where parameters were unfrozen, added, replaced, reshaped,
+  // moved or converted since construction. `thoroughly` looks also for parameters that are new in
+  // the module, which takes 0.1 us for each it has.
+  void check_unchanged(bool thoroughly) const;
 
  private:
   bool is_left_alone(const NamedTensor& tensor, const std::vector<std::string>& ignored);
@@ -55,7 +55,7 @@ class ModelTensors {
   std::vector<NamedTensor> buffers_;
   bool leaves_some_alone_ = false;
   std::string description_;
-  // Of trained_, as they were last seen.
+  // Of trained_.
   std::vector<at::ScalarType> types_;
   std::vector<std::vector<std::int64_t>> shapes_;
   std::vector<const c10::TensorImpl*> registered_;  // all parameters of the module, in order

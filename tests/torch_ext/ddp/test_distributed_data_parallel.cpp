@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ATen/Parallel.h>
+#include <ATen/record_function.h>
 #include <torch/serialize.h>
 
 #include <atomic>
@@ -164,9 +166,8 @@ TEST(DistributedDataParallel, BuffersComeFromRankZeroAfterALoadAndAConversion) {
     const auto x = inputs(ctx.rank, 0);
     loss_of(ddp.forward(x, true).first, x).backward();
     EXPECT_EQ(net->seen.item<float>(), 3.0f);
-    ddp.to(torch::kDouble);
-    net->seen.fill_(ctx.rank + 4);
-    ddp.forward(x.to(torch::kDouble), true);
+    net->seen.set_data(at::full({1}, ctx.rank + 4.0));
+    ddp.forward(x, true);
     EXPECT_EQ(net->seen.item<double>(), 4.0);
   });
 }
@@ -191,6 +192,55 @@ TEST(DistributedDataParallel, WarmupStepsAreUncompressedAndCountedApart) {
   });
 }
 
+// What a profiler of this process sees of the communication threads.
+struct Observed {
+  static inline std::atomic<int> buckets, threads;
+  static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& range) {
+    if (std::string_view(range.name()) == "thinwire::average_bucket") {
+      ++buckets;
+      threads = at::get_num_threads();
+    }
+    return nullptr;
+  }
+  // Listens as the profiler of PyTorch does: on the thread that starts it.
+  Observed() : handle_(at::addThreadLocalCallback(at::RecordFunctionCallback(begin))) {
+    buckets = threads = 0;
+  }
+  ~Observed() { at::removeCallback(handle_); }
+
+ private:
+  at::CallbackHandle handle_;
+};
+
+TEST(DistributedDataParallel, AProfilerSeesTheCommunicationThreadAndItsOptions) {
+  run_ranks(1, [](RankContext& ctx) {
+    const int usual = at::get_num_threads();
+    const std::tuple<double, int, int> cases[] = {{25, 0, 1}, {0.004, 3, 2}};
+    for (const auto& [cap, threads, buckets] : cases) {
+      auto net = std::make_shared<Net>(1);
+      Ddp ddp(net, ctx.group, {.bucket_cap_mb = cap, .communication_threads = threads});
+      torch::optim::SGD optimizer(net->parameters(), 0.05);
+      for (int step = 0; step < 3; ++step) {
+        const Observed observed;
+        train_step(ddp, optimizer, ctx.rank, step);
+        EXPECT_EQ(Observed::buckets, buckets) << "step " << step;
+        EXPECT_EQ(Observed::threads, threads == 0 ? usual : threads);
+      }
+    }
+    EXPECT_EQ(at::get_num_threads(), usual);
+  });
+}
+
+TEST(DistributedDataParallel, ACommunicationThreadThatOneRankCannotHaveIsToldToAll) {
+  const auto errors = errors_of<InvalidArgument>(2, [](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    DistributedDataParallelOptions options;
+    if (ctx.rank == 1) options.communication_cpus = {-1};
+    Ddp ddp(net, ctx.group, options);
+  });
+  EXPECT_THAT(errors, Each(HasSubstr("there is no CPU -1")));
+}
+
 // ---- what goes wrong ---------------------------------------------------------------------------
 
 TEST(DistributedDataParallel, ADifferentModelIsNamedOnEveryRank) {
@@ -201,6 +251,39 @@ TEST(DistributedDataParallel, ADifferentModelIsNamedOnEveryRank) {
   for (const std::string& error : errors) {
     EXPECT_THAT(error, AllOf(HasSubstr("the model"), HasSubstr("first [48, 32]"),
                              HasSubstr("first [50, 32]"), HasSubstr("rank 1")));
+  }
+}
+
+TEST(DistributedDataParallel, WhatIsWrongOnOneRankAloneIsToldToAll) {
+  struct Case {
+    const char* expected;
+    void (*change)(std::shared_ptr<Net>&, DistributedDataParallelOptions&);
+  };
+  const Case cases[] = {
+      {"got a null pointer", [](auto& net, auto&) { net = nullptr; }},
+      {"bucket_cap_mb must be positive", [](auto&, auto& options) { options.bucket_cap_mb = -1; }},
+      {"no parameter that requires a gradient",
+       [](auto& net, auto&) {
+         for (auto& parameter : net->parameters()) parameter.set_requires_grad(false);
+       }},
+      {"'first' is on meta",
+       [](auto& net, auto&) { net->first.set_data(net->first.to(at::kMeta)); }},
+      {"find_unused_parameters true",
+       [](auto&, auto& options) { options.find_unused_parameters = true; }},
+      {"static_graph true", [](auto&, auto& options) { options.static_graph = true; }},
+      {"broadcast_buffers false", [](auto&, auto& options) { options.broadcast_buffers = false; }},
+      {"bucket_cap_mb 3", [](auto&, auto& options) { options.bucket_cap_mb = 3; }},
+      {"ignored spare", [](auto&, auto& options) { options.ignored_parameters = {"spare"}; }},
+      {"no_such_codec", [](auto&, auto& options) { options.compression = "no_such_codec"; }},
+  };
+  for (const Case& wrong : cases) {
+    const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+      auto net = std::make_shared<Net>(1);
+      DistributedDataParallelOptions options;
+      if (ctx.rank == 1) wrong.change(net, options);
+      Ddp ddp(net, ctx.group, options);
+    });
+    EXPECT_THAT(errors, Each(AllOf(HasSubstr(wrong.expected), HasSubstr("rank 1"))));
   }
 }
 
@@ -296,7 +379,32 @@ TEST(DistributedDataParallel, ADeadRankSurfacesInBackward) {
         }
       },
       options);
-  EXPECT_THAT(error, HasSubstr("rank 1"));
+  EXPECT_THAT(error, HasSubstr("rank 1 has left: it ended its training after 1 steps"));
+}
+
+TEST(DistributedDataParallel, ARankThatAnExceptionEndsIsNamedWithIt) {
+  testing::RankOptions options;
+  options.timeout = std::chrono::seconds(5);
+  std::string error;
+  run_ranks(
+      2,
+      [&](RankContext& ctx) {
+        try {
+          auto net = std::make_shared<Net>(1);
+          Ddp ddp(net, ctx.group);
+          torch::optim::SGD optimizer(net->parameters(), 0.05);
+          for (int step = 0; step < 3; ++step) {
+            train_step(ddp, optimizer, ctx.rank, step);
+            if (ctx.rank == 1 && step == 1) throw std::runtime_error("out of data");
+          }
+        } catch (const CommError& failure) {
+          error = failure.what();
+        } catch (const std::runtime_error&) {
+          ctx.group.reset();
+        }
+      },
+      options);
+  EXPECT_THAT(error, HasSubstr("rank 1 has left: an exception ended its training after 2 steps"));
 }
 
 }  // namespace
