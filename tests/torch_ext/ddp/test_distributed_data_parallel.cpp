@@ -266,8 +266,8 @@ TEST(DistributedDataParallel, WhatIsWrongOnOneRankAloneIsToldToAll) {
        [](auto& net, auto&) {
          for (auto& parameter : net->parameters()) parameter.set_requires_grad(false);
        }},
-      {"'first' is on meta",
-       [](auto& net, auto&) { net->first.set_data(net->first.to(at::kMeta)); }},
+      {"'far' is on meta",
+       [](auto& net, auto&) { net->register_parameter("far", at::empty({2}, at::kMeta)); }},
       {"find_unused_parameters true",
        [](auto&, auto& options) { options.find_unused_parameters = true; }},
       {"static_graph true", [](auto&, auto& options) { options.static_graph = true; }},

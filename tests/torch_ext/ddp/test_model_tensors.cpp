@@ -207,16 +207,22 @@ TEST(ModelTensors, ComplexAndMixedTypesAreAveragedWhole) {
 // ---- changes after construction
 // --------------------------------------------------------------------
 
+// A broadcast that one rank does not come to holds Gloo up, at its end, until the timeout.
+const testing::RankOptions kImpatient = {.timeout = std::chrono::seconds(2)};
+
 TEST(ModelTensors, AConvertedModelIsRefusedByNameOnEveryRank) {
   for (const int converted : {1, 2}) {
-    const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
-      auto net = std::make_shared<Net>(1);
-      Ddp ddp(net, ctx.group);
-      torch::optim::SGD optimizer(net->parameters(), 0.05);
-      testing::train_step(ddp, optimizer, ctx.rank, 0);
-      if (ctx.rank < converted) ddp.to(torch::kDouble);
-      ddp.forward(inputs(ctx.rank, 1).to(net->first.scalar_type()), true);
-    });
+    const auto errors = errors_of<InvalidArgument>(
+        2,
+        [&](RankContext& ctx) {
+          auto net = std::make_shared<Net>(1);
+          Ddp ddp(net, ctx.group);
+          torch::optim::SGD optimizer(net->parameters(), 0.05);
+          testing::train_step(ddp, optimizer, ctx.rank, 0);
+          if (ctx.rank < converted) ddp.to(torch::kDouble);
+          ddp.forward(inputs(ctx.rank, 1).to(net->first.scalar_type()), true);
+        },
+        kImpatient);
     EXPECT_THAT(errors, Each(HasSubstr("parameter 'first' was Float [48, 32] on the CPU when "
                                        "DistributedDataParallel was made and is Double")));
   }
@@ -238,15 +244,18 @@ TEST(ModelTensors, ChangesAreNamedInTheNextForwardPass) {
   };
   for (const Case& change : cases) {
     // By one rank alone: the other one learns of it.
-    const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
-      auto net = std::make_shared<Net>(1);
-      net->spare.set_requires_grad(false);
-      Ddp ddp(net, ctx.group);
-      torch::optim::SGD optimizer(net->parameters(), 0.05);
-      testing::train_step(ddp, optimizer, ctx.rank, 0, false);
-      if (ctx.rank == 1) change.change(*net);
-      testing::train_step(ddp, optimizer, ctx.rank, 1, false);
-    });
+    const auto errors = errors_of<InvalidArgument>(
+        2,
+        [&](RankContext& ctx) {
+          auto net = std::make_shared<Net>(1);
+          net->spare.set_requires_grad(false);
+          Ddp ddp(net, ctx.group);
+          torch::optim::SGD optimizer(net->parameters(), 0.05);
+          testing::train_step(ddp, optimizer, ctx.rank, 0, false);
+          if (ctx.rank == 1) change.change(*net);
+          testing::train_step(ddp, optimizer, ctx.rank, 1, false);
+        },
+        kImpatient);
     EXPECT_THAT(errors, Each(HasSubstr(change.expected)));
   }
 }
