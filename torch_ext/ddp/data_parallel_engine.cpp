@@ -139,17 +139,21 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
     : group(std::move(the_group)), module_(std::move(module)), options_(std::move(options)) {
   check(group != nullptr, "DistributedDataParallel needs a process group, got a null pointer");
   watched_ = comm::watched(group);
+  const comm::CommunicationThreadOptions thread_options{options_.communication_threads,
+                                                        options_.communication_cpus};
   comm::agree_on_result(*group, next_name(*group, "ddp"),
                         "the model and the options of DistributedDataParallel", [&] {
                           check(options_.bucket_cap_mb > 0, "bucket_cap_mb must be positive, got ",
                                 options_.bucket_cap_mb);
                           tensors.emplace(module_, options_.ignored_parameters);
+                          // One that cannot be made is to be noticed before anybody waits for this
+                          // rank.
+                          const comm::CommunicationThread probe(thread_options);
                           return tensors->description() + text_of(options_);
                         });
-  exchange = std::make_shared<GradientExchange>(
-      group, /*model=*/"", tensors->layers(), options_.compression, options_.timeline,
-      comm::CommunicationThreadOptions{options_.communication_threads,
-                                       options_.communication_cpus});
+  exchange =
+      std::make_shared<GradientExchange>(group, /*model=*/"", tensors->layers(),
+                                         options_.compression, options_.timeline, thread_options);
   broadcast(tensors->parameters(), /*root=*/0);
   broadcast(tensors->buffers(), /*root=*/0);
   guarded("building the Reducer", [&] { make_reducer(); });
