@@ -14,9 +14,12 @@ void CompressionHook::begin_step() {
 }
 
 comm::Bucket CompressionHook::bucket_of(const c10d::GradBucket& bucket) {
+  const auto parameters = bucket.getParameters();
+  // After a backward pass that an exception ended the next one begins with the first bucket again.
+  if (bucket.getIndex() == 0 && seen_.contains(parameters.front().unsafeGetTensorImpl()))
+    begin_step();
   // Not the Reducer's index, which is 0 for all buckets of the first step of a static graph.
   comm::Bucket job{buckets_, bucket.getBuffer(), {}};
-  const auto parameters = bucket.getParameters();
   const auto gradients = bucket.getGradients();
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const auto name = names_.find(parameters[i].unsafeGetTensorImpl());
@@ -24,8 +27,8 @@ comm::Bucket CompressionHook::bucket_of(const c10d::GradBucket& bucket) {
           " holds the gradient of a parameter that the hook was not given, of shape ",
           parameters[i].sizes());
     check(seen_.insert(name->first).second, "parameter '", name->second,
-          "' comes a second time, but of the step that it began only ", seen_.size(), " of ",
-          names_.size(), " parameters came; the backward pass before this one did not end");
+          "' comes a second time in a step of which only ", seen_.size(), " of ", names_.size(),
+          " parameters have come");
     comm::BucketLayer layer{name->second,
                             gradients[i].storage_offset() - job.buffer.storage_offset(),
                             parameters[i].sizes().vec()};
