@@ -308,27 +308,37 @@ TEST(DistributedDataParallel, RefusesBadArguments) {
   });
 }
 
+// Bytes of the compressed layers that rank 0 of 3 sends in a step, after training that works.
+double trained_bytes(const char* spec, const char* strategy) {
+  SCOPED_TRACE(concat(spec, " by ", strategy));
+  double bytes = 0;
+  run_ranks(3, [&](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    CompressionOptions compression(spec);
+    compression.strategy = strategy;
+    Ddp ddp(net, ctx.group, {.compression = compression});
+    torch::optim::SGD optimizer(net->parameters(), 0.05);
+    const auto x = inputs(ctx.rank, 0);
+    const double before = loss_of(ddp.forward(x, true).first, x).item<double>();
+    for (int step = 0; step < 12; ++step) train_step(ddp, optimizer, ctx.rank, step);
+    EXPECT_LT(loss_of(ddp.forward(x, true).first, x).item<double>(), before);
+    EXPECT_TRUE(ddp.replicas_equal());
+    EXPECT_GT(ddp.summary().ratio(), 1.5);
+    if (ctx.rank == 0) bytes = ddp.summary().compressed_wire_bytes_per_step();
+  });
+  return bytes;
+}
+
 TEST(DistributedDataParallel, AveragesByTheStrategyThatItsOptionsName) {
-  const std::pair<const char*, const char*> cases[] = {
-      {"quantize(bits=4)", "scatter_reduce"},    {"quantize(bits=4)", "gather_reduce"},
-      {"topk(density=0.1)", "gather_reduce"},    {"topk(density=0.1)", "sparse"},
-      {"powersgd(rank=2)", "low_rank"},          {"randomk(density=0.2)", "dense"},
-      {"randomk(density=0.2)", "gather_reduce"}, {"cast(fp8_e4m3)", "scatter_reduce"}};
+  // Every codec can be gathered, which on 3 ranks sends a third to two thirds more than the way
+  // that is made for it.
+  const std::pair<const char*, const char*> cases[] = {{"quantize(bits=4)", "scatter_reduce"},
+                                                       {"topk(density=0.1)", "sparse"},
+                                                       {"powersgd(rank=2)", "low_rank"},
+                                                       {"randomk(density=0.2)", "dense"},
+                                                       {"cast(fp8_e4m3)", "scatter_reduce"}};
   for (const auto& [spec, strategy] : cases) {
-    SCOPED_TRACE(concat(spec, " by ", strategy));
-    run_ranks(3, [&, spec = spec, strategy = strategy](RankContext& ctx) {
-      auto net = std::make_shared<Net>(1);
-      CompressionOptions compression(spec);
-      compression.strategy = strategy;
-      Ddp ddp(net, ctx.group, {.compression = compression});
-      torch::optim::SGD optimizer(net->parameters(), 0.05);
-      const auto x = inputs(ctx.rank, 0);
-      const double before = loss_of(ddp.forward(x, true).first, x).item<double>();
-      for (int step = 0; step < 12; ++step) train_step(ddp, optimizer, ctx.rank, step);
-      EXPECT_LT(loss_of(ddp.forward(x, true).first, x).item<double>(), before);
-      EXPECT_TRUE(ddp.replicas_equal());
-      EXPECT_GT(ddp.summary().ratio(), 1.5);
-    });
+    EXPECT_GT(trained_bytes(spec, "gather_reduce"), 1.25 * trained_bytes(spec, strategy)) << spec;
   }
   // What a codec cannot do, and what does not exist.
   const std::tuple<const char*, const char*, const char*> wrong[] = {
