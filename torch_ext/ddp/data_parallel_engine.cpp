@@ -215,8 +215,8 @@ bool DataParallelEngine::State::broadcasts_buffers() const {
 }
 
 void DataParallelEngine::State::before_forward() {
-  watch_->forget_pass();
   if (!at::GradMode::is_enabled()) return;
+  watch_->forget_pass();
   ++forwards_;
   guarded("the forward pass", [&] {
     tensors->check_unchanged(forwards_ <= kLookAlways || forwards_ % kLookEvery == 0);
