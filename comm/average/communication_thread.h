@@ -7,8 +7,14 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 namespace thinwire::comm {
+
+struct CommunicationThreadOptions {
+  int threads = 0;             // of at::parallel_for() in its jobs; 0: the process's default
+  std::vector<int> cpus = {};  // that it may run on; empty: those of the creating thread
+};
 
 // Runs jobs one after another in the order in which they were submitted. After a job has thrown,
 // the group that it used is unusable, so every later job is refused with the same exception.
@@ -22,7 +28,8 @@ class CommunicationThread {
   // job threw. What it throws counts as a job's failure. Runs on the communication thread.
   using Idle = std::function<void(std::exception_ptr)>;
 
-  explicit CommunicationThread(Idle idle = {});
+  // Throws InvalidArgument for a negative number of threads and for CPUs that the system refuses.
+  explicit CommunicationThread(CommunicationThreadOptions options = {}, Idle idle = {});
   // Finishes the jobs that were submitted, then joins. Jobs end by themselves because every
   // collective has a timeout.
   ~CommunicationThread();
@@ -39,6 +46,7 @@ class CommunicationThread {
   };
   void loop();
   void run_idle(std::exception_ptr& failure);
+  void stop();
 
   const Idle idle_;
   std::mutex mutex_;

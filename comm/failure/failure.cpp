@@ -10,6 +10,7 @@
 
 #include <ATen/core/ivalue_inl.h>
 
+#include "thinwire/comm/failure/departure.h"
 #include "thinwire/comm/failure/failure_board.h"
 #include "thinwire/comm/failure/roll_call.h"
 #include "thinwire/comm/join/error_text.h"
@@ -91,9 +92,20 @@ bool is_answered(const std::exception_ptr& cause, const c10d::Store* board) {
   }
 }
 
-[[noreturn]] void raise(const RollCall& roll, const FailureReport& mine, int size,
-                        const std::string& operation, std::uint64_t sequence,
-                        const c10d::Store* board) {
+// The ranks that have said that they leave, with their reasons: "; rank 1 has left: ...".
+std::string departures_of(const c10d::ProcessGroup& group, const std::vector<int>& ranks) {
+  std::string text;
+  for (const int rank : ranks) {
+    const std::string reason = departure_of(group, rank);
+    if (!reason.empty()) text += concat("rank ", rank, " has left: ", reason, "; ");
+  }
+  return text;
+}
+
+[[noreturn]] void raise(const RollCall& roll, const FailureReport& mine,
+                        const c10d::ProcessGroup& group, const std::string& operation,
+                        std::uint64_t sequence, const c10d::Store* board) {
+  const int size = group.getSize();
   const auto comm_error = [&](int rank, const std::string& reason) {
     return AnsweredError(CommError(rank, operation, sequence, reason), board);
   };
@@ -112,6 +124,9 @@ bool is_answered(const std::exception_ptr& cause, const c10d::Store* board) {
   for (const FailureReport& report : roll.reports)
     if (report.kind == Kind::kOther)
       throw comm_error(report.rank, concat("rank ", report.rank, " reports: ", report.text));
+  const std::string departures = departures_of(group, roll.silent);
+  if (!departures.empty())
+    throw comm_error(roll.silent.front(), concat(departures, "this rank saw: ", mine.text));
   if (!roll.silent.empty())
     throw comm_error(roll.silent.front(), concat("rank(s) ", list_of(roll.silent), " of ", size,
                                                  " are dead or hung, or have ended (with fewer "
@@ -173,8 +188,8 @@ void raise_collective_failure(const c10d::ProcessGroup& group, const std::string
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
     throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());
   }
-  raise(call_roll(board, mine, group.getSize(), kPatience), mine, group.getSize(), operation,
-        sequence, board.get());
+  raise(call_roll(board, mine, group.getSize(), kPatience), mine, group, operation, sequence,
+        board.get());
 }
 
 bool another_rank_has_failed(const c10d::ProcessGroup& group) {

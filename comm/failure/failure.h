@@ -16,8 +16,8 @@ namespace thinwire::comm {
 // seconds for the other ranks to post theirs, and throws:
 // - the first failure posted, where that was a named error of another rank (FrameError and
 //   InvalidArgument carry over as the same type and text, so all ranks raise one error);
-// - else CommError naming the ranks that posted nothing (dead or hung), or the store's rank when
-//   the store itself is gone.
+// - else CommError naming the ranks that posted nothing (dead or hung, or gone for a reason that
+//   they gave, see departure.h), or the store's rank when the store itself is gone.
 // Every rank that gets here leaves with an exception; nobody waits for a rank that is gone. A cause
 // that it has thrown itself for this group, or one that shares its board, is rethrown as it is: a
 // failure is posted once, however many callers catch it on its way out.

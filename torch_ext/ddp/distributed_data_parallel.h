@@ -12,76 +12,32 @@
 #include <torch/nn/pimpl.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
-#include "thinwire/common/timeline.h"
-#include "thinwire/torch_ext/compression/compression.h"
-#include "thinwire/torch_ext/ddp/gradient_exchange.h"
+#include "thinwire/torch_ext/ddp/data_parallel_engine.h"
+#include "thinwire/torch_ext/ddp/options.h"
+#include "thinwire/torch_ext/ddp/visit_tensors.h"
 
 namespace thinwire {
 
-// Options that PyTorch's DistributedDataParallel has keep its names and defaults.
-struct DistributedDataParallelOptions {
-  CompressionOptions compression = {};
-  double bucket_cap_mb = 25;
-  bool broadcast_buffers = true;  // rank 0's buffers (batch-norm statistics) before each forward
-  bool find_unused_parameters = false;
-  bool gradient_as_bucket_view = false;  // use zero_grad() of this class, not of the optimizer
-  bool static_graph = false;
-  Timeline* timeline = nullptr;  // not owned; must outlive the object
-};
-
-namespace detail {
-
-// Everything that does not depend on the module's type.
-class DataParallelEngine {
+// While it lives, forward passes of the DistributedDataParallel that made it are not synchronised:
+// their backward passes add to the local gradients without an exchange, and the next backward pass
+// of a forward pass outside averages the sum. As in PyTorch the forward pass decides, wherever its
+// backward pass is made.
+class [[nodiscard]] NoSync {
  public:
-  DataParallelEngine(std::shared_ptr<torch::nn::Module> module,
-                     c10::intrusive_ptr<c10d::ProcessGroup> group,
-                     DistributedDataParallelOptions options);
-  ~DataParallelEngine();
-
-  void before_forward();
-  void after_forward(const std::vector<at::Tensor>& outputs);
-  void zero_grad();
-  void set_sync(bool sync) { sync_ = sync; }
-  bool sync() const { return sync_; }
-  GradientExchange& exchange();
-  const GradientExchange& exchange() const;
-  bool finds_unused_parameters() const;
-  std::uint32_t parameters_crc32c() const;
-  bool replicas_equal();
+  ~NoSync() { engine_.set_sync(before_); }
+  NoSync(const NoSync&) = delete;
+  NoSync& operator=(const NoSync&) = delete;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
-  bool sync_ = true;
-};
+  template <typename Model>
+  friend class DistributedDataParallel;
+  explicit NoSync(detail::DataParallelEngine& engine) : engine_(engine), before_(engine.sync()) {
+    engine_.set_sync(false);
+  }
 
-// The tensors in a forward pass's result, of which the Reducer finds the parameters that took part.
-inline void collect_tensors(const at::Tensor& tensor, std::vector<at::Tensor>& into) {
-  if (tensor.defined()) into.push_back(tensor);
-}
-template <typename Range>
-requires requires(const Range& range) {
-  range.begin(), range.end();
-}
-void collect_tensors(const Range& range, std::vector<at::Tensor>& into) {
-  for (const auto& item : range) collect_tensors(item, into);
-}
-template <typename First, typename Second>
-void collect_tensors(const std::pair<First, Second>& pair, std::vector<at::Tensor>& into) {
-  collect_tensors(pair.first, into);
-  collect_tensors(pair.second, into);
-}
-template <typename... Items>
-void collect_tensors(const std::tuple<Items...>& items, std::vector<at::Tensor>& into) {
-  std::apply([&](const auto&... item) { (collect_tensors(item, into), ...); }, items);
-}
-template <typename Other>
-concept HoldsTensors = requires(const Other& other, std::vector<at::Tensor>& into) {
-  collect_tensors(other, into);
+  detail::DataParallelEngine& engine_;
+  bool before_;
 };
-
-}  // namespace detail
 
 // Wraps a module (a ModuleHolder such as torch::nn::Sequential, or a std::shared_ptr to a module)
 // so that its gradients are averaged over the ranks of a group during the backward pass:
@@ -92,31 +48,48 @@ concept HoldsTensors = requires(const Other& other, std::vector<at::Tensor>& int
 //   optimizer.step();
 //
 // At construction (collective) all ranks compare their parameters' names, shapes and types, the
-// compression and the seed, and throw InvalidArgument naming the first difference; then rank 0's
-// parameters and buffers are copied to all. A failing exchange surfaces as the exception of
-// backward(), see BucketAverager::average(). Not thread-safe. Parameters and gradients are CPU
-// tensors.
-template <typename Module>
-class DistributedDataParallel {
+// options and the seed, and throw InvalidArgument naming the first difference, or what is wrong on
+// one of them; then rank 0's parameters and buffers are copied to all. Parameters and gradients are
+// CPU tensors, of real or complex types. A parameter that the module has under several names is
+// averaged once, under the first of them. What comm::mark_rank_local() marks is every rank's own.
+//
+// It is a torch::nn::Module whose only child, "module", is the wrapped one, so that train(),
+// parameters() and save() reach it; names in a saved archive begin with "module.", as PyTorch's.
+//
+// Every backward pass through a result of forward() averages, however many there are of one forward
+// pass, and however many forward passes come before it; those of NoSync do not. A backward pass
+// that leaves gradients unaveraged throws InvalidArgument: parameters that it does not reach (see
+// find_unused_parameters), or that it reaches around forward(). So does a forward pass of a module
+// whose parameters were unfrozen, converted, reshaped or replaced since construction. A failing
+// exchange surfaces as the exception of backward(), see BucketAverager::average(). Movable. Not
+// thread-safe.
+template <typename Model>
+class DistributedDataParallel : public torch::nn::Module {
  public:
-  DistributedDataParallel(Module module, c10::intrusive_ptr<c10d::ProcessGroup> group,
+  DistributedDataParallel(Model module, c10::intrusive_ptr<c10d::ProcessGroup> group,
                           DistributedDataParallelOptions options = {})
-      : module_(std::move(module)),
-        engine_(module_of(module_), std::move(group), std::move(options)) {}
+      : torch::nn::Module("DistributedDataParallel"),
+        module_(std::move(module)),
+        engine_(std::make_unique<detail::DataParallelEngine>(module_of(module_), std::move(group),
+                                                             std::move(options))) {
+    register_module("module", module_of(module_));
+  }
+  // No gradient may be under way.
+  DistributedDataParallel(DistributedDataParallel&&) noexcept = default;
+  DistributedDataParallel& operator=(DistributedDataParallel&&) noexcept = default;
 
-  // The module's forward, with whatever arguments it takes and result it gives.
+  // The module's forward, with whatever arguments it takes and result it gives. The result must be
+  // a tensor, or a container, map, pair, tuple or optional of them, or a type for which the program
+  // has a function visit_tensors(), see visit_tensors.h.
   template <typename... Args>
   auto forward(Args&&... args) {
-    engine_.before_forward();
+    engine_->before_forward();
     auto output = module_->forward(std::forward<Args>(args)...);
-    std::vector<at::Tensor> outputs;
-    if (engine_.finds_unused_parameters()) {
-      static_assert(
-          detail::HoldsTensors<decltype(output)>,
-          "the result of forward() must be a tensor, or a container, pair or tuple of them");
-      detail::collect_tensors(output, outputs);
-    }
-    engine_.after_forward(outputs);
+    static_assert(
+        detail::HoldsTensors<decltype(output)>,
+        "the result of forward() must be a tensor, or a container, pair, tuple or optional "
+        "of them, or have a function visit_tensors()");
+    engine_->after_forward(detail::tensors_in(output));
     return output;
   }
   template <typename... Args>
@@ -124,60 +97,70 @@ class DistributedDataParallel {
     return forward(std::forward<Args>(args)...);
   }
 
-  Module& module() { return module_; }
-  const Module& module() const { return module_; }
+  Model& module() { return module_; }
+  const Model& module() const { return module_; }
+  bool is_training() const noexcept override { return module_->is_training(); }
 
-  // Clears the gradients; works with gradient_as_bucket_view, where Optimizer::zero_grad() throws.
-  void zero_grad() { engine_.zero_grad(); }
+  // Clears the gradients of all parameters; works with gradient_as_bucket_view, where
+  // Optimizer::zero_grad() throws.
+  void zero_grad(bool set_to_none = true) override { engine_->zero_grad(set_to_none); }
 
-  // While the guard lives, backward passes add to the local gradients without an exchange; the
-  // first pass after it exchanges the sum.
-  class NoSync {
-   public:
-    explicit NoSync(detail::DataParallelEngine& engine) : engine_(engine), before_(engine.sync()) {
-      engine_.set_sync(false);
+  // For gradient accumulation:
+  //
+  //   { const auto local = ddp.no_sync(); loss(ddp.forward(x1), y1).backward(); }
+  //   loss(ddp.forward(x2), y2).backward();   // averages the sum
+  NoSync no_sync() { return NoSync(*engine_); }
+
+  // Runs `loop`, in which the ranks may make different numbers of steps (a forward pass, then its
+  // backward pass, each): a rank whose loop has ended takes part in the others' steps with
+  // gradients of zero until all have ended. Then all take the parameters and buffers of a rank that
+  // was among the last to end; the optimizer's state stays each rank's own. Collective; for modules
+  // whose own forward communicates (MoELayer), only with throw_on_early_termination.
+  //
+  //   ddp.join([&] { for (auto& batch : *loader) step(batch); });
+  template <typename Loop>
+  void join(Loop&& loop, const JoinOptions& options = {}) {
+    engine_->begin_join(options);
+    try {
+      std::forward<Loop>(loop)();
+      engine_->take_part_until_all_end();
+    } catch (...) {
+      engine_->abandon_join();
+      throw;
     }
-    ~NoSync() { engine_.set_sync(before_); }
-    NoSync(const NoSync&) = delete;
-    NoSync& operator=(const NoSync&) = delete;
-
-   private:
-    detail::DataParallelEngine& engine_;
-    bool before_;
-  };
-  [[nodiscard]] NoSync no_sync() { return NoSync(engine_); }
+  }
 
   // Bytes sent so far by this rank.
-  CommunicationSummary summary() const { return engine_.exchange().summary(); }
+  CommunicationSummary summary() const { return engine_->exchange().summary(); }
   // The setting of every layer; lgreco(...) changes it now and then.
-  comm::Plan plan() const { return engine_.exchange().plan(); }
+  comm::Plan plan() const { return engine_->exchange().plan(); }
   // What lgreco(...) solved last, with the bytes and errors of every layer; null before that.
   std::shared_ptr<const lgreco::SolvedPlan> allocation() const {
-    return engine_.exchange().allocation();
+    return engine_->exchange().allocation();
   }
 
   // For checkpoints, beside the module and the optimiser: what compression owes the parameters, and
   // the plan. Only between steps; see GradientExchange::state(). state() is of this rank;
   // load_state() is collective, and merge_states() makes states fit another world.
-  GradientState state() const { return engine_.exchange().state(); }
-  void load_state(const GradientState& state) { engine_.exchange().load_state(state); }
+  GradientState state() const { return engine_->exchange().state(); }
+  void load_state(const GradientState& state) { engine_->exchange().load_state(state); }
 
-  // CRC-32C of all parameters, in the order of named_parameters().
-  std::uint32_t parameters_crc32c() const { return engine_.parameters_crc32c(); }
-  // Whether all ranks have the same parameters, bit for bit. Collective.
-  bool replicas_equal() { return engine_.replicas_equal(); }
+  // CRC-32C of all parameters that ranks share, in the order of named_parameters().
+  std::uint32_t parameters_crc32c() const { return engine_->parameters_crc32c(); }
+  // Whether all ranks have the same of them, bit for bit. Collective.
+  bool replicas_equal() { return engine_->replicas_equal(); }
 
  private:
-  static std::shared_ptr<torch::nn::Module> module_of(const Module& module) {
-    if constexpr (std::is_base_of_v<torch::detail::ModuleHolderIndicator, Module>) {
-      return module.ptr();
+  static std::shared_ptr<torch::nn::Module> module_of(const Model& module) {
+    if constexpr (std::is_base_of_v<torch::detail::ModuleHolderIndicator, Model>) {
+      return module.is_empty() ? nullptr : module.ptr();
     } else {
       return module;
     }
   }
 
-  Module module_;
-  detail::DataParallelEngine engine_;
+  Model module_;
+  std::unique_ptr<detail::DataParallelEngine> engine_;
 };
 
 }  // namespace thinwire

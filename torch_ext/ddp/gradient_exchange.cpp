@@ -1,5 +1,7 @@
 #include "thinwire/torch_ext/ddp/gradient_exchange.h"
 
+#include <ATen/ThreadLocalState.h>
+#include <ATen/record_function.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -9,6 +11,7 @@
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/join/host_layout.h"
 #include "thinwire/comm/link/link_model.h"
 #include "thinwire/common/env.h"
@@ -121,14 +124,15 @@ double CommunicationSummary::compressed_ratio() const {
 
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                    const std::string& model, const std::vector<LayerInfo>& layers,
-                                   CompressionOptions options, Timeline* timeline)
+                                   CompressionOptions options, Timeline* timeline,
+                                   comm::CommunicationThreadOptions thread)
     : GradientExchange(group, detail::next_name(*group, "gradients"), model, layers,
-                       std::move(options), timeline) {}
+                       std::move(options), timeline, std::move(thread)) {}
 
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                    const std::string& name, const std::string& model,
                                    const std::vector<LayerInfo>& layers, CompressionOptions options,
-                                   Timeline* timeline)
+                                   Timeline* timeline, comm::CommunicationThreadOptions thread)
     : name_(name),
       options_(std::move(options)),
       plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
@@ -140,8 +144,11 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_, link_)),
       warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
       current_plan_(std::make_shared<const comm::Plan>(plan_)),
-      thread_(std::make_unique<comm::CommunicationThread>(
-          [this](const std::exception_ptr& failure) { finish_in_flight(failure); })) {
+      thread_(comm::guard(*group, "starting the communication thread", 0, [&] {
+        return std::make_unique<comm::CommunicationThread>(
+            std::move(thread),
+            [this](const std::exception_ptr& failure) { finish_in_flight(failure); });
+      })) {
   summary_.fixed_bytes_per_step = fixed_bytes(layers, plan_, group->getSize());
   for (const LayerInfo& layer : layers)
     numel_of_layer_.emplace(layer.name, c10::multiply_integers(layer.shape));
@@ -153,8 +160,15 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
   const std::int64_t step = submitted_steps_;
   // Told when the bucket is finished, which is later than its job, or when the job failed.
   const auto shared_done = std::make_shared<comm::CommunicationThread::Done>(std::move(done));
+  // A profiler listens to the thread that started it, and to those that have its state.
+  std::optional<at::ThreadLocalState> profiled;
+  if (at::hasThreadLocalCallbacks()) profiled.emplace();
   thread_->submit(
-      [this, bucket = std::move(bucket), last, queued, step, shared_done]() mutable {
+      [this, bucket = std::move(bucket), last, queued, step, shared_done,
+       profiled = std::move(profiled)]() mutable {
+        std::optional<at::ThreadLocalStateGuard> listening;
+        if (profiled) listening.emplace(*profiled);
+        RECORD_FUNCTION("thinwire::average_bucket", std::vector<c10::IValue>());
         const auto begun = Timeline::Clock::now();
         if (!began_) began_ = begun;
         if (timeline_) {
@@ -258,15 +272,22 @@ CommunicationSummary GradientExchange::summary() const {
 }
 
 void GradientExchange::on_thread(const std::function<void()>& job) const {
-  std::promise<void> done;
-  thread_->submit(job, [&](const std::exception_ptr& error) {
-    if (error) {
-      done.set_exception(error);
-    } else {
-      done.set_value();
-    }
-  });
-  done.get_future().get();
+  // What the job throws is its caller's: the communication thread would take it for the end of the
+  // group. Shared, since the thread may still be inside of set_value() when this one goes on.
+  const auto done = std::make_shared<std::promise<void>>();
+  thread_->submit(
+      [done, &job] {
+        try {
+          job();
+          done->set_value();
+        } catch (...) {
+          done->set_exception(std::current_exception());
+        }
+      },
+      [done](const std::exception_ptr& refused) {
+        if (refused) done->set_exception(refused);
+      });
+  done->get_future().get();
 }
 
 GradientState GradientExchange::state() const {
@@ -301,9 +322,11 @@ void GradientExchange::load_state(const GradientState& state) {
   };
   comm::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
                         make);
-  on_thread([&] {
-    if (adaptive_) adaptive_->restore(plan);
-    averager_.load_state(std::move(saved.averager));
+  comm::guard(*averager_.group(), "loading the saved state", loads_, [&] {
+    on_thread([&] {
+      if (adaptive_) adaptive_->restore(plan);
+      averager_.load_state(std::move(saved.averager));
+    });
   });
   submitted_steps_ = saved.steps;
   if (!adaptive_) return;

@@ -56,11 +56,16 @@ class GradientExchange {
   // the same plan (else InvalidArgument on every rank, naming the first difference).
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& model,
                    const std::vector<LayerInfo>& layers, CompressionOptions options,
-                   Timeline* timeline = nullptr);
+                   Timeline* timeline = nullptr, comm::CommunicationThreadOptions thread = {});
 
   // Averages `bucket` in place, then calls `done` on the communication thread, with the exception
   // if there was one. `last` marks the last bucket of a step.
   void submit(comm::Bucket bucket, bool last, comm::CommunicationThread::Done done);
+
+  // The group of the exchange, a duplicate of the program's.
+  const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return averager_.group(); }
+  // Steps of which all buckets were submitted. Not thread-safe: for who submits.
+  std::int64_t submitted_steps() const { return submitted_steps_; }
 
   CommunicationSummary summary() const;
   // The plan in use after warm-up; lgreco(...) changes it now and then.
@@ -83,7 +88,8 @@ class GradientExchange {
  private:
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
                    const std::string& model, const std::vector<LayerInfo>& layers,
-                   CompressionOptions options, Timeline* timeline);
+                   CompressionOptions options, Timeline* timeline,
+                   comm::CommunicationThreadOptions thread);
   // A bucket whose messages are all on their way, and whom to tell of its mean.
   struct InFlight {
     comm::BucketInFlight* bucket;

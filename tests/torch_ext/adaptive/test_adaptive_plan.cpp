@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/tests/support/rank_threads.h"
 #include "thinwire/torch_ext/adaptive/candidate_costs.h"
 
@@ -188,13 +189,22 @@ TEST(AdaptivePlan, NothingIsLostWhenThePlanChanges) {
 TEST(AdaptivePlan, CountsWhatItCosts) {
   run_ranks(2, [&](RankContext& ctx) {
     Trainer trainer(ctx, "lgreco(period=5, warmup=0, first=0, window=1)");
-    for (int step = 0; step < 9; ++step) trainer.step(ctx.rank, step);
+    const auto begin = Clock::now();
+    for (int step = 0; step < 5; ++step) trainer.step(ctx.rank, step);
+    const AdaptationSummary of_first_plan = trainer.adaptive.summary();
+    EXPECT_EQ(of_first_plan.plans, 1);
+    for (int step = 5; step < 9; ++step) trainer.step(ctx.rank, step);
+    const double elapsed = seconds_since(begin);
     const AdaptationSummary& summary = trainer.adaptive.summary();
     EXPECT_EQ(summary.plans, 2);
-    EXPECT_GT(summary.statistics_seconds, 0);
-    EXPECT_GT(summary.exchange_seconds, 0);
-    EXPECT_GT(summary.curve_seconds, 0);
-    EXPECT_GT(summary.solve_seconds, 0);
+    // Every plan costs something of each kind, and no kind more than there was time.
+    using Seconds = double AdaptationSummary::*;
+    for (const Seconds part :
+         {&AdaptationSummary::statistics_seconds, &AdaptationSummary::exchange_seconds,
+          &AdaptationSummary::curve_seconds, &AdaptationSummary::solve_seconds}) {
+      EXPECT_GT(summary.*part, of_first_plan.*part);
+      EXPECT_LT(summary.*part, elapsed);
+    }
     // Two rounds of what the other rank owns, and of a table of some hundred bytes.
     const double elements = 1024 + 16384 + 2560;
     EXPECT_LT(static_cast<double>(summary.sent_bytes), 2 * (2 * elements + 2000));

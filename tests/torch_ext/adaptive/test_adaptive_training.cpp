@@ -8,6 +8,7 @@
 
 #include "thinwire/comm/link/link_model.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/tests/support/rank_errors.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
 
@@ -54,6 +55,7 @@ class AdaptiveTraining : public ::testing::TestWithParam<int> {};
 // override.
 TEST_P(AdaptiveTraining, KeepsReplicasEqualWithEverythingElseThatDdpDoes) {
   run_ranks(GetParam(), [](RankContext& ctx) {
+    const auto begin = Clock::now();
     auto net = std::make_shared<Net>();
     CompressionOptions compression(
         "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=2, first=0, window=2)");
@@ -79,7 +81,9 @@ TEST_P(AdaptiveTraining, KeepsReplicasEqualWithEverythingElseThatDdpDoes) {
     EXPECT_EQ(summary.warmup_steps, 4);
     // After steps 4, 10 and 16, each with two steps of lag.
     EXPECT_EQ(summary.adaptation.plans, 3);
-    EXPECT_GT(summary.adaptation.share(), 0);
+    EXPECT_LT(summary.adaptation.training_seconds, seconds_since(begin));
+    EXPECT_NEAR(summary.adaptation.share() * summary.adaptation.training_seconds,
+                summary.adaptation.seconds(), 1e-9);
     ASSERT_NE(ddp.allocation(), nullptr);
     ASSERT_EQ(ddp.allocation()->layers.size(), 2u) << "neither the bias nor the override";
     EXPECT_EQ(ddp.allocation()->layers[0].name, "first");
@@ -180,7 +184,7 @@ TEST(AdaptiveTrainingTime, ObjectiveTimeTakesTheLinkModel) {
   });
   EXPECT_THAT(differ, Each(AllOf(HasSubstr("the link model"), HasSubstr("none"))));
   std::filesystem::remove(path);
-  const auto errors = errors_of<FileError>(2, [&](RankContext& ctx) {
+  const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
     CompressionOptions compression("lgreco(objective=time)");
     compression.link_model = path.string();
     Ddp ddp(std::make_shared<Net>(), ctx.group, {.compression = compression});

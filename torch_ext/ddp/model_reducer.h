@@ -1,0 +1,27 @@
+// c10d's Reducer, and what thinwire needs to know and to change of its state between passes.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+
+namespace thinwire::detail {
+
+// The Reducer averages the first backward pass after prepare_for_backward() and lets all others
+// add to the local gradients without a word. Here its owner decides for each pass.
+class ModelReducer final : public c10d::Reducer {
+ public:
+  using Reducer::Reducer;
+
+  // Whether a backward pass that begins now is averaged.
+  bool is_prepared() const;
+  // The next backward pass adds to the local gradients.
+  void skip_backward();
+  // Before each backward pass that is averaged. The order of the gradients, by which the Reducer
+  // builds its buckets anew, is that of the last pass before it does.
+  void begin_backward();
+  // Before the first backward pass that is averaged with static_graph: forgets how often earlier
+  // passes, which were not, have used the parameters; the Reducer would expect the sum in every
+  // pass to come.
+  void begin_static_graph();
+};
+
+}  // namespace thinwire::detail
