@@ -47,6 +47,11 @@ torch-suite: ## Run torch's own distributed tests on Gloo and on thinwire: ARGS=
 	@PYTHONPATH=$(CURDIR)/$(BUILD)/python .venv/bin/python tests/python/torch_suite/run_suite.py \
 	  $(ARGS)
 
+.PHONY: wheel
+wheel: ## Build the Python package's wheel into build/wheel
+	@scripts/setup.sh test
+	@.venv/bin/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+
 .PHONY: build
 build: setup ## Build everything into build/release
 	@scripts/build.sh $(PRESET) $(JOBS)

@@ -22,7 +22,8 @@ if(NOT THINWIRE_TORCH_ROOT AND THINWIRE_TORCH_HINT AND EXISTS ${THINWIRE_TORCH_H
   set(THINWIRE_TORCH_ROOT ${THINWIRE_TORCH_HINT} CACHE PATH "Folder of LibTorch" FORCE)
 endif()
 if(NOT THINWIRE_TORCH_ROOT)
-  foreach(python ${CMAKE_SOURCE_DIR}/.venv/bin/python python3)
+  # A wheel is made by, and for, one Python.
+  foreach(python ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/.venv/bin/python python3)
     execute_process(
       COMMAND ${python} -c
         "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
@@ -61,7 +62,10 @@ endif()
 find_package(Threads REQUIRED)
 set(THINWIRE_TORCH_HAS_CUDA OFF)
 set(torch_libraries torch torch_cpu c10)
-if(EXISTS ${THINWIRE_TORCH_ROOT}/lib/libtorch_cuda.so)
+if(THINWIRE_WHEEL)
+  # It serves a torch with CUDA and one without; the one that is imported has loaded what it has.
+  set(torch_libraries torch_cpu c10)
+elseif(EXISTS ${THINWIRE_TORCH_ROOT}/lib/libtorch_cuda.so)
   set(THINWIRE_TORCH_HAS_CUDA ON)
   list(APPEND torch_libraries torch_cuda c10_cuda)
 endif()

@@ -1,7 +1,9 @@
 """What compression saves, where the training's other figures go.
 
-    callback = thinwire.scalars.TrainerCallback("quantize(bits=4)")
-    Trainer(model, arguments, callbacks=[callback], ...).train()
+    trainer = transformers.Trainer(model, arguments, train_dataset=data)
+    compression = thinwire.scalars.compress_trainer(trainer, "quantize(bits=4)")
+    trainer.train()
+    print(compression.handle.stats())
 """
 
 import json
@@ -46,54 +48,38 @@ class Writer:
             self._tensorboard.close()
 
 
-def _trainer_callback_base():
-    try:
-        from transformers import TrainerCallback as Base
-    except ImportError:
-        return object
-    return Base
+def compress_trainer(trainer, spec="", *, writer=None, **options):
+    """Compresses the gradients of a transformers.Trainer, or of accelerate under it.
 
+    Call it before trainer.train(). The model is compressed at the first step, when the Trainer has
+    wrapped it with DistributedDataParallel.
 
-class TrainerCallback(_trainer_callback_base()):
-    """Compresses the gradients of a transformers.Trainer (or of accelerate under it).
+    Args:
+        spec, options: as thinwire.compress().
+        writer: a Writer, whose write() is called whenever the Trainer logs.
 
-    Args: as thinwire.compress(), and `writer`, a Writer whose write() is called at every log.
-    Attributes:
-        handle: what compress() returned, once training has begun.
+    Returns:
+        an object whose `handle` is what compress() returned, None before the first step.
     """
+    from transformers import TrainerCallback
 
-    def __init__(self, spec="", *, writer=None, **options):
-        self.handle = None
-        self._spec, self._options, self._writer = spec, options, writer
+    from thinwire._compress import compress
 
-    def on_step_begin(self, args, state, control, model=None, **keywords):
-        """The Trainer wraps the model after on_train_begin, hence here, before the first backward."""
-        from torch.nn.parallel import DistributedDataParallel
+    class Callback(TrainerCallback):
+        handle = None
 
-        from thinwire._compress import compress
-        if self.handle is not None:
-            return
-        wrapped = keywords.get("wrapped", model)
-        if not isinstance(wrapped, DistributedDataParallel):
-            wrapped = _wrapped_of(model)
-        self.handle = compress(wrapped, self._spec, **self._options)
+        def on_step_begin(self, arguments, state, control, **keywords):
+            if self.handle is not None:
+                return
+            if trainer.model_wrapped is trainer.model:
+                raise InvalidArgument("the Trainer has not wrapped the model, so there is nothing "
+                                      "to compress: start several ranks, as torchrun does")
+            self.handle = compress(trainer.model_wrapped, spec, **options)
 
-    def on_log(self, args, state, control, logs=None, **keywords):
-        if self.handle is not None and self._writer is not None:
-            self._writer.write(self.handle.stats())
+        def on_log(self, arguments, state, control, **keywords):
+            if self.handle is not None and writer is not None:
+                writer.write(self.handle.stats())
 
-
-def _wrapped_of(model):
-    """The DistributedDataParallel around `model`, which the Trainer does not tell callbacks of."""
-    import gc
-
-    from torch.nn.parallel import DistributedDataParallel
-    for owner in gc.get_referrers(model.__dict__.get("_modules", {}), model):
-        if isinstance(owner, DistributedDataParallel):
-            return owner
-        if isinstance(owner, dict):
-            for candidate in gc.get_referrers(owner):
-                if isinstance(candidate, DistributedDataParallel) and candidate.module is model:
-                    return candidate
-    raise InvalidArgument("the Trainer has not wrapped the model with DistributedDataParallel: "
-                          "start it with several ranks, as by torchrun --nproc-per-node=2")
+    callback = Callback()
+    trainer.add_callback(callback)
+    return callback

@@ -1,0 +1,95 @@
+"""The wheel: what is in it, and a newcomer's first run in a fresh environment."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import venv
+import zipfile
+
+SOURCE = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"])
+BUILD = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"])
+
+
+def run(*command, **keywords):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
+                          timeout=250, check=False, **keywords)
+    if done.returncode != 0:
+        raise AssertionError(f"{command}:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def quick_start():
+    """The first Python block of docs/python.md."""
+    text = (SOURCE / "docs" / "python.md").read_text(encoding="utf-8")
+    return re.search(r"```python\n(.*?)```", text, re.S)[1]
+
+
+class Wheel(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.folder.cleanup)
+        out = pathlib.Path(cls.folder.name)
+        # Of this build's libraries, so that nothing is compiled twice.
+        run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index",
+            "--wheel-dir", out, "--config-settings", f"cmake.define.THINWIRE_PREBUILT={BUILD}",
+            "--config-settings", f"build-dir={out / 'build'}", SOURCE)
+        cls.wheel, = out.glob("*.whl")
+
+    def test_holds_what_it_should_and_no_libtorch(self):
+        names = zipfile.ZipFile(self.wheel).namelist()
+        for wanted in (r"thinwire/_C\..*\.so", r"thinwire/lib/libthinwire\.so\.\d+\.\d+",
+                       r"thinwire/lib/libthinwire_core\.so\.\d+\.\d+", r"thinwire/bin/thinwire",
+                       r"thinwire/_autoload\.py", r"thinwire/_built\.py", r"thinwire/py\.typed"):
+            self.assertTrue(any(re.fullmatch(wanted, name) for name in names), wanted)
+        self.assertFalse([name for name in names if "torch" in name.lower() and ".so" in name])
+        self.assertFalse([name for name in names if "bindings" in name])
+        entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+        text = zipfile.ZipFile(self.wheel).read(entry_points).decode()
+        self.assertIn("thinwire = thinwire._autoload:register", text)
+        metadata = next(name for name in names if name.endswith("METADATA"))
+        self.assertIn("Requires-Dist: torch==2.11.*",
+                      zipfile.ZipFile(self.wheel).read(metadata).decode())
+
+    def test_names_no_folder_of_the_build_machine(self):
+        with zipfile.ZipFile(self.wheel) as wheel, tempfile.TemporaryDirectory() as folder:
+            for name in wheel.namelist():
+                if not re.search(r"libthinwire(_core)?\.so|_C\.|bin/thinwire", name):
+                    continue
+                path = wheel.extract(name, folder)
+                paths = re.findall(r"R(?:UN)?PATH\)?\s+(?:Library r(?:un)?path: \[)?([^\]\n]*)",
+                                   run("objdump", "-p", path))
+                self.assertTrue(paths, name)
+                for part in paths[0].strip().split(":"):
+                    self.assertTrue(part.startswith("$ORIGIN"), f"{name}: {part}")
+
+    def test_a_newcomers_path(self):
+        import torch
+        environment = pathlib.Path(self.folder.name) / "fresh"
+        venv.create(environment, with_pip=True)
+        python = environment / "bin" / "python"
+        site = next((environment / "lib").glob("python*/site-packages"))
+        # torch is there: the tests' own, which is 4.7 GB.
+        (site / "torch.pth").write_text(str(pathlib.Path(torch.__file__).parents[1]))
+        begin = time.monotonic()
+        run(python, "-m", "pip", "install", "--no-deps", "--no-index", self.wheel)
+        script = pathlib.Path(self.folder.name) / "train.py"
+        script.write_text(quick_start(), encoding="utf-8")
+        clean = {name: value for name, value in os.environ.items()
+                 if not name.startswith(("PYTHON", "LD_", "THINWIRE"))}
+        output = run(python, "-m", "torch.distributed.run", "--nproc-per-node=2", script,
+                     env={**clean, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+                     cwd=self.folder.name)
+        self.assertRegex(output, r"'ratio': [4-9]\.")
+        self.assertLess(time.monotonic() - begin, 60)
+        version = run(environment / "bin" / "thinwire", "--version", env=clean)
+        self.assertIn((SOURCE / "VERSION").read_text().strip(), version)
+
+
+if __name__ == "__main__":
+    unittest.main()
