@@ -34,6 +34,9 @@
 
 namespace thinwire::entropy {
 
+// The symbol of the excess that stands for a long number.
+inline constexpr std::uint32_t kLongNumber = kMaxSymbols - 1;
+
 enum class PartKind : std::uint8_t {
   kZero = 0,
   kNotFinite = 1,

@@ -45,7 +45,6 @@ class Reader {
 };
 
 constexpr std::size_t kSymbolsOfCodes = 31, kSymbolsOfPairs = 25;
-constexpr std::uint32_t kLongNumber = kMaxSymbols - 1;
 
 std::uint32_t long_number(Reader& in) {
   std::uint64_t number = 0;

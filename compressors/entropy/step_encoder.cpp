@@ -13,7 +13,6 @@ namespace {
 using Counts = std::array<std::uint32_t, kMaxSymbols>;
 
 constexpr std::size_t kHeaderBytes = sizeof(std::uint32_t) + sizeof(float) + kCentroids;
-constexpr std::uint32_t kLongNumber = kMaxSymbols - 1;
 // Steps beyond these have no inverse, or no multiples.
 constexpr float kSmallestStep = 1e-30f, kLargestStep = 1e30f;
 // So that the list of the excess, which may hold every element, grows with what it does hold.
