@@ -66,7 +66,7 @@ TEST(CodecTable, AnotherDensityChangesNothingElse) {
 
 // Which codecs claim what: a claim that is dropped would take its tests along.
 TEST(CodecTable, Claims) {
-  const auto claiming = [](bool CodecTraits::* claim) {
+  const auto claiming = [](bool CodecTraits::*claim) {
     std::vector<std::string_view> names;
     for (const auto& entry : codec_table()) {
       if (make_codec(entry.name)->traits().*claim) names.push_back(entry.name);
