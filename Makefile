@@ -61,12 +61,12 @@ setup: ## Install what the build needs: system packages, and LibTorch into .venv
 	@scripts/setup.sh run
 
 .PHONY: asan
-asan: ## Build the core with AddressSanitizer and UBSan and run its tests
+asan: ## Build the test programs with AddressSanitizer and UBSan and run them
 	@scripts/setup.sh test
 	@scripts/run_sanitized.sh asan $(JOBS)
 
 .PHONY: tsan
-tsan: ## Build the core with ThreadSanitizer and run its tests
+tsan: ## Build the test programs with ThreadSanitizer and run them
 	@scripts/setup.sh test
 	@scripts/run_sanitized.sh tsan $(JOBS)
 

@@ -8,5 +8,6 @@
 #include "thinwire/moe/layer/moe_layer.h"
 #include "thinwire/torch_ext/adapter/adapter_broadcast.h"
 #include "thinwire/torch_ext/adapter/lora.h"
+#include "thinwire/torch_ext/checkpoint/checkpoint.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
 #include "thinwire/torch_ext/outer/outer_optimizer.h"

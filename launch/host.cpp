@@ -16,12 +16,12 @@
 
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/stopwatch.h"
 
 namespace thinwire::launch {
 namespace {
 
 using boost::asio::ip::tcp;
-using Clock = std::chrono::steady_clock;
 
 // The first IPv4 address of a network interface, "" if it has none.
 std::string address_of_interface(const std::string& name) {

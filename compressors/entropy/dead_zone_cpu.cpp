@@ -11,6 +11,7 @@
 #include <hwy/highway.h>
 
 #include "thinwire/compressors/entropy/table_lookup-inl.h"
+#include "thinwire/compressors/kernels/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::entropy {
@@ -231,35 +232,35 @@ void quantise(std::span<const float> values, const DeadZone& zone, std::uint8_t*
               std::uint32_t* excess, QuantisedSums& sums) {
   THINWIRE_ASSERT(values.size() <= kMaxQuantised);
   const std::size_t done =
-      HWY_DYNAMIC_DISPATCH(Quantise)(values.data(), values.size(), zone, symbols, excess, sums);
+      THINWIRE_DISPATCH(Quantise)(values.data(), values.size(), zone, symbols, excess, sums);
   ref::quantise(values.subspan(done), zone, symbols + done, excess, sums);
 }
 
 void apply_levels(const std::uint8_t* symbols, const float* beyond, const Levels& levels,
                   Apply apply, std::span<float> values) {
-  const std::size_t done = HWY_DYNAMIC_DISPATCH(ApplyLevels)(symbols, beyond, levels, apply,
-                                                             values.data(), values.size());
+  const std::size_t done =
+      THINWIRE_DISPATCH(ApplyLevels)(symbols, beyond, levels, apply, values.data(), values.size());
   ref::apply_levels(symbols + done, beyond, levels, apply, values.subspan(done));
 }
 
 void join_pairs(std::span<const std::uint8_t> symbols, std::uint8_t* pairs) {
-  const std::size_t done = HWY_DYNAMIC_DISPATCH(JoinPairs)(symbols.data(), symbols.size(), pairs);
+  const std::size_t done = THINWIRE_DISPATCH(JoinPairs)(symbols.data(), symbols.size(), pairs);
   ref::join_pairs(symbols.subspan(done), pairs + done / 2);
 }
 
 bool split_pairs(const std::uint8_t* pairs, std::span<std::uint8_t> symbols) {
-  const std::size_t done = HWY_DYNAMIC_DISPATCH(SplitPairs)(pairs, symbols.data(), symbols.size());
+  const std::size_t done = THINWIRE_DISPATCH(SplitPairs)(pairs, symbols.data(), symbols.size());
   return ref::split_pairs(pairs + done / 2, symbols.subspan(done));
 }
 
 std::array<std::uint32_t, 32> count_symbols(std::span<const std::uint8_t> symbols) {
   std::array<std::uint32_t, 32> counts{};
-  HWY_DYNAMIC_DISPATCH(CountSymbols)(symbols.data(), symbols.size(), counts.data());
+  THINWIRE_DISPATCH(CountSymbols)(symbols.data(), symbols.size(), counts.data());
   return counts;
 }
 
 std::size_t at_least(std::span<const std::uint8_t> symbols, std::uint8_t least) {
-  return HWY_DYNAMIC_DISPATCH(AtLeast)(symbols.data(), symbols.size(), least);
+  return THINWIRE_DISPATCH(AtLeast)(symbols.data(), symbols.size(), least);
 }
 
 }  // namespace thinwire::entropy

@@ -12,6 +12,7 @@
 #include <hwy/highway.h>
 
 #include "thinwire/compressors/entropy/table_lookup-inl.h"
+#include "thinwire/compressors/kernels/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::entropy {
@@ -204,8 +205,8 @@ bool RansEncoder::encode(const SymbolTable& table, std::span<const std::uint8_t>
     return true;
   };
   if (!encode_group(groups * lanes, symbols.size() % lanes)) return false;
-  groups -= HWY_DYNAMIC_DISPATCH(Encode)(table, symbols.data(), groups, lanes_, states_.lane.data(),
-                                         at_, end_);
+  groups -= THINWIRE_DISPATCH(Encode)(table, symbols.data(), groups, lanes_, states_.lane.data(),
+                                      at_, end_);
   for (; groups > 0; --groups) {
     if (!encode_group((groups - 1) * lanes, lanes)) return false;
   }
@@ -241,8 +242,8 @@ bool RansDecoder::decode(const SymbolTable& table, std::span<std::uint8_t> symbo
   }
   const auto lanes = static_cast<std::size_t>(lanes_);
   const std::size_t groups = symbols.size() / lanes;
-  std::size_t first = lanes * HWY_DYNAMIC_DISPATCH(Decode)(table, symbols.data(), groups, lanes_,
-                                                           states_.lane.data(), begin_, at_);
+  std::size_t first = lanes * THINWIRE_DISPATCH(Decode)(table, symbols.data(), groups, lanes_,
+                                                        states_.lane.data(), begin_, at_);
   if (at_ == nullptr) return valid_ = false;
   while (first < symbols.size()) {
     const std::size_t count = std::min(lanes, symbols.size() - first);

@@ -12,6 +12,7 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/printable.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/common/table.h"
 #include "thinwire/compressors/peft/merge.h"
 #include "thinwire/compressors/peft/pack.h"
@@ -43,8 +44,6 @@ class ProgressLine {
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   void show(std::int64_t done, std::int64_t total) {
     const auto now = Clock::now();
     if (now < next_ || total <= 0) return;

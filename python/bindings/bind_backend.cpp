@@ -69,12 +69,14 @@ void bind_backend(py::module_& module) {
       .def("__enter__", [](KeyScope& s) { s.key = std::make_unique<FeedbackKey>(s.name); })
       .def("__exit__", [](KeyScope& s, const py::args&) { s.key.reset(); });
 
+  // `ranks`: of the whole job, in the group's order.
   module.def(
       "make_mpi_backend",
-      [](int rank, int size, std::chrono::milliseconds timeout) {
-        return comm::make_mpi_backend(rank, size, timeout);
+      [](const std::vector<int>& ranks, std::chrono::milliseconds timeout) {
+        return comm::make_mpi_backend(ranks, timeout);
       },
-      py::arg("rank"), py::arg("size"), py::arg("timeout"), no_gil);
+      py::arg("ranks"), py::arg("timeout"), no_gil);
+  // Whether this process can be the rank `rank` of a job of `size`.
   module.def("check_mpi_backend", &comm::check_mpi_backend, py::arg("rank"), py::arg("size"));
 }
 

@@ -33,14 +33,16 @@ std::string description_of(const Named& parameters) {
 std::shared_ptr<GradientExchange> compress(c10d::Reducer& reducer,
                                            const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                            const Named& parameters,
-                                           const CompressionOptions& options) {
+                                           const CompressionOptions& options,
+                                           bool may_hold_unused_layers) {
   std::unordered_map<const c10::TensorImpl*, std::string> names;
   for (const auto& [name, parameter] : parameters) {
     names.emplace(parameter.unsafeGetTensorImpl(), name);
   }
   auto exchange = std::make_shared<GradientExchange>(group, description_of(parameters),
                                                      layers_of(parameters), options);
-  reducer.register_comm_hook(std::make_unique<CompressionHook>(exchange, std::move(names)));
+  reducer.register_comm_hook(
+      std::make_unique<CompressionHook>(exchange, std::move(names), may_hold_unused_layers));
   return exchange;
 }
 
@@ -89,7 +91,7 @@ void bind_compression(py::module_& module) {
       .def("state", &GradientExchange::state, no_gil)
       .def("load_state", &GradientExchange::load_state, py::arg("state"), no_gil);
   module.def("compress", &compress, py::arg("reducer"), py::arg("group"), py::arg("parameters"),
-             py::arg("options"), no_gil);
+             py::arg("options"), py::arg("may_hold_unused_layers"), no_gil);
   module.def(
       "make_plan",
       [](const Named& parameters, const CompressionOptions& options) {

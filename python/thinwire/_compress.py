@@ -173,7 +173,8 @@ def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=Fals
     parameters = _parameters_of(ddp)
     options = _options(spec, warmup_steps, min_numel, compress_1d, overrides, seed, link_model,
                        strategy)
-    exchange = _C.compress(ddp.reducer, ddp.process_group, parameters, options)
+    exchange = _C.compress(ddp.reducer, ddp.process_group, parameters, options,
+                           ddp.find_unused_parameters or ddp.static_graph)
     handle = Compression(ddp, spec, require_ratio, exchange, parameters)
     ddp._thinwire_compression = handle
     return handle

@@ -64,8 +64,12 @@ def _gloo(options):
 
 
 def _mpi(options):
-    _C.check_mpi_backend(options.group_rank, options.group_size)
-    return _C.make_mpi_backend(options.group_rank, options.group_size, options.timeout)
+    ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
+    if dist.is_initialized():
+        _C.check_mpi_backend(dist.get_rank(), dist.get_world_size())
+    else:
+        _C.check_mpi_backend(options.group_rank, options.group_size)
+    return _C.make_mpi_backend(ranks, options.timeout)
 
 
 def create(inner, options, group_options):

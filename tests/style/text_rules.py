@@ -15,7 +15,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(work|root|home|Users|mnt|workspace|d
 # libraries have concat(), number_text(), std::from_chars and THINWIRE_DISPATCH for it.
 ONLY_IN = {
     re.compile(r"\bstd::(ostringstream|stringstream|stod|stof|strtod|strtof|atof)\b"):
-        ["common/text.cpp"],
+        # The second one: bytes of torch's archives, no numbers.
+        ["common/text.cpp", "torch_ext/checkpoint/checkpoint.cpp"],
     re.compile(r"\b(HWY_DYNAMIC_DISPATCH|SetSupportedTargetsForTest)\b"):
         ["compressors/kernels/dispatch.h"],
 }

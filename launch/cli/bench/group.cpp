@@ -14,6 +14,7 @@
 #include "thinwire/comm/link/link_probe.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 
 namespace thinwire::launch {
@@ -33,15 +34,14 @@ int BenchGroup::hosts() const {
 std::vector<double> BenchGroup::time_runs(const BenchOptions& options,
                                           const std::function<void()>& prepare,
                                           const std::function<void()>& run) const {
-  using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   for (int i = 0; i < options.warmup + options.iterations; ++i) {
     prepare();
     largest(0);  // starts all ranks together
     const auto begin = Clock::now();
     run();
-    const std::chrono::duration<double> time = Clock::now() - begin;
-    if (i >= options.warmup) seconds.push_back(std::max(time.count(), 1e-9));
+    const double time = seconds_since(begin);
+    if (i >= options.warmup) seconds.push_back(std::max(time, 1e-9));
   }
   comm::take_largest(*world_.group(), seconds);
   return seconds;

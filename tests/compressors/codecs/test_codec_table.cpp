@@ -24,9 +24,9 @@ TEST(CodecTable, NamesAndIdsAreUnique) {
     EXPECT_FALSE(entry.summary.empty());
   }
   // Part of the frame format.
-  const std::vector<std::string_view> names = {"identity", "cast",    "quantize",
-                                               "topk",     "randomk", "onebit",
-                                               "terngrad", "ternary", "powersgd"};
+  const std::vector<std::string_view> names = {"identity", "cast",   "quantize", "topk",
+                                               "randomk",  "onebit", "terngrad", "ternary",
+                                               "powersgd", "ecsq"};
   for (std::size_t id = 0; id < names.size(); ++id) {
     EXPECT_EQ(static_cast<std::size_t>(codec_entry(names[id]).id), id) << names[id];
   }
@@ -66,7 +66,7 @@ TEST(CodecTable, AnotherDensityChangesNothingElse) {
 
 // Which codecs claim what: a claim that is dropped would take its tests along.
 TEST(CodecTable, Claims) {
-  const auto claiming = [](bool CodecTraits::* claim) {
+  const auto claiming = [](bool CodecTraits::*claim) {
     std::vector<std::string_view> names;
     for (const auto& entry : codec_table()) {
       if (make_codec(entry.name)->traits().*claim) names.push_back(entry.name);
@@ -80,7 +80,7 @@ TEST(CodecTable, Claims) {
   EXPECT_THAT(claiming(&CodecTraits::exact_on_constants),
               ElementsAre("identity", "quantize", "terngrad"));
   EXPECT_THAT(claiming(&CodecTraits::needs_error_feedback),
-              ElementsAre("quantize", "topk", "randomk", "onebit", "ternary", "powersgd"));
+              ElementsAre("quantize", "topk", "randomk", "onebit", "ternary", "powersgd", "ecsq"));
 }
 
 TEST(CodecTable, OnlyFixedBlocksCanBeCut) {

@@ -73,7 +73,8 @@ TEST(MakePlan, AnUnknownNameIsToldTheKnownOnes) {
       ThrowsMessage<InvalidArgument>(
           "unknown compression 'lgrecco': it is none of the codecs (identity, cast, quantize, "
           "topk, "
-          "randomk, onebit, terngrad, ternary, powersgd), of the policies (lgreco) or 'none'; did "
+          "randomk, onebit, terngrad, ternary, powersgd, ecsq), of the policies (lgreco) or "
+          "'none'; did "
           "you mean 'lgreco'?"));
   EXPECT_THAT(plan("quantise"),
               ThrowsMessage<InvalidArgument>(AllOf(HasSubstr("lgreco"), HasSubstr("'quantize'?"))));
