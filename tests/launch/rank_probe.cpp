@@ -60,7 +60,7 @@ std::string wrap_a_model() {
       "gloo", c10::make_intrusive<c10d::TCPStore>("127.0.0.1", options), number("RANK"),
       number("WORLD_SIZE"), {.timeout = std::chrono::seconds(30), .hostname = "127.0.0.1"});
   torch::nn::Linear model(3, 2);
-  const thinwire::DistributedDataParallel ddp(*model, group);
+  const thinwire::DistributedDataParallel ddp(model, group);
   return "wrapped\n";
 }
 
