@@ -237,10 +237,6 @@ TEST(ModelTensors, ChangesAreNamedInTheNextForwardPass) {
       {"'spare'; make a new", [](Net& net) { net.spare.set_requires_grad(true); }},
       {"parameter 'bias' was Float [48]", [](Net& net) { net.bias.set_data(at::zeros({1})); }},
       {"new are 'extra'", [](Net& net) { net.register_parameter("extra", at::zeros({2})); }},
-      {"parameter 'second' was of Float",
-       [](Net& net) {
-         net.second.set_data(at::zeros({1, 48}, at::kComplexFloat));
-       }},
   };
   for (const Case& change : cases) {
     // By one rank alone: the other one learns of it.
