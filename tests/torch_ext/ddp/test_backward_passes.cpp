@@ -149,8 +149,7 @@ TEST(BackwardPasses, AStaticGraphThatChangesIsNoticed) {
                                  HasSubstr("static_graph"))));
 }
 
-// ---- forward and backward passes in other numbers than one each
-// -----------------------------------
+// ---- forward and backward passes in other numbers than one each ---------------------------------
 
 class PassesOf : public ::testing::TestWithParam<DistributedDataParallelOptions> {};
 
@@ -222,8 +221,7 @@ TEST(BackwardPasses, ForwardPassesWithoutABackwardPassDoNoHarm) {
   });
 }
 
-// ---- no_sync()
-// -----------------------------------------------------------------------------------
+// ---- no_sync() ----------------------------------------------------------------------------------
 
 TEST(BackwardPasses, TheForwardPassDecidesWhetherItsBackwardPassIsAveraged) {
   run_ranks(2, [](RankContext& ctx) {
@@ -267,8 +265,7 @@ TEST(BackwardPasses, GuardsOfNoSyncMayStandWithinEachOther) {
   });
 }
 
-// ---- results of forward() that the loss does not use
-// -----------------------------------------------
+// ---- results of forward() that the loss does not use --------------------------------------------
 
 // Each result depends on a parameter of its own.
 struct TwoHeads : Net {
@@ -301,8 +298,7 @@ TEST(BackwardPasses, ResultsMayStayOutOfTheLossWhereUnusedParametersAreFound) {
   });
 }
 
-// ---- what goes wrong
-// -------------------------------------------------------------------------------
+// ---- what goes wrong ----------------------------------------------------------------------------
 
 TEST(BackwardPasses, AParameterWithoutGradientEndsTheBackwardPassWithItsName) {
   const auto errors = errors_of<InvalidArgument>(3, [](RankContext& ctx) {

@@ -33,8 +33,7 @@ double largest(const at::Tensor& tensor) {
   return at::abs(tensor).max().item<double>();
 }
 
-// ---- tied weights
-// ----------------------------------------------------------------------------------
+// ---- tied weights -------------------------------------------------------------------------------
 
 struct TiedNet : Net {
   explicit TiedNet(std::uint64_t seed) : Net(seed) {
@@ -82,8 +81,7 @@ TEST(ModelTensors, TiedWeightsAreAveragedOnce) {
   });
 }
 
-// ---- tensors that are left alone
-// -------------------------------------------------------------------
+// ---- tensors that are left alone ----------------------------------------------------------------
 
 TEST(ModelTensors, IgnoredAndRankLocalTensorsStayEveryRanksOwn) {
   for (const bool marked : {false, true}) {
@@ -131,8 +129,7 @@ TEST(ModelTensors, APatternThatFitsNothingIsAMistake) {
               HasSubstr("no parameter that requires a gradient and is not ignored"));
 }
 
-// ---- kinds of parameters
-// ---------------------------------------------------------------------------
+// ---- kinds of parameters ------------------------------------------------------------------------
 
 TEST(ModelTensors, SparseGradientsAreRefusedByName) {
   torch::nn::Sequential net(torch::nn::Linear(2, 2),
@@ -204,8 +201,7 @@ TEST(ModelTensors, ComplexAndMixedTypesAreAveragedWhole) {
   }
 }
 
-// ---- changes after construction
-// --------------------------------------------------------------------
+// ---- changes after construction -----------------------------------------------------------------
 
 // A broadcast that one rank does not come to holds Gloo up, at its end, until the timeout.
 const testing::RankOptions kImpatient = {.timeout = std::chrono::seconds(2)};
@@ -256,8 +252,7 @@ TEST(ModelTensors, ChangesAreNamedInTheNextForwardPass) {
   }
 }
 
-// ---- a module like others
-// ----------------------------------------------------------------------------
+// ---- a module like others -----------------------------------------------------------------------
 
 TEST(ModelTensors, TheWrapperIsAModuleThatCanBeMoved) {
   run_ranks(2, [](RankContext& ctx) {
