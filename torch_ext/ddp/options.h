@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "thinwire/common/timeline.h"
-#include "thinwire/torch_ext/compression/compression.h"
+#include "thinwire/torch_ext/compression/compression_options.h"
 
 namespace thinwire {
 
