@@ -95,7 +95,8 @@ def rounded(dtype, values):
 
 def read(path, base=None):
     """{name: (dtype, shape, bytes)} of what was packed; `base`: bytes of the file it refers to."""
-    data = open(path, "rb").read()
+    with open(path, "rb") as file:
+        data = file.read()
     tensors, metadata, begin = safetensors(data)
     assert (metadata["format"], metadata["version"]) == ("compeft", "1")
     directory, blocks = tensors["compeft.directory"][2], tensors["compeft.blocks"][2]
