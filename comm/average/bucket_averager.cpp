@@ -137,6 +137,7 @@ BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int6
     in_flight->sequence = sequence_;
     in_flight->refusal = {};
     in_flight->workspace.arena.reset();
+    expect_checksum(*in_flight);
     if (in_flight->bucket.may_hold_unused_layers && compressed_before_) {
       leave_out_unused(*in_flight, plan);
     }
@@ -301,14 +302,20 @@ void BucketAverager::commit(BucketInFlight& in_flight) {
   }
 }
 
-void BucketAverager::note_checksum(const BucketInFlight& in_flight) {
+void BucketAverager::expect_checksum(BucketInFlight& in_flight) {
+  in_flight.checksum.reset();
   const std::int64_t every = options_.check_replicas_every;
   if (every <= 0 || in_flight.step % every != 0) return;
+  in_flight.checksum = checksums_.size();
+  checksums_.push_back({name_of(in_flight.bucket)});
+}
+
+void BucketAverager::note_checksum(const BucketInFlight& in_flight) {
+  if (!in_flight.checksum) return;
   has_results_ = true;
   const at::Tensor& buffer = in_flight.bucket.buffer;
-  checksums_.push_back({name_of(in_flight.bucket),
-                        crc32c(std::as_bytes(std::span(
-                            static_cast<const char*>(buffer.const_data_ptr()), buffer.nbytes())))});
+  checksums_[*in_flight.checksum].crc32c = crc32c(
+      std::as_bytes(std::span(static_cast<const char*>(buffer.const_data_ptr()), buffer.nbytes())));
 }
 
 void BucketAverager::agree() {

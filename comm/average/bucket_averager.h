@@ -162,6 +162,7 @@ class BucketAverager {
   void finish_groups(BucketInFlight& in_flight);
   void deliver(BucketInFlight& in_flight, bool finite);
   void commit(BucketInFlight& in_flight);
+  void expect_checksum(BucketInFlight& in_flight);
   void note_checksum(const BucketInFlight& in_flight);
 
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
@@ -178,7 +179,7 @@ class BucketAverager {
   bool has_results_ = false;
   std::int64_t last_step_ = 0;
   Refusal refusal_;
-  std::vector<ReplicaChecksum> checksums_;
+  std::vector<ReplicaChecksum> checksums_;  // in the order of begin(), as on all ranks
 };
 
 }  // namespace thinwire::comm

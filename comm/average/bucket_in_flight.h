@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -31,6 +32,7 @@ struct BucketInFlight {
   std::shared_ptr<BucketLayout> layout;
   std::int64_t step = 0;
   std::uint64_t sequence = 0;
+  std::optional<std::size_t> checksum;  // place of the replicas', where they are compared
   Refusal refusal;
   Workspace workspace;
   DenseMean dense;

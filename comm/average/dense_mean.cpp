@@ -1,5 +1,6 @@
 #include "thinwire/comm/average/dense_mean.h"
 
+#include <ATen/ScalarOps.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/mul.h>
@@ -52,7 +53,7 @@ void start_dense_mean(c10d::ProcessGroup& group, BucketInFlight& in_flight, Resi
   }
   // The one place where an uncompressed gradient is divided by the number of ranks.
   if (group.getSize() > 1) {
-    mean.values.mul_(1.0 / group.getSize());
+    at::mul_out(mean.values, mean.values, at::native::wrapped_scalar_tensor(1.0 / group.getSize()));
     std::vector<at::Tensor> tensors = {mean.values};
     mean.work = group.allreduce(tensors);
   }

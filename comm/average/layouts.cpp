@@ -38,21 +38,20 @@ std::uint64_t key_of(const Bucket& bucket, const Plan& plan, std::int64_t step) 
 
 }  // namespace
 
-// When a step begins, buckets that did not come in the one before it are those of an earlier time.
 void Layouts::drop_unused(std::int64_t step) {
   if (step == step_) return;
-  std::erase_if(known_, [&](const auto& entry) { return entry.second.last_step != step_; });
+  std::erase_if(known_, [&](const auto& entry) {
+    return entry.second.last_step != step_ && entry.second.last_call + kRecent < calls_;
+  });
   step_ = step;
 }
 
 std::shared_ptr<BucketLayout> Layouts::of(const Bucket& bucket, const Plan& plan, std::int64_t step,
                                           bool part) {
   drop_unused(step);
-  Known& known = known_[{bucket.index, part}];
+  Known& known = known_[{composition_of(bucket), part}];
   known.last_step = step;
-  const std::uint64_t composition = composition_of(bucket);
-  if (known.composition != composition) known.layouts.clear();
-  known.composition = composition;
+  known.last_call = ++calls_;
   const auto use = [&](auto layout) {
     std::rotate(known.layouts.begin(), layout, layout + 1);
     return known.layouts.front();

@@ -12,9 +12,13 @@
 namespace thinwire::comm {
 
 // Of each bucket the layouts of the last plans; those of buckets that come no more are dropped, as
-// when c10d's Reducer rebuilds its buckets after the first step. Not thread-safe.
+// when c10d's Reducer rebuilds its buckets after the first step: a bucket that did not come in the
+// last step, nor among the last kRecent ones, for there are callers who count every bucket as a
+// step. Not thread-safe.
 class Layouts {
  public:
+  static constexpr std::uint64_t kRecent = 64;
+
   // What is passed by reference outlives the object.
   Layouts(const AveragerOptions& options, c10d::ProcessGroup& group, const Peers& peers,
           WarmStarts& warm_starts)
@@ -32,8 +36,8 @@ class Layouts {
 
  private:
   struct Known {
-    std::uint64_t composition = 0;
     std::int64_t last_step = 0;
+    std::uint64_t last_call = 0;
     std::vector<std::shared_ptr<BucketLayout>> layouts;  // the last used first
   };
   void drop_unused(std::int64_t step);
@@ -43,7 +47,8 @@ class Layouts {
   const Peers& peers_;
   WarmStarts& warm_starts_;
   std::int64_t step_ = -1;
-  std::map<std::pair<std::size_t, bool>, Known> known_;  // by the bucket's number, and `part`
+  std::uint64_t calls_ = 0;
+  std::map<std::pair<std::uint64_t, bool>, Known> known_;  // by the bucket's layers, and `part`
 };
 
 }  // namespace thinwire::comm
