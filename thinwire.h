@@ -2,6 +2,7 @@
 #pragma once
 
 #include "thinwire/comm/backend/process_group.h"
+#include "thinwire/comm/backend/split.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/codec_table.h"
 #include "thinwire/launch/world.h"

@@ -24,7 +24,9 @@ std::string compiled_torch_version() {
 std::string loaded_torch_version() {
   // One byte each of major, minor and patch from the top; TORCH_ABI_VERSION of torch's version.h.
   const std::uint64_t version = aoti_torch_abi_version();
-  return concat(version >> 56, ".", (version >> 48) & 0xFF, ".", (version >> 40) & 0xFF);
+  // Not by a stream: the text is compared, and a locale may group digits.
+  return std::to_string(version >> 56) + "." + std::to_string((version >> 48) & 0xFF) + "." +
+         std::to_string((version >> 40) & 0xFF);
 }
 
 void check_torch_version() {

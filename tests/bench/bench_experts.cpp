@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include "thinwire/common/median.h"
 #include "thinwire/common/stopwatch.h"

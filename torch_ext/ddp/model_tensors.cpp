@@ -99,7 +99,8 @@ ModelTensors::ModelTensors(std::shared_ptr<torch::nn::Module> module,
   registered_ = parameters_in(*module_);
 }
 
-// Of these the ranks know only that all have them.
+// What a rank has of its own the others need not have; of what is ignored the ranks know only that
+// all have it.
 bool ModelTensors::is_left_alone(const NamedTensor& tensor,
                                  const std::vector<std::string>& ignored) {
   const bool own = comm::is_rank_local(tensor.tensor);
@@ -108,7 +109,7 @@ bool ModelTensors::is_left_alone(const NamedTensor& tensor,
       })) {
     return false;
   }
-  description_ += concat(own ? "rank-local " : "ignored ", tensor.name, "\n");
+  if (!own) description_ += concat("ignored ", tensor.name, "\n");
   leaves_some_alone_ = true;
   return true;
 }

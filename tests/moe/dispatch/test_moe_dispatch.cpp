@@ -361,6 +361,48 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
                         MoELayer(options, {}).local_state().at("experts.4.w2")));
 }
 
+TEST(Checkpoint, ShardsTogetherAreTheFullState) {
+  MoEOptions options = small_options();
+  options.rows = parse_rows("spectral(bits=4, refresh=2, drift=1e30)");
+  options.dedup = parse_dedup("lsh(hashes=2, radius=1, bandwidth=1e12)");
+  std::mutex mutex;
+  std::map<int, NamedTensors> shards;
+  run_ranks(3, [&](RankContext& context) {
+    MoELayer layer(options, context.group);
+    for (int step = 0; step < 5; ++step) {
+      layer.forward(tokens_of(context.rank, 10).requires_grad_()).output.sum().backward();
+    }
+    const NamedTensors full = layer.full_state();
+    NamedTensors mine = layer.shard();
+    // The experts of other ranks, and what is equal on all, are in other shards.
+    EXPECT_EQ(mine.contains("router.weight"), context.rank == 0);
+    EXPECT_EQ(mine.contains("experts.0.w1"), context.rank == 0);
+    {
+      const std::lock_guard lock(mutex);
+      shards[context.rank] = mine;
+    }
+    context.group->barrier()->wait();
+    NamedTensors all;
+    for (const auto& [rank, shard] : shards) {
+      for (const auto& [name, tensor] : shard)
+        EXPECT_TRUE(all.emplace(name, tensor).second) << name;
+    }
+    ASSERT_EQ(all.size(), full.size());
+    for (const auto& [name, tensor] : full) EXPECT_TRUE(at::equal(all.at(name), tensor)) << name;
+    // A rank begins again with its own shard and rank 0's.
+    NamedTensors enough = mine;
+    enough.merge(NamedTensors(shards.at(0)));
+    MoEOptions other = options;
+    other.seed = 1;
+    MoELayer again(other, context.group);
+    again.load_state(enough);
+    const NamedTensors before = layer.local_state(), after = again.local_state();
+    ASSERT_EQ(before.size(), after.size());
+    for (const auto& [name, tensor] : before)
+      EXPECT_TRUE(at::equal(after.at(name), tensor)) << name;
+  });
+}
+
 TEST(Checkpoint, ALayerMergesAsTheSavedOneDid) {
   MoEOptions options = small_options();
   options.dedup = parse_dedup(

