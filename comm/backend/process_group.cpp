@@ -110,7 +110,7 @@ c10::intrusive_ptr<ProcessGroup> duplicate(const c10::intrusive_ptr<ProcessGroup
   std::vector<int> all(static_cast<std::size_t>(group->getSize()));
   std::iota(all.begin(), all.end(), 0);
   return connect_again(group, c10::make_intrusive<DuplicateStore>(name, group->getStore()), all,
-                       concat("duplicating a process group as '", name, "'"));
+                       concat("duplicating a process group as '", name, "'"), /*bare=*/true);
 }
 
 void prepare_process() {

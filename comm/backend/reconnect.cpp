@@ -8,6 +8,7 @@
 #include "thinwire/comm/backend/gloo/backend.h"
 #include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/backend/nccl/backend.h"
+#include "thinwire/comm/backend/wrapper_backend.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/meet.h"
 #include "thinwire/common/error.h"
@@ -36,7 +37,7 @@ c10::intrusive_ptr<Backend> reconnect_backend(const c10::intrusive_ptr<Backend>&
 c10::intrusive_ptr<ProcessGroup> connect_again(const c10::intrusive_ptr<ProcessGroup>& group,
                                                const c10::intrusive_ptr<c10d::Store>& store,
                                                const std::vector<int>& ranks,
-                                               const std::string& operation) {
+                                               const std::string& operation, bool bare) {
   const auto place = std::ranges::find(ranks, group->getRank());
   THINWIRE_ASSERT(place != ranks.end());
   const auto rank = static_cast<int>(place - ranks.begin());
@@ -60,8 +61,8 @@ c10::intrusive_ptr<ProcessGroup> connect_again(const c10::intrusive_ptr<ProcessG
       auto& mine = made[backend.get()];
       if (mine == nullptr)
         mine = reconnect_backend(
-            backend, c10::make_intrusive<c10d::PrefixStore>(backend->getBackendName(), store),
-            ranks);
+            bare ? unwrapped(backend) : backend,
+            c10::make_intrusive<c10d::PrefixStore>(backend->getBackendName(), store), ranks);
       made_group->setBackend(device, ProcessGroup::strToBackendType(backend->getBackendName()),
                              mine);
     }

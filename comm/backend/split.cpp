@@ -83,7 +83,7 @@ c10::intrusive_ptr<c10d::ProcessGroup> split(const c10::intrusive_ptr<c10d::Proc
   std::ranges::stable_sort(ranks, {}, key_of);
   return connect_again(
       group, c10::make_intrusive<c10d::PrefixStore>(name + "/" + std::to_string(color), store),
-      ranks, "splitting a process group");
+      ranks, "splitting a process group", /*bare=*/false);
 }
 
 }  // namespace thinwire::comm

@@ -46,8 +46,8 @@ launch::World join(const CommonOptions& options);
 // Rank 0's trace, null where none was asked for and on the other ranks.
 std::unique_ptr<Timeline> make_timeline(const launch::World& world, const CommonOptions& options);
 
-// Parses the command line, then returns what train() returns. 2 for a command line that is wrong, as
-// the thinwire program's; 1 for an exception, which is logged.
+// Parses the command line, then returns what train() returns. 2 for a command line that is wrong,
+// as the thinwire program's; 1 for an exception, which is logged.
 int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& train);
 
 }  // namespace thinwire::examples

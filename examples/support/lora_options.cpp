@@ -11,10 +11,9 @@ void add_lora_options(CLI::App& app, LoraTrainingOptions& options) {
   const auto not_negative = [&](const char* name, auto& value, const char* text) {
     app.add_option(name, value, text)->check(CLI::NonNegativeNumber)->capture_default_str();
   };
-  add_common_options(
-      app, options,
-      {.compression = "Spec of the codec for the outer deltas; none: uncompressed",
-       .log = "Write a JSON line for every outer step, and the result, to FILE"});
+  add_common_options(app, options,
+                     {.compression = "Spec of the codec for the outer deltas; none: uncompressed",
+                      .log = "Write a JSON line for every outer step, and the result, to FILE"});
   app.add_option("--outer-compression", options.compression, "The same as --compression");
   app.add_option("--granularity", options.granularity,
                  "What shares a threshold: tensor, group (A factors, B factors) or global")

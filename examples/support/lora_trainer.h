@@ -29,7 +29,7 @@ struct LoraTrainingOptions : CommonOptions {
   int batch_size = 32;        // of one rank
   int base_classes = 5;       // the base knows the first so many classes
   std::int64_t base_steps = 300;
-  double pack_density = 0;  // 0: searched for, with the scale, on held-out images
+  double pack_density = 0;         // 0: searched for, with the scale, on held-out images
   std::int64_t train_samples = 0;  // 0: all
   std::int64_t test_samples = 0;   // 0: all
   std::filesystem::path base;      // loaded where it exists, else trained and written

@@ -22,8 +22,8 @@ struct TrainingOptions : CommonOptions {
   std::int64_t warmup_steps = 0;
   std::int64_t min_numel = 1024;  // of a parameter that is compressed
   double bucket_cap_mb = 25;
-  std::int64_t train_samples = 0;  // 0: all
-  std::int64_t test_samples = 0;   // 0: all
+  std::int64_t train_samples = 0;         // 0: all
+  std::int64_t test_samples = 0;          // 0: all
   std::filesystem::path plan;             // where lgreco(...)'s last plan is written
   std::string link_model;                 // empty: THINWIRE_LINK_MODEL
   std::optional<double> target_accuracy;  // stop when a test reaches it

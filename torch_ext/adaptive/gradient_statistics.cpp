@@ -58,9 +58,9 @@ void GradientStatistics::reset() {
 }
 
 void GradientStatistics::release() {
-  // Of that size memory goes back to the system.
-  sums_ = {};
-  means_ = {};
+  // Not `= {}`, which would keep the memory.
+  sums_ = std::vector<float>();
+  means_ = std::vector<float>();
 }
 
 std::span<float> GradientStatistics::mutable_values(std::size_t layer) {
@@ -78,7 +78,7 @@ std::span<const float> GradientStatistics::values(std::size_t layer) const {
 }
 
 void GradientStatistics::add(const comm::Bucket& bucket) {
-  means_ = {};
+  means_ = std::vector<float>();
   sums_.resize(region_begin_.back());
   for (const comm::BucketLayer& layer : bucket.layers) {
     const auto found = index_.find(layer.name);
@@ -150,7 +150,7 @@ std::uint64_t GradientStatistics::exchange(c10d::ProcessGroup& group, std::uint6
   means_.assign(sums_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me]),
                 sums_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me + 1]));
   for (float& mean : means_) mean /= count;
-  sums_ = {};
+  sums_ = std::vector<float>();
   return sent;
 }
 

@@ -113,7 +113,8 @@ void Checkpoint::add(const std::string& name, torch::nn::Module& module) {
 
 void Checkpoint::add(const std::string& name, torch::optim::Optimizer& optimizer) {
   add(name, Part{[&optimizer] { return optimizer_state(optimizer); },
-                 [&optimizer](const NamedTensors& saved) { load_optimizer(optimizer, saved); }});
+                 [&optimizer](const NamedTensors& saved) { load_optimizer(optimizer, saved); },
+                 AcrossWorlds::kAnyRanks});
 }
 
 void Checkpoint::add_random_state() {
@@ -130,7 +131,7 @@ void Checkpoint::add_random_state() {
                        const std::lock_guard lock(chosen.mutex());
                        chosen.set_state(found->second);
                      },
-                     /*of_rank=*/true});
+                     AcrossWorlds::kOwn});
 }
 
 NamedTensors Checkpoint::collect() const {
@@ -250,24 +251,25 @@ std::optional<std::int64_t> Checkpoint::load() {
 void Checkpoint::load_parts(const std::vector<NamedTensors>& of_ranks, bool same_world) {
   for (const auto& [name, part] : parts_) {
     NamedTensors state;
-    comm::agree_on_result(*group_, concat(name_, "/part", calls_++),
-                          concat("the part '", name, "'"), [&, &name = name, &part = part] {
-                            std::vector<NamedTensors> of_part;
-                            for (const auto& rank : of_ranks)
-                              of_part.push_back(part_of(rank, name + "/"));
-                            const bool known = std::ranges::any_of(
-                                of_part, [](const auto& one) { return !one.empty(); });
-                            check(known || part.save().empty(), "the checkpoint has no part '",
-                                  name, "': it is of another program");
-                            if (same_world) {
-                              state = of_part.front();
-                            } else if (!part.of_rank) {
-                              state = merge_states(of_part, group_->getSize());
-                            } else if (group_->getRank() < std::ssize(of_part)) {
-                              state = of_part[static_cast<std::size_t>(group_->getRank())];
-                            }
-                            return std::string("known");
-                          });
+    comm::agree_on_result(
+        *group_, concat(name_, "/part", calls_++), concat("the part '", name, "'"),
+        [&, &name = name, &part = part] {
+          std::vector<NamedTensors> of_part;
+          for (const auto& rank : of_ranks) of_part.push_back(part_of(rank, name + "/"));
+          const bool known =
+              std::ranges::any_of(of_part, [](const auto& one) { return !one.empty(); });
+          check(known || part.save().empty(), "the checkpoint has no part '", name,
+                "': it is of another program");
+          if (same_world) {
+            state = of_part.front();
+          } else if (part.across_worlds == AcrossWorlds::kMerged) {
+            state = merge_states(of_part, group_->getSize());
+          } else if (part.across_worlds == AcrossWorlds::kAnyRanks ||
+                     group_->getRank() < std::ssize(of_part)) {
+            state = of_part[static_cast<std::size_t>(group_->getRank()) % of_part.size()];
+          }
+          return std::string("known");
+        });
     part.load(state);
   }
 }

@@ -68,11 +68,14 @@ class Checkpoint {
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
 
+  // What a rank of a job of another size gets: the ranks' states merged; its own or else that of
+  // another rank, for states that mean the same on all ranks without having the same bits, such as
+  // an optimizer's; its own or nothing, for what no two ranks may share, such as random numbers.
+  enum class AcrossWorlds { kMerged, kAnyRanks, kOwn };
   struct Part {
     std::function<NamedTensors()> save;
     std::function<void(const NamedTensors&)> load;
-    // Whether the state is this rank's alone, such as random numbers, and not merged.
-    bool of_rank = false;
+    AcrossWorlds across_worlds = AcrossWorlds::kMerged;
   };
   // Throws InvalidArgument for a name that is taken, empty or has a '/'.
   void add(const std::string& name, Part part);

@@ -369,7 +369,8 @@ INSTANTIATE_TEST_SUITE_P(Table, CodecExactOnConstants,
                            return codec.traits().exact_on_constants;
                          })),
                          name_of_test);
-INSTANTIATE_TEST_SUITE_P(Table, CodecUnbiased, testing::ValuesIn(specs_where([](const Codec& codec) {
+INSTANTIATE_TEST_SUITE_P(Table, CodecUnbiased,
+                         testing::ValuesIn(specs_where([](const Codec& codec) {
                            return codec.traits().unbiased;
                          })),
                          name_of_test);
@@ -378,7 +379,8 @@ INSTANTIATE_TEST_SUITE_P(Table, CodecWithFeedback,
                            return codec.traits().needs_error_feedback;
                          })),
                          name_of_test);
-INSTANTIATE_TEST_SUITE_P(Table, CodecOfBlocks, testing::ValuesIn(specs_where([](const Codec& codec) {
+INSTANTIATE_TEST_SUITE_P(Table, CodecOfBlocks,
+                         testing::ValuesIn(specs_where([](const Codec& codec) {
                            return codec.block_size() > 0;
                          })),
                          name_of_test);

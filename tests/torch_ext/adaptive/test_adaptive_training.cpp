@@ -148,7 +148,8 @@ TEST(AdaptiveTrainingTime, ALinkModelDoesNotOverruleThePlan) {
     });
     return ratio;
   };
-  EXPECT_EQ(ratio_of("quantize(bits=4)"), 1);
+  // The ranks' agreements are beside the gradients.
+  EXPECT_NEAR(ratio_of("quantize(bits=4)"), 1, 1e-3);
   EXPECT_GT(ratio_of("lgreco(period=4, warmup=0, first=0, window=1)"), 4);
   std::filesystem::remove(path);
 }

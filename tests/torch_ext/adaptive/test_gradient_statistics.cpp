@@ -104,10 +104,14 @@ INSTANTIATE_TEST_SUITE_P(Worlds, StatisticsOnRanks,
                                             ::testing::Values(at::kFloat, at::kBFloat16,
                                                               at::kDouble)));
 
-TEST(GradientStatistics, TakesOneCopyOfTheLayersWhateverTheWorld) {
+TEST(GradientStatistics, TakesOneCopyOfTheLayersWhateverTheWorldAndOnlyOnceItSeesThem) {
   for (const int world : {1, 4}) {
-    const GradientStatistics statistics(kLayers, 0, world);
+    GradientStatistics statistics(kLayers, 0, world);
+    EXPECT_EQ(statistics.bytes(), 0u);
+    statistics.add(bucket_of(0, 0));
     EXPECT_EQ(statistics.bytes(), 4u * (7 + 3000 + 300 + 1));
+    statistics.reset();
+    EXPECT_EQ(statistics.bytes(), 0u);
   }
 }
 

@@ -76,13 +76,22 @@ struct Training {
   Checkpoint checkpoint;
 };
 
+// Not std::filesystem::remove_all(): LibTorch's wheel exports one of another standard library,
+// which crashes.
+void remove_tree(const fs::path& path) {
+  if (fs::is_directory(path)) {
+    for (const auto& entry : fs::directory_iterator(path)) remove_tree(entry.path());
+  }
+  fs::remove(path);
+}
+
 class CheckpointTest : public ::testing::Test {
  protected:
   CheckpointTest()
       : directory_(fs::temp_directory_path() / concat("thinwire-checkpoint-", ::getpid())) {
-    fs::remove_all(directory_);
+    remove_tree(directory_);
   }
-  ~CheckpointTest() override { fs::remove_all(directory_); }
+  ~CheckpointTest() override { remove_tree(directory_); }
   fs::path rank_file(std::int64_t step, int rank, int world) const {
     return detail::CheckpointFile{directory_, step, world, rank}.tensors();
   }
@@ -122,7 +131,7 @@ TEST_F(CheckpointTest, AResumedTrainingHasTheBitsOfOneThatDidNotStop) {
       resumed[static_cast<std::size_t>(ctx.rank)] = training.ddp.parameters_crc32c();
     });
     EXPECT_EQ(whole, resumed);
-    fs::remove_all(directory_);
+    remove_tree(directory_);
   }
 }
 

