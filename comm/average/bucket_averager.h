@@ -25,6 +25,8 @@ struct BucketLayer {
   std::string name;                 // the parameter's name, unique in the model
   std::int64_t offset = 0;          // first element in the buffer
   std::vector<std::int64_t> shape;  // of the parameter
+  // Whether this rank is known to have used the layer in this step, if only with a zero gradient.
+  bool in_use = false;
   std::int64_t numel() const;
 };
 
@@ -33,10 +35,11 @@ struct Bucket {
   std::size_t index = 0;  // for the timeline and messages
   at::Tensor buffer;      // float32, float16, bfloat16 or float64 on the CPU
   std::vector<BucketLayer> layers;
-  // Whether the gradient of a layer that is zero on all ranks may be thrown away once it is
-  // averaged, because no rank used the layer: c10d's Reducer does so with find_unused_parameters.
-  // Then such a layer is neither corrected, sent nor committed, so that what it is owed stays owed;
-  // its mean is zero. Equal on all ranks; costs one small agreement where anything is compressed.
+  // Whether the gradient of a layer that is zero and not `in_use` on all ranks may be thrown away
+  // once it is averaged, because no rank used it: c10d's Reducer does so with
+  // find_unused_parameters. Then such a layer is neither corrected, sent nor committed, so that
+  // what it is owed stays owed; its mean is zero. Equal on all ranks; costs one small agreement
+  // where anything is compressed.
   bool may_hold_unused_layers = false;
 };
 

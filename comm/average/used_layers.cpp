@@ -41,7 +41,7 @@ std::vector<bool> layers_in_use(c10d::ProcessGroup& group, const Bucket& bucket,
   at::Tensor flags = at::zeros({count}, at::kByte);
   auto* flag = flags.mutable_data_ptr<std::uint8_t>();
   for (std::size_t i = 0; i < bucket.layers.size(); ++i) {
-    flag[i] = has_gradient(gradient_of(bucket, i)) ? 1 : 0;
+    flag[i] = bucket.layers[i].in_use || has_gradient(gradient_of(bucket, i)) ? 1 : 0;
   }
   if (group.getSize() > 1 && count > 0) {
     std::vector<at::Tensor> tensors = {flags};

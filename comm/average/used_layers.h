@@ -1,4 +1,4 @@
-// Which layers of a bucket any rank has a gradient for.
+// Which layers of a bucket any rank uses.
 #pragma once
 
 #include <vector>
@@ -7,9 +7,9 @@
 
 namespace thinwire::comm {
 
-// By layer, whether it has an element that is not zero on any rank: a byte a layer in one
-// all_reduce. Equal on all ranks. Collective; throws CommError naming `sequence` when a rank is
-// gone.
+// By layer, whether any rank says that it is in use or has an element of it that is not zero: a
+// byte a layer in one all_reduce. Equal on all ranks. Collective; throws CommError naming
+// `sequence` when a rank is gone.
 std::vector<bool> layers_in_use(c10d::ProcessGroup& group, const Bucket& bucket,
                                 std::uint64_t sequence);
 

@@ -4,6 +4,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/python/bindings/bindings.h"
 #include "thinwire/torch_ext/ddp/comm_hook.h"
+#include "thinwire/torch_ext/ddp/model_reducer.h"
 
 namespace py = pybind11;
 
@@ -41,8 +42,8 @@ std::shared_ptr<GradientExchange> compress(c10d::Reducer& reducer,
   }
   auto exchange = std::make_shared<GradientExchange>(group, description_of(parameters),
                                                      layers_of(parameters), options);
-  reducer.register_comm_hook(
-      std::make_unique<CompressionHook>(exchange, std::move(names), may_hold_unused_layers));
+  reducer.register_comm_hook(std::make_unique<CompressionHook>(
+      exchange, std::move(names), may_hold_unused_layers, detail::locally_used(reducer)));
   return exchange;
 }
 

@@ -37,6 +37,7 @@ comm::Bucket CompressionHook::bucket_of(const c10d::GradBucket& bucket) {
       layer.offset *= 2;
       layer.shape.push_back(2);
     }
+    layer.in_use = is_used_ && is_used_(name->first);
     job.layers.push_back(std::move(layer));
   }
   return job;

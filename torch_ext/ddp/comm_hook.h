@@ -2,6 +2,7 @@
 // gradient buckets to thinwire.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -25,12 +26,15 @@ class CompressionHook : public c10d::CommHookInterface {
   // `names` maps the tensor (by TensorImpl) of every parameter of the Reducer to its name.
   // `may_hold_unused_layers`: the Reducer drops what is averaged for parameters that no rank used,
   // as it does where it was made with find_unused_parameters or has a static graph; see Bucket.
+  // `is_used` then tells whether this rank used one (detail::locally_used()).
   CompressionHook(std::shared_ptr<GradientExchange> exchange,
                   std::unordered_map<const c10::TensorImpl*, std::string> names,
-                  bool may_hold_unused_layers = false)
+                  bool may_hold_unused_layers = false,
+                  std::function<bool(const c10::TensorImpl*)> is_used = {})
       : exchange_(std::move(exchange)),
         names_(std::move(names)),
-        may_hold_unused_layers_(may_hold_unused_layers) {}
+        may_hold_unused_layers_(may_hold_unused_layers),
+        is_used_(std::move(is_used)) {}
 
   c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override;
   at::Tensor parseHookResult(const c10::IValue& result) override { return result.toTensor(); }
@@ -46,6 +50,7 @@ class CompressionHook : public c10d::CommHookInterface {
   std::shared_ptr<GradientExchange> exchange_;
   std::unordered_map<const c10::TensorImpl*, std::string> names_;
   const bool may_hold_unused_layers_;
+  const std::function<bool(const c10::TensorImpl*)> is_used_;
   // Of the step under way.
   std::unordered_set<const c10::TensorImpl*> seen_;
   std::size_t buckets_ = 0;

@@ -199,7 +199,8 @@ void DataParallelEngine::State::make_reducer() {
                                          options_.static_graph);
   reducer_->set_logger(logger_);
   auto hook = std::make_unique<CompressionHook>(
-      exchange, std::move(names), options_.find_unused_parameters || options_.static_graph);
+      exchange, std::move(names), options_.find_unused_parameters || options_.static_graph,
+      locally_used(*reducer_));
   hook_ = hook.get();
   reducer_->register_comm_hook(std::move(hook));
   if (options_.static_graph) reducer_->set_static_graph();

@@ -1,6 +1,8 @@
 // c10d's Reducer, and what thinwire needs to know and to change of its state between passes.
 #pragma once
 
+#include <functional>
+
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 namespace thinwire::detail {
@@ -23,5 +25,10 @@ class ModelReducer final : public c10d::Reducer {
   // pass to come.
   void begin_static_graph();
 };
+
+// Tells of a parameter of a Reducer with find_unused_parameters whether this rank has used it in
+// the step under way. For the Reducer's hook alone, which runs under its lock; the Reducer outlives
+// it.
+std::function<bool(const c10::TensorImpl*)> locally_used(c10d::Reducer& reducer);
 
 }  // namespace thinwire::detail
