@@ -7,12 +7,13 @@
 #include <torch/csrc/api/include/torch/serialize.h>
 
 #include <algorithm>
-#include <limits>
+#include <span>
 #include <sstream>
 
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/state/merge.h"
+#include "thinwire/comm/wire/peers.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 #include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
@@ -204,23 +205,20 @@ std::optional<std::int64_t> Checkpoint::load() {
   }
   std::ranges::sort(own, std::greater<>());
   if (own.size() > kStepsTold) own.resize(kStepsTold);
-  const at::Tensor mine = at::full({static_cast<std::int64_t>(2 * kStepsTold)}, -1, at::kLong);
+  std::vector<std::int64_t> mine(2 * kStepsTold, -1);
   for (std::size_t i = 0; i < own.size(); ++i) {
-    mine[static_cast<std::int64_t>(2 * i)] = own[i].step;
-    mine[static_cast<std::int64_t>(2 * i + 1)] = own[i].world;
+    mine[2 * i] = own[i].step;
+    mine[2 * i + 1] = own[i].world;
   }
-  at::Tensor all = mine.clone(), told = mine;
-  if (world > 1) {
-    all = at::empty({world * mine.numel()}, at::kLong);
-    comm::wait(*group_, group_->_allgather_base(all, told), "looking for a checkpoint", calls_);
-  }
+  const std::vector<std::int64_t> all =
+      comm::Peers(*group_).all_gather(mine, "looking for a checkpoint", calls_);
+  if (std::ranges::all_of(all, [](std::int64_t number) { return number < 0; })) return std::nullopt;
   const auto has = [&](int of_rank, const Saved& saved) {
-    const auto row = all.narrow(0, of_rank * mine.numel(), mine.numel()).view({-1, 2});
-    return ((row.select(1, 0) == saved.step) & (row.select(1, 1) == saved.world))
-        .any()
-        .item<bool>();
+    const auto told = std::span(all).subspan(static_cast<std::size_t>(of_rank) * mine.size());
+    for (std::size_t i = 0; i < mine.size(); i += 2)
+      if (told[i] == saved.step && told[i + 1] == saved.world) return true;
+    return false;
   };
-  if ((all < 0).all().item<bool>()) return std::nullopt;
   const auto newest = std::ranges::find_if(own, [&](const Saved& saved) {
     for (int r = 0; r < world; ++r)
       if (!has(r, saved)) return false;
@@ -270,7 +268,9 @@ void Checkpoint::load_parts(const std::vector<NamedTensors>& of_ranks, bool same
           }
           return std::string("known");
         });
-    part.load(state);
+    comm::guard(
+        *group_, [&, &name = name] { return concat("loading the part '", name, "'"); }, calls_,
+        [&, &part = part] { part.load(state); });
   }
 }
 

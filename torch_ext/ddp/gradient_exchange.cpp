@@ -16,6 +16,7 @@
 #include "thinwire/comm/link/link_model.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/stopwatch.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire {
@@ -241,8 +242,7 @@ void GradientExchange::finish_step(std::int64_t step) {
     summary_.adaptation = adaptive_->summary();
     now.sent_bytes += summary_.adaptation.sent_bytes;
   }
-  summary_.adaptation.training_seconds =
-      std::chrono::duration<double>(Timeline::Clock::now() - *began_).count();
+  summary_.adaptation.training_seconds = seconds_since(*began_);
   ++summary_.steps;
   summary_.total = now;
   summary_.memory = averager_.memory();

@@ -203,6 +203,25 @@ TEST_F(CheckpointTest, AnotherProgramsCheckpointIsRefusedByName) {
               Each(HasSubstr("which this module has not")));
 }
 
+TEST_F(CheckpointTest, AModelThatDoesNotFitOnOneRankIsToldToAll) {
+  save_steps(2, {1});
+  EXPECT_THAT(
+      errors_of<Error>(
+          2,
+          [&](RankContext& ctx) {
+            torch::nn::Module* model = nullptr;
+            Net net;
+            Other other;
+            model = ctx.rank == 1 ? static_cast<torch::nn::Module*>(&other)
+                                  : static_cast<torch::nn::Module*>(&net);
+            Checkpoint checkpoint(ctx.group, {.directory = directory_});
+            checkpoint.add("model", *model);
+            checkpoint.add("more", {[] { return NamedTensors(); }, [](const NamedTensors&) {}});
+            checkpoint.load();
+          }),
+      Each(HasSubstr("which this module has not")));
+}
+
 // The mean of the residuals is what the weights are still owed, whatever the number of ranks.
 TEST_F(CheckpointTest, WorldsOfOtherSizesKeepTheMeanResidual) {
   const auto mean_residual = [](std::span<const NamedTensors> states) {
