@@ -10,7 +10,6 @@
 #include "thinwire/comm/backend/reconnect.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/join/store_meeting.h"
-#include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
@@ -44,19 +43,10 @@ std::vector<int> exchange_choices(const c10d::ProcessGroup& group, const std::st
   const std::string operation = "splitting a process group";
   const auto store = group.getStore();
   const auto timeout = group.getDefaultBackend()->getBackendOptions()->timeout;
-  StorePoll poll(group.getSize(), StorePoll::Clock::now() + timeout);
   try {
     StoreMeeting meeting(*store, meeting_key, group.getRank(), group.getSize());
-    const std::string choices = meeting.attend(
-        std::to_string(color) + ' ' + std::to_string(key) + ' ', choices_by_rank, [&] {
-          if (poll.pause()) return;
-          const std::vector<int> absent = meeting.absent();
-          throw CommError(absent.empty() ? 0 : absent.front(), operation, 0,
-                          concat("rank(s) ", list_of(absent), " did not come within ",
-                                 static_cast<double>(timeout.count()) / 1000, " s"));
-        });
-    meeting.leave();
-    return numbers_of(choices);
+    return numbers_of(meeting.meet(std::to_string(color) + ' ' + std::to_string(key) + ' ',
+                                   choices_by_rank, operation, timeout));
   } catch (...) {
     raise_collective_failure(group, operation, 0, std::current_exception());
   }

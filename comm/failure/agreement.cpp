@@ -131,12 +131,14 @@ class TextAgreement {
   }
 
   [[noreturn]] void refuse(std::string_view outcome, std::string_view text) {
-    if (outcome.starts_with(kRefused))
-      throw InvalidArgument(std::string(outcome.substr(kRefused.size())));
-    const int odd = std::stoi(std::string(outcome.substr(kDiffers.size())));
-    const auto [zero, other] = within_the_group([&] { return fetch_texts(odd, text); });
-    throw InvalidArgument(
-        concat("the ranks disagree on ", what_, ": ", first_difference(zero, other, odd)));
+    std::string reason(outcome.substr(kRefused.size()));
+    if (!outcome.starts_with(kRefused)) {
+      const int odd = std::stoi(std::string(outcome.substr(kDiffers.size())));
+      const auto [zero, other] = within_the_group([&] { return fetch_texts(odd, text); });
+      reason = concat("the ranks disagree on ", what_, ": ", first_difference(zero, other, odd));
+    }
+    within_the_group([&] { make_meeting().leave(kStayToRefuse); });
+    throw InvalidArgument(reason);
   }
 
   // The texts of rank 0 and of rank `odd`, which those two post now.

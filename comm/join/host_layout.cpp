@@ -10,7 +10,6 @@
 
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/store_meeting.h"
-#include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
@@ -63,19 +62,9 @@ std::vector<int> hosts_of_ranks(const c10d::ProcessGroup& group, std::string_vie
   const auto store = group.getStore();
   check(store != nullptr, "a process group without a store cannot tell which ranks share a host");
   const std::string operation = "learning the hosts of the ranks";
-  const auto timeout = store->getTimeout();
-  StorePoll poll(group.getSize(), StorePoll::Clock::now() + timeout);
   try {
     StoreMeeting meeting(*store, concat("hosts/", key), group.getRank(), group.getSize());
-    const std::string numbers = meeting.attend(host, number_hosts, [&] {
-      if (poll.pause()) return;
-      const std::vector<int> absent = meeting.absent();
-      throw CommError(absent.empty() ? 0 : absent.front(), operation, 0,
-                      concat("rank(s) ", list_of(absent), " did not come within ",
-                             static_cast<double>(timeout.count()) / 1000, " s"));
-    });
-    meeting.leave();
-    return decode_runs(numbers);
+    return decode_runs(meeting.meet(host, number_hosts, operation, store->getTimeout()));
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {

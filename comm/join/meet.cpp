@@ -64,8 +64,7 @@ class Meet {
         [&] {
           if (!poll.pause()) give_up();
         });
-    check_outcome(outcome);
-    meeting_.leave();
+    conclude(outcome);
     return split_lines(std::string_view(outcome).substr(kMet.size()));
   }
 
@@ -78,16 +77,17 @@ class Meet {
         store_.compareSet("thinwire/group", "", concat(mine, " ", std::to_string(rank_)));
     const std::size_t blank = first.rfind(' ');
     if (first.substr(0, blank) != mine)
-      check_outcome(
-          meeting_.end(concat(kNoGroup, "the ranks disagree: rank ", first.substr(blank + 1),
-                              " makes a process group of ", first.substr(0, blank), ", rank ",
-                              rank_, " one of ", mine)));
+      conclude(meeting_.end(concat(kNoGroup, "the ranks disagree: rank ", first.substr(blank + 1),
+                                   " makes a process group of ", first.substr(0, blank), ", rank ",
+                                   rank_, " one of ", mine)));
     // Where they agree on it, more than all is too many.
     check(store_.add("thinwire/came", 1) <= size_, two_claim(rank_, size_));
   }
 
-  static void check_outcome(const std::string& outcome) {
-    if (!outcome.starts_with(kMet)) throw InvalidArgument(outcome.substr(kNoGroup.size()));
+  void conclude(const std::string& outcome) {
+    if (outcome.starts_with(kMet)) return meeting_.leave();
+    meeting_.leave(kStayToRefuse);
+    throw InvalidArgument(outcome.substr(kNoGroup.size()));
   }
 
   [[noreturn]] void give_up() {

@@ -1,5 +1,8 @@
 #include "thinwire/comm/join/store_meeting.h"
 
+#include "thinwire/comm/join/store_poll.h"
+#include "thinwire/common/error.h"
+
 namespace thinwire::comm {
 
 StoreMeeting::StoreMeeting(c10d::Store& store, std::string_view key, int rank, int size)
@@ -21,6 +24,20 @@ std::string StoreMeeting::attend(std::string_view word, const Judge& judge,
   }
 }
 
+std::string StoreMeeting::meet(std::string_view word, const Judge& judge,
+                               const std::string& operation, std::chrono::milliseconds timeout) {
+  StorePoll poll(size_, StorePoll::Clock::now() + timeout);
+  const std::string outcome = attend(word, judge, [&] {
+    if (poll.pause()) return;
+    const std::vector<int> missing = absent();
+    throw CommError(missing.empty() ? 0 : missing.front(), operation, 0,
+                    concat("rank(s) ", list_of(missing), " did not come within ",
+                           static_cast<double>(timeout.count()) / 1000, " s"));
+  });
+  leave();
+  return outcome;
+}
+
 std::string StoreMeeting::end(const std::string& outcome) {
   return store_.compareSet(outcome_, "", outcome);
 }
@@ -39,8 +56,12 @@ std::vector<int> StoreMeeting::absent() {
   return ranks;
 }
 
-void StoreMeeting::leave() {
-  if (store_.add(left_, 1) != size_) return;
+void StoreMeeting::leave(std::chrono::milliseconds stay) {
+  std::int64_t left = store_.add(left_, 1);
+  if (rank_ != 0) return;
+  for (StorePoll poll(size_, StorePoll::Clock::now() + stay); left < size_;
+       left = store_.add(left_, 0))
+    if (!poll.pause()) return;
   words_.remove();
   store_.deleteKey(outcome_);
   store_.deleteKey(left_);

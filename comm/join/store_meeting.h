@@ -12,6 +12,7 @@
 // or while they wait: the first outcome posted counts, and whoever comes later finds it.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -20,6 +21,10 @@
 #include "thinwire/comm/join/store_log.h"
 
 namespace thinwire::comm {
+
+// How long rank 0 stays in a meeting that came to nothing: others may come late, or never. Those
+// that come later find the reason as long as the store is there.
+inline constexpr auto kStayToRefuse = std::chrono::seconds(2);
 
 // Not thread-safe. Every member throws what the store throws where it is unreachable.
 class StoreMeeting {
@@ -36,6 +41,10 @@ class StoreMeeting {
 
   // Says `word` and returns the outcome.
   std::string attend(std::string_view word, const Judge& judge, const Between& between);
+  // The same for all that a rank does there: attends, waits `timeout` at most, and leaves. Throws
+  // CommError that names `operation` and the ranks that did not come.
+  std::string meet(std::string_view word, const Judge& judge, const std::string& operation,
+                   std::chrono::milliseconds timeout);
   // Ends the meeting; returns the outcome that counts, which is another one where another rank was
   // earlier.
   std::string end(const std::string& outcome);
@@ -43,9 +52,10 @@ class StoreMeeting {
   bool is_over();
   // The ranks that have said nothing so far.
   std::vector<int> absent();
-  // To be called once by every rank that has read the outcome and needs no more of the meeting; the
-  // last one deletes its keys.
-  void leave();
+  // To be called once by every rank that has read the outcome and needs no more of the meeting.
+  // Rank 0, whose process often hosts the store, stays until the others have left, `stay` at most,
+  // so that its end does not take the outcome from them; then it deletes the meeting's keys.
+  void leave(std::chrono::milliseconds stay = std::chrono::seconds(10));
 
  private:
   c10d::Store& store_;

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <thread>
 
@@ -98,6 +100,34 @@ TEST(StoreMeeting, WhoEndsItIsHeardByThoseWhoWaitAndThoseWhoComeLater) {
         "red", [](const auto&) { return "all came"; }, pause);
   });
   EXPECT_THAT(outcomes, ::testing::Each("no colour left"));
+}
+
+// Its process often hosts the store: were it gone, the others could not read what they agreed on.
+TEST(StoreMeeting, RankZeroStaysUntilTheOthersHaveLeft) {
+  CountingStore store;
+  std::atomic<int> left = 0;
+  on_threads(3, [&](int rank) {
+    StoreMeeting meeting(store, "colours", rank, 3);
+    meeting.attend(
+        "red", [](const auto&) { return "all came"; }, pause);
+    if (rank == 0) {
+      meeting.leave();
+      EXPECT_EQ(left, 2);
+      return;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20 * rank));
+    ++left;
+    meeting.leave();
+  });
+  EXPECT_EQ(store.getNumKeys(), 0);
+}
+
+TEST(StoreMeeting, RankZeroDoesNotStayForOneThatDied) {
+  CountingStore store;
+  StoreMeeting meeting(store, "colours", 0, 2);
+  EXPECT_EQ(meeting.end("no colour left"), "no colour left");
+  meeting.leave(std::chrono::milliseconds(5));
+  EXPECT_TRUE(meeting.is_over());
 }
 
 TEST(StoreMeeting, KnowsWhoIsAbsent) {
