@@ -1,17 +1,18 @@
 #include "thinwire/torch_ext/adaptive/gradient_statistics.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <numeric>
 
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/philox.h"
 #include "thinwire/common/shape.h"
-#include "thinwire/compressors/kernels/cast.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
+#include "thinwire/compressors/kernels/half_math.h"
 
 namespace thinwire {
 namespace {
@@ -19,9 +20,22 @@ namespace {
 // Elements of the messages to all ranks together: 2 MiB each way, whatever the number of ranks.
 constexpr std::size_t kMessageElements = std::size_t{1} << 20;
 
-// Sums travel in bfloat16: curves do not notice its 0.2 %, and its range is that of float32.
-const kernels::CastFormat& wire_format() {
-  return kernels::cast_formats().front();
+std::int64_t as_int64(std::size_t n) {
+  return static_cast<std::int64_t>(n);
+}
+
+// sums[i] += gradient[i], rounded up with the probability that makes the mean right: to the
+// nearest, a sum of some hundred equal gradients would not grow any more. `salt` tells steps apart.
+void add_at_random(std::span<std::uint16_t> sums, const float* gradient, std::uint32_t salt) {
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    // A mixer of 32 bits: two rounds of multiply and shift.
+    std::uint32_t random = static_cast<std::uint32_t>(i) * 0x9E3779B9u ^ salt;
+    random = (random ^ (random >> 16)) * 0x7FEB352Du;
+    random = (random ^ (random >> 15)) * 0x846CA68Bu;
+    const auto sum =
+        std::bit_cast<std::uint32_t>(kernels::float_from_bfloat(sums[i]) + gradient[i]);
+    sums[i] = static_cast<std::uint16_t>((sum + (random >> 16)) >> 16);
+  }
 }
 
 }  // namespace
@@ -59,31 +73,29 @@ void GradientStatistics::reset() {
 
 void GradientStatistics::release() {
   // Not `= {}`, which would keep the memory.
-  sums_ = std::vector<float>();
-  means_ = std::vector<float>();
+  values_ = std::vector<std::uint16_t>();
+  holds_means_ = false;
 }
 
-std::span<float> GradientStatistics::mutable_values(std::size_t layer) {
-  return std::span(sums_).subspan(places_[layer].offset, places_[layer].numel);
-}
-
-std::span<const float> GradientStatistics::values(std::size_t layer) const {
-  const auto me = static_cast<std::size_t>(rank_);
-  if (sums_.empty()) {
-    if (places_[layer].owner != rank_ || means_.empty()) return {};
-    return std::span(means_).subspan(places_[layer].offset - region_begin_[me],
-                                     places_[layer].numel);
-  }
-  return std::span(sums_).subspan(places_[layer].offset, places_[layer].numel);
+std::vector<float> GradientStatistics::values(std::size_t layer) const {
+  const Place& place = places_[layer];
+  if (values_.empty() || (holds_means_ && place.owner != rank_)) return {};
+  const std::size_t first =
+      holds_means_ ? region_begin_[static_cast<std::size_t>(rank_)] : std::size_t{0};
+  std::vector<float> values(place.numel);
+  std::ranges::transform(std::span(values_).subspan(place.offset - first, place.numel),
+                         values.begin(), kernels::float_from_bfloat);
+  return values;
 }
 
 void GradientStatistics::add(const comm::Bucket& bucket) {
-  means_ = std::vector<float>();
-  sums_.resize(region_begin_.back());
+  if (holds_means_) release();
+  values_.resize(region_begin_.back());
   for (const comm::BucketLayer& layer : bucket.layers) {
     const auto found = index_.find(layer.name);
     if (found == index_.end()) continue;
-    const std::span<float> sum = mutable_values(found->second);
+    const Place& place = places_[found->second];
+    const std::span sum = std::span(values_).subspan(place.offset, place.numel);
     const at::Tensor part =
         bucket.buffer.narrow(0, layer.offset, layer.numel()).to(at::kFloat).contiguous();
     const std::span gradient(part.const_data_ptr<float>(), static_cast<std::size_t>(part.numel()));
@@ -92,7 +104,11 @@ void GradientStatistics::add(const comm::Bucket& bucket) {
       ++left_out_;
       continue;
     }
-    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += gradient[i];
+    const std::uint32_t salt =
+        philox4x32({static_cast<std::uint32_t>(found->second), static_cast<std::uint32_t>(steps_),
+                    static_cast<std::uint32_t>(rank_), 0},
+                   {})[0];
+    add_at_random(sum, gradient.data(), salt);
   }
 }
 
@@ -107,50 +123,53 @@ std::uint64_t GradientStatistics::exchange(c10d::ProcessGroup& group, std::uint6
   for (std::size_t owner = 0; owner < world; ++owner) {
     largest = std::max(largest, region_size(owner));
   }
+  // Piece by piece of every region, so that the messages stay small beside the model. The means
+  // take the place of the sums.
+  const std::size_t piece = std::max<std::size_t>(1, kMessageElements / world);
+  const auto piece_of = [&](std::size_t owner, std::size_t begin) {
+    const std::size_t size = region_size(owner);
+    return begin < size ? std::min(piece, size - begin) : 0;
+  };
+  const auto count = static_cast<float>(steps_ * world_);
+  const std::size_t most = std::min(piece, largest) * world;
+  // Of 16 bits an element, whatever they mean: not every backend knows bfloat16.
+  const at::Tensor send = at::empty({as_int64(2 * most)}, at::kByte);
+  const at::Tensor receive = at::empty({as_int64(2 * most)}, at::kByte);
   std::uint64_t sent = 0;
-  if (world > 1) {
-    // Piece by piece of every region, so that the messages stay small beside the model.
-    const std::size_t piece = std::max<std::size_t>(1, kMessageElements / world);
-    const auto piece_of = [&](std::size_t owner, std::size_t begin) {
-      const std::size_t size = region_size(owner);
-      return begin < size ? std::min(piece, size - begin) : 0;
-    };
-    const auto numbers = [](std::size_t n) { return static_cast<std::int64_t>(n); };
-    const kernels::CastFormat& format = wire_format();
-    at::Tensor send = at::empty({numbers(format.bytes(piece * world))}, at::kByte);
-    at::Tensor receive = at::empty({numbers(format.bytes(piece * world))}, at::kByte);
-    std::vector<float> theirs(piece);
-    for (std::size_t begin = 0; begin < largest; begin += piece) {
+  for (std::size_t begin = 0; begin < largest; begin += piece) {
+    const std::size_t mine = piece_of(me, begin);
+    auto* own = values_.data() + region_begin_[me] + begin;
+    std::span<const std::uint16_t> theirs(own, mine);
+    if (world > 1) {
       std::vector<std::int64_t> send_splits, receive_splits;
-      const std::size_t mine = piece_of(me, begin);
-      auto* out = static_cast<std::byte*>(send.mutable_data_ptr());
+      auto* out = static_cast<std::uint16_t*>(send.mutable_data_ptr());
       for (std::size_t owner = 0; owner < world; ++owner) {
-        const std::size_t count = piece_of(owner, begin);
-        format.encode(sums_.data() + region_begin_[owner] + begin, count, out);
-        out += format.bytes(count);
-        send_splits.push_back(numbers(format.bytes(count)));
-        receive_splits.push_back(numbers(format.bytes(mine)));
-        if (owner != me) sent += format.bytes(count);
+        const std::size_t numel = piece_of(owner, begin);
+        out = std::copy_n(values_.data() + region_begin_[owner] + begin, numel, out);
+        send_splits.push_back(as_int64(2 * numel));
+        receive_splits.push_back(as_int64(2 * mine));
+        if (owner != me) sent += 2 * numel;
       }
-      const auto* first = static_cast<const std::byte*>(send.const_data_ptr());
-      at::Tensor input = send.narrow(0, 0, out - first);
-      at::Tensor output = receive.narrow(0, 0, numbers(format.bytes(mine) * world));
+      at::Tensor input = send.narrow(
+          0, 0, std::accumulate(send_splits.begin(), send_splits.end(), std::int64_t{0}));
+      at::Tensor output = receive.narrow(0, 0, as_int64(2 * mine * world));
       comm::wait(group, group.alltoall_base(output, input, receive_splits, send_splits),
                  "exchange of the gradients' statistics", sequence);
-      const auto* in = static_cast<const std::byte*>(receive.const_data_ptr());
-      float* sum = sums_.data() + region_begin_[me] + begin;
-      format.decode(in, mine, sum);
-      for (std::size_t rank = 1; rank < world; ++rank) {
-        format.decode(in + rank * format.bytes(mine), mine, theirs.data());
-        for (std::size_t i = 0; i < mine; ++i) sum[i] += theirs[i];
-      }
+      theirs = {static_cast<const std::uint16_t*>(receive.const_data_ptr()), mine * world};
+    }
+    for (std::size_t i = 0; i < mine; ++i) {
+      float sum = kernels::float_from_bfloat(theirs[i]);
+      for (std::size_t rank = 1; rank < world; ++rank)
+        sum += kernels::float_from_bfloat(theirs[rank * mine + i]);
+      own[i] = kernels::bfloat_from_float(sum / count);
     }
   }
-  const auto count = static_cast<float>(steps_ * world_);
-  means_.assign(sums_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me]),
-                sums_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me + 1]));
-  for (float& mean : means_) mean /= count;
-  sums_ = std::vector<float>();
+  if (world > 1) {
+    const auto first = values_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me]);
+    values_ =
+        std::vector<std::uint16_t>(first, first + static_cast<std::ptrdiff_t>(region_size(me)));
+  }
+  holds_means_ = true;
   return sent;
 }
 

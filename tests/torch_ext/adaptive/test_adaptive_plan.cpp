@@ -6,12 +6,14 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/generated/variable_factories.h>
 
+#include <map>
 #include <mutex>
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/tests/support/rank_threads.h"
 #include "thinwire/torch_ext/adaptive/candidate_costs.h"
+#include "thinwire/torch_ext/adaptive/gradient_statistics.h"
 
 namespace thinwire {
 namespace {
@@ -99,29 +101,34 @@ TEST_P(AdaptivePlanOnRanks, SolvesForTheMeanOfTheRawGradients) {
   const int world = GetParam();
   const std::string spec =
       "lgreco(family=topk, period=10, warmup=0, first=0, window=3, constraint=bytes)";
-  const auto policy = adaptive_compression(kLayers, spec)->policy;
+  const AdaptiveCompression compression = *adaptive_compression(kLayers, spec);
+  // By a window's end: the means, of the owners.
+  std::map<std::int64_t, std::vector<std::vector<float>>> means;
+  for (const std::int64_t end : {3, 13}) means[end].resize(compression.layers.size());
+  run_ranks(world, [&](RankContext& ctx) {
+    for (auto& [end, of_layers] : means) {
+      GradientStatistics statistics(compression.layers, ctx.rank, world);
+      for (std::int64_t step = end - 3; step < end; ++step) {
+        statistics.add(gradients(ctx.rank, step));
+        statistics.finish_step();
+      }
+      statistics.exchange(*ctx.group, 1);
+      for (std::size_t i = 0; i < of_layers.size(); ++i)
+        if (statistics.owner(i) == ctx.rank) of_layers[i] = statistics.values(i);
+    }
+  });
   const auto expected_after = [&](std::int64_t end) {
     lgreco::CurveCosts costs;
     costs.bytes = [&](const Spec& candidate, std::span<const std::int64_t> shape) {
       return candidate_bytes(candidate, shape, world);
     };
     std::vector<lgreco::Layer> layers;
-    for (std::size_t i = 0; i < kLayers.size(); ++i) {
-      if (kLayers[i].name == "bias") continue;
-      at::Tensor total = at::zeros({part_of(gradients(0, 0), i).numel()}, at::kFloat);
-      for (int rank = 0; rank < world; ++rank) {
-        at::Tensor sum = part_of(gradients(rank, end - 3), i).clone();
-        for (std::int64_t step = end - 2; step < end; ++step)
-          sum += part_of(gradients(rank, step), i);
-        // Sums travel in bfloat16.
-        total += world > 1 ? sum.to(at::kBFloat16).to(at::kFloat) : sum;
-      }
-      total /= 3 * world;
-      layers.push_back(lgreco::rate_distortion_curve(
-          kLayers[i].name, {total.const_data_ptr<float>(), static_cast<std::size_t>(total.numel())},
-          kLayers[i].shape, policy, costs));
+    for (std::size_t i = 0; i < compression.layers.size(); ++i) {
+      const LayerInfo& layer = compression.layers[i];
+      layers.push_back(lgreco::rate_distortion_curve(layer.name, means[end][i], layer.shape,
+                                                     compression.policy, costs));
     }
-    const auto options = policy.allocation();
+    const auto options = compression.policy.allocation();
     return lgreco::plan_text(lgreco::make_plan(layers, options, lgreco::allocate(layers, options)));
   };
   run_ranks(world, [&](RankContext& ctx) {
