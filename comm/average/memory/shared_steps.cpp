@@ -1,0 +1,133 @@
+#include "thinwire/comm/average/memory/shared_steps.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace thinwire::comm {
+namespace {
+
+using Goal = EcsqOptions::Goal;
+
+// Slots have this much more than what was last used; what does not fit is coded coarser.
+constexpr double kMargin = 1.03;
+// Of steps that have no number of bits as their goal, at first.
+constexpr double kFirstBits = 12;
+constexpr double kLeastBits = 0.005;
+// Beyond this factor of its goal a step is found anew.
+constexpr double kFarOff = 4;
+
+// Bits an element that are aimed at, so that slots with their margin are those of the spec.
+double aim(const EcsqOptions& options) {
+  return options.goal == Goal::kBits ? options.value / kMargin : 0;
+}
+
+double first_bits(const EcsqOptions& options) {
+  return options.goal == Goal::kBits ? aim(options) : kFirstBits;
+}
+
+double step_factor(const EcsqOptions& options, double bits, double error) {
+  if (options.goal == Goal::kStep) return 1;
+  if (options.goal != Goal::kBits) {
+    return error > 0 ? std::clamp(std::pow(error, -0.3), 0.5, 2.0) : 2.0;
+  }
+  const double target = aim(options);
+  const double factor =
+      target >= 1.5 ? std::exp2(0.6 * (bits - target)) : std::pow(bits / target, 0.4);
+  return std::clamp(factor, 0.5, 2.0);
+}
+
+// Averages over the groups that reported, by their elements, in order of the names.
+struct Totals {
+  double numel = 0;
+  std::array<double, 2> bits{}, error{};
+  double with_step = 0, log2_step = 0;
+};
+
+Totals totals_of(const SharedSteps::Codec& codec) {
+  Totals totals;
+  for (const auto& [name, group] : codec.groups) {
+    if (!group.reported) continue;
+    const auto numel = static_cast<double>(group.numel);
+    totals.numel += numel;
+    for (const std::size_t leg : {kToOwners, kToAll}) {
+      totals.bits[leg] += numel * group.report.bits[leg];
+      totals.error[leg] += numel * group.report.error[leg];
+    }
+    if (!group.report.log2_step) continue;
+    totals.with_step += numel;
+    totals.log2_step += numel * *group.report.log2_step;
+  }
+  return totals;
+}
+
+// Of what a step took, over its goal.
+double excess(const EcsqOptions& options, double bits, double error) {
+  if (options.goal == Goal::kBits) return bits / aim(options);
+  return options.goal == Goal::kStep ? 1 : error;
+}
+
+float next_step(const EcsqOptions& options, float step, const Totals& totals, std::size_t leg) {
+  const double bits = totals.bits[leg] / totals.numel;
+  const double error = totals.error[leg] / totals.numel;
+  if (options.goal == Goal::kStep) return static_cast<float>(options.value);
+  const double over = excess(options, bits, error);
+  if (over > kFarOff || over < 1 / kFarOff) return 0;
+  double from = double{step};
+  if (step == 0) {
+    if (totals.with_step == 0) return 0;
+    from = std::exp2(totals.log2_step / totals.with_step);
+  }
+  return static_cast<float>(from * step_factor(options, bits, error));
+}
+
+// From the reports of one training step to the steps and slots of the next.
+void follow(SharedSteps::Codec& codec, const EcsqOptions& options) {
+  const Totals totals = totals_of(codec);
+  if (totals.numel == 0) return;
+  // Buckets that come no more, as when they are rebuilt.
+  std::erase_if(codec.groups, [](const auto& entry) { return !entry.second.reported; });
+  for (const std::size_t leg : {kToOwners, kToAll}) {
+    const double bits = std::max(totals.bits[leg] / totals.numel, kLeastBits);
+    codec.step[leg] = next_step(options, codec.step[leg], totals, leg);
+    const double change =
+        options.goal == Goal::kBits ? std::clamp(aim(options) / bits, 0.5, 2.0) : 1;
+    for (auto& [name, group] : codec.groups) {
+      const double wanted =
+          codec.step[leg] > 0 ? group.report.bits[leg] * change : first_bits(options);
+      group.slot_bits[leg] = std::max(wanted, kLeastBits) * kMargin;
+    }
+  }
+  for (auto& [name, group] : codec.groups) group.reported = false;
+}
+
+}  // namespace
+
+SharedSteps::Use SharedSteps::use(const std::string& spec, const EcsqOptions& options,
+                                  const std::string& group, std::int64_t numel,
+                                  std::int64_t training_step) {
+  Codec& codec = codecs_[spec];
+  const auto [last, first_use] = training_step_.try_emplace(spec, training_step);
+  if (first_use || last->second != training_step) follow(codec, options);
+  last->second = training_step;
+  if (options.goal == Goal::kStep) codec.step.fill(static_cast<float>(options.value));
+  auto [found, added] = codec.groups.try_emplace(group);
+  if (added || found->second.numel != numel) {
+    found->second = {.numel = numel};
+    found->second.slot_bits.fill(first_bits(options) * kMargin);
+  }
+  return {codec.step, found->second.slot_bits};
+}
+
+void SharedSteps::report(const std::string& spec, const std::string& group,
+                         const SlotReport& report) {
+  Group& reporting = codecs_.at(spec).groups.at(group);
+  reporting.report = report;
+  reporting.reported = true;
+}
+
+void SharedSteps::load_state(State state) {
+  codecs_ = std::move(state);
+  training_step_.clear();
+}
+
+}  // namespace thinwire::comm

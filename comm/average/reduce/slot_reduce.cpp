@@ -1,0 +1,554 @@
+#include "thinwire/comm/average/reduce/slot_reduce.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/wire/frame.h"
+#include "thinwire/common/error.h"
+#include "thinwire/compressors/entropy/rate_model.h"
+#include "thinwire/compressors/entropy/step_coder.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
+
+namespace thinwire::comm {
+namespace {
+
+using entropy::Apply;
+
+// In front of the payload, see the class; both are the same on the two ways but for their number.
+struct SlotPrefix {
+  std::uint32_t wanted_bytes = 0;
+  float error = 1;
+};
+struct MeanPrefix {
+  SlotPrefix mean, slices;
+  float log2_step = 0;
+};
+static_assert(sizeof(SlotPrefix) == 8 && sizeof(MeanPrefix) == 20);
+
+constexpr std::size_t kPrefixBytes[] = {sizeof(SlotPrefix), sizeof(MeanPrefix)};
+// In place of the logarithm of a step where everything was zero.
+constexpr double kNoStep = -1000;
+// For tables and the coder's states, beside the bits; small slices have few of them.
+constexpr std::size_t kSlotMargin = 32;
+
+// Coders of the calling thread; their buffers serve one slice after another.
+struct SlotCoders {
+  entropy::StepEncoder encoder;
+  entropy::StepDecoder decoder;
+  entropy::StepCodes codes;
+  std::vector<std::span<const float>> parts;
+  std::vector<std::size_t> sizes;
+};
+SlotCoders& slot_coders() {
+  thread_local SlotCoders instance;
+  return instance;
+}
+
+std::uint32_t leg_number(int chunk, std::size_t leg) {
+  return 2 * static_cast<std::uint32_t>(chunk) + static_cast<std::uint32_t>(leg);
+}
+
+// Calls visit(index of the piece, piece, index of its first element in the slice).
+template <typename Visit>
+void for_each_piece(const Slice& slice, const Visit& visit) {
+  std::size_t element = 0;
+  for (std::size_t p = 0; p < slice.pieces.size(); ++p) {
+    visit(p, slice.pieces[p], element);
+    element += static_cast<std::size_t>(slice.pieces[p].numel);
+  }
+}
+
+std::span<float> part_of(std::span<float> values, std::size_t begin, const Piece& piece) {
+  return values.subspan(begin, static_cast<std::size_t>(piece.numel));
+}
+
+// What the frame of an owner's slice says when `sender` sends it.
+FrameHeader slot_header(const ReductionContext& context, const Slice& slice, int chunk,
+                        std::size_t leg, int sender, std::size_t slot_bytes) {
+  return {.codec_id = static_cast<std::uint16_t>(CodecId::kEcsq),
+          .sender = static_cast<std::uint32_t>(context.peers->group_rank(sender)),
+          .chunk = leg_number(chunk, leg),
+          .layout = context.layout,
+          .sequence = context.sequence,
+          .numel = static_cast<std::uint64_t>(slice.numel),
+          .payload_bytes = slot_bytes};
+}
+
+// Codes that a slot holds of a slice.
+const entropy::StepCodes& read_slot(std::span<const std::byte> payload, const Slice& slice) {
+  SlotCoders& coders = slot_coders();
+  coders.sizes.clear();
+  for (const Piece& piece : slice.pieces) {
+    coders.sizes.push_back(static_cast<std::size_t>(piece.numel));
+  }
+  coders.decoder.decode(payload, coders.sizes, coders.codes);
+  return coders.codes;
+}
+
+double sum_of_squares(std::span<const float> values) {
+  double sum = 0;
+  for (const float value : values) sum += static_cast<double>(value) * value;
+  return sum;
+}
+
+// Squared error that the goal allows for the parts; nothing for goals that are no errors.
+double allowed_error(const EcsqOptions& options, std::span<const std::span<const float>> parts,
+                     const RandomKey& key) {
+  double allowed = 0;
+  if (options.goal == EcsqOptions::Goal::kError) {
+    for (const auto& part : parts) allowed += sum_of_squares(part);
+    return allowed * options.value * options.value;
+  }
+  if (options.goal != EcsqOptions::Goal::kAs) return 0;
+  for (const auto& part : parts) {
+    std::vector<float> lost(part.begin(), part.end());
+    std::vector<std::byte> payload(
+        options.as->max_compressed_bytes(static_cast<std::int64_t>(part.size()), DType::kFloat32));
+    options.as->compress_and_subtract(view_of(std::span(lost)), key, payload);
+    allowed += sum_of_squares(lost);
+  }
+  return allowed;
+}
+
+double lost_error(const entropy::StepCodes& codes, std::span<const std::span<const float>> parts) {
+  std::vector<float> lost;
+  double error = 0;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    lost.assign(parts[p].begin(), parts[p].end());
+    codes.apply(p, Apply::kSubtract, lost);
+    error += sum_of_squares(lost);
+  }
+  return error;
+}
+
+bool aims_at_error(const EcsqOptions& options) {
+  return options.goal == EcsqOptions::Goal::kError || options.goal == EcsqOptions::Goal::kAs;
+}
+
+// Encodes SlotCoders::parts into a slot behind its prefix.
+SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, const RandomKey& key,
+                     std::span<std::byte> payload) {
+  SlotCoders& coders = slot_coders();
+  const double allowed = allowed_error(options, coders.parts, key);
+  const entropy::Encoded encoded =
+      coders.encoder.encode(coders.parts, step, rounding, payload, coders.codes);
+  SlotPrefix prefix;
+  prefix.wanted_bytes = static_cast<std::uint32_t>(std::min(encoded.wanted_bits / 8, 4e9));
+  if (aims_at_error(options) && std::isfinite(allowed) && allowed > 0) {
+    prefix.error =
+        static_cast<float>(std::clamp(lost_error(coders.codes, coders.parts) / allowed, 1e-3, 1e3));
+  }
+  return prefix;
+}
+
+}  // namespace
+
+struct SlotReduce::Chunk {
+  std::optional<Messages> out[2], in[2];  // by leg
+  c10::intrusive_ptr<c10d::Work> work[2];
+  std::span<std::byte> own[2];  // slots of this rank's own slice
+  std::span<float> sums;        // of the own slice, then what encoding their mean lost
+  int refused_rank = -1;        // whose slot this rank did not take
+  bool finite = true;           // the mean of the own slice
+  SlotPrefix slices;            // averages over the ranks of the slots of the own slice
+  double log2_step = 0;
+};
+
+struct SlotReduce::Taken {
+  std::array<double, 2> bytes{}, error{};
+  double elements = 0;
+  double log2_step = 0, with_step = 0;  // of the slots to the owners
+};
+
+SlotReduce::SlotReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
+                       SharedSteps& steps)
+    : rank_(peers.rank()),
+      world_(peers.size()),
+      codec_(*layers[0].codec),
+      options_(*ecsq_options(codec_)),
+      spec_(codec_.spec()),
+      rounding_(static_cast<float>(options_.rounding())),
+      steps_(steps),
+      taken_(std::make_unique<Taken>()) {
+  std::vector<std::int64_t> sizes;
+  for (const PartitionLayer& layer : layers) {
+    THINWIRE_ASSERT(layer.codec->spec() == spec_);
+    sizes.push_back(layer.numel);
+    numel_ += layer.numel;
+  }
+  slices_ = owner_slices(sizes, world_, chunks);
+  for (int c = 0; c < chunks; ++c) chunks_.push_back(std::make_unique<Chunk>());
+}
+
+SlotReduce::~SlotReduce() = default;
+
+std::size_t SlotReduce::slot_bytes(int chunk, int owner, std::size_t leg) const {
+  const Slice& s = slice(chunk, owner);
+  if (s.numel == 0) return 0;
+  return kPrefixBytes[leg] + entropy::StepEncoder::min_bytes(s.pieces.size()) + kSlotMargin +
+         static_cast<std::size_t>(
+             std::ceil(use_.slot_bits[leg] * static_cast<double>(s.numel) / 8));
+}
+
+// Places for all messages, whose sizes are those of this exchange.
+void SlotReduce::place() {
+  Arena& arena = context_.workspace->arena;
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    Chunk& chunk = *chunks_[c];
+    const int index = static_cast<int>(c);
+    for (const std::size_t leg : {kToOwners, kToAll}) {
+      std::vector<std::int64_t> of_owner, mine;
+      const auto frame = [&](int owner) {
+        const std::size_t slot = slot_bytes(index, owner, leg);
+        return static_cast<std::int64_t>(slot == 0 ? 0 : kFrameHeaderBytes + slot);
+      };
+      for (int r = 0; r < world_; ++r) {
+        of_owner.push_back(r == rank_ ? 0 : frame(r));
+        mine.push_back(r == rank_ ? 0 : frame(rank_));
+      }
+      chunk.out[leg].emplace(leg == kToOwners ? of_owner : mine);
+      chunk.in[leg].emplace(leg == kToOwners ? mine : of_owner);
+      chunk.out[leg]->place(arena);
+      chunk.in[leg]->place(arena);
+      chunk.own[leg] = arena.bytes(slot_bytes(index, rank_, leg));
+    }
+    chunk.sums = arena.floats(static_cast<std::size_t>(slice(index, rank_).numel));
+    chunk.refused_rank = -1;
+    chunk.finite = true;
+  }
+}
+
+void SlotReduce::begin() {
+  finite_ = true;
+  *taken_ = {};
+  group_ = std::string(layers_[0].name);
+  use_ = steps_.use(spec_, options_, group_, numel_, static_cast<std::int64_t>(context_.step));
+  find_steps();
+  place();
+  send_slices(0);
+}
+
+// Where there is none yet: from this rank's gradient, for both ways.
+void SlotReduce::find_steps() {
+  if (std::ranges::min(use_.step) > 0) return;
+  std::vector<entropy::MagnitudeCounts> classes;
+  double allowed = 0;
+  for (const LayerValues& layer : layers_) {
+    classes.emplace_back(layer.values);
+    const std::span<const float> values = layer.values;
+    allowed += allowed_error(options_, std::span(&values, 1),
+                             random_key(context_, layer, rank_, /*stage=*/0, 0));
+  }
+  float step = 0;
+  if (aims_at_error(options_)) {
+    if (std::isfinite(allowed)) step = entropy::step_for_error(classes, allowed, rounding_);
+  } else {
+    step = entropy::step_for_bits(classes, use_.slot_bits[kToOwners] * static_cast<double>(numel_),
+                                  rounding_);
+  }
+  std::ranges::replace(use_.step, 0.0f, step);
+}
+
+// Three steps, one chunk apart; all ranks issue their collectives in this order.
+void SlotReduce::advance() {
+  const int chunks = static_cast<int>(chunks_.size());
+  for (int tick = 1; tick <= chunks; ++tick) {
+    if (tick < chunks) send_slices(tick);
+    reduce_own_slice(tick - 1);
+    if (tick >= 2) receive_means(tick - 2);
+  }
+}
+
+Averaged SlotReduce::receive() {
+  receive_means(static_cast<int>(chunks_.size()) - 1);
+  Averaged averaged{.finite = finite_};
+  if (context_.peers->alone()) return averaged;
+  for (const auto& chunk : chunks_) {
+    averaged.sent += chunk->out[kToOwners]->bytes() + chunk->out[kToAll]->bytes();
+  }
+  return averaged;
+}
+
+void SlotReduce::send_slices(int index) {
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  {
+    Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+    SlotCoders& coders = slot_coders();
+    for (int owner = 0; owner < world_; ++owner) {
+      const Slice& s = slice(index, owner);
+      if (s.numel == 0) continue;
+      coders.parts.clear();
+      for (const Piece& piece : s.pieces) {
+        const LayerValues& layer = layers_[piece.layer];
+        const auto begin = static_cast<std::size_t>(piece.begin);
+        if (layer.residual.empty()) {
+          THINWIRE_ASSERT(layer.carried.empty());
+          coders.parts.push_back(part_of(layer.values, begin, piece));
+          continue;
+        }
+        const std::span<float> rest = part_of(layer.residual, begin, piece);
+        add_carried(layer, piece.begin, rest);
+        coders.parts.push_back(rest);
+      }
+      const auto frame = owner == rank_ ? std::span<std::byte>() : chunk.out[kToOwners]->of(owner);
+      const auto slot = owner == rank_ ? chunk.own[kToOwners] : frame.subspan(kFrameHeaderBytes);
+      const Piece& first = s.pieces.front();
+      const SlotPrefix prefix =
+          fill_slot(options_, use_.step[kToOwners], rounding_,
+                    random_key(context_, layers_[first.layer], rank_, /*stage=*/0, first.begin),
+                    slot.subspan(sizeof(SlotPrefix)));
+      std::memcpy(slot.data(), &prefix, sizeof prefix);
+      for_each_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
+        const LayerValues& layer = layers_[piece.layer];
+        if (layer.residual.empty()) return;
+        const auto rest = part_of(layer.residual, static_cast<std::size_t>(piece.begin), piece);
+        coders.codes.apply(p, Apply::kSubtract, rest);
+        note_residual(layer, rest);
+      });
+      if (owner == rank_) continue;
+      write_frame_header(slot_header(context_, s, index, kToOwners, rank_, slot.size()), slot,
+                         frame);
+    }
+  }
+  if (!context_.peers->alone()) {
+    chunk.work[kToOwners] = context_.peers->all_to_all(*chunk.in[kToOwners], *chunk.out[kToOwners]);
+  }
+}
+
+void SlotReduce::reduce_own_slice(int index) {
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  if (!context_.peers->alone()) {
+    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
+                        static_cast<std::int64_t>(chunk.out[kToOwners]->bytes()));
+    wait(context_.peers->group(), chunk.work[kToOwners], "slot_reduce", context_.sequence);
+  }
+  const bool accepted = add_up(index);
+  if (accepted) {
+    // The one place where a gradient in slots is divided by the number of ranks.
+    kernels::divide(chunk.sums, static_cast<float>(context_.divisor));
+    encode_mean(index);
+  }
+  send_mean(index, !accepted);
+}
+
+// The sums of the own slice, in rank order. False if a slot does not fit or cannot be decoded.
+bool SlotReduce::add_up(int index) {
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  const Slice& own = slice(index, rank_);
+  if (own.numel == 0) return true;
+  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  double wanted = 0, error = 0, log2_step = 0;
+  int with_step = 0;
+  for (int r = 0; r < world_; ++r) {
+    try {
+      std::span<const std::byte> slot = chunk.own[kToOwners];
+      if (r != rank_) {
+        const auto frame = chunk.in[kToOwners]->of(r);
+        slot = frame.subspan(kFrameHeaderBytes);
+        verify_frame(read_frame_header(frame),
+                     slot_header(context_, own, index, kToOwners, r, slot.size()), slot);
+      }
+      SlotPrefix prefix;
+      std::memcpy(&prefix, slot.data(), sizeof prefix);
+      const entropy::StepCodes& codes = read_slot(slot.subspan(sizeof prefix), own);
+      for_each_piece(own, [&](std::size_t p, const Piece& piece, std::size_t element) {
+        codes.apply(p, r == 0 ? Apply::kAssign : Apply::kAdd, part_of(chunk.sums, element, piece));
+      });
+      wanted += prefix.wanted_bytes;
+      error += double{prefix.error};
+      if (codes.step() > 0) {
+        log2_step += std::log2(codes.step());
+        ++with_step;
+      }
+    } catch (const FrameError& refused) {
+      chunk.refused_rank = context_.peers->group_rank(r);
+      context_.refusal->note(chunk.refused_rank, refused);
+      return false;
+    }
+  }
+  chunk.slices = {static_cast<std::uint32_t>(wanted / world_), static_cast<float>(error / world_)};
+  chunk.log2_step = with_step > 0 ? log2_step / with_step : kNoStep;
+  return true;
+}
+
+// Leaves in the sums what the encoding loses.
+void SlotReduce::encode_mean(int index) {
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  const Slice& own = slice(index, rank_);
+  if (own.numel == 0) return;
+  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  SlotCoders& coders = slot_coders();
+  coders.parts.clear();
+  for_each_piece(own, [&](std::size_t, const Piece& piece, std::size_t element) {
+    const LayerValues& layer = layers_[piece.layer];
+    const auto mean = part_of(chunk.sums, element, piece);
+    if (layer.second) {
+      const auto kept =
+          layer.second->of(layer.name, layer.first_element + piece.begin, piece.numel);
+      if (!kept.empty()) kernels::add_scaled(mean.data(), kept.data(), layer.second_decay, mean);
+    }
+    coders.parts.push_back(mean);
+  });
+  const std::span<std::byte> slot = chunk.own[kToAll];
+  const Piece& first = own.pieces.front();
+  const MeanPrefix prefix{
+      .mean = fill_slot(options_, use_.step[kToAll], rounding_,
+                        random_key(context_, layers_[first.layer], rank_, /*stage=*/1, first.begin),
+                        slot.subspan(sizeof(MeanPrefix))),
+      .slices = chunk.slices,
+      .log2_step = static_cast<float>(chunk.log2_step)};
+  std::memcpy(slot.data(), &prefix, sizeof prefix);
+  for_each_piece(own, [&](std::size_t p, const Piece& piece, std::size_t element) {
+    const auto rest = part_of(chunk.sums, element, piece);
+    coders.codes.apply(p, Apply::kSubtract, rest);
+    chunk.finite = kernels::all_finite(rest) && chunk.finite;
+  });
+  finite_ = finite_ && chunk.finite;
+  note_taken(index, rank_, slot);
+}
+
+void SlotReduce::send_mean(int index, bool refused) {
+  if (context_.peers->alone()) return;
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  const Slice& own = slice(index, rank_);
+  if (own.numel > 0 && world_ > 1) {
+    const std::span<std::byte> slot = chunk.own[kToAll];
+    FrameHeader header = slot_header(context_, own, index, kToAll, rank_, slot.size());
+    if (!chunk.finite) header.status = FrameHeader::Status::kNonFinite;
+    if (refused) {
+      std::ranges::fill(slot, std::byte{0});
+      header.status = FrameHeader::Status::kPeerFrameInvalid;
+      header.blamed_rank = chunk.refused_rank;
+    }
+    const auto first = chunk.out[kToAll]->of(rank_ == 0 ? 1 : 0);
+    std::ranges::copy(slot, first.begin() + kFrameHeaderBytes);
+    write_frame_header(header, slot, first);
+    for (int r = 0; r < world_; ++r) {
+      const auto frame = chunk.out[kToAll]->of(r);
+      if (r != rank_ && frame.data() != first.data()) std::ranges::copy(first, frame.begin());
+    }
+  }
+  chunk.work[kToAll] = context_.peers->all_to_all(*chunk.in[kToAll], *chunk.out[kToAll]);
+}
+
+// Checks the frames of a chunk's means, which deliver() decodes.
+void SlotReduce::receive_means(int index) {
+  if (context_.peers->alone()) return;
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  {
+    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
+                        static_cast<std::int64_t>(chunk.out[kToAll]->bytes()));
+    wait(context_.peers->group(), chunk.work[kToAll], "slot_reduce", context_.sequence);
+  }
+  for (int owner = 0; owner < world_; ++owner) {
+    const Slice& s = slice(index, owner);
+    if (owner == rank_ || s.numel == 0) continue;
+    const int sender = context_.peers->group_rank(owner);
+    const auto frame = chunk.in[kToAll]->of(owner);
+    const auto slot = frame.subspan(kFrameHeaderBytes);
+    try {
+      const FrameHeader found = read_frame_header(frame);
+      if (!holds_payload(found.status)) {
+        context_.refusal->note_second_hand(sender, found.blamed_rank);
+        continue;
+      }
+      verify_frame(found, slot_header(context_, s, index, kToAll, owner, slot.size()), slot);
+      finite_ = finite_ && found.status == FrameHeader::Status::kOk;
+      note_taken(index, owner, slot);
+    } catch (const FrameError& error) {
+      context_.refusal->note(sender, error);
+    }
+  }
+}
+
+// Sums of numbers that are the same on all ranks, which come in another order on each: the bytes
+// are whole numbers, and what is not is rounded to some.
+void SlotReduce::note_taken(int index, int owner, std::span<const std::byte> slot) {
+  MeanPrefix prefix;
+  std::memcpy(&prefix, slot.data(), sizeof prefix);
+  const auto weight = static_cast<double>(slice(index, owner).numel);
+  const auto rounded = [](double value) { return std::nearbyint(value * 1024) / 1024; };
+  taken_->elements += weight;
+  taken_->bytes[kToOwners] += prefix.slices.wanted_bytes;
+  taken_->bytes[kToAll] += prefix.mean.wanted_bytes;
+  taken_->error[kToOwners] += weight * rounded(double{prefix.slices.error});
+  taken_->error[kToAll] += weight * rounded(double{prefix.mean.error});
+  if (prefix.log2_step > kNoStep) {
+    taken_->with_step += weight;
+    taken_->log2_step += weight * rounded(double{prefix.log2_step});
+  }
+}
+
+void SlotReduce::deliver(bool keep) {
+  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    Chunk& chunk = *chunks_[c];
+    for (int owner = 0; owner < world_; ++owner) {
+      const Slice& s = slice(static_cast<int>(c), owner);
+      if (s.numel == 0) continue;
+      const std::span<const std::byte> slot =
+          owner == rank_ ? std::span<const std::byte>(chunk.own[kToAll])
+                         : chunk.in[kToAll]->of(owner).subspan(kFrameHeaderBytes);
+      try {
+        const entropy::StepCodes& codes = read_slot(slot.subspan(sizeof(MeanPrefix)), s);
+        for_each_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
+          const LayerValues& layer = layers_[piece.layer];
+          // A piece is in cache from one to the other.
+          if (keep && layer.holds_residual()) keep_residual(layer, piece.begin, piece.numel);
+          codes.apply(p, Apply::kAssign,
+                      part_of(layer.values, static_cast<std::size_t>(piece.begin), piece));
+        });
+      } catch (const FrameError& error) {
+        context_.refusal->note(context_.peers->group_rank(owner), error);
+      }
+    }
+    // The messages' memory belongs to the next bucket.
+    for (const std::size_t leg : {kToOwners, kToAll}) {
+      chunk.out[leg].reset();
+      chunk.in[leg].reset();
+      chunk.work[leg] = {};
+    }
+  }
+}
+
+void SlotReduce::commit() {
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    for_each_piece(slice(static_cast<int>(c), rank_),
+                   [&](std::size_t, const Piece& piece, std::size_t at) {
+                     const LayerValues& layer = layers_[piece.layer];
+                     if (!layer.second) return;
+                     layer.second->store(layer.name, layer.first_element + piece.begin,
+                                         part_of(chunks_[c]->sums, at, piece));
+                   });
+  }
+  if (taken_->elements == 0) return;
+  SlotReport report;
+  for (const std::size_t leg : {kToOwners, kToAll}) {
+    report.bits[leg] = 8 * taken_->bytes[leg] / taken_->elements;
+    report.error[leg] = taken_->error[leg] / taken_->elements;
+  }
+  if (taken_->with_step > 0) report.log2_step = taken_->log2_step / taken_->with_step;
+  steps_.report(spec_, group_, report);
+}
+
+std::size_t SlotReduce::bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& owners : slices_) {
+    for (const Slice& s : owners) bytes += sizeof(Slice) + s.pieces.capacity() * sizeof(Piece);
+  }
+  return bytes;
+}
+
+std::vector<Piece> SlotReduce::owned() const {
+  std::vector<Piece> pieces;
+  for (const auto& owners : slices_) {
+    const Slice& own = owners[static_cast<std::size_t>(rank_)];
+    pieces.insert(pieces.end(), own.pieces.begin(), own.pieces.end());
+  }
+  return pieces;
+}
+
+}  // namespace thinwire::comm
