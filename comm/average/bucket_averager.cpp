@@ -8,6 +8,7 @@
 #include "thinwire/comm/average/bucket_in_flight.h"
 #include "thinwire/comm/average/bucket_layout.h"
 #include "thinwire/comm/average/dense_mean.h"
+#include "thinwire/comm/average/gradient_recorder.h"
 #include "thinwire/comm/average/layouts.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
 #include "thinwire/comm/average/reduce/hierarchical.h"
@@ -69,7 +70,11 @@ BucketAverager::BucketAverager(c10::intrusive_ptr<c10d::ProcessGroup> group,
     : group_(std::move(group)),
       peers_(*group_),
       options_(std::move(options)),
-      layouts_(std::make_unique<Layouts>(options_, *group_, peers_, residuals_.warm_starts)) {
+      layouts_(std::make_unique<Layouts>(options_, *group_, peers_, residuals_)) {
+  if (!options_.record_gradients.empty()) {
+    recorder_ = std::make_unique<GradientRecorder>(options_.record_gradients, group_->getRank(),
+                                                   options_.record_from, options_.record_steps);
+  }
   const std::size_t hosts = options_.host_of_rank.size();
   check(hosts == 0 || hosts == static_cast<std::size_t>(group_->getSize()),
         "host_of_rank must name the host of each of ", group_->getSize(), " ranks, got ", hosts);
@@ -121,6 +126,7 @@ BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int6
   bool same = false;
   guarded(*group_, bucket, sequence_, [&] {
     check_bucket(bucket, plan);
+    if (recorder_) recorder_->record(bucket, step);
     in_flight = &free_place();
     layout = layouts_->of(bucket, plan, step);
     same = ranks_agree_on(*layout);
@@ -341,7 +347,8 @@ AveragerState BucketAverager::state() const {
   return {.residuals = residuals_.feedback.state(),
           .momentum = residuals_.momentum.state(),
           .second = residuals_.second.state(),
-          .warm_starts = residuals_.warm_starts};
+          .warm_starts = residuals_.warm_starts,
+          .shared_steps = residuals_.shared_steps.state()};
 }
 
 void BucketAverager::load_state(AveragerState state) {
@@ -350,6 +357,7 @@ void BucketAverager::load_state(AveragerState state) {
   residuals_.feedback.load_state(std::move(state.residuals));
   residuals_.second.load_state(std::move(state.second));
   residuals_.warm_starts = std::move(state.warm_starts);
+  residuals_.shared_steps.load_state(std::move(state.shared_steps));
 }
 
 }  // namespace thinwire::comm

@@ -67,6 +67,11 @@ struct AveragerOptions {
   // The host of every rank, by any numbers; empty: all on one. See hosts_of_ranks().
   std::vector<int> host_of_rank = {};
   const LinkModel* link = nullptr;  // not owned; may be null
+  // Where the gradients of `record_steps` steps from `record_from` on are written, see
+  // GradientRecorder; empty: nowhere.
+  std::string record_gradients = {};
+  std::int64_t record_from = 0;
+  std::int64_t record_steps = 20;
 };
 
 // Bytes that one averager holds.
@@ -86,6 +91,7 @@ struct AveragerMemory {
 struct BucketInFlight;
 struct BucketLayout;
 struct LayerGroup;
+class GradientRecorder;
 class Layouts;
 
 // Averages buckets over the ranks of one group. Keeps what error feedback carries over and the
@@ -100,6 +106,7 @@ class BucketAverager {
   // same on all ranks, `step` counts the training steps. Layers of one bucket may have different
   // codecs; they are grouped by reduction and each group makes one exchange:
   //   codecs of fixed size, by block  -> scatter_reduce (ScatterReduce)
+  //   ecsq                            -> scatter_reduce (SlotReduce)
   //   topk, ternary                   -> gather_reduce or sparse (GatherReduce, SparseReduce),
   //                                      whichever sends less
   //   randomk                         -> dense (SummableReduce)
@@ -175,7 +182,8 @@ class BucketAverager {
   Traffic traffic_;
   std::uint64_t sequence_ = 0;
   std::unique_ptr<Layouts> layouts_;
-  std::uint64_t last_layout_ = 0;  // hash of that of the bucket before
+  std::unique_ptr<GradientRecorder> recorder_;  // null where nothing is recorded
+  std::uint64_t last_layout_ = 0;               // hash of that of the bucket before
   bool compressed_before_ = false;
   std::vector<std::unique_ptr<BucketInFlight>> places_;
   // Since the last agree():

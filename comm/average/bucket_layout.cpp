@@ -11,6 +11,7 @@
 #include "thinwire/comm/average/reduce/hierarchical.h"
 #include "thinwire/comm/average/reduce/low_rank.h"
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
+#include "thinwire/comm/average/reduce/slot_reduce.h"
 #include "thinwire/comm/average/reduce/sparse_reduce.h"
 #include "thinwire/comm/average/reduce/summable_reduce.h"
 #include "thinwire/comm/backend/process_group.h"
@@ -121,31 +122,41 @@ void force(Strategy strategy, const Bucket& bucket, int hosts, int world,
   }
 }
 
-// The exchange that layers share: the strategy, and for low rank the number of iterations.
-using GroupKey = std::pair<Strategy, int>;
+// The exchange that layers share.
+struct GroupKey {
+  Strategy strategy;
+  int iterations = 0;      // of low rank
+  std::string slots = {};  // the codec whose step they share, see SlotReduce
+  auto operator<=>(const GroupKey&) const = default;
+};
 
 GroupKey group_of(const LayerStrategy& way) {
-  if (way.strategy != Strategy::kLowRank) return {way.strategy, 0};
-  return {way.strategy, way.codec->facts().iterations};
+  GroupKey key{.strategy = way.strategy};
+  const CodecFacts facts = way.codec->facts();
+  if (way.strategy == Strategy::kLowRank) key.iterations = facts.iterations;
+  if (way.strategy == Strategy::kScatterReduce && facts.form == CodecFacts::Form::kSlots) {
+    key.slots = way.codec->spec();
+  }
+  return key;
 }
 
 // Uncompressed layers of a bucket travel with others, as they are; on their own only where there
 // are none that take them.
 GroupKey group_of_uncompressed(const std::set<GroupKey>& groups) {
   for (const Strategy strategy : {Strategy::kHierarchical, Strategy::kScatterReduce}) {
-    if (groups.contains({strategy, 0})) return {strategy, 0};
+    if (groups.contains({strategy})) return {strategy};
   }
   for (const GroupKey& group : groups) {
-    if (group.first == Strategy::kLowRank) return group;
+    if (group.strategy == Strategy::kLowRank) return group;
   }
-  return {Strategy::kScatterReduce, 0};
+  return {Strategy::kScatterReduce};
 }
 
 std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& bucket,
                                           const std::vector<std::size_t>& indices,
                                           const BucketLayout& layout,
                                           const AveragerOptions& options, c10d::ProcessGroup& group,
-                                          const Peers& peers, WarmStarts& warm_starts) {
+                                          const Peers& peers, Residuals& residuals) {
   std::vector<PartitionLayer> layers;
   std::vector<LowRank::Layer> matrices;
   std::int64_t numel = 0;
@@ -153,23 +164,26 @@ std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& buc
     const Codec* codec = layout.layers[i].codec.get();
     layers.push_back({bucket.layers[i].numel(), codec ? codec : &identity_codec()});
     numel += layers.back().numel;
-    if (key.first != Strategy::kLowRank) continue;
+    if (key.strategy != Strategy::kLowRank) continue;
     const int rank = codec ? codec->facts().rank : 0;
     matrices.push_back({bucket.layers[i].shape, rank});
   }
-  switch (key.first) {
+  const int chunks = Partition::chunks_for(numel, options.chunk_bytes);
+  switch (key.strategy) {
     case Strategy::kDense:
       return std::make_unique<SummableReduce>(layers, peers, options.chunk_bytes);
     case Strategy::kScatterReduce:
-      return std::make_unique<ScatterReduce>(layers, peers,
-                                             Partition::chunks_for(numel, options.chunk_bytes));
+      if (!key.slots.empty()) {
+        return std::make_unique<SlotReduce>(layers, peers, chunks, residuals.shared_steps);
+      }
+      return std::make_unique<ScatterReduce>(layers, peers, chunks);
     case Strategy::kGatherReduce:
       return std::make_unique<GatherReduce>(layers);
     case Strategy::kSparse:
       return std::make_unique<SparseReduce>(layers, peers);
     case Strategy::kLowRank:
-      return std::make_unique<LowRank>(matrices, key.second, peers, options.chunk_bytes,
-                                       warm_starts);
+      return std::make_unique<LowRank>(matrices, key.iterations, peers, options.chunk_bytes,
+                                       residuals.warm_starts);
     case Strategy::kHierarchical:
       return std::make_unique<Hierarchical>(layers, group, options.host_of_rank,
                                             options.chunk_bytes);
@@ -229,7 +243,7 @@ LayoutText describe(const Bucket& bucket, const Plan& plan, std::int64_t step,
 
 std::shared_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan, LayoutText text,
                                           const AveragerOptions& options, c10d::ProcessGroup& group,
-                                          const Peers& peers, WarmStarts& warm_starts) {
+                                          const Peers& peers, Residuals& residuals) {
   auto layout = std::make_shared<BucketLayout>();
   const std::vector<LayerStrategy>& ways = text.strategies;
   const bool is_float = bucket.buffer.scalar_type() == at::kFloat;
@@ -260,7 +274,7 @@ std::shared_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan
   for (auto& [key, indices] : groups) {
     LayerGroup& made = layout->groups.emplace_back();
     made.reduction =
-        make_reduction(key, bucket, indices, *layout, options, group, peers, warm_starts);
+        make_reduction(key, bucket, indices, *layout, options, group, peers, residuals);
     for (const Piece& piece : made.reduction->owned()) {
       BucketLayout::Layer& owner = layout->layers[indices[piece.layer]];
       if (owner.codec && owner.setting.uses_second_residual()) {

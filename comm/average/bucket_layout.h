@@ -67,7 +67,7 @@ LayoutText describe(const Bucket& bucket, const Plan& plan, std::int64_t step,
 
 std::shared_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan, LayoutText text,
                                           const AveragerOptions& options, c10d::ProcessGroup& group,
-                                          const Peers& peers, WarmStarts& warm_starts);
+                                          const Peers& peers, Residuals& residuals);
 
 // A layer's elements in the buffer.
 at::Tensor gradient_of(const Bucket& bucket, std::size_t i);

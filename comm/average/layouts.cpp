@@ -67,7 +67,7 @@ std::shared_ptr<BucketLayout> Layouts::of(const Bucket& bucket, const Plan& plan
     (*same_hash)->key = key;
     return use(same_hash);
   }
-  auto made = make_layout(bucket, plan, text, options_, group_, peers_, warm_starts_);
+  auto made = make_layout(bucket, plan, text, options_, group_, peers_, residuals_);
   made->key = key;
   if (known.layouts.size() >= kLayoutsKept) known.layouts.pop_back();
   known.layouts.insert(known.layouts.begin(), std::move(made));

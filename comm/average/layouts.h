@@ -21,8 +21,8 @@ class Layouts {
 
   // What is passed by reference outlives the object.
   Layouts(const AveragerOptions& options, c10d::ProcessGroup& group, const Peers& peers,
-          WarmStarts& warm_starts)
-      : options_(options), group_(group), peers_(peers), warm_starts_(warm_starts) {}
+          Residuals& residuals)
+      : options_(options), group_(group), peers_(peers), residuals_(residuals) {}
 
   // A pure function of the arguments and of what came before, which are equal on all ranks.
   // `part`: the bucket has only those of its layers that are in use. Throws InvalidArgument where a
@@ -45,7 +45,7 @@ class Layouts {
   const AveragerOptions& options_;
   c10d::ProcessGroup& group_;
   const Peers& peers_;
-  WarmStarts& warm_starts_;
+  Residuals& residuals_;
   std::int64_t step_ = -1;
   std::uint64_t calls_ = 0;
   std::map<std::pair<std::uint64_t, bool>, Known> known_;  // by the bucket's layers, and `part`

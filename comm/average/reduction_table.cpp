@@ -116,8 +116,9 @@ constexpr std::array kTable = {
         .coding = own_coding},
     Row{.strategy = Strategy::kScatterReduce,
         .name = "scatter_reduce",
-        .takes = [](const CodecUse& use, int, int) { return use.can_be_cut; },
-        .needs = "payloads of fixed size, made block by block",
+        .takes = [](const CodecUse& use, int,
+                    int) { return use.can_be_cut || use.facts.form == Form::kSlots; },
+        .needs = "payloads of fixed size, made block by block, or slots (ecsq)",
         .sent =
             [](const Terms& t) { return sent_there_and_back(t.payload + t.world * t.frame, t); },
         .seconds = [](const Terms&, double sent,
@@ -175,10 +176,10 @@ constexpr std::array kTable = {
             [](const CodecUse& use, int world, int hosts) {
               // It cuts layers between the ranks of a host, and low rank needs whole matrices.
               return hosts > 1 && world > hosts && world % hosts == 0 &&
-                     use.facts.form != Form::kLowRank;
+                     use.facts.form != Form::kLowRank && use.facts.form != Form::kSlots;
             },
         .needs = "several hosts with the same number of ranks, more than one, on each, and a codec "
-                 "that takes parts of a layer (not powersgd)",
+                 "that takes parts of a layer (neither powersgd nor ecsq)",
         .sent = [](const Terms&) { return 0.0; },
         .seconds =
             [](const Terms& t, double, const BackendLink& link) {

@@ -116,6 +116,7 @@ AveragerState merge_states(std::span<const AveragerState> of_all_ranks) {
   }
   AveragerState merged;
   merged.warm_starts = of_all_ranks[0].warm_starts;
+  merged.shared_steps = of_all_ranks[0].shared_steps;
   for (const auto& [name, sum] : sums) {
     if (!sum.residual.empty()) merged.residuals[name] = narrowed(sum.residual);
     if (!sum.velocity.empty()) {

@@ -12,6 +12,7 @@
 #include "thinwire/comm/average/memory/error_feedback.h"
 #include "thinwire/comm/average/memory/momentum_correction.h"
 #include "thinwire/comm/average/memory/second_residual.h"
+#include "thinwire/comm/average/memory/shared_steps.h"
 #include "thinwire/comm/average/memory/warm_start.h"
 #include "thinwire/comm/average/plan.h"
 
@@ -23,6 +24,7 @@ struct AveragerState {
   MomentumCorrection::State momentum;
   SecondResidual::State second;
   WarmStarts warm_starts;
+  SharedSteps::State shared_steps;
   bool operator==(const AveragerState&) const = default;
 };
 
@@ -76,6 +78,7 @@ class Residuals {
   MomentumCorrection momentum;
   SecondResidual second;
   WarmStarts warm_starts;
+  SharedSteps shared_steps;
 };
 
 }  // namespace thinwire::comm

@@ -58,6 +58,7 @@ Strategy usual_strategy(const CodecUse& use, int world, double frame_bytes) {
       return sent(Strategy::kSparse) < sent(Strategy::kGatherReduce) ? Strategy::kSparse
                                                                      : Strategy::kGatherReduce;
     case CodecFacts::Form::kSlots:
+      return Strategy::kScatterReduce;
     case CodecFacts::Form::kBlocks:
       break;
   }

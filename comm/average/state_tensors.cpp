@@ -3,7 +3,10 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <cmath>
+#include <limits>
 #include <string_view>
 
 #include "thinwire/common/error.h"
@@ -28,10 +31,44 @@ std::vector<float> to_vector(const std::string& name, const at::Tensor& tensor, 
   return {data, data + flat.numel()};
 }
 
+at::Tensor to_tensor(const SharedSteps::Group& group) {
+  const SlotReport& report = group.report;
+  const std::array values = {static_cast<double>(group.numel),
+                             group.slot_bits[0],
+                             group.slot_bits[1],
+                             group.reported ? 1.0 : 0.0,
+                             report.bits[0],
+                             report.bits[1],
+                             report.error[0],
+                             report.error[1],
+                             report.log2_step.value_or(std::numeric_limits<double>::quiet_NaN())};
+  at::Tensor tensor = at::empty({static_cast<std::int64_t>(values.size())}, at::kDouble);
+  std::ranges::copy(values, tensor.mutable_data_ptr<double>());
+  return tensor;
+}
+
+SharedSteps::Group to_group(const std::string& name, const at::Tensor& tensor) {
+  check(tensor.defined() && tensor.scalar_type() == at::kDouble && tensor.is_cpu() &&
+            tensor.dim() == 1 && tensor.numel() == 9,
+        "'", name, "' of a saved state must be a float64 CPU tensor of 9 elements");
+  const at::Tensor flat = tensor.contiguous();
+  const auto* v = flat.const_data_ptr<double>();
+  SharedSteps::Group group{.numel = static_cast<std::int64_t>(v[0]),
+                           .slot_bits = {v[1], v[2]},
+                           .reported = v[3] != 0,
+                           .report = {.bits = {v[4], v[5]}, .error = {v[6], v[7]}}};
+  if (!std::isnan(v[8])) group.report.log2_step = v[8];
+  const bool sound =
+      std::ranges::all_of(group.slot_bits, [](double bits) { return bits > 0 && bits <= 64; });
+  check(group.numel > 0 && sound, "'", name, "' of a saved state has slots of ", v[1], " and ",
+        v[2], " bits for ", v[0], " elements");
+  return group;
+}
+
 [[noreturn]] void refuse(const std::string& name) {
   throw InvalidArgument(concat("a saved state has no tensor '", name,
                                "'; names begin with residual/, velocity/, momentum_residual/, "
-                               "second_residual/ or warm_start/"));
+                               "second_residual/, warm_start/, shared_step/ or slots/"));
 }
 
 void add_second(const std::string& name, std::string_view rest, const at::Tensor& tensor,
@@ -64,6 +101,12 @@ std::map<std::string, at::Tensor> to_tensors(const AveragerState& state) {
   for (const auto& [name, start] : state.warm_starts) {
     tensors["warm_start/" + name] = to_tensor(start.q).view({-1, start.cols});
   }
+  for (const auto& [spec, codec] : state.shared_steps) {
+    tensors["shared_step/" + spec] = to_tensor(codec.step);
+    for (const auto& [name, group] : codec.groups) {
+      tensors[concat("slots/", spec, "/", name)] = to_tensor(group);
+    }
+  }
   return tensors;
 }
 
@@ -87,6 +130,18 @@ AveragerState state_from_tensors(const std::map<std::string, at::Tensor>& tensor
       WarmStart start{.q = to_vector(name, tensor, 2)};
       start.cols = tensor.size(1);
       state.warm_starts.emplace(layer, std::move(start));
+    } else if (kind == "shared_step") {
+      const std::vector<float> step = to_vector(name, tensor, 1);
+      check(step.size() == 2, "'", name, "' of a saved state should have 2 elements, got ",
+            step.size());
+      std::ranges::copy(step, state.shared_steps[layer].step.begin());
+    } else if (kind == "slots") {
+      // A spec ends with a bracket and has none before a stroke.
+      const std::size_t end = layer.find(")/");
+      check(end != std::string::npos && end + 2 < layer.size(), "'", name,
+            "' of a saved state should be slots/CODEC/PARAMETER");
+      state.shared_steps[layer.substr(0, end + 1)].groups[layer.substr(end + 2)] =
+          to_group(name, tensor);
     } else {
       refuse(name);
     }

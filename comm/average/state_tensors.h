@@ -14,6 +14,9 @@ namespace thinwire::comm {
 //   residual/P, velocity/P, momentum_residual/P   of its number of elements
 //   second_residual/B/P                           the elements from B on
 //   warm_start/P                                  [rank, columns]
+//   shared_step/C                                 [2], C the spec of a codec with a shared step
+//   slots/C/P                                     [9] in float64, of the layers that begin with P:
+//                                                 a SharedSteps::Group
 std::map<std::string, at::Tensor> to_tensors(const AveragerState& state);
 
 // The inverse, bit for bit. Throws InvalidArgument that names a tensor of another type or shape, or

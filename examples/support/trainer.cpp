@@ -120,6 +120,9 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
   compression.min_numel = options.min_numel;
   compression.warmup_steps = options.warmup_steps;
   compression.link_model = options.link_model;
+  compression.record_gradients = options.record_gradients;
+  compression.record_from = options.record_from;
+  compression.record_steps = options.record_steps;
   DistributedDataParallel ddp(model, world.group(),
                               {.compression = compression,
                                .bucket_cap_mb = options.bucket_cap_mb,

@@ -15,5 +15,6 @@ void add_codecs_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
 void add_peft_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
+void add_replay_command(CLI::App& app);
 
 }  // namespace thinwire::launch

@@ -49,6 +49,7 @@ int run(int argc, char** argv) {
   add_bench_command(app);
   add_peft_command(app);
   add_plan_command(app);
+  add_replay_command(app);
 
   if (argc > 1 && argv[1][0] != '-') {
     const std::string unknown = unknown_command(app, argv[1]);

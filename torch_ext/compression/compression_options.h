@@ -37,6 +37,11 @@ struct CompressionOptions {
   // also be not to compress, or dense, scatter_reduce, gather_reduce, sparse, low_rank or
   // hierarchical for all of them. One that a layer's codec cannot take is an error.
   std::string strategy = "auto";
+  // Where each rank writes the gradients that it brings in `record_steps` steps from `record_from`
+  // on, FILE.RANK, for `thinwire replay FILE`; empty: nowhere. Costs their memory.
+  std::string record_gradients = {};
+  std::int64_t record_from = 0;
+  std::int64_t record_steps = 20;
 };
 
 }  // namespace thinwire

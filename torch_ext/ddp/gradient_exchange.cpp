@@ -37,7 +37,10 @@ comm::AveragerOptions averager_options(const c10d::ProcessGroup& group, const st
                                        Timeline* timeline) {
   comm::AveragerOptions made{.seed = options.seed,
                              .check_replicas_every = Env::get().check_replicas_every,
-                             .timeline = timeline};
+                             .timeline = timeline,
+                             .record_gradients = options.record_gradients,
+                             .record_from = options.record_from,
+                             .record_steps = options.record_steps};
   if (options.strategy != "auto") made.strategy = comm::parse_strategy(options.strategy);
   if (link) made.link = &*link;
   if (link || made.strategy == comm::Strategy::kHierarchical) {

@@ -48,6 +48,11 @@ inline std::vector<ReductionCase> all_reductions() {
       {"randomk(density=0.1)", {"dense", "gather_reduce"}},
       {"powersgd(rank=2)", {"low_rank", "gather_reduce"}},
       {"powersgd(rank=2, iterations=3)", {"low_rank"}},
+      {"ecsq(bits=2.5)", {"scatter_reduce", "gather_reduce"}},
+      {"ecsq(bits=0.5)", {"scatter_reduce"}},
+      {"ecsq(error=0.3)", {"scatter_reduce"}},
+      {"ecsq(as=quantize(bits=4))", {"scatter_reduce", "gather_reduce"}},
+      {"ecsq(step=0.5, residual_decay=1)", {"scatter_reduce"}},
   };
   std::vector<ReductionCase> cases = {{"topk(density=0.3)", "", 4}, {"onebit", "", 2}};
   std::set<std::string> seen;
@@ -59,6 +64,7 @@ inline std::vector<ReductionCase> all_reductions() {
       }
     }
     if (std::string(pair.spec).starts_with("powersgd")) continue;
+    if (std::string(pair.spec).starts_with("ecsq")) continue;
     if (std::string(pair.spec).find("momentum") != std::string::npos) continue;
     const bool first = seen.insert("hierarchical").second;
     cases.push_back({pair.spec, "hierarchical", 4, {7, 3, 3, 7}});

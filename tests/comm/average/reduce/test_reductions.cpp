@@ -283,6 +283,7 @@ TEST_P(Bounded, ResidualsDoNotGrowOver4000Steps) {
 
 INSTANTIATE_TEST_SUITE_P(CodecsAndStrategies, Bounded,
                          ::testing::Values(ReductionCase{"onebit(bucket=64)", "scatter_reduce", 2},
+                                           ReductionCase{"ecsq(bits=1)", "scatter_reduce", 2},
                                            ReductionCase{"topk(density=0.1)", "gather_reduce", 2},
                                            ReductionCase{"powersgd(rank=1)", "low_rank", 2}));
 

@@ -1,0 +1,99 @@
+#include "thinwire/comm/average/memory/shared_steps.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace thinwire::comm {
+namespace {
+
+constexpr const char* kSpec = "ecsq(bits=2)";
+
+EcsqOptions bits(double value) {
+  return {.goal = EcsqOptions::Goal::kBits, .value = value};
+}
+
+// A group whose values take `at_one` bits with a step of 1, and one less with twice the step.
+struct Source {
+  std::string name;
+  std::int64_t numel;
+  double at_one;
+
+  SlotReport report(float step) const {
+    const double taken = std::max(0.01, at_one - std::log2(step));
+    return {.bits = {taken, taken}, .log2_step = std::log2(step)};
+  }
+};
+
+TEST(SharedSteps, ReachTheBitsOfTheSpecWithOneStepForAllGroups) {
+  const std::vector<Source> sources = {{"a", 1000, 3.0}, {"b", 3000, 0.5}};
+  SharedSteps steps;
+  double slots = 0;
+  std::array<float, 2> last{};
+  for (int step = 0; step < 30; ++step) {
+    slots = 0;
+    for (const Source& source : sources) {
+      const auto use = steps.use(kSpec, bits(2), source.name, source.numel, step);
+      if (source.name == "b") EXPECT_EQ(use.step, last);
+      last = use.step;
+      if (step == 0) EXPECT_EQ(use.step[0], 0);
+      slots += use.slot_bits[kToOwners] * static_cast<double>(source.numel) / 4000;
+      // The first step is each rank's own.
+      steps.report(kSpec, source.name, source.report(use.step[0] > 0 ? use.step[0] : 0.1f));
+    }
+    EXPECT_NEAR(slots, 2, 1e-6) << "messages have the bits of the spec from the first step on";
+  }
+  // (1000 (3 − s) + 3000 (0.5 − s)) / 4000 = 2 / 1.03
+  EXPECT_NEAR(std::log2(last[0]), 1.125 - 2 / 1.03, 0.02);
+}
+
+TEST(SharedSteps, AStepThatIsFarOffIsForgotten) {
+  SharedSteps steps;
+  const Source source{"a", 1000, 3};
+  steps.use(kSpec, bits(2), "a", 1000, 0);
+  steps.report(kSpec, "a", source.report(1));
+  EXPECT_GT(steps.use(kSpec, bits(2), "a", 1000, 1).step[0], 0);
+  // Gradients are a thousandth of what they were.
+  steps.report(kSpec, "a", {.bits = {0.01, 0.01}, .log2_step = 0.0});
+  const auto use = steps.use(kSpec, bits(2), "a", 1000, 2);
+  EXPECT_EQ(use.step[0], 0);
+  EXPECT_NEAR(use.slot_bits[0], 2, 1e-9);
+}
+
+TEST(SharedSteps, ASkippedStepChangesNothing) {
+  SharedSteps steps;
+  const Source source{"a", 1000, 3};
+  steps.use(kSpec, bits(2), "a", 1000, 0);
+  steps.report(kSpec, "a", source.report(1));
+  steps.use(kSpec, bits(2), "a", 1000, 1);
+  const auto state = steps.state();
+  steps.use(kSpec, bits(2), "a", 1000, 2);  // the means of 1 were not finite
+  EXPECT_TRUE(steps.state() == state);
+}
+
+TEST(SharedSteps, GroupsThatComeNoMoreAreDropped) {
+  SharedSteps steps;
+  const Source source{"a", 1000, 3};
+  for (const char* name : {"a", "b"}) {
+    steps.use(kSpec, bits(2), name, 1000, 0);
+    steps.report(kSpec, name, source.report(1));
+  }
+  steps.use(kSpec, bits(2), "a", 1000, 1);
+  steps.report(kSpec, "a", source.report(1));
+  steps.use(kSpec, bits(2), "a", 1000, 2);
+  EXPECT_EQ(steps.state().at(kSpec).groups.size(), 1u);
+}
+
+TEST(SharedSteps, ErrorsMoveTheStepToo) {
+  SharedSteps steps;
+  const EcsqOptions options{.goal = EcsqOptions::Goal::kError, .value = 0.1};
+  steps.use("ecsq(error=0.1)", options, "a", 1000, 0);
+  steps.report("ecsq(error=0.1)", "a", {.bits = {3, 2}, .log2_step = 0.0, .error = {2, 0.5}});
+  const auto use = steps.use("ecsq(error=0.1)", options, "a", 1000, 1);
+  EXPECT_LT(use.step[kToOwners], 1);
+  EXPECT_GT(use.step[kToAll], 1);
+  EXPECT_NEAR(use.slot_bits[kToOwners], 3 * 1.03, 1e-9);
+}
+
+}  // namespace
+}  // namespace thinwire::comm
