@@ -34,9 +34,13 @@ TEST(SharedSteps, ReachTheBitsOfTheSpecWithOneStepForAllGroups) {
     slots = 0;
     for (const Source& source : sources) {
       const auto use = steps.use(kSpec, bits(2), source.name, source.numel, step);
-      if (source.name == "b") EXPECT_EQ(use.step, last);
+      if (source.name == "b") {
+        EXPECT_EQ(use.step, last);
+      }
       last = use.step;
-      if (step == 0) EXPECT_EQ(use.step[0], 0);
+      if (step == 0) {
+        EXPECT_EQ(use.step[0], 0);
+      }
       slots += use.slot_bits[kToOwners] * static_cast<double>(source.numel) / 4000;
       // The first step is each rank's own.
       steps.report(kSpec, source.name, source.report(use.step[0] > 0 ? use.step[0] : 0.1f));

@@ -137,7 +137,9 @@ TEST(SlotReduce, FollowsGradientsThatShrinkAndGrow) {
       averager.average(bucket, plan, step);
       const at::Tensor exact = scale * exact_mean(static_cast<std::uint64_t>(step), 2);
       const double error = ((bucket.buffer - exact).norm() / exact.norm()).item<double>();
-      if (step % 8 >= 3 || step == 0) EXPECT_LT(error, 0.2) << "step " << step;
+      if (step % 8 >= 3 || step == 0) {
+        EXPECT_LT(error, 0.2) << "step " << step;
+      }
       expect_replicas(*ctx.group, bucket.buffer);
     }
   });
@@ -150,7 +152,9 @@ TEST(SlotReduce, ZeroGradientsTakeNoStepAndTheNextOnesDo) {
     for (int step = 0; step < 4; ++step) {
       Bucket bucket = sloped_bucket(5, ctx.rank, step < 2 ? 0.0f : 1e-6f);
       averager.average(bucket, plan, step);
-      if (step < 2) EXPECT_TRUE(at::equal(bucket.buffer, at::zeros_like(bucket.buffer)));
+      if (step < 2) {
+        EXPECT_TRUE(at::equal(bucket.buffer, at::zeros_like(bucket.buffer)));
+      }
       if (step < 2) continue;
       const at::Tensor exact = 1e-6f * exact_mean(5, 2);
       EXPECT_LT(((bucket.buffer - exact).norm() / exact.norm()).item<double>(), 0.3);
