@@ -31,7 +31,7 @@ struct ReplayRow {
   double bits_up = 0, bits_down = 0;
   ReplayedError error;             // of the compressed layers
   double seconds_per_element = 0;  // of the averager's thread on one rank, least of the steps
-  std::vector<ReplayedLayer> layers;
+  std::vector<ReplayedLayer> layers = {};
 };
 
 struct ReplayOptions {
