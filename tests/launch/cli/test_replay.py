@@ -1,0 +1,121 @@
+"""`thinwire replay`, and the picture that scripts/plot_replay.py makes of it."""
+
+import array
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import jobs
+
+THINWIRE = jobs.PROGRAMS / "thinwire"
+PLOT = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"], "scripts", "plot_replay.py")
+STEPS, RANKS = 6, 2
+LAYERS = {"a.weight": [64, 128], "b.weight": [32, 256], "b.bias": [32]}
+
+
+def save(path, tensors):
+    """A safetensors file of {name: (shape, values)}."""
+    header, at = {}, 0
+    for name, (shape, values) in tensors.items():
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + 4 * len(values)]}
+        at += 4 * len(values)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(array.array("f", values).tobytes() for _, values in tensors.values())
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def gradients(rank):
+    generator = random.Random(rank)
+    tensors = {}
+    for step in range(STEPS):
+        for name, shape in LAYERS.items():
+            scale = 1.0 if name == "a.weight" else 0.1
+            values = [generator.gauss(0, scale) for _ in range(math.prod(shape))]
+            tensors[f"{step + 10}/{rank}/{name}"] = (shape, values)
+    return tensors
+
+
+class ReplayTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = pathlib.Path(folder.name)
+        cls.recording = cls.folder / "gradients"
+        for rank in range(RANKS):
+            save(cls.folder / f"gradients.{rank}", gradients(rank))
+
+    def run_replay(self, *arguments):
+        return subprocess.run([str(THINWIRE), "replay", *map(str, arguments)], capture_output=True,
+                              text=True, env=jobs.environment(), check=False)
+
+    def rows(self, codecs, *arguments):
+        path = self.folder / "replay.json"
+        result = self.run_replay(self.recording, "--codec", codecs, "--json", path, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        found = json.loads(path.read_text())
+        self.assertEqual((found["steps"], found["ranks"]), (STEPS, RANKS))
+        return {row["spec"]: row for row in found["rows"]}
+
+    def test_bits_and_errors_of_each_codec(self):
+        rows = self.rows("quantize(bits=4);quantize(bits=8);ecsq(bits=3);topk(density=0.01)",
+                         "--skip", 2)
+        self.assertEqual(len(rows), 4)
+        # 64 bits a bucket, and frames.
+        self.assertAlmostEqual(rows["quantize(bits=4)"]["bits_up"], 4.06, delta=0.15)
+        self.assertAlmostEqual(rows["quantize(bits=4)"]["bits_down"], 4.06, delta=0.15)
+        self.assertLess(rows["quantize(bits=8)"]["rel_error"],
+                        rows["quantize(bits=4)"]["rel_error"] / 8)
+        ecsq = rows["ecsq(bits=3)"]
+        self.assertAlmostEqual((ecsq["bits_up"] + ecsq["bits_down"]) / 2, 3, delta=0.25)
+        self.assertLess(ecsq["rel_error"], rows["quantize(bits=4)"]["rel_error"])
+        self.assertGreater(rows["topk(density=0.01)"]["rel_error"], 0.5)
+        for row in rows.values():
+            layers = {layer["name"]: layer for layer in row["layers"]}
+            self.assertEqual(set(layers), set(LAYERS))
+            self.assertEqual(layers["b.bias"]["spec"], "none")
+            self.assertLess(layers["b.bias"]["rel_error"], 1e-6)
+
+    def test_feedback_makes_good_what_a_step_loses(self):
+        rows = self.rows("ecsq(bits=2);ecsq(bits=2, error_feedback=off)")
+        kept, lost = rows["ecsq(bits=2)"], rows["ecsq(bits=2, error_feedback=off)"]
+        self.assertLess(kept["sum_rel_error"], 0.8 * lost["sum_rel_error"])
+
+    def test_one_file_of_all_ranks_is_read_too(self):
+        whole = self.folder / "whole.safetensors"
+        save(whole, {**gradients(0), **gradients(1)})
+        result = self.run_replay(whole, "--codec", "cast(bf16)")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("6 steps of 2 ranks, 3 layers", result.stdout)
+
+    def test_what_is_no_recording_is_refused(self):
+        torn = gradients(0)
+        del torn["12/0/b.bias"]
+        save(self.folder / "torn", torn)
+        save(self.folder / "other", {"weight": ([1], [1.0])})
+        for name, words in (("torn", "12/0/b.bias"), ("other", "STEP/RANK/LAYER"),
+                            ("missing", "--record-gradients")):
+            result = self.run_replay(self.folder / name, "--codec", "topk")
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(words, result.stderr)
+
+    @unittest.skipUnless(importlib.util.find_spec("matplotlib"), "matplotlib is not installed")
+    def test_the_picture(self):
+        self.rows("quantize(bits=4);ecsq(bits=3)")
+        picture = self.folder / "replay.svg"
+        subprocess.run([sys.executable, str(PLOT), str(self.folder / "replay.json"), "-o",
+                        str(picture)], check=True)
+        self.assertIn("<svg", picture.read_text())
+
+
+if __name__ == "__main__":
+    unittest.main()
