@@ -105,10 +105,14 @@ void follow(SharedSteps::Codec& codec, const EcsqOptions& options) {
 SharedSteps::Use SharedSteps::use(const std::string& spec, const EcsqOptions& options,
                                   const std::string& group, std::int64_t numel,
                                   std::int64_t training_step) {
-  Codec& codec = codecs_[spec];
-  const auto [last, first_use] = training_step_.try_emplace(spec, training_step);
-  if (first_use || last->second != training_step) follow(codec, options);
-  last->second = training_step;
+  auto [next, first_use] = next_.try_emplace(spec);
+  Codec& codec = next->second.codec;
+  if (first_use || next->second.training_step != training_step) {
+    const auto known = codecs_.find(spec);
+    codec = known == codecs_.end() ? Codec() : known->second;
+    follow(codec, options);
+    next->second.training_step = training_step;
+  }
   if (options.goal == Goal::kStep) codec.step.fill(static_cast<float>(options.value));
   auto [found, added] = codec.groups.try_emplace(group);
   if (added || found->second.numel != numel) {
@@ -120,14 +124,16 @@ SharedSteps::Use SharedSteps::use(const std::string& spec, const EcsqOptions& op
 
 void SharedSteps::report(const std::string& spec, const std::string& group,
                          const SlotReport& report) {
-  Group& reporting = codecs_.at(spec).groups.at(group);
+  Codec& codec = next_.at(spec).codec;
+  Group& reporting = codec.groups.at(group);
   reporting.report = report;
   reporting.reported = true;
+  codecs_[spec] = codec;
 }
 
 void SharedSteps::load_state(State state) {
   codecs_ = std::move(state);
-  training_step_.clear();
+  next_.clear();
 }
 
 }  // namespace thinwire::comm

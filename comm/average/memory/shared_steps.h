@@ -58,7 +58,8 @@ class SharedSteps {
     std::array<double, 2> slot_bits{};
   };
   // What a group of `numel` elements does in a training step; called once for each, in any order of
-  // the groups, and only when all exchanges of the step before are over.
+  // the groups, and only when all exchanges of the step before are over. Changes nothing of the
+  // state before the first report() of the step.
   Use use(const std::string& spec, const EcsqOptions& options, const std::string& group,
           std::int64_t numel, std::int64_t training_step);
   // What it took; only of steps whose means were finite.
@@ -68,8 +69,14 @@ class SharedSteps {
   void load_state(State state);
 
  private:
+  // What a training step's reports go to.
+  struct Next {
+    std::int64_t training_step = 0;
+    Codec codec;
+  };
+
   State codecs_;
-  std::map<std::string, std::int64_t, std::less<>> training_step_;  // of each codec's last use()
+  std::map<std::string, Next, std::less<>> next_;
 };
 
 }  // namespace thinwire::comm
