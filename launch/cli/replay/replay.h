@@ -29,7 +29,7 @@ struct ReplayRow {
   // either. Frames included. Where there are no owners nothing comes back, and the way up counts
   // every rank that it goes to.
   double bits_up = 0, bits_down = 0;
-  ReplayedError error;             // of the compressed layers
+  ReplayedError error = {};        // of the compressed layers
   double seconds_per_element = 0;  // of the averager's thread on one rank, least of the steps
   std::vector<ReplayedLayer> layers = {};
 };
