@@ -31,6 +31,9 @@ class ProcessGroupOptions:
         min_numel: tensors of fewer elements travel as they are.
         seed: source of all randomness of the codecs.
 
+    A group made without `pg_options` (by DeviceMesh, FSDP, split_group()) has those of the default
+    group where that is one of thinwire's.
+
     Codecs that leave most of a tensor out (topk, onebit, powersgd, ...) are used only for calls
     inside `with thinwire.feedback_key(name)`, whose losses are added to the next call of that name.
     """
@@ -42,8 +45,19 @@ class ProcessGroupOptions:
     seed: int = 0
 
 
+def _of_default_group():
+    """The options of the default group, where that is one of ours; None else."""
+    if not dist.is_initialized():
+        return None
+    backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    return backend.thinwire_options if isinstance(backend, _C.CompressedBackend) else None
+
+
 def _compiled(options):
     if options is None:
+        inherited = _of_default_group()
+        if inherited is not None:
+            return inherited
         options = ProcessGroupOptions()
     if isinstance(options, str):
         options = ProcessGroupOptions(options)

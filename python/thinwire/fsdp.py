@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
 from thinwire import _load
-from thinwire.errors import InvalidArgument
+from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
 
@@ -48,8 +48,22 @@ class KeyedAllGather(_Allocating, AllGather):
                                                async_op=async_op)
 
 
+def _key_all_reduce(group, name):
+    """HSDP averages the reduced shards over the replicas by an all_reduce of its own, which has no
+    place for one of ours: so the whole of what follows a backward pass is named."""
+    post_backward = group.post_backward
+
+    def keyed(*inputs, **keywords):
+        with _C.FeedbackKey(f"fsdp/{name}"):
+            return post_backward(*inputs, **keywords)
+
+    group.post_backward = keyed
+
+
 def compress(module, weights="as_they_are"):
     """Gives every parameter group of a fully_shard()ed module its feedback.
+
+    With HSDP the all_reduce over the replicas has its feedback too, in that group's state.
 
     Args:
         module: a module after fully_shard(), its FSDP submodules included.
@@ -66,8 +80,14 @@ def compress(module, weights="as_they_are"):
     for name, part in module.named_modules():
         if not isinstance(part, FSDPModule):
             continue
-        if part._get_fsdp_state()._fsdp_param_group is None:
+        group = part._get_fsdp_state()._fsdp_param_group
+        if group is None:
             continue
+        if isinstance(getattr(group, "_reduce_scatter_comm", None), KeyedReduceScatter):
+            raise Error("thinwire.fsdp.compress() was called for this module before: its parameter "
+                        "groups have their feedback")
+        if group._is_hsdp:
+            _key_all_reduce(group, name)
         part.set_custom_reduce_scatter(KeyedReduceScatter(name))
         if weights == "deltas":
             part.set_custom_all_gather(KeyedAllGather(name))

@@ -58,6 +58,20 @@ def job(rank, world, weights, steps, mesh_shape=None):
     return sum(losses[-5:]) / 5, groups, stats, sorted(state), whole(net)
 
 
+def hybrid_job(rank, world):
+    """(stats, names of the state) of the groups of the shards and of the replicas."""
+    import thinwire
+    net = make_net()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    for layer in (net[0], net[2]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    thinwire.fsdp.compress(net)
+    train(net, rank, world, 3)
+    groups = [mesh.get_group(name) for name in ("shard", "replicate")]
+    return [(thinwire.stats(group), sorted(thinwire.state_dict(group))) for group in groups]
+
+
 def options(**specs):
     import thinwire
     return thinwire.ProcessGroupOptions(**specs)
@@ -109,16 +123,36 @@ class Fsdp(unittest.TestCase):
                             options=options(compression="quantize(bits=8)"))
         want = run_ranks(4, job, "", 20, (2, 2), backend="thinwire",
                          options=options(compression="none"))[0][0]
-        for loss, _, _, _, parameters in results:
+        for loss, _, stats, _, parameters in results:
+            # The mesh's groups have the default group's options.
+            self.assertGreater(stats["operations"]["reduce_scatter"]["coded"], 0)
             self.assertTrue(torch.equal(parameters, results[0][4]))
             self.assertLess(abs(loss - results[0][0]), 1.0)
         self.assertLess(abs(results[0][0] - want), 0.1 * want + 0.05)
+
+    def test_hybrid_sharding_has_feedback_for_shards_and_replicas(self):
+        """Top-k is used for named calls alone."""
+        for shards, replicas in run_ranks(4, hybrid_job, backend="thinwire",
+                                          options=options(compression="topk(density=0.1)")):
+            for stats, state in (shards, replicas):
+                self.assertEqual(stats["without_key"], 0)
+                self.assertGreater(stats["coded"], 0)
+                self.assertTrue(any(name.endswith("/residual/fsdp/0") for name in state), state)
 
     def test_mistakes(self):
         import thinwire
         self.assertIn("call fully_shard()", error_of(lambda: thinwire.fsdp.compress(make_net()))[1])
         self.assertIn("'as_they_are' or 'deltas'",
                       error_of(lambda: thinwire.fsdp.compress(make_net(), "all"))[1])
+
+        def twice(rank, world):
+            net = make_net()
+            fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
+            thinwire.fsdp.compress(net)
+            return error_of(lambda: thinwire.fsdp.compress(net))
+
+        for _, text in run_ranks(2, twice, backend="thinwire"):
+            self.assertIn("was called for this module before", text)
 
 
 if __name__ == "__main__":
