@@ -11,6 +11,10 @@ constexpr std::size_t kAlignment = 64;
 // A block that was less than half used in so many runs is made smaller.
 constexpr int kRunsOfAReview = 64;
 
+// A need may vary from run to run: a block has so much more, as a part of it. What is not used
+// costs no pages.
+constexpr std::size_t kSlack = 8;
+
 at::Tensor make_block(std::size_t bytes) {
   return at::empty({static_cast<std::int64_t>(bytes)}, at::kByte);
 }
@@ -60,7 +64,7 @@ void Arena::reset() {
   }
   if (replace) {
     blocks_.clear();
-    next_block_ = peak_;
+    next_block_ = peak_ + peak_ / kSlack;
     peak_ = 0;
   }
   used_ = used_before_ = 0;

@@ -37,6 +37,15 @@ bool Codec::decompress_entries(std::span<const std::byte>, std::int64_t, SparseE
   return false;
 }
 
+void SparseEntries::resize(std::size_t count) {
+  const auto fit = [count](auto& numbers) {
+    if (count > numbers.capacity()) numbers.reserve(count + count / 8);
+    numbers.resize(count);
+  };
+  fit(indices);
+  fit(values);
+}
+
 void SparseEntries::clear() {
   indices.clear();
   values.clear();

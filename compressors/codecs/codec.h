@@ -75,6 +75,8 @@ struct SparseEntries {
   std::size_t size() const { return indices.size(); }
   void clear();
   void add(std::uint32_t index, float value);
+  // With room for somewhat more, since the next payload may have more.
+  void resize(std::size_t count);
 };
 
 // Immutable once made; every function is safe to call from several threads at once. On CUDA views

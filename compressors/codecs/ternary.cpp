@@ -87,8 +87,7 @@ class Ternary final : public SparseCodec {
     }
     std::memcpy(&scale, input.data(), sizeof scale);
     input = input.subspan(sizeof scale);
-    entries.indices.resize(k);
-    entries.values.resize(k);
+    entries.resize(k);
     const std::size_t index_bytes =
         decode_indices(input, static_cast<std::uint64_t>(numel), entries.indices);
     check_payload_size("ternary", input.subspan(index_bytes), sign_bytes, numel);

@@ -84,8 +84,7 @@ class Topk final : public SparseCodec {
     const std::size_t value_bytes = count * size_of(options_.values);
     check_not_truncated(sizeof count + input.size(),
                         sizeof count + min_index_bytes(count) + value_bytes);
-    entries.indices.resize(count);
-    entries.values.resize(count);
+    entries.resize(count);
     const std::size_t index_bytes =
         decode_indices(input, static_cast<std::uint64_t>(numel), entries.indices);
     if (input.size() != index_bytes + value_bytes) {

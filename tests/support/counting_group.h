@@ -53,13 +53,15 @@ class CountingBackend : public c10d::Backend {
 };
 
 // The rank's group with a count; `log` gets its collectives.
-inline c10::intrusive_ptr<c10d::ProcessGroup> counting_group(const RankContext& ctx,
-                                                             std::shared_ptr<CollectiveLog> log) {
+template <typename Backend = CountingBackend>
+c10::intrusive_ptr<c10d::ProcessGroup> counting_group(
+    const RankContext& ctx,
+    std::shared_ptr<CollectiveLog> log = std::make_shared<CollectiveLog>()) {
   auto group = c10::make_intrusive<c10d::ProcessGroup>(
       c10::make_intrusive<c10d::PrefixStore>("counting", ctx.store), ctx.rank, ctx.size);
-  group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM,
-                    c10::make_intrusive<CountingBackend>(
-                        ctx.group->getBackend(c10::DeviceType::CPU), std::move(log)));
+  group->setBackend(
+      c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM,
+      c10::make_intrusive<Backend>(ctx.group->getBackend(c10::DeviceType::CPU), std::move(log)));
   group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
   return group;
 }

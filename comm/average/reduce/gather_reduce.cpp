@@ -155,7 +155,8 @@ void GatherReduce::decode_mean(const LayerValues& layer, std::size_t index, int&
 // cache.
 void GatherReduce::add_entries(std::span<float> values) const {
   const auto& received = context_.workspace->received;
-  std::vector<std::size_t> next(received.size());
+  auto& next = context_.workspace->next;
+  next.assign(received.size(), 0);
   for (std::size_t begin = 0; begin < values.size(); begin += kPiece) {
     const auto piece = values.subspan(begin, std::min(kPiece, values.size() - begin));
     const std::size_t end = begin + piece.size();

@@ -14,6 +14,7 @@ struct Workspace {
   Arena arena;
   std::vector<SparseEntries> picked;    // SparseReduce: this rank's entries, by owner
   std::vector<SparseEntries> received;  // GatherReduce: of one layer, by peer
+  std::vector<std::size_t> next;        // GatherReduce: of these entries
   SparseEntries scratch, merged;        // within one function
 
   std::size_t bytes() const {
