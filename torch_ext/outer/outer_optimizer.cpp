@@ -2,9 +2,9 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include <array>
+#include <bit>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -12,6 +12,7 @@
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/failure/watched_group.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
@@ -21,8 +22,6 @@
 
 namespace thinwire {
 namespace {
-
-constexpr std::size_t kCoalescedBytes = std::size_t{250} << 20;
 
 std::span<float> floats_of(const at::Tensor& tensor) {
   return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
@@ -115,11 +114,8 @@ void OuterOptimizer::collect_warnings() {
 }
 
 void OuterOptimizer::broadcast(std::vector<at::Tensor> tensors, const char* operation) {
-  c10d::ProcessGroup& group = *averager_->group();
-  if (tensors.empty() || group.getSize() == 1) return;
-  comm::guard(group, operation, static_cast<std::uint64_t>(summary_.outer_steps), [&] {
-    c10d::broadcast_coalesced(averager_->group(), tensors, kCoalescedBytes, /*rank=*/0);
-  });
+  comm::broadcast(averager_->group(), tensors, /*root=*/0, operation,
+                  static_cast<std::uint64_t>(summary_.outer_steps));
 }
 
 bool OuterOptimizer::step() {
@@ -201,17 +197,21 @@ bool OuterOptimizer::meet(const std::vector<std::size_t>& not_finite) {
   c10d::ProcessGroup& group = *averager_->group();
   const std::int64_t step = summary_.outer_steps;
   const auto number = static_cast<std::uint64_t>(step);
-  const std::array<std::int64_t, 2> mine = {
-      step, not_finite.empty() ? 0 : static_cast<std::int64_t>(not_finite.front()) + 1};
+  const std::array<std::int64_t, 3> mine = {
+      step, not_finite.empty() ? 0 : static_cast<std::int64_t>(not_finite.front()) + 1,
+      std::bit_cast<std::int64_t>(options_.learning_rate)};
   const std::vector<std::int64_t> all = comm::guard(group, "the outer step", number, [&] {
     return comm::Peers(group).all_gather(mine, "the outer step", number);
   });
   int offender = -1;
   for (int rank = 0; rank < group.getSize(); ++rank) {
-    const auto* theirs = &all[2 * static_cast<std::size_t>(rank)];
+    const auto* theirs = &all[mine.size() * static_cast<std::size_t>(rank)];
     if (theirs[0] != all[0])
       throw InternalError(concat("the ranks are not at the same outer step: rank 0 is at ", all[0],
                                  ", rank ", rank, " at ", theirs[0]));
+    check(theirs[2] == all[2], "the outer learning rate is ", std::bit_cast<double>(all[2]),
+          " on rank 0 and ", std::bit_cast<double>(theirs[2]), " on rank ", rank,
+          ": set_learning_rate() must be called alike on all ranks");
     if (theirs[1] == 0) continue;
     if (offender < 0) offender = rank;
     log::warn(concat("outer step ", step, ": the delta of rank ", rank,

@@ -107,6 +107,8 @@ class OuterOptimizer {
   // max_skipped_in_a_row; InternalError where the checksums differ.
   void outer_step();
 
+  // Of the outer steps to come; alike on all ranks, which the next one compares: InvalidArgument on
+  // every rank where they differ.
   void set_learning_rate(double learning_rate);
   OuterSummary summary() const;
   const comm::Plan& plan() const { return plan_; }
