@@ -24,14 +24,16 @@ using c10d::ProcessGroup;
 
 const std::vector<std::string> kBackends = {"nccl", "mpi", "gloo"};
 
+GlooOptions gloo_options(const ProcessGroupOptions& options) {
+  return {options.timeout, options.hostname, options.interface};
+}
+
 c10::intrusive_ptr<Backend> make_backend(const std::string& name,
                                          const c10::intrusive_ptr<c10d::Store>& store, int rank,
                                          const std::vector<std::string>& places,
                                          const ProcessGroupOptions& options) {
   const auto size = static_cast<int>(places.size());
-  if (name == "gloo")
-    return make_gloo_backend(store, rank, size,
-                             {options.timeout, options.hostname, options.interface});
+  if (name == "gloo") return make_gloo_backend(store, rank, size, gloo_options(options));
   if (name == "mpi") {
     std::vector<int> ranks;
     for (const std::string& place : places) ranks.push_back(std::stoi(place));
@@ -76,6 +78,7 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
       place = std::to_string(mpi_rank());
     }
     if (name == "nccl") check_nccl_backend(options.cuda_device);
+    if (name == "gloo") check_gloo_backend(gloo_options(options));
   } catch (const InvalidArgument& error) {
     decline(store, rank, size, error.what());
     throw;

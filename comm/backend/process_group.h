@@ -29,8 +29,7 @@ struct ProcessGroupOptions {
 // one is undefined. The first group that is made does it at the latest.
 void prepare_process();
 
-// Backends of this build, in the order of preference of "auto": "nccl" (where a GPU is), "mpi"
-// (under mpirun), "gloo".
+// Backends that can be used here: "nccl" (where a GPU is), "mpi" (under mpirun), "gloo".
 std::vector<std::string> available_backends();
 
 // Makes a group of `size` ranks over "mpi", "gloo" or "nccl". The store is how the ranks find each

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-// The only file that may include this; see Note [Gloo headers] in gloo_headers/.
+// The only file that may include this; see Note [Gloo headers] in headers/gloo/.
 #include <torch/csrc/distributed/c10d/FlightRecorder.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
@@ -56,6 +56,10 @@ c10::intrusive_ptr<c10d::Backend> connect(const c10::intrusive_ptr<c10d::Store>&
 }
 
 }  // namespace
+
+void check_gloo_backend(const GlooOptions& options) {
+  make_device(options);
+}
 
 c10::intrusive_ptr<c10d::Backend> make_gloo_backend(const c10::intrusive_ptr<c10d::Store>& store,
                                                     int rank, int size,

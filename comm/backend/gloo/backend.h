@@ -17,6 +17,10 @@ struct GlooOptions {
   std::string interface = {};
 };
 
+// Throws InvalidArgument where the interface or hostname cannot be listened on: to be known before
+// other ranks wait for this one.
+void check_gloo_backend(const GlooOptions& options);
+
 // Connects `size` ranks through `store`. Collective: returns once this rank is connected to all.
 // Throws InvalidArgument where the interface or hostname cannot be listened on, and whatever Gloo
 // throws when a peer does not come within the timeout. Calls on the result must be made in the

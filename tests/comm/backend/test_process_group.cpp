@@ -137,6 +137,22 @@ TEST(Group, UnknownInterfaceIsNamed) {
               HasSubstr("interface 'nosuchif0'"));
 }
 
+TEST(Group, UnknownInterfaceOfOneRankIsToldToAllBeforeTheyConnect) {
+  std::atomic<int> told = 0;
+  run_ranks(2,
+            [&](RankContext& ctx) {
+              const std::string message = error_of<InvalidArgument>([&] {
+                make_process_group(
+                    "gloo", ctx.store, ctx.rank, 2,
+                    {.hostname = "127.0.0.1", .interface = ctx.rank == 1 ? "nosuchif0" : ""});
+              });
+              EXPECT_THAT(message, HasSubstr("interface 'nosuchif0'"));
+              ++told;
+            },
+            {.make_group = false});
+  EXPECT_EQ(told, 2);
+}
+
 TEST(Group, AnAbsentRankIsNamedWithinTheTimeout) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
   EXPECT_THAT(error_of<CommError>([&] {
