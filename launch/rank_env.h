@@ -11,12 +11,13 @@
 //                                  else SLURM_NTASKS     SLURM_STEP_TASKS_PER_ SLURM_STEP_NODELIST,
 //                                                        NODE                   port of the job's
 //                                                                               number; or MASTER_*
-// mpiexec    PMI_RANK              PMI_SIZE              MPI_LOCALRANKID,       as under mpirun
-// where
-//                                                        MPI_LOCALNRANKS        this build has that
-// MVAPICH    MV2_COMM_WORLD_RANK   MV2_COMM_WORLD_SIZE   ..._LOCAL_RANK, _SIZE  launcher's MPI,
-// else jsrun      JSM_NAMESPACE_RANK    JSM_NAMESPACE_SIZE    ..._LOCAL_RANK, _SIZE  MASTER_* flux
-// FLUX_TASK_RANK        FLUX_JOB_SIZE         FLUX_TASK_LOCAL_ID     MASTER_*
+// mpiexec    PMI_RANK              PMI_SIZE              MPI_LOCALRANKID,       see below
+//                                                        MPI_LOCALNRANKS
+// MVAPICH    MV2_COMM_WORLD_RANK   MV2_COMM_WORLD_SIZE   ..._LOCAL_RANK, _SIZE  see below
+// jsrun      JSM_NAMESPACE_RANK    JSM_NAMESPACE_SIZE    ..._LOCAL_RANK, _SIZE  see below
+// flux       FLUX_TASK_RANK        FLUX_JOB_SIZE         FLUX_TASK_LOCAL_ID     MASTER_*
+//
+// The store of the three is agreed by MPI where this build has that launcher's MPI, else MASTER_*.
 //
 // mpiexec is the launcher of MPICH, Intel MPI and Cray. Where srun sets PMI_* too, it is srun.
 // Variables that tell of a job and not of its size (PALS_RANKID, PMIX_RANK) are refused: a program

@@ -13,7 +13,7 @@
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/backend/split.h"
 #include "thinwire/comm/backend/torch_version.h"
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
@@ -147,7 +147,7 @@ World::~World() {
 }
 
 void World::barrier() {
-  comm::wait(*group_, group_->barrier(), "the barrier", calls_++);
+  comm::run_collective(*group_, "the barrier", calls_++, [&] { return group_->barrier(); });
 }
 
 double World::all_reduce(double value, c10d::ReduceOp::RedOpType op) {
@@ -158,7 +158,8 @@ double World::all_reduce(double value, c10d::ReduceOp::RedOpType op) {
   c10d::AllreduceOptions options;
   // Not every backend knows means.
   options.reduceOp = is_mean ? c10d::ReduceOp::SUM : op;
-  comm::wait(*group_, group_->allreduce(tensors, options), "the reduction of a value", calls_++);
+  comm::run_collective(*group_, "the reduction of a value", calls_++,
+                       [&] { return group_->allreduce(tensors, options); });
   const double result = tensors[0].item<double>();
   return is_mean ? result / size() : result;
 }

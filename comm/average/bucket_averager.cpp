@@ -22,9 +22,6 @@
 namespace thinwire::comm {
 namespace {
 
-// What a rank sends each other one where they agree on a layout.
-constexpr std::uint64_t kRecordBytes = 2 * sizeof(std::int64_t);
-
 at::Tensor as_tensor(std::span<float> values) {
   return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kFloat);
 }
@@ -104,7 +101,7 @@ bool BucketAverager::ranks_agree_on(BucketLayout& layout) {
   const std::uint64_t before = std::exchange(last_layout_, layout.hash);
   if (std::ranges::find(layout.agreed_after, before) != layout.agreed_after.end()) return true;
   layout.agreed_after.push_back(before);
-  traffic_.sent_bytes += kRecordBytes * static_cast<std::uint64_t>(peers_.size() - 1);
+  traffic_.sent_bytes += HashAgreement::sent_bytes(peers_.size());
   return HashAgreement(*group_, sequence_, layout.hash).wait();
 }
 

@@ -86,6 +86,24 @@ void CommunicationThread::submit(std::function<void()> job, Done done) {
   changed_.notify_all();
 }
 
+void CommunicationThread::call(const std::function<void()>& job) {
+  // Shared, since the thread may still be inside of set_value() when this one goes on.
+  const auto done = std::make_shared<std::promise<void>>();
+  submit(
+      [done, &job] {
+        try {
+          job();
+          done->set_value();
+        } catch (...) {
+          done->set_exception(std::current_exception());
+        }
+      },
+      [done](const std::exception_ptr& refused) {
+        if (refused) done->set_exception(refused);
+      });
+  done->get_future().get();
+}
+
 void CommunicationThread::run_idle(std::exception_ptr& failure) {
   try {
     idle_(failure);

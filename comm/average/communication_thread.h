@@ -39,6 +39,11 @@ class CommunicationThread {
   // Thread-safe; returns at once.
   void submit(std::function<void()> job, Done done);
 
+  // Runs `job` after those submitted so far and returns when it is done. What it throws is the
+  // caller's alone and does not count as a job's failure: it makes no collective. Throws what an
+  // earlier job threw.
+  void call(const std::function<void()>& job);
+
  private:
   struct Entry {
     std::function<void()> job;

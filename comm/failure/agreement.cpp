@@ -8,7 +8,7 @@
 #include <exception>
 #include <vector>
 
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/store_meeting.h"
 #include "thinwire/comm/join/store_poll.h"
@@ -194,13 +194,13 @@ HashAgreement::HashAgreement(c10d::ProcessGroup& group, std::uint64_t sequence, 
                              at::Device device)
     : group_(group), sequence_(sequence) {
   if (group.getSize() == 1) return;
-  mine_ = at::empty({2}, at::kLong);
+  mine_ = at::empty({kNumbers}, at::kLong);
   auto* record = mine_.mutable_data_ptr<std::int64_t>();
   record[0] = static_cast<std::int64_t>(hash);
   record[1] = static_cast<std::int64_t>(sequence);
   mine_ = mine_.to(device);
-  all_ = at::empty({2 * group.getSize()}, mine_.options());
-  work_ = group._allgather_base(all_, mine_);
+  all_ = at::empty({kNumbers * group.getSize()}, mine_.options());
+  work_ = guard(group, "agreement", sequence, [&] { return group._allgather_base(all_, mine_); });
 }
 
 bool HashAgreement::wait() {
@@ -211,7 +211,7 @@ bool HashAgreement::wait() {
   const auto* theirs = all.const_data_ptr<std::int64_t>();
   const auto* ours = mine.const_data_ptr<std::int64_t>();
   for (int rank = 0; rank < group_.getSize(); ++rank) {
-    if (!std::equal(ours, ours + 2, theirs + 2 * rank)) return false;
+    if (!std::equal(ours, ours + kNumbers, theirs + kNumbers * rank)) return false;
   }
   return true;
 }

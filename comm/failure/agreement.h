@@ -35,10 +35,17 @@ class HashAgreement {
   HashAgreement(c10d::ProcessGroup& group, std::uint64_t sequence, std::uint64_t hash,
                 at::Device device = at::kCPU);
 
+  // Bytes that a rank of so many sends for one.
+  static std::uint64_t sent_bytes(int ranks) {
+    return kNumbers * sizeof(std::int64_t) * static_cast<std::uint64_t>(ranks - 1);
+  }
+
   // True if all ranks brought the same hash and sequence. Throws CommError when a rank is gone.
   bool wait();
 
  private:
+  static constexpr int kNumbers = 2;
+
   c10d::ProcessGroup& group_;
   std::uint64_t sequence_;
   at::Tensor mine_;

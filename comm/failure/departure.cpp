@@ -24,6 +24,15 @@ void say_departure(const c10d::ProcessGroup& group, const std::string& reason) n
   }
 }
 
+void take_back_departure(const c10d::ProcessGroup& group) noexcept {
+  try {
+    if (group.getSize() > 1 && group.getStore())
+      group.getStore()->deleteKey(departure_key(group.getRank()));
+  } catch (const std::exception& error) {
+    log::debug("the store keeps that this rank has left: ", error.what());
+  }
+}
+
 std::string departure_of(const c10d::ProcessGroup& group, int rank) noexcept {
   try {
     const auto store = group.getStore();

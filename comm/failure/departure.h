@@ -12,6 +12,9 @@ namespace thinwire::comm {
 // those who still wait. Does not wait for anybody; never throws.
 void say_departure(const c10d::ProcessGroup& group, const std::string& reason) noexcept;
 
+// Takes back what this rank has said: it begins anew. Never throws.
+void take_back_departure(const c10d::ProcessGroup& group) noexcept;
+
 // What say_departure() left of `rank`; empty where it said nothing, or the store does not answer.
 std::string departure_of(const c10d::ProcessGroup& group, int rank) noexcept;
 

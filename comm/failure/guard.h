@@ -37,4 +37,12 @@ auto guard(const c10d::ProcessGroup& group, const Operation& operation, std::uin
   }
 }
 
+// Starts a collective and waits for it: `start` returns its Work. What fails while it starts is
+// this rank's alone, and told like the rest.
+template <typename Start>
+void run_collective(const c10d::ProcessGroup& group, const std::string& operation,
+                    std::uint64_t sequence, const Start& start) {
+  guard(group, operation, sequence, [&] { wait(group, start(), operation, sequence); });
+}
+
 }  // namespace thinwire::comm

@@ -4,8 +4,9 @@
 #include <string>
 
 #include <ATen/core/ivalue.h>
+#include <torch/csrc/distributed/c10d/comm.hpp>
 
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 
 namespace thinwire::comm {
 namespace {
@@ -92,6 +93,15 @@ c10::intrusive_ptr<ProcessGroup> watched(const c10::intrusive_ptr<ProcessGroup>&
                        watching);
   }
   return result;
+}
+
+void broadcast(const c10::intrusive_ptr<ProcessGroup>& group,
+               const std::vector<at::Tensor>& tensors, int root, const std::string& operation,
+               std::uint64_t sequence) {
+  if (tensors.empty() || group->getSize() == 1) return;
+  constexpr std::size_t kAtOnce = std::size_t{250} << 20;
+  guard(*group, operation, sequence,
+        [&] { c10d::broadcast_coalesced(watched(group), tensors, kAtOnce, root); });
 }
 
 }  // namespace thinwire::comm

@@ -129,7 +129,7 @@ def state_dict(group=None):
 
 
 def load_state_dict(state, group=None):
-    """Goes on from state_dict(). Only between calls; not collective."""
+    """Goes on from state_dict(). Collective, between calls: states of different steps are refused."""
     backend_of(group).load_state(dict(state))
 
 

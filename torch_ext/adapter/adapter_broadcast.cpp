@@ -40,7 +40,8 @@ std::vector<Report> exchange(c10d::ProcessGroup& group, int root, std::int64_t v
       at::Tensor in = at::empty({sizeof(Report)}, at::kByte);
       at::Tensor out = at::empty({static_cast<std::int64_t>(sizeof(Report) * size)}, at::kByte);
       std::memcpy(in.mutable_data_ptr(), &mine, sizeof(Report));
-      comm::wait(group, group._allgather_base(out, in), kOperation, stage);
+      comm::run_collective(group, kOperation, stage,
+                           [&] { return group._allgather_base(out, in); });
       std::memcpy(all.data(), out.const_data_ptr(), out.nbytes());
     });
   for (std::size_t rank = 0; rank < size; ++rank)
@@ -90,7 +91,7 @@ std::string broadcast_expert(AdapterSwitch& target, c10d::ProcessGroup& group, i
     std::vector<at::Tensor> piece = {content.narrow(0, at, std::min(kPiece, size - at))};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    comm::wait(group, group.broadcast(piece, options), kOperation, 2);
+    comm::run_collective(group, kOperation, 2, [&] { return group.broadcast(piece, options); });
   }
   try {
     std::memcpy(received.data(), content.const_data_ptr(), received.size());

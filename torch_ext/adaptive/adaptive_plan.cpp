@@ -69,7 +69,8 @@ std::map<std::string, comm::CodecCost> agreed_codec_costs(c10d::ProcessGroup& gr
       at::empty({static_cast<std::int64_t>(3 * costs.size())}, at::kDouble)};
   std::memcpy(tensors[0].mutable_data_ptr(), costs.data(), tensors[0].nbytes());
   if (group.getSize() > 1 && !costs.empty()) {
-    comm::wait(group, group.broadcast(tensors), "broadcast of the codecs' speeds", 0);
+    comm::run_collective(group, "broadcast of the codecs' speeds", 0,
+                         [&] { return group.broadcast(tensors); });
   }
   std::memcpy(costs.data(), tensors[0].const_data_ptr(), tensors[0].nbytes());
   std::map<std::string, comm::CodecCost> result;
@@ -221,7 +222,8 @@ void AdaptivePlan::gather_curves() {
     // Each number comes from one rank, all others add zero: the sum is that number, bit for bit.
     // In a tensor of its own, as above.
     std::vector<at::Tensor> tensors = {at::tensor(table, at::kDouble)};
-    comm::wait(*group_, group_->allreduce(tensors), "exchange of the gradients' curves", round_);
+    comm::run_collective(*group_, "exchange of the gradients' curves", round_,
+                         [&] { return group_->allreduce(tensors); });
     std::copy_n(tensors[0].const_data_ptr<double>(), table.size(), table.begin());
     summary_.sent_bytes += static_cast<std::uint64_t>(comm::sent_bytes(
         comm::Collective::kAllReduce, static_cast<double>(tensors[0].nbytes()), group_->getSize()));
@@ -258,6 +260,7 @@ bool AdaptivePlan::switch_plan(std::int64_t step) {
   if (!solving_.valid()) return false;
   Solution solution = result_of(solving_, "solving for a plan");
   summary_.solve_seconds += solution.seconds;
+  summary_.sent_bytes += comm::HashAgreement::sent_bytes(group_->getSize());
   comm::HashAgreement agreement(*group_, round_, lgreco::plan_hash(solution.plan));
   if (!agreement.wait()) {
     throw InternalError(concat("step ", step, ": the ranks solved plan ", round_,

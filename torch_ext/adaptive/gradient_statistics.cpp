@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <numeric>
 
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/philox.h"
 #include "thinwire/common/shape.h"
@@ -153,8 +153,9 @@ std::uint64_t GradientStatistics::exchange(c10d::ProcessGroup& group, std::uint6
       at::Tensor input = send.narrow(
           0, 0, std::accumulate(send_splits.begin(), send_splits.end(), std::int64_t{0}));
       at::Tensor output = receive.narrow(0, 0, as_int64(2 * mine * world));
-      comm::wait(group, group.alltoall_base(output, input, receive_splits, send_splits),
-                 "exchange of the gradients' statistics", sequence);
+      comm::run_collective(group, "exchange of the gradients' statistics", sequence, [&] {
+        return group.alltoall_base(output, input, receive_splits, send_splits);
+      });
       theirs = {static_cast<const std::uint16_t*>(receive.const_data_ptr()), mine * world};
     }
     for (std::size_t i = 0; i < mine; ++i) {

@@ -2,13 +2,15 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <xxhash.h>
 
-#include <future>
 #include <utility>
 
 #include "thinwire/comm/average/state_tensors.h"
 #include "thinwire/comm/backend/process_group.h"
+#include "thinwire/comm/failure/agreement.h"
 #include "thinwire/common/error.h"
+#include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire::detail {
 namespace {
@@ -19,6 +21,7 @@ constexpr std::size_t kShapesKept = 64;
 
 constexpr const char* kAveragerPrefix = "all_reduce/";
 constexpr const char* kCollectivesPrefix = "parts/";
+constexpr const char* kStepsPrefix = "steps/";
 
 comm::LayerSetting without_feedback(comm::LayerSetting setting) {
   setting.feedback.mode = ErrorFeedbackOptions::Mode::kOff;
@@ -38,17 +41,7 @@ BackendEngine::BackendEngine(const c10::intrusive_ptr<c10d::ProcessGroup>& group
       thread_(std::make_unique<comm::CommunicationThread>()) {}
 
 void BackendEngine::on_thread(const std::function<void()>& job) {
-  // Shared, for the thread may still be in set_value() when the waiting one has gone on.
-  const auto done = std::make_shared<std::promise<void>>();
-  auto finished = done->get_future();
-  thread_->submit(job, [done](const std::exception_ptr& failure) {
-    if (failure) {
-      done->set_exception(failure);
-    } else {
-      done->set_value();
-    }
-  });
-  finished.get();
+  thread_->call(job);
 }
 
 void BackendEngine::drain() {
@@ -108,33 +101,50 @@ std::map<std::string, at::Tensor> BackendEngine::state() const {
   for (auto& [name, tensor] : collectives_.state())
     state.emplace(concat(kCollectivesPrefix, name), tensor);
   for (const auto& [key, step] : steps_) {
-    state.emplace(concat("steps/", key),
+    state.emplace(concat(kStepsPrefix, key),
                   at::scalar_tensor(static_cast<std::int64_t>(step), at::TensorOptions(at::kLong)));
   }
   return state;
 }
 
-void BackendEngine::load_state(std::map<std::string, at::Tensor> state) {
+void BackendEngine::load_state(const std::map<std::string, at::Tensor>& state) {
   std::map<std::string, at::Tensor> averager, collectives;
   std::map<std::string, std::uint64_t> steps;
-  for (auto& [name, tensor] : state) {
-    const auto rest_after = [&, &name = name](std::string_view prefix) {
-      return name.substr(prefix.size());
-    };
-    if (name.starts_with(kAveragerPrefix)) {
-      averager.emplace(rest_after(kAveragerPrefix), tensor);
-    } else if (name.starts_with(kCollectivesPrefix)) {
-      collectives.emplace(rest_after(kCollectivesPrefix), tensor);
-    } else {
-      check(name.starts_with("steps/") && tensor.numel() == 1, "'", name,
-            "' is not of the state of a process group that compresses");
-      steps[rest_after("steps/")] = static_cast<std::uint64_t>(tensor.item<std::int64_t>());
+  comm::AveragerState averager_state;
+  CodedCollectives::Memory memory;
+  const auto take = [&] {
+    for (const auto& [name, tensor] : state) {
+      const auto rest_after = [&, &name = name](std::string_view prefix) {
+        return name.substr(prefix.size());
+      };
+      if (name.starts_with(kAveragerPrefix)) {
+        averager.emplace(rest_after(kAveragerPrefix), tensor);
+      } else if (name.starts_with(kCollectivesPrefix)) {
+        collectives.emplace(rest_after(kCollectivesPrefix), tensor);
+      } else {
+        check(name.starts_with(kStepsPrefix) && tensor.numel() == 1, "'", name,
+              "' is not of the state of a process group that compresses");
+        steps[rest_after(kStepsPrefix)] = static_cast<std::uint64_t>(tensor.item<std::int64_t>());
+      }
     }
-  }
-  auto made = comm::state_from_tensors(averager);
-  collectives_.load_state(collectives);
-  averager_.load_state(std::move(made));
-  steps_ = std::move(steps);
+    averager_state = comm::state_from_tensors(averager);
+    memory = CodedCollectives::memory_of(collectives);
+    // What must be equal on all ranks: the steps, from which random numbers come, and what the next
+    // differences are added to.
+    std::string text;
+    for (const auto& [key, step] : steps) text += concat("calls under '", key, "': ", step, "\n");
+    for (const auto& [key, values] : memory.received)
+      text += concat("received under '", key, "': ", values.size(), " elements of hash ",
+                     XXH3_64bits(values.data(), values.size() * sizeof values[0]), "\n");
+    return text;
+  };
+  comm::agree_on_result(*duplicate_, next_name(*duplicate_, "load"),
+                        "the state of a process group that compresses", take);
+  on_thread([&] {
+    collectives_.load(std::move(memory));
+    averager_.load_state(std::move(averager_state));
+    steps_ = std::move(steps);
+  });
 }
 
 }  // namespace thinwire::detail

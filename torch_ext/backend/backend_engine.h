@@ -18,8 +18,8 @@
 
 namespace thinwire::detail {
 
-// Makes the coded calls, one after another, on its thread. submit() and drain() are for the
-// program's threads, everything else is called in jobs.
+// Makes the coded calls, one after another, on its thread. submit(), drain() and load_state() are
+// for the program's threads, everything else is called in jobs.
 class BackendEngine {
  public:
   // `group` is over the wrapped backend. Collective: duplicates it.
@@ -43,7 +43,9 @@ class BackendEngine {
   std::uint64_t next_step(const std::string& key) { return steps_[key]++; }
 
   std::map<std::string, at::Tensor> state() const;
-  void load_state(std::map<std::string, at::Tensor> state);
+  // Collective: throws InvalidArgument, on every rank, for a tensor that state() does not give, and
+  // where ranks bring states that do not belong together. Nothing has changed then.
+  void load_state(const std::map<std::string, at::Tensor>& state);
 
   const std::shared_ptr<CallBoard>& board() const { return board_; }
   const c10::intrusive_ptr<c10d::ProcessGroup>& duplicate() const { return duplicate_; }

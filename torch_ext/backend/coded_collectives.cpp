@@ -91,6 +91,13 @@ comm::ReductionContext CodedCollectives::begin(const CodedCall& call, comm::Refu
           .layout = hash};
 }
 
+// Whether every rank accepted every frame. Returns the bytes of what the ranks told each other
+// about the call, here and in begin().
+std::size_t CodedCollectives::agree(const CodedCall& call, const comm::Refusal& refusal) {
+  return comm::HashAgreement::sent_bytes(peers_.size()) +
+         refusal.agree(*group_, sequence_, call.text);
+}
+
 // What is kept under the call's key, zero at first.
 std::vector<float>& CodedCollectives::kept(std::map<std::string, std::vector<float>>& memory,
                                            const CodedCall& call, std::size_t numel) {
@@ -119,7 +126,7 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
   }
   const auto encode = [&] {
     std::vector<float>* owed = nullptr;
-    if (!call.key.empty()) owed = &kept(residuals_, call, numel * (size - 1));
+    if (!call.key.empty()) owed = &kept(memory_.residuals, call, numel * (size - 1));
     const auto decay = static_cast<float>(call.setting->feedback.decay);
     for (std::size_t p = 0, other = 0; p < size; ++p) {
       const at::Tensor values = as_flat_floats(parts[p]);
@@ -162,13 +169,12 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
     if (mean) kernels::divide(sum, static_cast<float>(size));
     copy_values(out, sum);
   });
-  refusal.agree(*group_, sequence_, call.text);
-  std::size_t sent = received.sent;
+  std::size_t sent = received.sent + agree(call, refusal);
   if (call.key.empty()) return sent;
   // A step that overflowed anywhere is dropped by all: nobody's residual may have paid for it.
   const auto all = peers_.all_gather(std::array{finite}, "agreement on the result", sequence_);
   sent += sizeof finite * (size - 1);
-  if (std::ranges::count(all, 0) == 0) residuals_[call.key] = std::move(corrected);
+  if (std::ranges::count(all, 0) == 0) memory_.residuals[call.key] = std::move(corrected);
   return sent;
 }
 
@@ -183,7 +189,7 @@ std::size_t CodedCollectives::all_gather(const CodedCall& call, const at::Tensor
 
   // The first call under a key is exact: there is nothing to differ from, and a codec of
   // differences would start far off.
-  const bool first = !call.key.empty() && !received_.contains(call.key);
+  const bool first = !call.key.empty() && !memory_.received.contains(call.key);
   const std::size_t most = std::max(most_bytes(codec, numel), numel * sizeof(float));
   Headers expected;
   for (std::size_t p = 0; p < size; ++p) {
@@ -200,7 +206,7 @@ std::size_t CodedCollectives::all_gather(const CodedCall& call, const at::Tensor
       return;
     }
     if (!call.key.empty()) {
-      before = &kept(received_, call, numel * size);
+      before = &kept(memory_.received, call, numel * size);
       values = values.clone();
       kernels::subtract(floats_in(values), before->data() + self * numel);
     }
@@ -228,10 +234,10 @@ std::size_t CodedCollectives::all_gather(const CodedCall& call, const at::Tensor
       copy_values(outs[p], values);
     }
   });
-  refusal.agree(*group_, sequence_, call.text);
+  const std::size_t sent = received.sent + agree(call, refusal);
   // All ranks decoded the same bytes, so all keep or drop them together.
-  if (!call.key.empty() && kernels::all_finite(now)) received_[call.key] = std::move(now);
-  return received.sent;
+  if (!call.key.empty() && kernels::all_finite(now)) memory_.received[call.key] = std::move(now);
+  return sent;
 }
 
 std::size_t CodedCollectives::all_to_all(const CodedCall& call, const std::vector<at::Tensor>& ins,
@@ -304,8 +310,7 @@ std::size_t CodedCollectives::all_to_all(const CodedCall& call, const std::vecto
       outs[p].detach().copy_(part);
     }
   });
-  refusal.agree(*group_, sequence_, call.text);
-  return received.sent + sizeof(std::int64_t) * (size - 1);
+  return received.sent + sizeof(std::int64_t) * (size - 1) + agree(call, refusal);
 }
 
 std::map<std::string, at::Tensor> CodedCollectives::state() const {
@@ -316,13 +321,14 @@ std::map<std::string, at::Tensor> CodedCollectives::state() const {
       saved[concat(kind, key)] = tensor_over(copy).clone();
     }
   };
-  put("residual/", residuals_);
-  put("received/", received_);
+  put("residual/", memory_.residuals);
+  put("received/", memory_.received);
   return saved;
 }
 
-void CodedCollectives::load_state(const std::map<std::string, at::Tensor>& state) {
-  std::map<std::string, std::vector<float>> residuals, received;
+CodedCollectives::Memory CodedCollectives::memory_of(
+    const std::map<std::string, at::Tensor>& state) {
+  Memory memory;
   for (const auto& [name, tensor] : state) {
     const bool is_residual = name.starts_with("residual/");
     check(is_residual || name.starts_with("received/"), "a state of a process group has tensors ",
@@ -331,11 +337,10 @@ void CodedCollectives::load_state(const std::map<std::string, at::Tensor>& state
           toString(tensor.scalar_type()));
     const at::Tensor values = as_flat_floats(tensor);
     const auto span = floats_in(values);
-    (is_residual ? residuals : received)[name.substr(name.find('/') + 1)].assign(span.begin(),
-                                                                                 span.end());
+    (is_residual ? memory.residuals : memory.received)[name.substr(name.find('/') + 1)].assign(
+        span.begin(), span.end());
   }
-  residuals_ = std::move(residuals);
-  received_ = std::move(received);
+  return memory;
 }
 
 }  // namespace thinwire::detail

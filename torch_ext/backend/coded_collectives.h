@@ -50,15 +50,22 @@ class CodedCollectives {
   std::size_t all_to_all(const CodedCall& call, const std::vector<at::Tensor>& ins,
                          const std::vector<at::Tensor>& outs, std::int64_t min_numel);
 
-  // What is kept for keys, as flat float32 tensors: "residual/KEY" [W - 1 parts of the others, in
-  // rank order] and "received/KEY" [W parts].
+  // What is kept, by key.
+  struct Memory {
+    std::map<std::string, std::vector<float>> residuals;  // W - 1 parts of the others, by rank
+    std::map<std::string, std::vector<float>> received;   // W parts, the same on all ranks
+  };
+  // The same as flat float32 tensors: "residual/KEY" and "received/KEY".
   std::map<std::string, at::Tensor> state() const;
-  void load_state(const std::map<std::string, at::Tensor>& state);
+  // Throws InvalidArgument for a tensor that state() does not give.
+  static Memory memory_of(const std::map<std::string, at::Tensor>& state);
+  void load(Memory memory) { memory_ = std::move(memory); }
 
  private:
   using Headers = std::vector<FrameHeader>;
 
   comm::ReductionContext begin(const CodedCall& call, comm::Refusal& refusal);
+  std::size_t agree(const CodedCall& call, const comm::Refusal& refusal);
   std::vector<float>& kept(std::map<std::string, std::vector<float>>& memory, const CodedCall& call,
                            std::size_t numel);
 
@@ -66,7 +73,7 @@ class CodedCollectives {
   const comm::Peers peers_;
   const std::uint64_t seed_;
   std::uint64_t sequence_ = 0;
-  std::map<std::string, std::vector<float>> residuals_, received_;
+  Memory memory_;
   comm::Workspace workspace_;
   std::vector<comm::FrameBuffer> frames_;
 };

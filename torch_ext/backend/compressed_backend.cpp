@@ -243,16 +243,7 @@ std::map<std::string, at::Tensor> CompressedBackend::state() const {
 void CompressedBackend::load_state(const std::map<std::string, at::Tensor>& state) {
   check(engine_ || state.empty(), "this process group compresses nothing, so it has no state");
   if (!engine_) return;
-  // A mistake in the state is the caller's, and must not end the thread.
-  std::exception_ptr mistake;
-  engine_->on_thread([&] {
-    try {
-      engine_->load_state(state);
-    } catch (...) {
-      mistake = std::current_exception();
-    }
-  });
-  if (mistake) std::rethrow_exception(mistake);
+  engine_->load_state(state);
 }
 
 c10::intrusive_ptr<ProcessGroup> compressed_group(const c10::intrusive_ptr<ProcessGroup>& group,

@@ -104,7 +104,8 @@ class CompressedBackend final : public detail::ForwardingBackend {
   // What feedback keys carry from call to call, float32 and int64 tensors: residuals of this rank,
   // and what was received. Waits for the calls that were made.
   std::map<std::string, at::Tensor> state() const;
-  // Between calls. Throws InvalidArgument for a tensor that state() does not give.
+  // Between calls; collective. Throws InvalidArgument, on every rank, for a tensor that state()
+  // does not give, and for states of different steps or replicas. Nothing has changed then.
   void load_state(const std::map<std::string, at::Tensor>& state);
 
  private:

@@ -4,7 +4,6 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/distributed/c10d/comm.hpp>
 #include <torch/csrc/distributed/c10d/logger.hpp>
 
 #include <algorithm>
@@ -34,13 +33,12 @@ constexpr std::size_t kMiB = std::size_t{1} << 20;
 // PyTorch's: a small first bucket lets the exchange begin early in the backward pass.
 constexpr std::size_t kFirstBucketBytes = std::size_t{1} << 20;
 // Broadcasts are coalesced up to this size.
-constexpr std::size_t kBroadcastBytes = std::size_t{250} << 20;
 // Looking through the whole module costs as much as ten small kernels, so only some forward passes
 // do it once training is under way.
 constexpr std::int64_t kLookAlways = 4, kLookEvery = 16;
 
 // A line an option that decides which collectives are made.
-std::string text_of(const DistributedDataParallelOptions& options) {
+std::string options_text(const DistributedDataParallelOptions& options) {
   const auto yes = [](bool value) { return value ? "true" : "false"; };
   return concat("bucket_cap_mb ", options.bucket_cap_mb, "\nbroadcast_buffers ",
                 yes(options.broadcast_buffers), "\nfind_unused_parameters ",
@@ -139,6 +137,7 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
     : group(std::move(the_group)), module_(std::move(module)), options_(std::move(options)) {
   check(group != nullptr, "DistributedDataParallel needs a process group, got a null pointer");
   watched_ = comm::watched(group);
+  comm::take_back_departure(*group);
   const comm::CommunicationThreadOptions thread_options{options_.communication_threads,
                                                         options_.communication_cpus};
   comm::agree_on_result(*group, next_name(*group, "ddp"),
@@ -149,7 +148,7 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
                           // One that cannot be made is to be noticed before anybody waits for this
                           // rank.
                           const comm::CommunicationThread probe(thread_options);
-                          return tensors->description() + text_of(options_);
+                          return tensors->description() + options_text(options_);
                         });
   exchange =
       std::make_shared<GradientExchange>(group, /*model=*/"", tensors->layers(),
@@ -207,9 +206,7 @@ void DataParallelEngine::State::make_reducer() {
 }
 
 void DataParallelEngine::State::broadcast(const std::vector<at::Tensor>& values, int root) {
-  if (values.empty() || group->getSize() == 1) return;
-  guarded("broadcast of the model",
-          [&] { c10d::broadcast_coalesced(watched_, values, kBroadcastBytes, root); });
+  comm::broadcast(group, values, root, "broadcast of the model", 0);
 }
 
 bool DataParallelEngine::State::broadcasts_buffers() const {
@@ -280,7 +277,7 @@ void DataParallelEngine::State::backward_begins(const ForwardPass* forward) {
     return;
   }
   hook_->begin_step();
-  if (join) hook_->set_scale(join->scale(join->meet(UnevenInputs::Event::kBackward)));
+  hook_->set_scale(join ? join->scale(join->meet(UnevenInputs::Event::kBackward)) : 1);
   // One forward pass may have several backward passes, and several forward passes may come before
   // the first backward pass. The Reducer expects one of each in turn.
   const bool expected = reducer_->is_prepared() && (!forward || forward->number == prepared_for_);
@@ -381,7 +378,6 @@ void DataParallelEngine::State::take_part(const UnevenInputs::Round& round) {
 }
 
 void DataParallelEngine::State::take_part_in_backward(const UnevenInputs::Round& round) {
-  const bool rebuilds = !options_.static_graph || exchange->submitted_steps() > 0;
   guarded("the backward pass of other ranks", [&] {
     check(!options_.static_graph || static_graph_begun_,
           "with static_graph every rank must make a backward pass before it runs out of inputs");
@@ -397,13 +393,14 @@ void DataParallelEngine::State::take_part_in_backward(const UnevenInputs::Round&
       watched_->allreduce(used)->wait();
     }
     for (const auto& average : averages) average->waitAndThrow();
-    if (rebuilds) reducer_->push_rebuilt_params_for_all_indices();
+    reducer_->push_rebuilt_params_for_all_indices();
   });
 }
 
 bool DataParallelEngine::State::replicas_equal() {
-  comm::HashAgreement agreement(*group, ++comparisons_, tensors->crc32c());
-  return agreement.wait();
+  return comm::guard(*group, "comparing the replicas", ++comparisons_, [&] {
+    return comm::HashAgreement(*group, comparisons_, tensors->crc32c()).wait();
+  });
 }
 
 DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module,

@@ -44,7 +44,8 @@ comm::AveragerOptions averager_options(const c10d::ProcessGroup& group, const st
   if (options.strategy != "auto") made.strategy = comm::parse_strategy(options.strategy);
   if (link) made.link = &*link;
   if (link || made.strategy == comm::Strategy::kHierarchical) {
-    made.host_of_rank = comm::hosts_of_ranks(group, name);
+    made.host_of_rank = comm::guard(group, "learning the hosts of the ranks", 0,
+                                    [&] { return comm::hosts_of_ranks(group, name); });
   }
   return made;
 }
@@ -274,30 +275,11 @@ CommunicationSummary GradientExchange::summary() const {
   return summary_;
 }
 
-void GradientExchange::on_thread(const std::function<void()>& job) const {
-  // What the job throws is its caller's: the communication thread would take it for the end of the
-  // group. Shared, since the thread may still be inside of set_value() when this one goes on.
-  const auto done = std::make_shared<std::promise<void>>();
-  thread_->submit(
-      [done, &job] {
-        try {
-          job();
-          done->set_value();
-        } catch (...) {
-          done->set_exception(std::current_exception());
-        }
-      },
-      [done](const std::exception_ptr& refused) {
-        if (refused) done->set_exception(refused);
-      });
-  done->get_future().get();
-}
-
 GradientState GradientExchange::state() const {
   detail::SavedGradients saved;
   saved.world = averager_.group()->getSize();
   saved.steps = submitted_steps_;
-  on_thread([&] {
+  thread_->call([&] {
     saved.averager = averager_.state();
     if (adaptive_ && adaptive_->allocation()) {
       saved.plan = lgreco::plan_text(*adaptive_->allocation());
@@ -326,7 +308,7 @@ void GradientExchange::load_state(const GradientState& state) {
   comm::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
                         make);
   comm::guard(*averager_.group(), "loading the saved state", loads_, [&] {
-    on_thread([&] {
+    thread_->call([&] {
       if (adaptive_) adaptive_->restore(plan);
       averager_.load_state(std::move(saved.averager));
     });

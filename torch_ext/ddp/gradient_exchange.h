@@ -102,9 +102,6 @@ class GradientExchange {
   // Looks at the gradients before they are averaged where the plan depends on them.
   const comm::Plan& plan_at(const comm::Bucket& bucket, std::int64_t step);
   void finish_step(std::int64_t step);
-  // Does `job` on the communication thread, after what was submitted before, and waits for it.
-  void on_thread(const std::function<void()>& job) const;
-
   const std::string name_;
   std::uint64_t loads_ = 0;
   std::map<std::string, std::int64_t, std::less<>> numel_of_layer_;

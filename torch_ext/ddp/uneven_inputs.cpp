@@ -5,7 +5,7 @@
 #include <array>
 #include <string>
 
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::detail {
@@ -36,7 +36,8 @@ UnevenInputs::Round UnevenInputs::meet(Event mine, bool sync, bool broadcast) {
   if (world > 1) {
     all = at::empty({static_cast<std::int64_t>(kWords) * world}, at::kLong);
     at::Tensor own = record;
-    comm::wait(*group_, group_->_allgather_base(all, own), "join()", rounds_);
+    comm::run_collective(*group_, "join()", rounds_,
+                         [&] { return group_->_allgather_base(all, own); });
   }
   ++rounds_;
   const auto* said = all.const_data_ptr<std::int64_t>();

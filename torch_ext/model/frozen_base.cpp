@@ -2,10 +2,8 @@
 
 #include <unordered_set>
 
-#include <torch/csrc/distributed/c10d/comm.hpp>
-
 #include "thinwire/comm/failure/agreement.h"
-#include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/failure/watched_group.h"
 #include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/content_hash.h"
@@ -97,10 +95,7 @@ void broadcast_base(const torch::nn::Module& module,
     check(!tensors.empty(), "the module is no adapter and holds none: there is no base");
     return text;
   });
-  if (group->getSize() == 1) return;
-  constexpr std::size_t kAtOnce = std::size_t{250} << 20;
-  comm::guard(*group, "broadcast of the base", 0,
-              [&] { c10d::broadcast_coalesced(group, tensors, kAtOnce, root); });
+  comm::broadcast(group, tensors, root, "broadcast of the base", 0);
 }
 
 }  // namespace thinwire

@@ -19,6 +19,7 @@ using ::testing::HasSubstr;
 using testing::RankContext;
 using testing::run_ranks;
 using Tensors = std::vector<at::Tensor>;
+using Saved = std::map<std::string, at::Tensor>;
 
 constexpr std::int64_t kNumel = 2000;
 
@@ -194,6 +195,35 @@ TEST(BackendFeedback, ASavedStateGoesOnWithTheSameBits) {
     EXPECT_THROW(backend_of(second)->load_state({{"nonsense", at::zeros({1})}}), InvalidArgument);
     EXPECT_EQ(backend_of(second)->state().size(), saved.size());  // the mistake ended nothing
   });
+}
+
+// Random numbers come from the steps, and differences are added to what was received.
+TEST(BackendFeedback, StatesThatDoNotBelongTogetherAreRefusedOnAllRanks) {
+  const BackendOptions options = {.compression = "quantize(bits=4)", .min_numel = 16};
+  const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
+    const auto group = compressed_group(ctx.group, options);
+    Saved early;
+    for (int step = 0; step < 3; ++step) {
+      const FeedbackKey key("weight");
+      Tensors sums = {gradient_of(ctx.rank, step, kNumel)};
+      group->allreduce(sums)->wait();
+      if (step == 1) early = backend_of(group)->state();
+    }
+    const Saved late = backend_of(group)->state();
+    backend_of(group)->load_state(late);
+    backend_of(group)->load_state(ctx.rank == 0 ? late : early);
+  });
+  EXPECT_THAT(errors, ::testing::Each(::testing::HasSubstr(
+                          "'calls under 'weight': 3' on rank 0 and 'calls under 'weight': 2' on "
+                          "rank 1")));
+  EXPECT_THAT(errors_of<InvalidArgument>(2,
+                                         [&](RankContext& ctx) {
+                                           const auto group = compressed_group(ctx.group, options);
+                                           Saved state;
+                                           if (ctx.rank == 1) state["x"] = at::zeros({1});
+                                           backend_of(group)->load_state(state);
+                                         }),
+              ::testing::Each(::testing::HasSubstr("rank 1: 'x' is not of the state")));
 }
 
 }  // namespace

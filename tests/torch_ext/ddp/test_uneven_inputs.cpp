@@ -109,6 +109,26 @@ TEST(UnevenInputsOf, EveryKindOfPassIsJoined) {
   });
 }
 
+// The averages within join() are larger by what the ranks without inputs do not bring.
+TEST(UnevenInputsOf, StepsAfterItAreMeansOfAllRanksAgain) {
+  run_ranks(2, [](RankContext& ctx) {
+    auto net = std::make_shared<Net>(1);
+    Ddp ddp(net, ctx.group);
+    const auto gradient = [&] {
+      ddp.zero_grad();
+      const auto x = inputs(0, 9);
+      loss_of(ddp.forward(x, true).first, x).backward();
+      return net->first.grad().clone();
+    };
+    const at::Tensor before = gradient();
+    const auto some_steps = [&] {
+      for (int step = 0; step < (ctx.rank == 0 ? 1 : 3); ++step) gradient();
+    };
+    ddp.join(some_steps, {.divide_by_initial_world_size = false});
+    EXPECT_TRUE(at::equal(gradient(), before));
+  });
+}
+
 TEST(UnevenInputsOf, TheFirstRankToEndEndsAllWhereTheOptionSaysSo) {
   const auto errors = errors_of<InvalidArgument>(3, [](RankContext& ctx) {
     auto net = std::make_shared<Net>(1);
