@@ -1,5 +1,6 @@
-// The envelope of every payload that crosses the network: what it is, from whom, for which
-// exchange, and a checksum. A receiver compares it with what it expects before it decodes a byte.
+// The envelope of payloads that cross the network: what it is, from whom, for which exchange, and a
+// checksum. A receiver compares it with what it expects before it decodes a byte. docs/format.md
+// lists what travels without one, and why.
 #pragma once
 
 #include <array>
