@@ -26,21 +26,27 @@ def all_of(world, numel=N, seed=0):
 
 # name -> function(rank, world) that returns (what torch gave, what it should be).
 CALLS = {}
+# name -> what docs/python.md calls it.
+TITLES = {}
 
 
-def call(function):
-    CALLS[function.__name__] = function
-    return function
+def call(title):
+    def add(function):
+        CALLS[function.__name__] = function
+        TITLES[function.__name__] = title
+        return function
+
+    return add
 
 
-@call
+@call("`all_reduce`")
 def all_reduce(rank, world):
     t = mine(rank)
     dist.all_reduce(t)
     return t, all_of(world).sum(0)
 
 
-@call
+@call("`all_reduce` with `async_op`, several at a time")
 def all_reduce_async(rank, world):
     ts = [mine(rank, seed=s) for s in range(4)]
     for work in [dist.all_reduce(t, op=dist.ReduceOp.AVG, async_op=True) for t in ts]:
@@ -48,14 +54,14 @@ def all_reduce_async(rank, world):
     return torch.cat(ts), torch.cat([all_of(world, seed=s).mean(0) for s in range(4)])
 
 
-@call
+@call("its Work's future")
 def all_reduce_future(rank, world):
     t = mine(rank)
     value = dist.all_reduce(t, async_op=True).get_future().wait()
     return value[0], all_of(world).sum(0)
 
 
-@call
+@call("`_coalescing_manager`")
 def coalescing_manager(rank, world):
     ts = [mine(rank, seed=s) for s in range(3)]
     with dist._coalescing_manager(async_ops=True) as works:
@@ -65,42 +71,42 @@ def coalescing_manager(rank, world):
     return torch.cat(ts), torch.cat([all_of(world, seed=s).sum(0) for s in range(3)])
 
 
-@call
+@call("`reduce_scatter_tensor`")
 def reduce_scatter_tensor(rank, world):
     out = torch.empty(N)
     dist.reduce_scatter_tensor(out, mine(rank, N * world))
     return out, all_of(world, N * world).sum(0)[rank * N:(rank + 1) * N]
 
 
-@call
+@call("`reduce_scatter` of a list")
 def reduce_scatter(rank, world):
     out = torch.empty(N)
     dist.reduce_scatter(out, list(mine(rank, N * world).chunk(world)))
     return out, all_of(world, N * world).sum(0)[rank * N:(rank + 1) * N]
 
 
-@call
+@call("`all_gather_into_tensor`")
 def all_gather_into_tensor(rank, world):
     out = torch.empty(N * world)
     dist.all_gather_into_tensor(out, mine(rank))
     return out, all_of(world).flatten()
 
 
-@call
+@call("`all_gather` into a list")
 def all_gather(rank, world):
     outs = [torch.empty(N) for _ in range(world)]
     dist.all_gather(outs, mine(rank))
     return torch.cat(outs), all_of(world).flatten()
 
 
-@call
+@call("`all_to_all_single`")
 def all_to_all_single(rank, world):
     out = torch.empty(N * world)
     dist.all_to_all_single(out, mine(rank, N * world))
     return out, torch.cat([all_of(world, N * world)[r].chunk(world)[rank] for r in range(world)])
 
 
-@call
+@call("`all_to_all_single` with splits")
 def all_to_all_uneven(rank, world):
     sends = [2000 * (rank + to) for to in range(world)]
     comes = [2000 * (r + rank) for r in range(world)]
@@ -113,7 +119,7 @@ def all_to_all_uneven(rank, world):
     return out, torch.cat(parts)
 
 
-@call
+@call("functional collectives, coalesced too")
 def functional(rank, world):
     group = dist.group.WORLD
     have = [funcol.all_reduce(mine(rank), "sum", group),
@@ -131,7 +137,7 @@ def functional(rank, world):
     return torch.cat([t.flatten() + 0 for t in have]), torch.cat(want)
 
 
-@call
+@call("`torch.compile` of functional collectives and of `all_reduce`")
 def compiled(rank, world):
     @torch.compile(backend="aot_eager", fullgraph=True)
     def function(t):
@@ -149,7 +155,7 @@ def compiled(rank, world):
             torch.cat([total.repeat(world), total]))
 
 
-@call
+@call("DTensor: `full_tensor()`, `redistribute()`")
 def dtensor(rank, world):
     mesh = init_device_mesh("cpu", (world,))
     whole = mine(0, N * world).view(world * 64, -1)
@@ -160,7 +166,7 @@ def dtensor(rank, world):
             torch.cat([whole.flatten(), all_of(world).sum(0)]))
 
 
-@call
+@call("groups of some ranks")
 def subgroups(rank, world):
     pairs = [dist.new_group([0, world - 1]), dist.new_group(list(range(world)))]
     t, u = mine(rank), mine(rank)
@@ -173,7 +179,7 @@ def subgroups(rank, world):
     return torch.cat([t, u]), torch.cat([want, all_of(world).sum(0)])
 
 
-@call
+@call("integers, bool, MAX, broadcast, gather, scatter, send, recv, objects")
 def exact_ones(rank, world):
     """What no codec touches; also objects, broadcast, gather, scatter, send, recv."""
     have, want = [], []
@@ -208,15 +214,18 @@ def exact_ones(rank, world):
     objects = [None] * world
     dist.all_gather_object(objects, {"rank": rank})
     assert [o["rank"] for o in objects] == list(range(world))
-    sparse = torch.sparse_coo_tensor([[rank]], [1.0], (world,))
-    dist.all_reduce(sparse)
-    have.append(sparse.to_dense())
-    want.append(torch.ones(world))
     dist.barrier()
     return torch.cat(have), torch.cat(want)
 
 
-@call
+@call("sparse tensors (over Gloo; MPI's backend refuses them)")
+def sparse(rank, world):
+    t = torch.sparse_coo_tensor([[rank]], [1.0], (world,))
+    dist.all_reduce(t)
+    return t.to_dense(), torch.ones(world)
+
+
+@call("DistributedDataParallel with ZeroRedundancyOptimizer")
 def zero_redundancy(rank, world):
     from torch.distributed.optim import ZeroRedundancyOptimizer
     torch.manual_seed(0)
@@ -233,10 +242,12 @@ def zero_redundancy(rank, world):
     return ddp.module.weight.detach().flatten(), plain.weight.detach().flatten()
 
 
-def all_calls(rank, world):
+def all_calls(rank, world, without=()):
     import thinwire
     answers = {}
     for name, function in CALLS.items():
+        if name in without:
+            continue
         before = thinwire.stats()
         have, want = function(rank, world)
         after = thinwire.stats()
@@ -251,7 +262,7 @@ def options(spec):
 
 
 # Calls in which nothing is for a codec.
-NEVER_CODED = {"exact_ones"}
+NEVER_CODED = {"exact_ones", "sparse"}
 # Their calls run on groups of their own.
 ELSEWHERE = {"subgroups"}
 
@@ -268,6 +279,15 @@ class Collectives(unittest.TestCase):
                         if name not in ELSEWHERE:
                             self.assertEqual(coded > 0, name not in NEVER_CODED)
                 self.assertGreater(stats["ratio"], 2.5)
+
+    def test_the_documents_table_is_this_one(self):
+        import os
+        import pathlib
+        text = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"], "docs", "python.md").read_text(
+            encoding="utf-8")
+        table = text[text.index("| way to communicate |"):].split("\n\n")[0].splitlines()[2:]
+        self.assertEqual(table, [f"| {title} | {'exact' if name in NEVER_CODED else 'codec'} |"
+                                 for name, title in TITLES.items()])
 
     def test_values_without(self):
         for answers, stats in run_ranks(2, all_calls, backend="thinwire", options=options("none")):

@@ -9,6 +9,8 @@ import sys
 import tempfile
 import unittest
 
+import test_collectives
+
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -35,6 +37,14 @@ class Mpi(unittest.TestCase):
             self.assertEqual(one.get("pair"), [4.0] * 3 if rank != 1 else None)
             self.assertTrue(one["equal"])
             self.assertGreater(one["ratio"], 4)
+            self.assertEqual(set(one["ways"]), set(test_collectives.CALLS) - {"sparse"})
+            for name, (error, coded, same_shape) in one["ways"].items():
+                with self.subTest(name):
+                    exact = name in test_collectives.NEVER_CODED
+                    self.assertTrue(same_shape)
+                    self.assertLess(error, 1e-5 if exact else 0.15)
+                    if name not in test_collectives.ELSEWHERE:
+                        self.assertEqual(coded > 0, not exact)
 
 
 if __name__ == "__main__":
