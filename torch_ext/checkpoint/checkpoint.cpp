@@ -7,6 +7,8 @@
 #include <torch/csrc/api/include/torch/serialize.h>
 
 #include <algorithm>
+#include <iterator>
+#include <random>
 #include <span>
 #include <sstream>
 
@@ -25,6 +27,7 @@ namespace {
 constexpr const char* kArchive = "archive";
 // Newest steps that ranks tell each other of; older ones would hardly be the newest in common.
 constexpr std::size_t kStepsTold = 64;
+constexpr std::size_t kNumbersOfAStep = 3;
 
 // name -> tensor of a module's parameters and buffers, which share its memory.
 std::map<std::string, at::Tensor> tensors_of(const torch::nn::Module& module) {
@@ -67,6 +70,12 @@ void load_optimizer(torch::optim::Optimizer& optimizer, const NamedTensors& save
   optimizer.load(archive);
 }
 
+// So that no two runs have the same one.
+std::string random_number() {
+  std::random_device device;
+  return std::to_string((std::uint64_t{device()} << 32) | device());
+}
+
 // A copy of a state that later steps do not change.
 NamedTensors copied(const NamedTensors& state) {
   NamedTensors copy;
@@ -76,19 +85,26 @@ NamedTensors copied(const NamedTensors& state) {
 
 }  // namespace
 
-// What a rank can load: a step, and the size of the job that saved it.
+// What a rank can load: a step, the size of the job that saved it, and which save it was.
 struct Checkpoint::Saved {
   std::int64_t step = 0;
-  int world = 0;
+  std::int64_t world = 0;
+  std::int64_t save = 0;
   auto operator<=>(const Saved&) const = default;
 };
 
 Checkpoint::Checkpoint(c10::intrusive_ptr<c10d::ProcessGroup> group, CheckpointOptions options)
     : group_(std::move(group)), options_(std::move(options)) {
   check(group_ != nullptr, "a checkpoint needs a process group, got a null pointer");
-  check(!options_.directory.empty(), "a checkpoint needs the name of a directory");
-  check(options_.keep >= 1, "keep must be at least 1, got ", options_.keep);
   name_ = detail::next_name(*group_, "checkpoint");
+  comm::agree_on_result(*group_, concat(name_, "/options"), "the checkpoint's options", [&] {
+    check(!options_.directory.empty(), "a checkpoint needs the name of a directory");
+    check(options_.keep >= 1, "keep must be at least 1, got ", options_.keep);
+    return concat("keep ", options_.keep, "\nasynchronous ", options_.asynchronous ? "on" : "off");
+  });
+  const std::string run =
+      group_->getStore()->compareSet(concat("thinwire/", name_, "/run"), "", random_number());
+  run_ = std::stoull(run);
 }
 
 Checkpoint::~Checkpoint() {
@@ -141,25 +157,38 @@ NamedTensors Checkpoint::collect() const {
   return all;
 }
 
-void Checkpoint::write(std::int64_t step, const NamedTensors& tensors) const {
-  detail::write_checkpoint_file({options_.directory, step, group_->getSize(), group_->getRank()},
-                                tensors);
-  remove_old_steps(step);
+void Checkpoint::write(std::int64_t step, std::int64_t save, const NamedTensors& tensors) const {
+  detail::write_checkpoint_file(
+      {options_.directory, step, group_->getSize(), group_->getRank(), save}, tensors);
 }
 
-// This rank's files of steps beyond the newest, and folders that are empty then. What fails here
-// costs disk space, nothing else.
-void Checkpoint::remove_old_steps(std::int64_t newest) const {
-  const int rank = group_->getRank();
-  int kept = 0;
-  const auto steps = detail::checkpoint_steps(options_.directory);
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    if (step->first > newest) continue;
-    if (++kept <= options_.keep) continue;
-    std::error_code ignored;
-    for (const auto& [world, ranks] : step->second) {
-      if (!ranks.contains(rank) && world == group_->getSize()) continue;
-      const detail::CheckpointFile file{options_.directory, step->first, world, rank};
+// All ranks have `step`. Removes this rank's files of steps before the last options.keep of which
+// that is known: a step that a crash left incomplete takes the place of none. What fails here costs
+// disk space, nothing else.
+void Checkpoint::note_complete(std::int64_t step) {
+  complete_.erase(complete_.lower_bound(step), complete_.end());  // of before the job went back
+  complete_.insert(step);
+  if (std::ssize(complete_) < options_.keep) return;
+  const std::int64_t oldest = *std::prev(complete_.end(), options_.keep);
+  complete_.erase(complete_.begin(), complete_.find(oldest));
+  try {
+    for (const auto& [old, worlds] : detail::checkpoint_steps(options_.directory)) {
+      if (old >= oldest) break;
+      remove_own_files(old, worlds);
+    }
+  } catch (const FileError& error) {
+    log::warn("old checkpoints stay: ", error.what());
+  }
+}
+
+void Checkpoint::remove_own_files(std::int64_t step,
+                                  const std::map<int, std::map<int, std::int64_t>>& worlds) const {
+  std::error_code ignored;
+  for (const auto& [world, ranks] : worlds) {
+    // The files of ranks that this job has not are shared out among those that it has.
+    for (const auto& [of_rank, save] : ranks) {
+      if (of_rank % group_->getSize() != group_->getRank()) continue;
+      const detail::CheckpointFile file{options_.directory, step, world, of_rank};
       std::filesystem::remove(file.manifest(), ignored);
       std::filesystem::remove(file.tensors(), ignored);
       std::filesystem::remove(file.folder(), ignored);
@@ -168,27 +197,34 @@ void Checkpoint::remove_old_steps(std::int64_t newest) const {
 }
 
 void Checkpoint::save(std::int64_t step) {
-  check(step >= 0, "a step is not negative, got ", step);
   wait();
-  const auto tensors =
-      comm::guard(*group_, "copying the state for a checkpoint", calls_, [&] { return collect(); });
+  const auto tensors = comm::guard(*group_, "copying the state for a checkpoint", calls_, [&] {
+    check(step >= 0, "a step is not negative, got ", step);
+    return collect();
+  });
+  // Any number that no other save has.
+  const auto save = static_cast<std::int64_t>((run_ + calls_) >> 1);
   if (options_.asynchronous) {
-    writing_ = std::async(std::launch::async, [this, step, tensors] { write(step, tensors); });
+    writing_step_ = step;
+    writing_ =
+        std::async(std::launch::async, [this, step, save, tensors] { write(step, save, tensors); });
     return;
   }
   comm::agree_on_result(*group_, concat(name_, "/save", calls_++), "the step that is saved", [&] {
-    write(step, tensors);
+    write(step, save, tensors);
     return concat("step ", step);
   });
+  note_complete(step);
 }
 
 void Checkpoint::wait() {
   if (!options_.asynchronous) return;
-  comm::agree_on_result(*group_, concat(name_, "/wait", calls_++), "the last checkpoint",
-                        [&]() -> std::string {
-                          if (writing_.valid()) writing_.get();
-                          return "written";
-                        });
+  const bool writes = writing_.valid();
+  comm::agree_on_result(*group_, concat(name_, "/wait", calls_++), "the last checkpoint", [&] {
+    if (writes) writing_.get();
+    return writes ? concat("step ", writing_step_) : std::string("none");
+  });
+  if (writes) note_complete(writing_step_);
 }
 
 std::optional<std::int64_t> Checkpoint::load() {
@@ -197,26 +233,36 @@ std::optional<std::int64_t> Checkpoint::load() {
   // What this rank could load, newest first; a job of another size needs the files of all its
   // ranks.
   std::vector<Saved> own;
-  for (const auto& [step, worlds] : detail::checkpoint_steps(options_.directory)) {
+  const auto steps = comm::guard(*group_, "looking for a checkpoint", calls_,
+                                 [&] { return detail::checkpoint_steps(options_.directory); });
+  for (const auto& [step, worlds] : steps) {
     for (const auto& [size, ranks] : worlds) {
-      if (size == world ? ranks.contains(rank) : std::ssize(ranks) == size)
-        own.push_back({step, size});
+      if (size == world) {
+        if (const auto mine = ranks.find(rank); mine != ranks.end())
+          own.push_back({step, size, mine->second});
+        continue;
+      }
+      const std::int64_t save = ranks.begin()->second;
+      if (std::ssize(ranks) == size &&
+          std::ranges::all_of(ranks, [&](const auto& one) { return one.second == save; }))
+        own.push_back({step, size, save});
     }
   }
   std::ranges::sort(own, std::greater<>());
   if (own.size() > kStepsTold) own.resize(kStepsTold);
-  std::vector<std::int64_t> mine(2 * kStepsTold, -1);
+  std::vector<std::int64_t> mine(kNumbersOfAStep * kStepsTold, -1);
   for (std::size_t i = 0; i < own.size(); ++i) {
-    mine[2 * i] = own[i].step;
-    mine[2 * i + 1] = own[i].world;
+    mine[kNumbersOfAStep * i] = own[i].step;
+    mine[kNumbersOfAStep * i + 1] = own[i].world;
+    mine[kNumbersOfAStep * i + 2] = own[i].save;
   }
   const std::vector<std::int64_t> all =
       comm::Peers(*group_).all_gather(mine, "looking for a checkpoint", calls_);
   if (std::ranges::all_of(all, [](std::int64_t number) { return number < 0; })) return std::nullopt;
   const auto has = [&](int of_rank, const Saved& saved) {
     const auto told = std::span(all).subspan(static_cast<std::size_t>(of_rank) * mine.size());
-    for (std::size_t i = 0; i < mine.size(); i += 2)
-      if (told[i] == saved.step && told[i + 1] == saved.world) return true;
+    for (std::size_t i = 0; i < mine.size(); i += kNumbersOfAStep)
+      if (Saved{told[i], told[i + 1], told[i + 2]} == saved) return true;
     return false;
   };
   const auto newest = std::ranges::find_if(own, [&](const Saved& saved) {
@@ -233,7 +279,8 @@ std::optional<std::int64_t> Checkpoint::load() {
                       : concat("step ", own.front().step, " of ", own.front().world,
                                " rank(s) as its newest"));
     same_world = newest->world == world;
-    const detail::CheckpointFile file{options_.directory, newest->step, newest->world, rank};
+    const detail::CheckpointFile file{options_.directory, newest->step,
+                                      static_cast<int>(newest->world), rank, newest->save};
     for (int r = 0; r < newest->world; ++r) {
       if (same_world && r != rank) continue;
       auto one = file;
@@ -243,6 +290,7 @@ std::optional<std::int64_t> Checkpoint::load() {
     return concat("step ", newest->step, " of ", newest->world, " ranks");
   });
   load_parts(of_ranks, same_world);
+  complete_ = {newest->step};
   return newest->step;
 }
 

@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <functional>
 #include <future>
+#include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -61,7 +63,8 @@ concept HasNamedState = requires(Part& part, const NamedTensors& state) {
 // load() are collective, and all ranks call them between the same steps. Not thread-safe.
 class Checkpoint {
  public:
-  // Throws InvalidArgument for an empty directory name or a `keep` below 1.
+  // Collective. Throws InvalidArgument, on every rank, for an empty directory name, a `keep` below
+  // 1, or where `keep` or `asynchronous` differ.
   Checkpoint(c10::intrusive_ptr<c10d::ProcessGroup> group, CheckpointOptions options);
   // Waits for what is being written; a failure is logged.
   ~Checkpoint();
@@ -92,24 +95,28 @@ class Checkpoint {
   // Of torch's default generator on the CPU.
   void add_random_state();
 
-  // Saves as `step`, and removes the oldest steps beyond options.keep. Throws FileError, on every
-  // rank, where a rank cannot write; with `asynchronous` at the next call. A step that is there
-  // already is written anew.
+  // Saves as `step` and, once all ranks have it, removes what is older than the last options.keep
+  // steps that this object has saved or loaded. Throws InvalidArgument, on every rank with the name
+  // of the one at fault, where a rank cannot write (FileError with one rank) or saves another step;
+  // with `asynchronous` at the next call. A step that is there already is written anew.
   void save(std::int64_t step);
   // Waits until what was saved is on the disk. Throws as save().
   void wait();
 
   // Loads the newest step that is complete on all ranks and returns it; nothing where no rank has
-  // any. Throws InvalidArgument or FileError, on every rank with the name of the one at fault, for
-  // files that are torn or damaged, of another program (other parts or shapes), or where ranks have
-  // steps but none in common.
+  // any. A step is complete where the files of all ranks are of one save(). Throws InvalidArgument,
+  // on every rank with the name of the one at fault, for files that are torn or damaged (FileError
+  // with one rank), of another program (other parts or shapes), or where ranks have steps but none
+  // in common; CommError where a rank cannot read its directory.
   std::optional<std::int64_t> load();
 
  private:
   struct Saved;
   NamedTensors collect() const;
-  void write(std::int64_t step, const NamedTensors& tensors) const;
-  void remove_old_steps(std::int64_t newest) const;
+  void write(std::int64_t step, std::int64_t save, const NamedTensors& tensors) const;
+  void note_complete(std::int64_t step);
+  void remove_own_files(std::int64_t step,
+                        const std::map<int, std::map<int, std::int64_t>>& worlds) const;
   void load_parts(const std::vector<NamedTensors>& of_ranks, bool same_world);
 
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
@@ -117,7 +124,10 @@ class Checkpoint {
   std::vector<std::pair<std::string, Part>> parts_;
   std::uint64_t calls_ = 0;
   std::string name_;
+  std::uint64_t run_ = 0;  // a number of this object's, the same on all ranks
+  std::set<std::int64_t> complete_;
   std::future<void> writing_;
+  std::int64_t writing_step_ = 0;
 };
 
 }  // namespace thinwire

@@ -36,6 +36,17 @@ std::string hash_of(std::span<const std::byte> bytes) {
   return hash.hex();
 }
 
+// What is not there, any more, is empty: other ranks remove old steps meanwhile.
+template <typename Visit>
+void for_each_in(const std::filesystem::path& directory, const Visit& visit) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory, error);
+       !error && entry != std::filesystem::directory_iterator(); entry.increment(error))
+    visit(entry->path());
+  if (error && error != std::errc::no_such_file_or_directory)
+    throw FileError(concat(directory.string(), ": ", error.message()));
+}
+
 std::string text_of_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw FileError(concat(path.string(), ": cannot be read"));
@@ -67,6 +78,7 @@ void write_checkpoint_file(const CheckpointFile& file, const NamedTensors& tenso
   manifest["step"] = file.step;
   manifest["rank"] = file.rank;
   manifest["world"] = file.world;
+  manifest["save"] = file.save;
   manifest["bytes"] = written.file_bytes().size();
   manifest["hash"] = hash_of(written.file_bytes());
   AtomicFile out(file.manifest(), /*overwrite=*/true);
@@ -86,9 +98,10 @@ NamedTensors read_checkpoint_file(const CheckpointFile& file) {
   if (whole("version") != kManifestVersion)
     throw FileError(concat(manifest_name, ": version ", whole("version"), ", this thinwire reads ",
                            kManifestVersion));
-  if (whole("step") != file.step || whole("rank") != file.rank || whole("world") != file.world)
+  if (whole("step") != file.step || whole("rank") != file.rank || whole("world") != file.world ||
+      whole("save") != file.save)
     throw FileError(concat(manifest_name, ": is that of rank ", whole("rank"), " of ",
-                           whole("world"), " at step ", whole("step")));
+                           whole("world"), " at step ", whole("step"), ", save ", whole("save")));
   const peft::SafetensorsFile tensors(file.tensors());
   const auto bytes = static_cast<std::int64_t>(tensors.file_bytes().size());
   if (bytes != whole("bytes"))
@@ -105,21 +118,25 @@ NamedTensors read_checkpoint_file(const CheckpointFile& file) {
 
 CheckpointSteps checkpoint_steps(const std::filesystem::path& directory) {
   CheckpointSteps steps;
-  std::error_code error;
-  for (const auto& folder : std::filesystem::directory_iterator(directory, error)) {
-    const std::string folder_name = folder.path().filename().string();
+  for_each_in(directory, [&](const std::filesystem::path& folder) {
+    const std::string folder_name = folder.filename().string();
     std::string_view left = folder_name;
     const auto step = number_after(left, kStepPrefix);
-    if (!step || !left.empty()) continue;
-    for (const auto& file : std::filesystem::directory_iterator(folder.path(), error)) {
-      const std::string name = file.path().filename().string();
+    if (!step || !left.empty() || !std::filesystem::is_directory(folder)) return;
+    for_each_in(folder, [&](const std::filesystem::path& file) {
+      const std::string name = file.filename().string();
       left = name;
       const auto rank = number_after(left, "rank-");
       const auto world = number_after(left, "-of-");
-      if (!rank || !world || left != ".json" || *rank >= *world) continue;
-      steps[*step][static_cast<int>(*world)].insert(static_cast<int>(*rank));
-    }
-  }
+      if (!rank || !world || left != ".json" || *rank >= *world) return;
+      const auto manifest = nlohmann::json::parse(text_of_file(file), nullptr, false);
+      if (!manifest.is_object() || !manifest.contains("save") ||
+          !manifest["save"].is_number_integer())
+        return;
+      steps[*step][static_cast<int>(*world)][static_cast<int>(*rank)] =
+          manifest["save"].get<std::int64_t>();
+    });
+  });
   return steps;
 }
 

@@ -263,6 +263,82 @@ TEST_F(CheckpointTest, WorldsOfOtherSizesKeepTheMeanResidual) {
   }
 }
 
+// Rank 0 wrote step 3 and rank 1 died; the job went on from step 2, and this time rank 0 died
+// first.
+TEST_F(CheckpointTest, FilesOfTwoRunsDoNotMakeOneStep) {
+  save_steps(2, {2, 3});
+  const auto manifest = rank_file(3, 0, 2).replace_extension("json");
+  const auto kept = rank_file(3, 0, 2);
+  const fs::path aside = directory_ / "aside";
+  fs::create_directories(aside);
+  fs::copy(manifest, aside / "json");
+  fs::copy(kept, aside / "tensors");
+  save_steps(2, {3});
+  fs::copy(aside / "json", manifest, fs::copy_options::overwrite_existing);
+  fs::copy(aside / "tensors", kept, fs::copy_options::overwrite_existing);
+  run_ranks(2, [&](RankContext& ctx) {
+    Training training(ctx, directory_);
+    EXPECT_EQ(training.checkpoint.load(), 2);
+  });
+}
+
+// Removed are only steps before those of which all ranks know that they are complete.
+TEST_F(CheckpointTest, AStepThatACrashLeftIncompleteTakesThePlaceOfNone) {
+  save_steps(2, {1, 2});
+  fs::remove(rank_file(2, 1, 2).replace_extension("json"));
+  run_ranks(2, [&](RankContext& ctx) {
+    Training training(ctx, directory_);
+    EXPECT_EQ(training.checkpoint.load(), 1);
+    training.run(1, 3);
+    training.checkpoint.save(3);
+  });
+  EXPECT_TRUE(fs::exists(rank_file(1, 0, 2)));
+  EXPECT_TRUE(fs::exists(rank_file(1, 1, 2)));
+}
+
+TEST_F(CheckpointTest, ADirectoryThatCannotBeReadIsNotTakenForNone) {
+  fs::create_directories(directory_.parent_path());
+  std::ofstream(directory_) << "a file where the directory should be";
+  EXPECT_THAT(errors_of<Error>(2,
+                               [&](RankContext& ctx) {
+                                 Training training(ctx, directory_);
+                                 training.checkpoint.load();
+                               }),
+              Each(HasSubstr("Not a directory")));
+  fs::remove(directory_);
+}
+
+TEST_F(CheckpointTest, RanksThatSaveOtherStepsAreToldSo) {
+  for (const bool asynchronous : {false, true}) {
+    EXPECT_THAT(errors_of<InvalidArgument>(2,
+                                           [&](RankContext& ctx) {
+                                             Training training(ctx, directory_, asynchronous);
+                                             training.checkpoint.save(4 + ctx.rank);
+                                             training.checkpoint.wait();
+                                           }),
+                Each(HasSubstr("'step 4' on rank 0 and 'step 5' on rank 1")));
+  }
+  EXPECT_THAT(
+      errors_of<InvalidArgument>(
+          2, [&](RankContext& ctx) { const Training training(ctx, directory_, ctx.rank == 1); }),
+      Each(HasSubstr("'asynchronous off' on rank 0 and 'asynchronous on' on rank 1")));
+}
+
+TEST_F(CheckpointTest, TwoOfThemOnOneGroup) {
+  run_ranks(2, [&](RankContext& ctx) {
+    // One rank comes to its second one before the other has the first.
+    if (ctx.rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    Checkpoint last(ctx.group, {.directory = directory_ / "last", .keep = 1});
+    Checkpoint best(ctx.group, {.directory = directory_ / "best", .keep = 1});
+    for (Checkpoint* checkpoint : {&last, &best}) {
+      checkpoint->add_random_state();
+      checkpoint->save(1);
+    }
+    EXPECT_EQ(last.load(), 1);
+    EXPECT_EQ(best.load(), 1);
+  });
+}
+
 TEST_F(CheckpointTest, RandomNumbersGoOn) {
   run_ranks(1, [&](RankContext& ctx) {
     Checkpoint checkpoint(ctx.group, {.directory = directory_});
