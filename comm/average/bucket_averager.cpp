@@ -209,7 +209,7 @@ void BucketAverager::fill_values(BucketInFlight& in_flight) {
            .carried = carried.residual,
            .carried_factor = carried.factor,
            .residual = keeps ? values : std::span<float>(),
-           .kept = residuals_.kept(layer.name, own.setting, compressed),
+           .kept = carried.kept,
            .residual_finite = &in_flight.residual_finite[i],
            .second = own.owned.empty() ? nullptr : &residuals_.second,
            .second_decay = Residuals::second_decay(own.setting, in_flight.step)});
@@ -282,8 +282,9 @@ void BucketAverager::deliver(BucketInFlight& in_flight, bool finite) {
     for (std::size_t n = 0; n < group.layers.size(); ++n) {
       const std::size_t i = group.layers[n];
       const BucketLayout::Layer& own = layout.layers[i];
-      residuals_.commit_momentum(bucket.layers[i].name, own.setting, own.codec != nullptr,
-                                 in_flight.values[g][n].residual, finite);
+      if (own.codec && own.setting.momentum) {
+        residuals_.commit_momentum(bucket.layers[i].name, in_flight.values[g][n].residual, finite);
+      }
     }
     group.reduction->deliver(finite);
     if (bucket.buffer.scalar_type() == at::kFloat) continue;

@@ -51,15 +51,8 @@ bool Residuals::carries(std::string_view name) const {
          !second.unowned(name, {}).empty();
 }
 
-std::span<float> Residuals::kept(std::string_view name, const LayerSetting& setting,
-                                 bool compressed) {
-  if (!compressed || !setting.uses_feedback()) return {};
-  return feedback.mutable_residual(name);
-}
-
-void Residuals::commit_momentum(std::string_view name, const LayerSetting& setting, bool compressed,
-                                std::span<const float> residual, bool count) {
-  if (!compressed || !setting.momentum) return;
+void Residuals::commit_momentum(std::string_view name, std::span<const float> residual,
+                                bool count) {
   if (count) {
     momentum.commit(name, residual);
   } else {

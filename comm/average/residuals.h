@@ -50,7 +50,8 @@ class Residuals {
   using Extents = std::span<const SecondResidual::Extent>;
 
   // values (the gradient) plus what is returned become the corrected gradient: a layer's residual
-  // is left to be added where the gradient is read. `owned` are the ranges of which this rank
+  // is left to be added where the gradient is read, and the new one to be kept once the step has
+  // proved finite. `owned` are the ranges of which this rank
   // keeps the second residual in this step, in order, of a group of `world` ranks.
   ErrorFeedback::Carried correct(std::string_view name, std::span<float> values,
                                  const LayerSetting& setting, bool compressed, Extents owned,
@@ -59,14 +60,9 @@ class Residuals {
   // Whether correct() would change the gradient of a layer that goes uncompressed.
   bool carries(std::string_view name) const;
 
-  // Where the residual of a layer with error feedback is kept, after its correct(): whoever has the
-  // new one writes it there once the step proved finite. Empty for others.
-  std::span<float> kept(std::string_view name, const LayerSetting& setting, bool compressed);
-
-  // For a layer with momentum correction: takes the new residual, or with `count` false forgets the
-  // step. Nothing for others.
-  void commit_momentum(std::string_view name, const LayerSetting& setting, bool compressed,
-                       std::span<const float> residual, bool count);
+  // Of a layer with momentum correction: takes the new residual, or with `count` false forgets the
+  // step.
+  void commit_momentum(std::string_view name, std::span<const float> residual, bool count);
 
   // What the step has paid back is forgotten.
   void commit(std::string_view name, const LayerSetting& setting, bool compressed, Extents owned);

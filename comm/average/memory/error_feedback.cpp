@@ -28,7 +28,7 @@ void ErrorFeedback::correct(std::string_view name, std::span<float> values) {
 
 void ErrorFeedback::correct(std::string_view name, std::span<float> values,
                             const ErrorFeedbackOptions& options, std::int64_t step) {
-  const auto [residual, factor] = carried(name, values.size(), options, step);
+  const auto [residual, factor, kept] = carried(name, values.size(), options, step);
   if (residual.empty()) return;
   kernels::add_scaled(values.data(), residual.data(), factor, values);
 }
@@ -36,10 +36,10 @@ void ErrorFeedback::correct(std::string_view name, std::span<float> values,
 ErrorFeedback::Carried ErrorFeedback::carried(std::string_view name, std::size_t numel,
                                               const ErrorFeedbackOptions& options,
                                               std::int64_t step) {
-  const std::vector<float>& residual = residual_of(name, numel);
+  std::vector<float>& residual = residual_of(name, numel);
   // Left out, not forgotten: that is for commit(), once the step has proved finite.
-  if (options.reset_every > 0 && step % options.reset_every == 0) return {};
-  return {residual, static_cast<float>(options.decay)};
+  if (options.reset_every > 0 && step % options.reset_every == 0) return {.kept = residual};
+  return {residual, static_cast<float>(options.decay), residual};
 }
 
 void ErrorFeedback::commit(std::string_view name, std::span<const float> corrected,
@@ -53,11 +53,6 @@ void ErrorFeedback::commit(std::string_view name, std::span<const float> correct
 
 void ErrorFeedback::commit(std::string_view name, std::vector<float>& residual) {
   if (kernels::all_finite(residual)) residual_of(name, residual.size()).swap(residual);
-}
-
-std::span<float> ErrorFeedback::mutable_residual(std::string_view name) {
-  const auto found = residuals_.find(name);
-  return found == residuals_.end() ? std::span<float>{} : found->second;
 }
 
 std::size_t ErrorFeedback::bytes() const {

@@ -55,10 +55,12 @@ class ErrorFeedback {
                std::int64_t step);
 
   // What correct() would add, `factor` · `residual`, for callers that add it themselves; an empty
-  // residual where that is nothing.
+  // residual where that is nothing. They may write the new one to `kept`, where the old one is, in
+  // place of commit().
   struct Carried {
-    std::span<const float> residual;
+    std::span<const float> residual = {};
     float factor = 1;
+    std::span<float> kept = {};
   };
   Carried carried(std::string_view name, std::size_t numel, const ErrorFeedbackOptions& options,
                   std::int64_t step);
@@ -71,10 +73,6 @@ class ErrorFeedback {
   // The same for a difference that was taken already. Takes the vector's memory and leaves that of
   // the earlier residual in it, for a copy would cost as much as encoding.
   void commit(std::string_view name, std::vector<float>& residual);
-
-  // The memory of the stored residual, of the size that carried() gave it, for callers that write
-  // the new one themselves.
-  std::span<float> mutable_residual(std::string_view name);
 
   // The stored residual, empty if the layer has none yet.
   std::span<const float> residual(std::string_view name) const;

@@ -40,8 +40,8 @@ void note_residual(const LayerValues& layer, std::span<const float> part) {
 void keep_residual(const LayerValues& layer, std::int64_t begin, std::int64_t numel) {
   if (layer.kept.empty() || !*layer.residual_finite) return;
   const auto first = static_cast<std::size_t>(begin);
-  const auto loss = layer.residual.subspan(first, static_cast<std::size_t>(numel));
-  std::copy(loss.begin(), loss.end(), layer.kept.begin() + begin);
+  const auto residual = layer.residual.subspan(first, static_cast<std::size_t>(numel));
+  std::ranges::copy(residual, layer.kept.begin() + begin);
 }
 
 void keep_residual(const LayerValues& layer) {
@@ -61,13 +61,13 @@ std::size_t encode_piece(const ReductionContext& context, const LayerValues& lay
     return layer.codec->compress(input, key, out);
   }
   // Corrected, encoded and what was lost taken while the piece is in cache.
-  const std::span<float> rest = layer.residual.subspan(first, count);
-  const bool finite = add_carried(layer, begin, rest);
-  TensorView corrected = view_of(rest);
+  const std::span<float> residual = layer.residual.subspan(first, count);
+  const bool finite = add_carried(layer, begin, residual);
+  TensorView corrected = view_of(residual);
   if (whole) corrected.shape = layer.shape;
   if (layer.codec->traits().lossless) {
     const std::size_t bytes = layer.codec->compress(as_const(corrected), key, out);
-    std::ranges::fill(rest, 0.0f);
+    std::ranges::fill(residual, 0.0f);
     if (!finite && layer.residual_finite) *layer.residual_finite = false;
     return bytes;
   }
@@ -75,7 +75,7 @@ std::size_t encode_piece(const ReductionContext& context, const LayerValues& lay
   // A codec of whole layers has gone far beyond the cache; it loses nothing of finite values that
   // is not finite.
   if (layer.codec->block_size() > 0) {
-    note_residual(layer, rest);
+    note_residual(layer, residual);
   } else if (!finite && layer.residual_finite) {
     *layer.residual_finite = false;
   }
