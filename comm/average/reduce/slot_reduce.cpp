@@ -53,7 +53,7 @@ std::uint32_t leg_number(int chunk, std::size_t leg) {
 
 // Calls visit(index of the piece, piece, index of its first element in the slice).
 template <typename Visit>
-void for_each_piece(const Slice& slice, const Visit& visit) {
+void for_each_slot_piece(const Slice& slice, const Visit& visit) {
   std::size_t element = 0;
   for (std::size_t p = 0; p < slice.pieces.size(); ++p) {
     visit(p, slice.pieces[p], element);
@@ -61,7 +61,7 @@ void for_each_piece(const Slice& slice, const Visit& visit) {
   }
 }
 
-std::span<float> part_of(std::span<float> values, std::size_t begin, const Piece& piece) {
+std::span<float> slot_part(std::span<float> values, std::size_t begin, const Piece& piece) {
   return values.subspan(begin, static_cast<std::size_t>(piece.numel));
 }
 
@@ -286,10 +286,10 @@ void SlotReduce::send_slices(int index) {
         const auto begin = static_cast<std::size_t>(piece.begin);
         if (layer.residual.empty()) {
           THINWIRE_ASSERT(layer.carried.empty());
-          coders.parts.push_back(part_of(layer.values, begin, piece));
+          coders.parts.push_back(slot_part(layer.values, begin, piece));
           continue;
         }
-        const std::span<float> rest = part_of(layer.residual, begin, piece);
+        const std::span<float> rest = slot_part(layer.residual, begin, piece);
         add_carried(layer, piece.begin, rest);
         coders.parts.push_back(rest);
       }
@@ -301,10 +301,10 @@ void SlotReduce::send_slices(int index) {
                     random_key(context_, layers_[first.layer], rank_, /*stage=*/0, first.begin),
                     slot.subspan(sizeof(SlotPrefix)));
       std::memcpy(slot.data(), &prefix, sizeof prefix);
-      for_each_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
+      for_each_slot_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
         const LayerValues& layer = layers_[piece.layer];
         if (layer.residual.empty()) return;
-        const auto rest = part_of(layer.residual, static_cast<std::size_t>(piece.begin), piece);
+        const auto rest = slot_part(layer.residual, static_cast<std::size_t>(piece.begin), piece);
         coders.codes.apply(p, Apply::kSubtract, rest);
         note_residual(layer, rest);
       });
@@ -354,8 +354,9 @@ bool SlotReduce::add_up(int index) {
       SlotPrefix prefix;
       std::memcpy(&prefix, slot.data(), sizeof prefix);
       const entropy::StepCodes& codes = read_slot(slot.subspan(sizeof prefix), own);
-      for_each_piece(own, [&](std::size_t p, const Piece& piece, std::size_t element) {
-        codes.apply(p, r == 0 ? Apply::kAssign : Apply::kAdd, part_of(chunk.sums, element, piece));
+      for_each_slot_piece(own, [&](std::size_t p, const Piece& piece, std::size_t element) {
+        codes.apply(p, r == 0 ? Apply::kAssign : Apply::kAdd,
+                    slot_part(chunk.sums, element, piece));
       });
       wanted += prefix.wanted_bytes;
       error += double{prefix.error};
@@ -382,9 +383,9 @@ void SlotReduce::encode_mean(int index) {
   Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
   SlotCoders& coders = slot_coders();
   coders.parts.clear();
-  for_each_piece(own, [&](std::size_t, const Piece& piece, std::size_t element) {
+  for_each_slot_piece(own, [&](std::size_t, const Piece& piece, std::size_t element) {
     const LayerValues& layer = layers_[piece.layer];
-    const auto mean = part_of(chunk.sums, element, piece);
+    const auto mean = slot_part(chunk.sums, element, piece);
     if (layer.second) {
       const auto kept =
           layer.second->of(layer.name, layer.first_element + piece.begin, piece.numel);
@@ -401,8 +402,8 @@ void SlotReduce::encode_mean(int index) {
       .slices = chunk.slices,
       .log2_step = static_cast<float>(chunk.log2_step)};
   std::memcpy(slot.data(), &prefix, sizeof prefix);
-  for_each_piece(own, [&](std::size_t p, const Piece& piece, std::size_t element) {
-    const auto rest = part_of(chunk.sums, element, piece);
+  for_each_slot_piece(own, [&](std::size_t p, const Piece& piece, std::size_t element) {
+    const auto rest = slot_part(chunk.sums, element, piece);
     coders.codes.apply(p, Apply::kSubtract, rest);
     chunk.finite = kernels::all_finite(rest) && chunk.finite;
   });
@@ -494,12 +495,12 @@ void SlotReduce::deliver(bool keep) {
                          : chunk.in[kToAll]->of(owner).subspan(kFrameHeaderBytes);
       try {
         const entropy::StepCodes& codes = read_slot(slot.subspan(sizeof(MeanPrefix)), s);
-        for_each_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
+        for_each_slot_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
           const LayerValues& layer = layers_[piece.layer];
           // A piece is in cache from one to the other.
           if (keep && layer.holds_residual()) keep_residual(layer, piece.begin, piece.numel);
           codes.apply(p, Apply::kAssign,
-                      part_of(layer.values, static_cast<std::size_t>(piece.begin), piece));
+                      slot_part(layer.values, static_cast<std::size_t>(piece.begin), piece));
         });
       } catch (const FrameError& error) {
         context_.refusal->note(context_.peers->group_rank(owner), error);
@@ -516,13 +517,13 @@ void SlotReduce::deliver(bool keep) {
 
 void SlotReduce::commit() {
   for (std::size_t c = 0; c < chunks_.size(); ++c) {
-    for_each_piece(slice(static_cast<int>(c), rank_),
-                   [&](std::size_t, const Piece& piece, std::size_t at) {
-                     const LayerValues& layer = layers_[piece.layer];
-                     if (!layer.second) return;
-                     layer.second->store(layer.name, layer.first_element + piece.begin,
-                                         part_of(chunks_[c]->sums, at, piece));
-                   });
+    for_each_slot_piece(slice(static_cast<int>(c), rank_),
+                        [&](std::size_t, const Piece& piece, std::size_t at) {
+                          const LayerValues& layer = layers_[piece.layer];
+                          if (!layer.second) return;
+                          layer.second->store(layer.name, layer.first_element + piece.begin,
+                                              slot_part(chunks_[c]->sums, at, piece));
+                        });
   }
   if (taken_->elements == 0) return;
   SlotReport report;
