@@ -1,10 +1,12 @@
-// What a dispatcher keeps for checkpoints.
+// What a dispatcher is made of, has counted and keeps for checkpoints: no row passes through here.
 
 #include <cstdlib>
 
 #include <ATen/ops/tensor.h>
+#include <xxhash.h>
 
 #include "thinwire/common/error.h"
+#include "thinwire/moe/dispatch/backward_watch.h"
 #include "thinwire/moe/dispatch/token_dispatcher.h"
 
 namespace thinwire::moe {
@@ -36,6 +38,86 @@ NamedTensors fresh_moments(const NamedTensors& state, Leg leg, int rank, int ran
 
 }  // namespace
 
+std::shared_ptr<TokenDispatcher> TokenDispatcher::make(c10::intrusive_ptr<c10d::ProcessGroup> group,
+                                                       const DispatcherOptions& options) {
+  return std::shared_ptr<TokenDispatcher>(new TokenDispatcher(std::move(group), options));
+}
+
+TokenDispatcher::TokenDispatcher(c10::intrusive_ptr<c10d::ProcessGroup> group,
+                                 const DispatcherOptions& options)
+    : group_(std::move(group)),
+      options_(options),
+      placement_(options.experts, group_ == nullptr ? 1 : group_->getSize()) {
+  check(options.dim >= 1, "rows need at least one element, got a width of ", options.dim);
+  check(options.chunks >= 0, "rows travel in at least one chunk (0: chosen by size), got ",
+        options.chunks);
+  own_agreement_ = concat("layer ", options.layer, "\nwidth ", options.dim, "\nexperts ",
+                          options.experts, "\nchunks ", options.chunks, "\nshared rows ",
+                          options.share_rows ? "on" : "off", "\nseed ", options.seed);
+  for (int i = 0; i < kLegs; ++i) {
+    const auto leg = static_cast<Leg>(i);
+    RowCodec& codec = codecs_[static_cast<std::size_t>(i)];
+    codec = RowCodec(options.rows.of(leg));
+    own_agreement_ += concat("\n", name_of(leg), " ", codec.spec());
+    if (codec.spectral() == nullptr) continue;
+    // The layers take turns too: making bases is work for their owner.
+    const auto turn = static_cast<std::int64_t>(options.layer) * kLegs + i;
+    bases_.push_back({leg,
+                      *codec.spectral(),
+                      static_cast<int>(turn % ranks()),
+                      RowMoments(options.dim),
+                      RowMoments(options.dim),
+                      {}});
+  }
+  set_agreement(options.agreement);
+  if (ranks() > 1) install_backward_watch();
+}
+
+void TokenDispatcher::set_agreement(const std::string& text) {
+  options_.agreement = concat(own_agreement_, "\n", text);
+  agreement_hash_ = XXH3_64bits(options_.agreement.data(), options_.agreement.size());
+}
+
+LegBytes TokenDispatcher::wire() const {
+  const std::lock_guard lock(mutex_);
+  return wire_;
+}
+
+MoESeconds TokenDispatcher::seconds() const {
+  const std::lock_guard lock(mutex_);
+  return seconds_;
+}
+
+void TokenDispatcher::add_wire(std::int64_t LegBytes::*what, std::int64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  wire_.*what += bytes;
+}
+
+void TokenDispatcher::add_seconds(double MoESeconds::*what, double seconds) {
+  const std::lock_guard lock(mutex_);
+  seconds_.*what += seconds;
+}
+
+void TokenDispatcher::agree_on_bases(at::Device device, std::uint64_t sequence) {
+  std::vector<BasisLeg*> due;
+  std::vector<RowMoments> fresh;
+  {
+    const std::lock_guard lock(mutex_);
+    for (BasisLeg& leg : bases_) {
+      if (!leg.is_due(training_routes_)) continue;
+      due.push_back(&leg);
+      fresh.push_back(std::exchange(leg.fresh, RowMoments(options_.dim)));
+    }
+  }
+  if (due.empty()) return;
+  add_wire(&LegBytes::bases,
+           moe::agree_on_bases(group_.get(), due, fresh, options_.dim, device, sequence));
+  for (const BasisLeg* leg : due) {
+    RowCodec& codec = codecs_[static_cast<std::size_t>(leg->leg)];
+    codec = codec.with_basis(leg->usable());
+  }
+}
+
 NamedTensors TokenDispatcher::state() const {
   NamedTensors all = {
       {kRowsCounters, at::tensor({static_cast<std::int64_t>(sequence_), training_routes_})}};
@@ -50,13 +132,16 @@ NamedTensors TokenDispatcher::state() const {
 
 void TokenDispatcher::check_state(const NamedTensors& state) const {
   if (const auto* counters = find(state, kRowsCounters)) {
-    check(counters->numel() == 2, "'", kRowsCounters, "' has ", counters->numel(),
-          " elements in the state, 2 expected");
+    check(counters->numel() == 2 && counters->scalar_type() == at::kLong, "'", kRowsCounters,
+          "' has ", counters->numel(), " elements of ", toString(counters->scalar_type()),
+          " in the state, 2 of Long expected");
   }
   for (const BasisLeg& leg : bases_) {
     const auto expect = [&](const std::string& name, const at::Tensor& sums) {
       check(sums.sizes() == leg.fresh.sums().sizes(), "'", name, "' has shape ", sums.sizes(),
             " in the state, ", leg.fresh.sums().sizes(), " in the layer");
+      check(sums.scalar_type() == at::kDouble, "'", name, "' is ", toString(sums.scalar_type()),
+            " in the state, Double expected");
     };
     const std::string moments = rows_prefix(leg.leg) + "moments";
     if (const auto* sums = find(state, moments)) expect(moments, *sums);

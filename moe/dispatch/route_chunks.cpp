@@ -61,7 +61,7 @@ void fill_receiver(RouteChunk& chunk, const std::vector<Part>& parts, std::int64
     lists.push_back(by_expert(part, experts));
     begin.push_back(arrivals);
     arrivals += part.rows;
-    chunk.computed.push_back(static_cast<std::int64_t>(part.pairs.size()));
+    chunk.computed_rows.push_back(static_cast<std::int64_t>(part.pairs.size()));
   }
   std::vector<std::int32_t> arrival;                           // of every row in the experts' order
   std::vector<std::vector<std::int32_t>> place(parts.size());  // and the other way, per source
@@ -151,26 +151,27 @@ std::int64_t mask_bytes(const ExpertPlacement& placement) {
 }
 
 void fill_chunks(RowRoutes& routes, const ExpertPlacement& placement, int rank, std::int64_t count,
-                 const std::vector<SentRows>& sent, const std::vector<std::int64_t>& received) {
+                 const std::vector<SentRows>& sent,
+                 const std::vector<std::int64_t>& received_rows) {
   std::size_t rows = 0;
   for (const SentRows& to : sent) rows += to.source.size();
   std::vector<std::int32_t> order(rows), sent_of(rows);
   std::int32_t results = 0, sent_rows = 0;
   for (std::int64_t c = 0; c < count; ++c) {
     RouteChunk& chunk = routes.chunks.emplace_back();
-    std::vector<std::int32_t> outgoing;
+    std::vector<std::int32_t> by_receiver;
     std::vector<Part> parts;
     for (int peer = 0; peer < placement.ranks; ++peer) {
       const SentRows& all = sent[static_cast<std::size_t>(peer)];
       const Part part = parts.emplace_back(cut_of(all, c, count));
-      chunk.sent.push_back(part.rows);
-      chunk.returned.push_back(static_cast<std::int64_t>(part.pairs.size()));
-      const std::int64_t from_peer = received[static_cast<std::size_t>(peer)];
-      chunk.received.push_back(from_peer * (c + 1) / count - from_peer * c / count);
+      chunk.sent_rows.push_back(part.rows);
+      chunk.returned_rows.push_back(static_cast<std::int64_t>(part.pairs.size()));
+      const std::int64_t from_peer = received_rows[static_cast<std::size_t>(peer)];
+      chunk.received_rows.push_back(from_peer * (c + 1) / count - from_peer * c / count);
       for (std::size_t i = 0; i < part.pairs.size(); ++i) {
         const std::int32_t source = all.source[part.first_pair + i];
         if (i == 0 || part.pairs[i].row != part.pairs[i - 1].row) {
-          outgoing.push_back(source);
+          by_receiver.push_back(source);
           ++sent_rows;
         }
         sent_of[static_cast<std::size_t>(source)] = sent_rows - 1;
@@ -183,9 +184,10 @@ void fill_chunks(RowRoutes& routes, const ExpertPlacement& placement, int rank, 
     }
     const std::int64_t width = mask_bytes(placement);
     if (width > 0) {
-      chunk.masks = masks_of(parts, static_cast<std::int64_t>(outgoing.size()), width);
+      chunk.masks = masks_of(parts, static_cast<std::int64_t>(by_receiver.size()), width);
     }
-    chunk.outgoing = gather_unless_identity(std::move(outgoing), static_cast<std::int64_t>(rows));
+    chunk.by_receiver =
+        gather_unless_identity(std::move(by_receiver), static_cast<std::int64_t>(rows));
     if (placement.ranks == 1) fill_receiver(chunk, parts, placement.count(rank));
   }
   routes.sent_rows = sent_rows;
@@ -198,11 +200,11 @@ void fill_arrived(RouteChunk& chunk, const ExpertPlacement& placement, int rank,
   const std::int64_t experts = placement.count(rank);
   const auto* mask = masks.defined() ? masks.const_data_ptr<std::uint8_t>() : nullptr;
   const std::int64_t width = masks.defined() ? masks.size(1) : 0;
-  std::vector<SentRows> from(chunk.received.size());
+  std::vector<SentRows> from(chunk.received_rows.size());
   std::vector<Part> parts;
   for (std::size_t source = 0; source < from.size(); ++source) {
     SentRows& rows = from[source];
-    rows.count = chunk.received[source];
+    rows.count = chunk.received_rows[source];
     for (std::int32_t row = 0; row < rows.count; ++row) {
       // Where no rank has several experts, a row is for the receiver's only one.
       const std::size_t before = rows.pairs.size();

@@ -37,9 +37,10 @@ std::vector<SentRows> rows_to_send(const ExpertPlacement& placement,
 std::int64_t mask_bytes(const ExpertPlacement& placement);
 
 // Cuts the rows of every pair of ranks into `count` equal parts and fills in all that is known
-// before they leave. `received`: rows from each rank. With one rank the chunks have arrived.
+// before they leave. received_rows: [ranks] from each. With one rank the chunks have
+// arrived.
 void fill_chunks(RowRoutes& routes, const ExpertPlacement& placement, int rank, std::int64_t count,
-                 const std::vector<SentRows>& sent, const std::vector<std::int64_t>& received);
+                 const std::vector<SentRows>& sent, const std::vector<std::int64_t>& received_rows);
 
 // Fills in the rest of a chunk of which rows have come. masks: [received rows, mask bytes] uint8
 // of the host, expert e at bit e % 8 of byte e / 8; undefined where mask_bytes() is 0.

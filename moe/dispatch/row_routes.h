@@ -22,20 +22,21 @@ class TokenDispatcher;
 
 // A part of the rows that travels and is computed while other parts travel.
 //
-// Dispatch and its gradient move `sent`/`received` rows, combine and its gradient `returned`/
-// `computed` rows; these are more where a row that several experts of one rank want is sent once.
+// Dispatch and its gradient move sent_rows and received_rows, combine and its gradient
+// returned_rows and computed_rows; these are more where a row that several experts of one rank want
+// is sent once.
 struct RouteChunk {
   // Known before rows leave.
-  std::vector<std::int64_t> sent;      // [ranks] rows from this rank to the experts of each
-  std::vector<std::int64_t> received;  // [ranks] from each to the experts of this rank
-  std::vector<std::int64_t> returned;  // [ranks] results that each computes for this rank
-  RowMapPtr outgoing;                  // rows of this rank -> sent rows; null: all, in order
-  at::Tensor masks;  // [sent rows, mask bytes] uint8: see expert_masks(); undefined: none needed
+  std::vector<std::int64_t> sent_rows;      // [ranks] from this rank to the experts of each
+  std::vector<std::int64_t> received_rows;  // [ranks] from each to the experts of this rank
+  std::vector<std::int64_t> returned_rows;  // [ranks] results that each computes for this rank
+  RowMapPtr by_receiver;  // rows of this rank -> sent rows, sorted by receiver; null: equal
+  at::Tensor masks;  // [sent rows, mask bytes] uint8: see fill_arrived(); undefined: none needed
 
   // Known once they have arrived: the masks come with them.
   bool has_arrived = false;
-  std::vector<std::int64_t> computed;     // [ranks] results that this rank computes for each
-  std::vector<std::int64_t> expert_rows;  // [local experts] rows of all ranks
+  std::vector<std::int64_t> computed_rows;  // [ranks] results that this rank computes for each
+  std::vector<std::int64_t> expert_rows;    // [local experts] rows of all ranks
   RowMapPtr by_expert;  // received rows -> rows sorted by expert, then by source; null: equal
   RowMapPtr by_source;  // these -> sorted by source, then by expert; null: equal
 

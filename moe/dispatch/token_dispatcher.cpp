@@ -1,21 +1,26 @@
 #include "thinwire/moe/dispatch/token_dispatcher.h"
 
 #include <numeric>
+#include <utility>
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <xxhash.h>
+#include <ATen/ops/full.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/moe/dispatch/backward_watch.h"
-#include "thinwire/moe/dispatch/leg_nodes.h"
 #include "thinwire/moe/dispatch/route_chunks.h"
 
 namespace thinwire::moe {
 namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 constexpr const char* kLegOperations[kLegs] = {"dispatch of tokens to experts", "combine of tokens",
                                                "backward of combine", "backward of dispatch"};
@@ -30,10 +35,8 @@ std::int64_t padded(std::int64_t mask_bytes, const RowCodec& codec, at::ScalarTy
 
 // rows: [n, bytes], masks: [n, mask bytes], both uint8 -> [n, bytes + room].
 at::Tensor with_masks(const at::Tensor& rows, const at::Tensor& masks, std::int64_t room) {
-  at::Tensor message = at::zeros({rows.size(0), rows.size(1) + room}, rows.options());
-  message.narrow(1, 0, rows.size(1)).copy_(rows);
-  message.narrow(1, rows.size(1), masks.size(1)).copy_(masks);
-  return message;
+  return at::cat({rows, at::constant_pad_nd(masks, {0, room - masks.size(1)}).to(rows.device())},
+                 1);
 }
 
 std::int64_t sum(const std::vector<std::int64_t>& values) {
@@ -48,58 +51,166 @@ at::Tensor permuted(const at::Tensor& rows, const RowMapPtr& map) {
 const std::vector<std::int64_t>& counts_of(const RouteChunk& chunk, Leg leg, bool incoming) {
   switch (leg) {
     case Leg::kDispatch:
-      return incoming ? chunk.received : chunk.sent;
+      return incoming ? chunk.received_rows : chunk.sent_rows;
     case Leg::kDispatchBackward:
-      return incoming ? chunk.sent : chunk.received;
+      return incoming ? chunk.sent_rows : chunk.received_rows;
     case Leg::kCombine:
-      return incoming ? chunk.returned : chunk.computed;
+      return incoming ? chunk.returned_rows : chunk.computed_rows;
     case Leg::kCombineBackward:
-      return incoming ? chunk.computed : chunk.returned;
+      return incoming ? chunk.computed_rows : chunk.returned_rows;
   }
   throw InternalError("unknown leg");
 }
 
-}  // namespace
-
-std::shared_ptr<TokenDispatcher> TokenDispatcher::make(c10::intrusive_ptr<c10d::ProcessGroup> group,
-                                                       const DispatcherOptions& options) {
-  return std::shared_ptr<TokenDispatcher>(new TokenDispatcher(std::move(group), options));
-}
-
-TokenDispatcher::TokenDispatcher(c10::intrusive_ptr<c10d::ProcessGroup> group,
-                                 const DispatcherOptions& options)
-    : group_(std::move(group)),
-      options_(options),
-      placement_(options.experts, group_ == nullptr ? 1 : group_->getSize()) {
-  check(options.dim >= 1, "rows need at least one element, got a width of ", options.dim);
-  check(options.chunks >= 0, "rows travel in at least one chunk (0: chosen by size), got ",
-        options.chunks);
-  own_agreement_ = concat("layer ", options.layer, "\nwidth ", options.dim, "\nexperts ",
-                          options.experts, "\nchunks ", options.chunks, "\nshared rows ",
-                          options.share_rows ? "on" : "off", "\nseed ", options.seed);
-  for (int i = 0; i < kLegs; ++i) {
-    const auto leg = static_cast<Leg>(i);
-    RowCodec& codec = codecs_[static_cast<std::size_t>(i)];
-    codec = RowCodec(options.rows.of(leg));
-    own_agreement_ += concat("\n", name_of(leg), " ", codec.spec());
-    if (codec.spectral() == nullptr) continue;
-    // The layers take turns too: making bases is work for their owner.
-    const auto turn = static_cast<std::int64_t>(options.layer) * kLegs + i;
-    bases_.push_back({leg,
-                      *codec.spectral(),
-                      static_cast<int>(turn % ranks()),
-                      RowMoments(options.dim),
-                      RowMoments(options.dim),
-                      {}});
+// Note [Overlap]
+// A leg of a chunk is two nodes of the graph: StartLeg codes rows and begins to send them,
+// FinishLeg waits for those of the others. Between the two the experts compute other chunks. In the
+// backward pass FinishLeg begins to send the gradient and StartLeg waits for it. The engine runs
+// ready nodes last created first, so that the order of the exchanges is the same on all ranks in
+// both directions.
+//
+// A leg permutes rows, so its derivative is the leg that undoes it, made of the same two nodes: the
+// derivative can be derived again, and every ticket is answered once.
+Leg reverse_of(Leg leg) {
+  switch (leg) {
+    case Leg::kDispatch:
+      return Leg::kDispatchBackward;
+    case Leg::kDispatchBackward:
+      return Leg::kDispatch;
+    case Leg::kCombine:
+      return Leg::kCombineBackward;
+    case Leg::kCombineBackward:
+      return Leg::kCombine;
   }
-  set_agreement(options.agreement);
-  if (ranks() > 1) install_backward_watch();
+  throw InternalError("unknown leg");
 }
 
-void TokenDispatcher::set_agreement(const std::string& text) {
-  options_.agreement = concat(own_agreement_, "\n", text);
-  agreement_hash_ = XXH3_64bits(options_.agreement.data(), options_.agreement.size());
+constexpr double kNoTicket = -1;
+
+at::Tensor ticket_of(double number) {
+  return at::full({1}, number, at::kDouble);
 }
+
+// Makes a node part of the graph even on a rank whose rows need no gradient: the backward exchange
+// needs every rank.
+at::Tensor anchor() {
+  return at::empty({0}, at::kFloat).requires_grad_(at::GradMode::is_enabled());
+}
+
+// Which leg of which chunk a node is.
+struct Step {
+  RowRoutesPtr routes;
+  std::int64_t chunk;
+  Leg leg;
+
+  void save(AutogradContext* ctx) const {
+    ctx->saved_data["routes"] = c10::IValue::make_capsule(routes);
+    ctx->saved_data["chunk"] = chunk;
+    ctx->saved_data["leg"] = static_cast<std::int64_t>(leg);
+  }
+  static Step of(AutogradContext* ctx) {
+    return {c10::static_intrusive_pointer_cast<RowRoutes>(ctx->saved_data["routes"].toCapsule()),
+            ctx->saved_data["chunk"].toInt(), static_cast<Leg>(ctx->saved_data["leg"].toInt())};
+  }
+  RouteChunk& part() const { return routes->chunks[static_cast<std::size_t>(chunk)]; }
+  // Nobody wants the gradient of the rows that were dispatched.
+  bool ends_here() const { return leg == Leg::kDispatch && !routes->needs_input_gradient; }
+  // A second derivative is asked for and there is none.
+  bool is_derived_once() const { return at::GradMode::is_enabled() && routes->is_lossy(); }
+  void watch() const {
+    watch_backward(routes->dispatcher->group(), "the backward pass of the experts",
+                   routes->sequence);
+  }
+};
+
+// start() and finish() as nodes of the autograd graph. The ticket that leads from one to the other
+// is a tensor of one number, so that the graph has an edge there.
+at::Tensor start_leg(const RowRoutesPtr& routes, std::int64_t chunk, Leg leg,
+                     const at::Tensor& rows);
+at::Tensor finish_leg(const RowRoutesPtr& routes, std::int64_t chunk, Leg leg,
+                      const at::Tensor& ticket);
+
+// The gradient that left a lossy exchange. Codes are constant almost everywhere and their gradient
+// is passed straight through, which says nothing of how it changes.
+class DerivedOnce : public torch::autograd::Function<DerivedOnce> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gradient,
+                            const at::Tensor& /*anchor*/, const Step& step) {
+    step.save(ctx);
+    return gradient.view_as(gradient);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list) {
+    const Step step = Step::of(ctx);
+    std::string codecs;
+    for (int leg = 0; leg < kLegs; ++leg) {
+      const RowCodec& codec = step.routes->codecs[static_cast<std::size_t>(leg)];
+      if (codec.active()) codecs += concat(" ", name_of(static_cast<Leg>(leg)), "=", codec.spec());
+    }
+    step.watch();
+    throw InvalidArgument(concat(
+        "the gradient of a mixture of experts whose rows pass through a codec cannot be derived "
+        "again (",
+        codecs.substr(1), "); send rows as they are (rows=none) for gradient penalties"));
+  }
+};
+
+class StartLeg : public torch::autograd::Function<StartLeg> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& rows,
+                            const at::Tensor& /*anchor*/, const Step& step) {
+    step.save(ctx);
+    const auto chunk = static_cast<std::size_t>(step.chunk);
+    return ticket_of(
+        static_cast<double>(step.routes->dispatcher->start(*step.routes, chunk, step.leg, rows)));
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list tickets) {
+    const Step step = Step::of(ctx);
+    if (step.ends_here()) return {{}, {}, {}};
+    step.watch();
+    const bool once = step.is_derived_once();
+    at::Tensor gradient;
+    {
+      const at::AutoGradMode mode(at::GradMode::is_enabled() && !once);
+      gradient = finish_leg(step.routes, step.chunk, reverse_of(step.leg), tickets[0]);
+    }
+    if (once) gradient = DerivedOnce::apply(gradient, anchor(), step);
+    if (step.leg == Leg::kCombine) step.part().experts_gradient = Clock::now();
+    return {gradient, {}, {}};
+  }
+};
+
+class FinishLeg : public torch::autograd::Function<FinishLeg> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& ticket, const Step& step) {
+    step.save(ctx);
+    const auto number = static_cast<std::int64_t>(ticket.item<double>());
+    return step.routes->dispatcher->finish(*step.routes, static_cast<std::size_t>(step.chunk),
+                                           step.leg, number);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Step step = Step::of(ctx);
+    step.watch();
+    if (step.leg == Leg::kDispatch) {
+      // Between the combine's gradient and this one the engine was in the experts.
+      step.routes->dispatcher->add_expert_seconds(seconds_since(step.part().experts_gradient));
+    }
+    if (step.ends_here()) return {ticket_of(kNoTicket), {}};
+    const at::AutoGradMode mode(at::GradMode::is_enabled() && !step.is_derived_once());
+    return {start_leg(step.routes, step.chunk, reverse_of(step.leg), gradients[0]), {}};
+  }
+};
+
+at::Tensor start_leg(const RowRoutesPtr& routes, std::int64_t chunk, Leg leg,
+                     const at::Tensor& rows) {
+  return StartLeg::apply(rows, anchor(), Step{routes, chunk, leg});
+}
+
+at::Tensor finish_leg(const RowRoutesPtr& routes, std::int64_t chunk, Leg leg,
+                      const at::Tensor& ticket) {
+  return FinishLeg::apply(ticket, Step{routes, chunk, leg});
+}
+
+}  // namespace
 
 RandomKey TokenDispatcher::key(const RowRoutes& routes, std::size_t chunk, Leg leg, int from,
                                int to) const {
@@ -178,9 +289,8 @@ std::int64_t TokenDispatcher::start(RowRoutes& routes, std::size_t chunk, Leg le
 
 at::Tensor TokenDispatcher::finish(RowRoutes& routes, std::size_t chunk, Leg leg,
                                    std::int64_t ticket) {
-  auto node = routes.pending.extract(ticket);
-  THINWIRE_ASSERT(!node.empty());
-  const RowRoutes::Pending& pending = node.mapped();
+  THINWIRE_ASSERT(routes.pending.contains(ticket));
+  const RowRoutes::Pending pending = std::move(routes.pending.extract(ticket).mapped());
   const auto begin = Clock::now();
   if (pending.work != nullptr) {
     comm::wait(*group_, pending.work, kLegOperations[static_cast<std::size_t>(leg)],
@@ -211,7 +321,7 @@ at::Tensor TokenDispatcher::through_experts(const RowRoutesPtr& routes, const at
   const auto count = static_cast<std::int64_t>(routes->chunks.size());
   const auto dispatch = [&](std::int64_t chunk) {
     return start_leg(routes, chunk, Leg::kDispatch,
-                     permuted(rows, routes->chunks[static_cast<std::size_t>(chunk)].outgoing));
+                     permuted(rows, routes->chunks[static_cast<std::size_t>(chunk)].by_receiver));
   };
   std::vector<at::Tensor> results;
   at::Tensor ticket = dispatch(0);
@@ -243,46 +353,6 @@ at::Tensor TokenDispatcher::as_received(const RowRoutesPtr& routes, const at::Te
     parts.push_back(decode(*routes, chunk, Leg::kDispatch, bytes, rows.scalar_type(), false));
   }
   return permuted(at::cat(parts), routes->sent_of);
-}
-
-LegBytes TokenDispatcher::wire() const {
-  const std::lock_guard lock(mutex_);
-  return wire_;
-}
-
-MoESeconds TokenDispatcher::seconds() const {
-  const std::lock_guard lock(mutex_);
-  return seconds_;
-}
-
-void TokenDispatcher::add_wire(std::int64_t LegBytes::*what, std::int64_t bytes) {
-  const std::lock_guard lock(mutex_);
-  wire_.*what += bytes;
-}
-
-void TokenDispatcher::add_seconds(double MoESeconds::*what, double seconds) {
-  const std::lock_guard lock(mutex_);
-  seconds_.*what += seconds;
-}
-
-void TokenDispatcher::agree_on_bases(at::Device device, std::uint64_t sequence) {
-  std::vector<BasisLeg*> due;
-  std::vector<RowMoments> fresh;
-  {
-    const std::lock_guard lock(mutex_);
-    for (BasisLeg& leg : bases_) {
-      if (!leg.is_due(training_routes_)) continue;
-      due.push_back(&leg);
-      fresh.push_back(std::exchange(leg.fresh, RowMoments(options_.dim)));
-    }
-  }
-  if (due.empty()) return;
-  add_wire(&LegBytes::bases,
-           moe::agree_on_bases(group_.get(), due, fresh, options_.dim, device, sequence));
-  for (const BasisLeg* leg : due) {
-    RowCodec& codec = codecs_[static_cast<std::size_t>(leg->leg)];
-    codec = codec.with_basis(leg->usable());
-  }
 }
 
 }  // namespace thinwire::moe
