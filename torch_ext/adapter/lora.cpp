@@ -293,6 +293,11 @@ void Lora::load_state(const AdapterState& adapter) {
     check(found != adapter.tensors.end(), "the adapter lacks '", name, "'");
     check(found->second.sizes() == factor.sizes(), "'", name, "' has the shape ",
           found->second.sizes(), ", expected ", factor.sizes());
+    const at::ScalarType type = found->second.scalar_type();
+    check(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, "'", name, "' is ",
+          toString(type),
+          ", which the float32 factors cannot hold; expected Float, BFloat16 or "
+          "Half");
   });
   at::NoGradGuard no_grad;
   each(

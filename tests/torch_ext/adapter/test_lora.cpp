@@ -284,6 +284,10 @@ TEST(Lora, RefusesAdaptersThatDoNotFit) {
                 a.tensors[stem + "B.weight"] = at::zeros({3, 4});
               }),
               HasSubstr("shape [3, 4], expected [3, 3]"));
+  EXPECT_THAT(refusal([&](AdapterState& a) {
+                a.tensors[stem + "B.weight"] = at::zeros({3, 3}, at::kDouble);
+              }),
+              HasSubstr("B.weight' is Double"));
   // Whatever was refused, the base is whole.
   for (const auto& parameter : net->parameters()) EXPECT_TRUE(parameter.requires_grad());
   Lora lora(net.ptr(), good);
