@@ -9,6 +9,7 @@
 
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::moe {
@@ -30,8 +31,6 @@ enum Slot : std::int64_t {
 
 // Room for the text of a failure; a longer one is cut.
 constexpr std::int64_t kTextBytes = 1024;
-
-constexpr const char* kRoutesOperation = "the routes of an expert exchange";
 
 void write_record(const RouteRecord& record, std::int64_t rows, std::int64_t* words) {
   words[kFailed] = record.failed ? 1 : 0;
@@ -58,21 +57,28 @@ RouteRecord read_record(const std::int64_t* words) {
           .sums = {std::bit_cast<double>(words[kSums]), std::bit_cast<double>(words[kSums + 1])}};
 }
 
+// Of the ranks that are in one exchange; they may differ, and all ranks get the same number.
+std::uint64_t last_sequence(const std::vector<RouteRecord>& records) {
+  return std::ranges::max(records, {}, &RouteRecord::sequence).sequence;
+}
+
 // What each rank cannot go on for, "" where it can.
 std::vector<std::string> reasons_of_all(c10d::ProcessGroup& group, const std::string& mine,
                                         at::Device device, std::uint64_t sequence) {
-  at::Tensor input = at::zeros({kTextBytes}, at::kByte);
-  std::memcpy(input.mutable_data_ptr<std::uint8_t>(), mine.data(),
-              std::min(mine.size(), static_cast<std::size_t>(kTextBytes) - 1));
-  input = input.to(device);
-  at::Tensor output = at::empty({group.getSize() * kTextBytes}, input.options());
-  comm::wait(group, group._allgather_base(output, input), "why an expert exchange failed",
-             sequence);
-  const at::Tensor host = output.cpu();
-  const auto* text = reinterpret_cast<const char*>(host.const_data_ptr<std::uint8_t>());
-  std::vector<std::string> all;
-  for (int rank = 0; rank < group.getSize(); ++rank) all.emplace_back(text + rank * kTextBytes);
-  return all;
+  constexpr const char* kOperation = "why an expert exchange failed";
+  return comm::guard(group, kOperation, sequence, [&] {
+    at::Tensor input = at::zeros({kTextBytes}, at::kByte);
+    std::memcpy(input.mutable_data_ptr<std::uint8_t>(), mine.data(),
+                std::min(mine.size(), static_cast<std::size_t>(kTextBytes) - 1));
+    input = input.to(device);
+    at::Tensor output = at::empty({group.getSize() * kTextBytes}, input.options());
+    comm::wait(group, group._allgather_base(output, input), kOperation, sequence);
+    const at::Tensor host = output.cpu();
+    const auto* text = reinterpret_cast<const char*>(host.const_data_ptr<std::uint8_t>());
+    std::vector<std::string> all;
+    for (int rank = 0; rank < group.getSize(); ++rank) all.emplace_back(text + rank * kTextBytes);
+    return all;
+  });
 }
 
 // Throws unless the same kind of fact is equal in all records.
@@ -95,48 +101,57 @@ std::int64_t route_record_bytes() {
 std::vector<RouteRecord> exchange_records(c10d::ProcessGroup& group, const RouteRecord& mine,
                                           const std::vector<std::int64_t>& rows,
                                           at::Device device) {
-  const int ranks = group.getSize();
-  at::Tensor input = at::empty({ranks, kSlots}, at::kLong);
-  for (int rank = 0; rank < ranks; ++rank) {
-    write_record(mine, rows[static_cast<std::size_t>(rank)],
-                 input.mutable_data_ptr<std::int64_t>() + rank * kSlots);
-  }
-  input = input.to(device);
-  at::Tensor output = at::empty({ranks, kSlots}, input.options());
-  std::vector<std::int64_t> one_each(static_cast<std::size_t>(ranks), 1);
-  auto receive = one_each;
-  comm::wait(group, group.alltoall_base(output, input, receive, one_each), kRoutesOperation,
-             mine.sequence);
-  const at::Tensor host = output.cpu();
-  std::vector<RouteRecord> records;
-  for (int rank = 0; rank < ranks; ++rank) {
-    records.push_back(read_record(host.const_data_ptr<std::int64_t>() + rank * kSlots));
-  }
-  return records;
+  constexpr const char* kOperation = "the routes of an expert exchange";
+  return comm::guard(group, kOperation, mine.sequence, [&] {
+    const int ranks = group.getSize();
+    at::Tensor input = at::empty({ranks, kSlots}, at::kLong);
+    for (int rank = 0; rank < ranks; ++rank) {
+      write_record(mine, rows[static_cast<std::size_t>(rank)],
+                   input.mutable_data_ptr<std::int64_t>() + rank * kSlots);
+    }
+    input = input.to(device);
+    at::Tensor output = at::empty({ranks, kSlots}, input.options());
+    std::vector<std::int64_t> one_each(static_cast<std::size_t>(ranks), 1);
+    auto receive = one_each;
+    comm::wait(group, group.alltoall_base(output, input, receive, one_each), kOperation,
+               mine.sequence);
+    const at::Tensor host = output.cpu();
+    std::vector<RouteRecord> records;
+    for (int rank = 0; rank < ranks; ++rank) {
+      records.push_back(read_record(host.const_data_ptr<std::int64_t>() + rank * kSlots));
+    }
+    return records;
+  });
 }
 
-void check_records(c10d::ProcessGroup& group, const std::vector<RouteRecord>& records,
-                   const std::string& failure, const std::string& agreement, at::Device device) {
+bool has_failed(const std::vector<RouteRecord>& records) {
+  return std::ranges::any_of(records, &RouteRecord::failed);
+}
+
+std::int64_t failure_text_bytes() {
+  return kTextBytes;
+}
+
+void throw_failure(c10d::ProcessGroup& group, const std::vector<RouteRecord>& records,
+                   const std::string& failure, at::Device device) {
+  const auto texts = reasons_of_all(group, failure, device, last_sequence(records));
+  const auto first = std::ranges::find_if(records, &RouteRecord::failed) - records.begin();
+  throw InvalidArgument(concat(
+      "rank ", first, " of the expert exchange: ", texts.at(static_cast<std::size_t>(first))));
+}
+
+void check_records(const c10d::ProcessGroup& group, const std::vector<RouteRecord>& records,
+                   const std::string& agreement) {
   std::uint64_t all_hashes = 0;
-  std::uint64_t last_sequence = 0;
-  bool failed = false;
   bool same = true;
   for (const RouteRecord& record : records) {
     all_hashes = all_hashes * 31 + record.agreement;
-    last_sequence = std::max(last_sequence, record.sequence);
-    failed = failed || record.failed;
     same = same && record.agreement == records[0].agreement;
-  }
-  if (failed) {
-    const auto texts = reasons_of_all(group, failure, device, last_sequence);
-    for (std::size_t rank = 0; rank < texts.size(); ++rank) {
-      check(!records[rank].failed, "rank ", rank, " of the expert exchange: ", texts[rank]);
-    }
   }
   if (!same) {
     if (group.getStore() != nullptr) {
       // Knows the texts behind the hashes, and throws on every rank.
-      comm::agree_on_text(group, concat("moe/", last_sequence, "/", all_hashes),
+      comm::agree_on_text(group, concat("moe/", last_sequence(records), "/", all_hashes),
                           "the options of an expert exchange", agreement);
     }
     throw InvalidArgument("the ranks of an expert exchange have different options");

@@ -38,9 +38,18 @@ std::int64_t route_record_bytes();
 std::vector<RouteRecord> exchange_records(c10d::ProcessGroup& group, const RouteRecord& mine,
                                           const std::vector<std::int64_t>& rows, at::Device device);
 
-// Throws the same InvalidArgument on every rank unless no rank has failed and all records fit
-// together. failure: of this rank; agreement: the text behind its hash. Collective where it throws.
-void check_records(c10d::ProcessGroup& group, const std::vector<RouteRecord>& records,
-                   const std::string& failure, const std::string& agreement, at::Device device);
+// Whether a rank has failed; all ranks call throw_failure() then.
+bool has_failed(const std::vector<RouteRecord>& records);
+// Bytes that throw_failure() sends to each rank.
+std::int64_t failure_text_bytes();
+// Throws InvalidArgument with the reason of the first rank that has failed, the same on every rank.
+// failure: of this rank, "" where it has not failed. Collective.
+[[noreturn]] void throw_failure(c10d::ProcessGroup& group, const std::vector<RouteRecord>& records,
+                                const std::string& failure, at::Device device);
+
+// Throws the same InvalidArgument on every rank unless all records fit together. agreement: the
+// text behind this rank's hash. Collective through the group's store where it throws.
+void check_records(const c10d::ProcessGroup& group, const std::vector<RouteRecord>& records,
+                   const std::string& agreement);
 
 }  // namespace thinwire::moe

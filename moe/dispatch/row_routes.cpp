@@ -76,7 +76,11 @@ RowRoutesPtr TokenDispatcher::route(const RouteRequest& request) {
   if (ranks() > 1) {
     records = exchange_records(*group_, mine, rows, request.device);
     add_wire(&LegBytes::counts, (ranks() - 1) * route_record_bytes());
-    check_records(*group_, records, failure, options_.agreement, request.device);
+    if (has_failed(records)) {
+      add_wire(&LegBytes::counts, (ranks() - 1) * failure_text_bytes());
+      throw_failure(*group_, records, failure, request.device);
+    }
+    check_records(*group_, records, options_.agreement);
   }
   return guard("the routes of an expert exchange", mine.sequence, [&] {
     auto routes = c10::make_intrusive<RowRoutes>();
@@ -84,11 +88,11 @@ RowRoutesPtr TokenDispatcher::route(const RouteRequest& request) {
     routes->sequence = mine.sequence;
     routes->expert_rows = request.expert_rows;
     routes->training = request.training;
-    std::vector<std::int64_t> received;
+    std::vector<std::int64_t> received_rows;
     for (const RouteRecord& record : records) {
       routes->needs_input_gradient = routes->needs_input_gradient || record.needs_input_gradient;
       for (std::size_t i = 0; i < record.sums.size(); ++i) routes->sums[i] += record.sums[i];
-      received.push_back(record.rows);
+      received_rows.push_back(record.rows);
     }
     if (request.training) {
       agree_on_bases(request.device, mine.sequence);
@@ -101,7 +105,7 @@ RowRoutesPtr TokenDispatcher::route(const RouteRequest& request) {
     } else if (chunks == 0) {
       chunks = chunks_for(records, codec(Leg::kDispatch).row_bytes(options_.dim, request.dtype));
     }
-    fill_chunks(*routes, placement_, rank(), chunks, sent, received);
+    fill_chunks(*routes, placement_, rank(), chunks, sent, received_rows);
     add_seconds(&MoESeconds::exchange, seconds_since(start));
     return routes;
   });

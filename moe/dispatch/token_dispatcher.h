@@ -55,8 +55,9 @@ class TokenDispatcher : public std::enable_shared_from_this<TokenDispatcher> {
                                                const DispatcherOptions& options);
 
   // Collective. Throws InvalidArgument, with one text on every rank, when a rank reports a failure
-  // or when the ranks disagree on anything (options, dtype, mode, order of the layers); the group
-  // is still usable then. Throws CommError when a rank is gone.
+  // or when the ranks disagree on anything (options, dtype, mode, order of the layers): a refusal
+  // before anything began, after which the group can be used (docs/errors.md). Throws CommError
+  // when a rank is gone.
   RowRoutesPtr route(const RouteRequest& request);
 
   // rows: [n, d], sorted by expert -> what the experts made of them, in the same order. While one
@@ -79,8 +80,9 @@ class TokenDispatcher : public std::enable_shared_from_this<TokenDispatcher> {
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
   // Whether row keys make a difference.
   bool shares_rows() const;
-  // All that this rank has sent so far, and what it took: codecs, routes and waiting for rows, and
-  // the experts' backward passes. Thread-safe, and never waits for the network.
+  // All that this rank has sent so far for routes, rows and bases, with what add_replica_bytes()
+  // was told; and what it took: codecs, routes and waiting for rows, and the experts' backward
+  // passes. Thread-safe, and never waits for the network.
   LegBytes wire() const;
   MoESeconds seconds() const;
 
@@ -104,6 +106,7 @@ class TokenDispatcher : public std::enable_shared_from_this<TokenDispatcher> {
   std::int64_t start(RowRoutes& routes, std::size_t chunk, Leg leg, const at::Tensor& rows);
   at::Tensor finish(RowRoutes& routes, std::size_t chunk, Leg leg, std::int64_t ticket);
   void add_expert_seconds(double seconds) { add_seconds(&MoESeconds::experts, seconds); }
+  void add_replica_bytes(std::int64_t bytes) { add_wire(&LegBytes::replicas, bytes); }
 
  private:
   TokenDispatcher(c10::intrusive_ptr<c10d::ProcessGroup> group, const DispatcherOptions& options);

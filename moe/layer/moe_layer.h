@@ -108,8 +108,9 @@ struct MoEOutput {
 class MoELayer : public torch::nn::Module {
  public:
   // `group` may be null: a single rank with all experts. `replicas`: see above; null: none.
-  // Collective over both. Throws InvalidArgument on every rank for options that cannot work on one
-  // or that differ; CommError when a rank does not come.
+  // Collective over both. Throws InvalidArgument on every rank of both, and of the parts that they
+  // join, for options or a factory that cannot work on one or that differ; CommError when a rank
+  // does not come.
   MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGroup> group,
            c10::intrusive_ptr<c10d::ProcessGroup> replicas = {});
 
@@ -150,7 +151,8 @@ class MoELayer : public torch::nn::Module {
   NamedTensors full_state() const;
   // Takes this rank's part of a full state, whatever the number of ranks that made it; of shards,
   // those that hold this rank's experts and rank 0's are enough. Throws InvalidArgument on every
-  // rank for missing tensors or shapes that do not fit on one, before anything is changed.
+  // rank for missing tensors, or shapes or dtypes that do not fit on one, before anything is
+  // changed. What goes wrong after that on one rank the others learn in their next collective.
   // Collective over the group.
   //
   // A state also holds how rows were merged. kFromState makes this layer merge as the saved one
@@ -163,16 +165,21 @@ class MoELayer : public torch::nn::Module {
   Router& router() { return *router_; }
   ExpertGroup& experts() { return *experts_; }
   const Dedup& dedup() const { return dedup_; }
-  // All that this rank has sent so far, backward passes and evaluation included.
+  // All that this rank has sent so far for passes, evaluation and backward passes included, and
+  // between them (LegBytes::replicas); not what the constructor and states send.
   LegBytes wire_bytes() const { return dispatcher_->wire(); }
-  // The training passes so far (those with gradients), backward passes included.
+  // The training passes so far (those with gradients), with their backward passes and what was sent
+  // between them.
   MoESummary summary() const;
 
  private:
   struct Prepared;
   // All that a constructor does but for talking to others.
   void build(const c10::intrusive_ptr<c10d::ProcessGroup>& group);
-  void join_replicas();
+  // Has the group agree by `join_group`, then the replicas, so that a mistake of one rank is one of
+  // all.
+  void join_replicas(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                     const std::function<void()>& join_group);
   // Runs `check` and throws on all ranks of the group what it throws on one.
   void agree(const char* what, const std::function<std::string()>& check) const;
   Prepared prepare(const at::Tensor& tokens, const at::Tensor& padding);

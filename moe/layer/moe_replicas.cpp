@@ -4,24 +4,39 @@
 
 #include <algorithm>
 
+#include "thinwire/comm/average/bucket_averager.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/moe/layer/moe_layer.h"
 
 namespace thinwire::moe {
+namespace {
+
+std::int64_t bytes_of_all_reduce(const at::Tensor& tensor, const c10d::ProcessGroup& group) {
+  return static_cast<std::int64_t>(
+      comm::ring_bytes(static_cast<std::int64_t>(tensor.nbytes()), group.getSize()));
+}
+
+}  // namespace
 
 void MoELayer::update_expert_bias() {
+  constexpr const char* kOperation = "the load of the experts";
   const std::uint64_t sequence = averages_++;
-  std::vector<at::Tensor> load = {
-      at::tensor(load_, at::kLong).to(router_->parameters()[0].device())};
+  std::vector<at::Tensor> load;
+  dispatcher_->guard(kOperation, sequence, [&] {
+    load = {at::tensor(load_, at::kLong).to(router_->parameters()[0].device())};
+  });
   for (const auto& group : {dispatcher_->group(), replicas_}) {
     if (group == nullptr || group->getSize() == 1) continue;
-    comm::wait(*group, group->allreduce(load), "the load of the experts", sequence);
+    comm::run_collective(*group, kOperation, sequence, [&] { return group->allreduce(load); });
+    dispatcher_->add_replica_bytes(bytes_of_all_reduce(load[0], *group));
   }
-  const at::Tensor host = load[0].cpu();
-  const auto* rows = host.const_data_ptr<std::int64_t>();
-  router_->update_bias({rows, rows + host.numel()});
-  std::fill(load_.begin(), load_.end(), 0);
+  dispatcher_->guard(kOperation, sequence, [&] {
+    const at::Tensor host = load[0].cpu();
+    const auto* rows = host.const_data_ptr<std::int64_t>();
+    router_->update_bias({rows, rows + host.numel()});
+    std::fill(load_.begin(), load_.end(), 0);
+  });
 }
 
 void MoELayer::average_expert_gradients() {
@@ -36,6 +51,7 @@ void MoELayer::average_expert_gradients() {
     for (const at::Tensor& parameter : parameters) defined.push_back(parameter.grad().defined());
     std::vector<at::Tensor> anywhere = {at::tensor(defined, at::kLong).to(parameters[0].device())};
     comm::wait(*replicas_, replicas_->allreduce(anywhere), kOperation, sequence);
+    std::int64_t bytes = bytes_of_all_reduce(anywhere[0], *replicas_);
     const at::Tensor host = anywhere[0].cpu();
     const double share =
         options_.expert_gradient == ExpertGradient::kMean ? 1.0 / replicas_->getSize() : 1.0;
@@ -49,8 +65,10 @@ void MoELayer::average_expert_gradients() {
       if (share != 1.0) gradient.mul_(share);
       std::vector<at::Tensor> one = {gradient};
       under_way.push_back(replicas_->allreduce(one));
+      bytes += bytes_of_all_reduce(gradient, *replicas_);
     }
     for (const auto& work : under_way) comm::wait(*replicas_, work, kOperation, sequence);
+    dispatcher_->add_replica_bytes(bytes);
   });
 }
 

@@ -4,6 +4,8 @@
 
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/rank_local.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/sparse_values.h"
@@ -37,6 +39,28 @@ bool can_agree(const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
   return has_peers(group) && group->getStore() != nullptr;
 }
 
+// comm::agree_on_result() where the group can, else `make` alone.
+void agree_in(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& key,
+              const char* what, const std::function<std::string()>& make) {
+  if (can_agree(group)) {
+    comm::agree_on_result(*group, key, what, make);
+  } else {
+    make();
+  }
+}
+
+// The text of what `step` throws, "" where it does not; a rank that does not come is no mistake.
+std::string mistake_in(const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const CommError&) {
+    throw;
+  } catch (const std::exception& error) {
+    return comm::error_text(error);
+  }
+  return {};
+}
+
 }  // namespace
 
 std::string agreement_of(const MoEOptions& options) {
@@ -60,16 +84,18 @@ MoELayer::MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGr
                    c10::intrusive_ptr<c10d::ProcessGroup> replicas)
     : torch::nn::Module("MoELayer"), options_(options), replicas_(std::move(replicas)) {
   options_.router.seed = options.seed;
-  if (can_agree(group)) {
-    name_ = next_layer_name(*group);
-    comm::agree_on_result(*group, name_, "a mixture of experts", [&] {
+  if (can_agree(group)) name_ = next_layer_name(*group);
+  const auto join_group = [&] {
+    agree_in(group, name_, "a mixture of experts", [&] {
       build(group);
       return dispatcher_->options().agreement;
     });
+  };
+  if (has_peers(replicas_)) {
+    join_replicas(group, join_group);
   } else {
-    build(group);
+    join_group();
   }
-  if (has_peers(replicas_)) join_replicas();
 }
 
 void MoELayer::build(const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
@@ -100,28 +126,45 @@ void MoELayer::build(const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
   for (const at::Tensor& buffer : experts_->buffers()) comm::mark_rank_local(buffer);
 }
 
-void MoELayer::join_replicas() {
-  if (can_agree(replicas_)) {
-    comm::agree_on_text(*replicas_, next_layer_name(*replicas_), "the replicas of experts",
-                        concat("experts ", experts_->first_expert(), " to ",
-                               experts_->first_expert() + experts_->count(), "\n",
-                               dispatcher_->options().agreement));
-  }
+// Note [Replicas agree]
+// The groups are the rows of a table of all ranks, the replicas its columns. What one rank does
+// wrong its row knows after a first agreement, and all columns, which are all ranks, after a second
+// one. A mistake that only some columns find (replicas that were given other experts) their ranks
+// tell their rows in a third. No rank leaves before: it would be missed where it did not speak.
+void MoELayer::join_replicas(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                             const std::function<void()>& join_group) {
+  constexpr const char* kWhat = "the replicas of experts";
+  const std::string key = can_agree(replicas_) ? next_layer_name(*replicas_) : std::string();
+  const std::string of_row = mistake_in(join_group);
+  const std::string of_column = mistake_in([&] {
+    agree_in(replicas_, key, kWhat, [&] {
+      check(of_row.empty(), "in its group of experts, ", of_row);
+      return concat("experts ", experts_->first_expert(), " to ",
+                    experts_->first_expert() + experts_->count(), "\n",
+                    dispatcher_->options().agreement);
+    });
+  });
+  const std::string of_table = mistake_in([&] {
+    agree_in(group, name_ + "/replicas", kWhat, [&] {
+      check(of_column.empty(), "among its replicas, ", of_column);
+      return std::string();
+    });
+  });
+  if (!of_table.empty()) throw InvalidArgument(of_column.empty() ? of_table : of_column);
   // A factory may have drawn other weights.
   std::vector<at::Tensor> tensors = experts_->parameters();
   for (const at::Tensor& buffer : experts_->buffers()) tensors.push_back(buffer);
-  for (const at::Tensor& tensor : tensors) {
-    std::vector<at::Tensor> one = {tensor.detach()};
-    comm::wait(*replicas_, replicas_->broadcast(one), "broadcasting the replicas of experts", 0);
-  }
+  constexpr const char* kOperation = "broadcasting the replicas of experts";
+  comm::guard(*replicas_, kOperation, 0, [&] {
+    for (const at::Tensor& tensor : tensors) {
+      std::vector<at::Tensor> one = {tensor.detach()};
+      comm::wait(*replicas_, replicas_->broadcast(one), kOperation, 0);
+    }
+  });
 }
 
 void MoELayer::agree(const char* what, const std::function<std::string()>& check) const {
-  if (name_.empty()) {
-    check();
-    return;
-  }
-  comm::agree_on_result(*dispatcher_->group(), concat(name_, "/", agreements_++), what, check);
+  agree_in(dispatcher_->group(), concat(name_, "/", agreements_++), what, check);
 }
 
 }  // namespace thinwire::moe

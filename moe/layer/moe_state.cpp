@@ -134,6 +134,9 @@ void MoELayer::check_state(const NamedTensors& state, const DedupOptions& mergin
     check(found != state.end(), "the state has no tensor '", name, "'");
     check(found->second.sizes() == tensor.sizes(), "'", name, "' has shape ", found->second.sizes(),
           " in the state, ", tensor.sizes(), " in the layer");
+    check(found->second.scalar_type() == tensor.scalar_type(), "'", name, "' is ",
+          toString(found->second.scalar_type()), " in the state, ", toString(tensor.scalar_type()),
+          " in the layer; convert one of them");
   }
   dispatcher_->check_state(state);
   Dedup trial(merging, options_.router.dim, options_.layer, options_.seed);
@@ -148,7 +151,9 @@ void MoELayer::load_merging(const NamedTensors& state, Dedup& dedup) const {
   const auto guard = state.find(concat(kGuard, dispatcher_->rank()));
   if (guard != state.end()) dedup.load_guard_state(guard->second);
   for (const auto& [name, sums] : state) {
-    if (!name.starts_with(kProbes) || sums.numel() != 2) continue;
+    if (!name.starts_with(kProbes)) continue;
+    check(sums.numel() == 2 && sums.scalar_type() == at::kDouble, "'", name, "' has ", sums.numel(),
+          " elements of ", toString(sums.scalar_type()), " in the state, 2 of Double expected");
     // With another number of ranks their sum stays what it was.
     const int source = std::atoi(name.c_str() + std::strlen(kProbes));
     if (source % dispatcher_->ranks() != dispatcher_->rank()) continue;
@@ -166,15 +171,17 @@ void MoELayer::load_state(const NamedTensors& state, Merging merging) {
     check_state(state, dedup);
     return concat("merging ", spec_of(dedup));
   });
-  if (!saved.empty()) {
-    options_.dedup = dedup;
-    dedup_ = Dedup(dedup, options_.router.dim, options_.layer, options_.seed);
-    dispatcher_->set_agreement(agreement_of(options_));
-  }
-  load_merging(state, dedup_);
-  dispatcher_->load_state(state);
-  const at::NoGradGuard no_grad;
-  for (auto& [name, tensor] : weights()) tensor.copy_(state.at(name));
+  dispatcher_->guard("loading a mixture of experts", 0, [&] {
+    if (!saved.empty()) {
+      options_.dedup = dedup;
+      dedup_ = Dedup(dedup, options_.router.dim, options_.layer, options_.seed);
+      dispatcher_->set_agreement(agreement_of(options_));
+    }
+    load_merging(state, dedup_);
+    dispatcher_->load_state(state);
+    const at::NoGradGuard no_grad;
+    for (auto& [name, tensor] : weights()) tensor.copy_(state.at(name));
+  });
 }
 
 }  // namespace thinwire::moe

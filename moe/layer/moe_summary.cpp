@@ -49,6 +49,7 @@ void MoELayer::count(const RouteRequest& request, const RowRoutes& routes,
 MoESummary MoELayer::summary() const {
   MoESummary all = summary_;
   all.wire = dispatcher_->wire() - evaluation_wire_;
+  all.uncompressed_bytes += all.wire.replicas;
   all.seconds += dispatcher_->seconds() - evaluation_seconds_;
   return all;
 }

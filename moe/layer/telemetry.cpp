@@ -71,6 +71,7 @@ MetricFields metric_fields(const MoESummary& summary) {
   }
   fields.emplace_back("moe_bytes_counts", summary.wire.counts);
   fields.emplace_back("moe_bytes_bases", summary.wire.bases);
+  fields.emplace_back("moe_bytes_replicas", summary.wire.replicas);
   fields.emplace_back("moe_bytes_uncompressed", summary.uncompressed_bytes);
   fields.emplace_back("gate_seconds", summary.seconds.gate);
   fields.emplace_back("hash_seconds", summary.seconds.hash);
@@ -100,13 +101,13 @@ std::string describe(const MoESummary& summary, std::int64_t steps) {
     text += concat(leg == 0 ? " " : ", ", kLegNames[leg], " ",
                    per_step(summary.wire.rows[static_cast<std::size_t>(leg)], 1e6));
   }
-  text +=
-      concat(", counts ", per_step(summary.wire.counts, 1e6), ", bases ",
-             per_step(summary.wire.bases, 1e6), "\n  expert time       ms a step: gate ",
-             per_step(summary.seconds.gate, 1e-3), ", hash ", per_step(summary.seconds.hash, 1e-3),
-             ", code ", per_step(summary.seconds.code, 1e-3), ", exchange ",
-             per_step(summary.seconds.exchange, 1e-3), ", experts ",
-             per_step(summary.seconds.experts, 1e-3), "\n");
+  text += concat(
+      ", counts ", per_step(summary.wire.counts, 1e6), ", bases ",
+      per_step(summary.wire.bases, 1e6), ", replicas ", per_step(summary.wire.replicas, 1e6),
+      "\n  expert time       ms a step: gate ", per_step(summary.seconds.gate, 1e-3), ", hash ",
+      per_step(summary.seconds.hash, 1e-3), ", code ", per_step(summary.seconds.code, 1e-3),
+      ", exchange ", per_step(summary.seconds.exchange, 1e-3), ", experts ",
+      per_step(summary.seconds.experts, 1e-3), "\n");
   return text;
 }
 

@@ -25,7 +25,8 @@ struct MoESummary {
   std::int64_t spectral_legs = 0;  // legs of passes with a spectral codec
   std::int64_t settled_legs = 0;   // of these, those that had a basis to use
   LegBytes wire;
-  // What the same passes would have sent without merging, sharing and codecs.
+  // What the same passes would have sent without merging, sharing and codecs: rows, and what
+  // replicas add up.
   std::int64_t uncompressed_bytes = 0;
   MoESeconds seconds;
 

@@ -134,8 +134,10 @@ at::Tensor Dedup::guard_state() const {
 }
 
 void Dedup::load_state(const at::Tensor& state) {
-  check(state.numel() == 4, "the state of merging rows has 4 numbers, got shape ", state.sizes());
-  const at::Tensor values = state.to(at::kCPU, at::kDouble).contiguous();
+  check(state.numel() == 4 && state.scalar_type() == at::kDouble,
+        "the state of merging rows has 4 numbers of Double, got shape ", state.sizes(), " of ",
+        toString(state.scalar_type()));
+  const at::Tensor values = state.cpu().contiguous();
   const double* data = values.const_data_ptr<double>();
   steps_ = static_cast<std::int64_t>(data[0]);
   generation_ = static_cast<std::uint64_t>(data[1]);
@@ -147,8 +149,10 @@ void Dedup::load_state(const at::Tensor& state) {
 }
 
 void Dedup::load_guard_state(const at::Tensor& state) {
-  check(state.numel() == 2, "the state of the guard has 2 numbers, got shape ", state.sizes());
-  const at::Tensor values = state.to(at::kCPU, at::kDouble).contiguous();
+  check(state.numel() == 2 && state.scalar_type() == at::kDouble,
+        "the state of the guard has 2 numbers of Double, got shape ", state.sizes(), " of ",
+        toString(state.scalar_type()));
+  const at::Tensor values = state.cpu().contiguous();
   expected_saving_ = values.const_data_ptr<double>()[0];
   refused_ = static_cast<std::int64_t>(values.const_data_ptr<double>()[1]);
 }

@@ -124,7 +124,7 @@ class Dedup {
   // What the next merges depend on besides the options: steps, rotations, calibration, [4] float64
   // and equal on all ranks; and what the guard expects, [2] float64 and this rank's own, which
   // load_state() sets to what a new rank expects. Both loads throw InvalidArgument for another
-  // shape.
+  // shape or type.
   at::Tensor state() const;
   at::Tensor guard_state() const;
   void load_state(const at::Tensor& state);

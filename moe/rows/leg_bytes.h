@@ -17,14 +17,21 @@ const char* name_of(Leg leg);
 // nothing.
 struct LegBytes {
   std::array<std::int64_t, kLegs> rows{};
-  std::int64_t counts = 0;  // of the routes: records, and the masks that come with dispatched rows
-  std::int64_t bases = 0;   // of agreeing on the bases of spectral rows
+  // Of the routes: records, reasons of failures, and the masks that come with dispatched rows.
+  std::int64_t counts = 0;
+  std::int64_t bases = 0;  // of agreeing on the bases of spectral rows
+  // Of what replicas add up between passes, each all_reduce as a ring sends it: the gradients of
+  // experts, and the experts' load for the router's bias.
+  std::int64_t replicas = 0;
 
-  std::int64_t total() const { return rows[0] + rows[1] + rows[2] + rows[3] + counts + bases; }
+  std::int64_t total() const {
+    return rows[0] + rows[1] + rows[2] + rows[3] + counts + bases + replicas;
+  }
   LegBytes& operator+=(const LegBytes& other) {
     for (std::size_t leg = 0; leg < rows.size(); ++leg) rows[leg] += other.rows[leg];
     counts += other.counts;
     bases += other.bases;
+    replicas += other.replicas;
     return *this;
   }
   LegBytes operator-(const LegBytes& earlier) const {
@@ -32,6 +39,7 @@ struct LegBytes {
     for (std::size_t leg = 0; leg < rows.size(); ++leg) difference.rows[leg] -= earlier.rows[leg];
     difference.counts -= earlier.counts;
     difference.bases -= earlier.bases;
+    difference.replicas -= earlier.replicas;
     return difference;
   }
 };

@@ -52,7 +52,7 @@ class LanguageModel(unittest.TestCase):
         return result
 
     def moe_bytes(self, result):
-        return sum(result[f"moe_bytes_{leg}"] for leg in (*LEGS, "counts", "bases"))
+        return sum(result[f"moe_bytes_{leg}"] for leg in (*LEGS, "counts", "bases", "replicas"))
 
     def test_alone_learns_and_sends_nothing(self):
         result = self.train(jobs.start_alone, steps=60, lr=0.02)

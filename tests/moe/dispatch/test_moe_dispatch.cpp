@@ -8,6 +8,8 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/moe/layer/moe_layer.h"
+#include "thinwire/tests/moe/observed_group.h"
+#include "thinwire/tests/support/error_of.h"
 #include "thinwire/tests/support/rank_threads.h"
 
 namespace thinwire::moe {
@@ -36,54 +38,13 @@ struct Traffic {
   std::vector<std::int64_t> calls;  // of every collective
 };
 
-// Counts the payload that passes through a group of its own.
-class CountingBackend : public c10d::Backend {
- public:
-  CountingBackend(c10::intrusive_ptr<c10d::ProcessGroup> inner, Traffic* traffic)
-      : c10d::Backend(inner->getRank(), inner->getSize()),
-        inner_(std::move(inner)),
-        traffic_(traffic) {}
-
-  const std::string getBackendName() const override { return "counting"; }
-
-  c10::intrusive_ptr<c10d::Work> alltoall_base(at::Tensor& output, at::Tensor& input,
-                                               std::vector<std::int64_t>& output_splits,
-                                               std::vector<std::int64_t>& input_splits,
-                                               const c10d::AllToAllOptions& options) override {
-    const std::int64_t row =
-        input.size(0) == 0 ? 0 : static_cast<std::int64_t>(input.nbytes()) / input.size(0);
-    std::int64_t bytes = 0;
-    for (int peer = 0; peer < getSize(); ++peer) {
-      if (peer != getRank()) bytes += input_splits[static_cast<std::size_t>(peer)] * row;
-    }
-    add(bytes);
-    return inner_->alltoall_base(output, input, output_splits, input_splits, options);
-  }
-  c10::intrusive_ptr<c10d::Work> _allgather_base(at::Tensor& output, at::Tensor& input,
-                                                 const c10d::AllgatherOptions& options) override {
-    add(static_cast<std::int64_t>(input.nbytes()) * (getSize() - 1));
-    return inner_->_allgather_base(output, input, options);
-  }
-
-  // A group of the ranks of `context` whose traffic is counted.
-  static c10::intrusive_ptr<c10d::ProcessGroup> group(const RankContext& context,
-                                                      Traffic* traffic) {
-    auto group = c10::make_intrusive<c10d::ProcessGroup>(context.store, context.rank, context.size);
-    group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM,
-                      c10::make_intrusive<CountingBackend>(context.group, traffic));
-    group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
-    return group;
-  }
-
- private:
-  void add(std::int64_t bytes) {
-    traffic_->bytes += bytes;
-    traffic_->calls.push_back(bytes);
-  }
-
-  c10::intrusive_ptr<c10d::ProcessGroup> inner_;
-  Traffic* traffic_;
-};
+// The ranks of `context`, their traffic counted.
+c10::intrusive_ptr<c10d::ProcessGroup> counted_group(const RankContext& context, Traffic* traffic) {
+  return testing::observed_group(context.group, [=](const std::string&, std::int64_t bytes) {
+    traffic->bytes += bytes;
+    traffic->calls.push_back(bytes);
+  });
+}
 
 TEST(Wire, TelemetryIsWhatTheBackendSends) {
   for (const char* codec :
@@ -96,7 +57,7 @@ TEST(Wire, TelemetryIsWhatTheBackendSends) {
       run_ranks(3, [&](RankContext& context) {
         Traffic traffic;
         const std::int64_t& bytes = traffic.bytes;
-        MoELayer layer(options, CountingBackend::group(context, &traffic));
+        MoELayer layer(options, counted_group(context, &traffic));
         for (int step = 0; step < 6; ++step) {  // in a basis from the fifth on
           const std::int64_t before = bytes;
           const MoEOutput result =
@@ -135,7 +96,7 @@ TEST(Wire, OneSmallCollectiveBeforeTheRows) {
           options.share_rows = share;
           options.chunks = 1;
           Traffic traffic;
-          MoELayer layer(options, CountingBackend::group(context, &traffic));
+          MoELayer layer(options, counted_group(context, &traffic));
           const at::Tensor output =
               layer.forward(tokens_of(context.rank, 10).requires_grad_()).output;
           ASSERT_EQ(traffic.calls.size(), 3u);
@@ -146,6 +107,18 @@ TEST(Wire, OneSmallCollectiveBeforeTheRows) {
       }
     }
   }
+}
+
+// What tells of a failure is sent, too.
+TEST(Wire, ReasonsOfFailuresAreCounted) {
+  run_ranks(3, [](RankContext& context) {
+    Traffic traffic;
+    MoELayer layer(small_options(), counted_group(context, &traffic));
+    const at::Tensor good = tokens_of(context.rank, 4);
+    EXPECT_THROW(layer.forward(context.rank == 1 ? good.narrow(1, 0, 5) : good), InvalidArgument);
+    ASSERT_EQ(traffic.calls.size(), 2u);
+    EXPECT_EQ(layer.wire_bytes().total(), traffic.bytes);
+  });
 }
 
 TEST(RowCodec, RowsAreCodedOneByOne) {
@@ -359,6 +332,31 @@ TEST(Checkpoint, FitsAnyNumberOfRanks) {
   EXPECT_THROW(target.load_state(broken), InvalidArgument);
   EXPECT_TRUE(at::equal(target.local_state().at("experts.4.w2"),
                         MoELayer(options, {}).local_state().at("experts.4.w2")));
+}
+
+TEST(Checkpoint, AnotherTypeIsRefusedByName) {
+  MoEOptions options = small_options();
+  options.rows = parse_rows("spectral(bits=4)");
+  options.dedup = parse_dedup("lsh(hashes=2, bandwidth=1e12)");
+  MoELayer layer(options, {});
+  layer.forward(tokens_of(0, 9).requires_grad_()).output.sum().backward();
+  const NamedTensors state = layer.full_state();
+  for (const char* name :
+       {"router.weight", "experts.3.w1", "rows.counters", "rows.dispatch.moments"}) {
+    NamedTensors other = state;
+    ASSERT_TRUE(other.contains(name)) << name;
+    other[name] = other[name].to(at::kHalf);
+    const std::string error = thinwire::testing::error_of([&] { layer.load_state(other); });
+    EXPECT_NE(error.find(name), std::string::npos) << error;
+    EXPECT_NE(error.find("Half"), std::string::npos) << error;
+  }
+  for (const char* name : {"dedup.state", "dedup.guard.0"}) {
+    NamedTensors other = state;
+    ASSERT_TRUE(other.contains(name)) << name;
+    other[name] = other[name].to(at::kHalf);
+    const std::string error = thinwire::testing::error_of([&] { layer.load_state(other); });
+    EXPECT_NE(error.find("of Half"), std::string::npos) << error;
+  }
 }
 
 TEST(Checkpoint, ShardsTogetherAreTheFullState) {

@@ -13,6 +13,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/moe/layer/moe_layer.h"
+#include "thinwire/tests/moe/observed_group.h"
 #include "thinwire/tests/support/rank_errors.h"
 
 namespace thinwire::moe {
@@ -168,7 +169,14 @@ TEST(Failures, OfAConstructorOnOneRankAlone) {
   const auto errors = errors_of<InvalidArgument>(3, [](RankContext& context) {
     MoEOptions options = plain_options();
     if (context.rank == 2) options.rows.combine = "quantize(bits=77)";
-    MoELayer layer(options, context.group);
+    try {
+      MoELayer layer(options, context.group);
+    } catch (const InvalidArgument&) {
+      // A refusal before anything began leaves the group as it was.
+      MoELayer layer(plain_options(), context.group);
+      EXPECT_EQ(layer.forward(tokens_of(context.rank)).output.size(0), 6);
+      throw;
+    }
   });
   ASSERT_EQ(errors.size(), 3u);
   expect_all_to_say(errors, "77");
@@ -194,6 +202,81 @@ TEST(Failures, OfLoadingAStateOnOneRankAloneBeforeAnythingChanges) {
   });
   ASSERT_EQ(errors.size(), 2u);
   expect_all_to_say(errors, "experts.3.w1");
+}
+
+// Its weight has one element that is all of them, which cannot be written to.
+class UnwritableExpert : public Expert {
+ public:
+  UnwritableExpert() : Expert("UnwritableExpert") {
+    weight_ = register_parameter("weight", at::ones({1}).expand({kDim}));
+  }
+  at::Tensor forward(const at::Tensor& rows) override { return rows * weight_; }
+
+ private:
+  at::Tensor weight_;
+};
+
+TEST(Failures, OfWritingALoadedStateReachTheOthers) {
+  RankOptions patience;
+  patience.timeout = std::chrono::minutes(5);
+  patience.watchdog = std::chrono::seconds(60);
+  const auto errors = errors_of<CommError>(
+      2,
+      [](RankContext& context) {
+        MoEOptions options = plain_options();
+        options.router.experts = 2;
+        options.factory = [](std::int64_t expert) -> std::shared_ptr<Expert> {
+          if (expert == 0) return std::make_shared<UnwritableExpert>();
+          return std::make_shared<ExpertWithTrap>(false);
+        };
+        MoELayer layer(options, context.group);
+        NamedTensors state = layer.full_state();
+        layer.load_state(state);
+        layer.forward(tokens_of(context.rank));
+      },
+      patience);
+  ASSERT_EQ(errors.size(), 2u);
+  expect_all_to_say(errors, "single memory location");
+}
+
+// A collective that one rank alone cannot even start; the others are in it.
+TEST(Failures, OfStartingACollectiveReachTheRanksInIt) {
+  struct Case {
+    const char* collective;
+    std::function<void(const c10::intrusive_ptr<c10d::ProcessGroup>&)> run;
+  };
+  const auto make_layer = [](const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
+    MoEOptions options = plain_options();
+    options.router.gate = Gate::kSigmoidBias;
+    return std::make_unique<MoELayer>(options, group);
+  };
+  const Case cases[] = {
+      {"all_to_all", [&](const auto& group) { make_layer(group)->forward(tokens_of(0)); }},
+      {"all_gather",  // why rank 1 cannot go on
+       [&](const auto& group) {
+         const at::Tensor tokens = tokens_of(0);
+         make_layer(group)->forward(group->getRank() == 1 ? tokens.narrow(1, 0, 2) : tokens);
+       }},
+      {"all_reduce", [&](const auto& group) { make_layer(group)->update_expert_bias(); }},
+      {"broadcast", [](const auto& group) { MoELayer(plain_options(), {}, group); }},
+  };
+  RankOptions patience;
+  patience.timeout = std::chrono::minutes(5);
+  patience.watchdog = std::chrono::seconds(60);
+  for (const Case& one : cases) {
+    const auto errors = errors_of<CommError>(
+        2,
+        [&](RankContext& context) {
+          one.run(testing::observed_group(context.group,
+                                          [&](const std::string& collective, std::int64_t) {
+                                            if (context.rank == 0 && collective == one.collective)
+                                              throw Error("no room to start");
+                                          }));
+        },
+        patience);
+    ASSERT_EQ(errors.size(), 2u) << one.collective;
+    expect_all_to_say(errors, "rank 0 reports: no room to start");
+  }
 }
 
 TEST(Failures, TokensOfAnotherTypeThanTheExpertsAreNamedOnEveryRank) {

@@ -9,6 +9,7 @@
 #include "thinwire/comm/join/rank_local.h"
 #include "thinwire/common/error.h"
 #include "thinwire/moe/layer/moe_layer.h"
+#include "thinwire/tests/moe/observed_group.h"
 #include "thinwire/tests/support/rank_errors.h"
 
 namespace thinwire::moe {
@@ -43,16 +44,16 @@ struct Groups {
 
   explicit Groups(const RankContext& context) {
     const int rank = context.rank;
-    experts = make(context, concat("experts", rank / 2), rank % 2);
-    replicas = make(context, concat("replicas", rank % 2), rank / 2);
+    experts = make(context, concat("experts", rank / 2), rank % 2, 2);
+    replicas = make(context, concat("replicas", rank % 2), rank / 2, 2);
   }
   static c10::intrusive_ptr<c10d::ProcessGroup> make(const RankContext& context,
-                                                     const std::string& name, int rank) {
+                                                     const std::string& name, int rank, int size) {
     comm::ProcessGroupOptions options;
     options.timeout = std::chrono::seconds(60);
     options.hostname = "127.0.0.1";
     return comm::make_process_group(
-        "gloo", c10::make_intrusive<c10d::PrefixStore>(name, context.store), rank, 2, options);
+        "gloo", c10::make_intrusive<c10d::PrefixStore>(name, context.store), rank, size, options);
   }
 };
 
@@ -146,6 +147,71 @@ TEST(Replicas, ThatWereMadeDifferentlyAreRefused) {
   for (const std::string& error : errors) {
     EXPECT_NE(error.find("the replicas of experts"), std::string::npos) << error;
   }
+}
+
+// Rank 0 alone is wrong: rank 1 is in its group, rank 2 its replica, rank 3 neither.
+TEST(Replicas, LearnOfAMistakeInAnotherGroup) {
+  const auto errors = errors_of<InvalidArgument>(4, [](RankContext& context) {
+    const Groups groups(context);
+    MoEOptions options = custom_options(1);
+    if (context.rank == 0) {
+      options.factory = [](std::int64_t) -> std::shared_ptr<Expert> {
+        throw std::runtime_error("there are no experts here");
+      };
+    }
+    MoELayer layer(options, groups.experts, groups.replicas);
+  });
+  ASSERT_EQ(errors.size(), 4u);
+  for (const std::string& error : errors) {
+    EXPECT_EQ(error, "rank 0: in its group of experts, rank 0: there are no experts here");
+  }
+}
+
+// Two groups of three ranks; ranks 0 and 3 are replicas, the others are told the wrong ones.
+TEST(Replicas, ThatOnlySomeRanksMixUpAreRefusedOnAll) {
+  const auto errors = errors_of<InvalidArgument>(6, [](RankContext& context) {
+    const int rank = context.rank;
+    constexpr int kReplicas[] = {0, 1, 2, 0, 2, 1};
+    const auto experts = Groups::make(context, concat("experts", rank / 3), rank % 3, 3);
+    const auto replicas = Groups::make(context, concat("replicas", kReplicas[rank]), rank / 3, 2);
+    MoELayer layer(replica_options(), experts, replicas);
+  });
+  ASSERT_EQ(errors.size(), 6u);
+  for (const std::string& error : errors) {
+    EXPECT_NE(error.find("the ranks disagree on the replicas of experts"), std::string::npos)
+        << error;
+  }
+}
+
+TEST(Replicas, WhatTheySendIsCounted) {
+  run_ranks(4, [](RankContext& context) {
+    const Groups groups(context);
+    std::int64_t bytes = 0;  // but for the weights that begin equal
+    const auto counted = [&](const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
+      return testing::observed_group(group, [&](const std::string& name, std::int64_t sent) {
+        if (name != "broadcast") bytes += sent;
+      });
+    };
+    MoELayer layer(replica_options(), counted(groups.experts), counted(groups.replicas));
+    for (int step = 0; step < 2; ++step) {
+      const at::Tensor tokens = tokens_of(context.rank, step).to(at::kFloat).requires_grad_();
+      layer.forward(tokens).output.sum().backward();
+      const std::int64_t before = bytes;
+      const std::int64_t averaged = layer.wire_bytes().replicas;
+      layer.average_expert_gradients();
+      layer.update_expert_bias();
+      EXPECT_GT(bytes, before);
+      EXPECT_EQ(layer.wire_bytes().replicas - averaged, bytes - before);
+      EXPECT_EQ(layer.wire_bytes().total(), bytes);
+    }
+    const MoESummary summary = layer.summary();
+    EXPECT_EQ(summary.wire.total(), bytes);
+    for (const auto& [name, value] : metric_fields(summary)) {
+      if (name == "moe_bytes_replicas")
+        EXPECT_EQ(std::get<std::int64_t>(value), summary.wire.replicas);
+    }
+    EXPECT_NE(describe(summary, 2).find(", replicas 0.00"), std::string::npos);
+  });
 }
 
 TEST(RankLocal, AreTheExpertsThatARankHoldsAlone) {
