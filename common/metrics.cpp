@@ -11,7 +11,21 @@ namespace thinwire {
 namespace {
 
 nlohmann::ordered_json json_of(const MetricValue& value) {
-  return std::visit([](const auto& v) { return nlohmann::ordered_json(v); }, value);
+  using Json = nlohmann::ordered_json;
+  if (const auto* json = std::get_if<MetricJson>(&value)) {
+    Json parsed = Json::parse(json->text, nullptr, /*allow_exceptions=*/false);
+    check(!parsed.is_discarded(), "not a JSON value: ", json->text);
+    return parsed;
+  }
+  return std::visit(
+      [](const auto& v) -> Json {
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, MetricJson>) {
+          return {};
+        } else {
+          return v;
+        }
+      },
+      value);
 }
 
 }  // namespace

@@ -12,8 +12,13 @@
 
 namespace thinwire {
 
+// A value that is JSON already: a list or an object.
+struct MetricJson {
+  std::string text;
+};
+
 // A metric value; non-finite numbers are written as null, as JSON has none.
-using MetricValue = std::variant<std::int64_t, double, bool, std::string>;
+using MetricValue = std::variant<std::int64_t, double, bool, std::string, MetricJson>;
 using MetricFields = std::vector<std::pair<std::string, MetricValue>>;
 
 // Appends {"event":EVENT, FIELDS...} lines to a file. Thread-safe.
@@ -25,7 +30,7 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
 
-  // Throws FileError when the disk refuses the line.
+  // Throws FileError when the disk refuses the line, InvalidArgument for a MetricJson that is none.
   void write(std::string_view event, const MetricFields& fields);
 
  private:

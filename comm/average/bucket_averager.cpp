@@ -228,7 +228,8 @@ void BucketAverager::start_groups(BucketInFlight& in_flight) {
       .seed = options_.seed,
       .layout = in_flight.layout->hash,
       .timeline = options_.timeline,
-      .track = options_.timeline ? name_of(in_flight.bucket) : std::string()};
+      .track = options_.timeline ? name_of(in_flight.bucket) : std::string(),
+      .phases = &phases_};
   for (std::size_t g = 0; g < in_flight.layout->groups.size(); ++g) {
     in_flight.layout->groups[g].reduction->start(context.stage(1000 + g), in_flight.values[g]);
   }
@@ -246,7 +247,8 @@ void BucketAverager::finish(BucketInFlight& in_flight) {
   THINWIRE_ASSERT(in_flight.stage == BucketInFlight::Stage::kAdvanced);
   guarded(*group_, in_flight.bucket, in_flight.sequence, [&] {
     if (!in_flight.layout->dense.empty()) {
-      traffic_.sent_bytes += finish_dense_mean(*group_, in_flight, residuals_, options_.timeline);
+      traffic_.sent_bytes +=
+          finish_dense_mean(*group_, in_flight, residuals_, options_.timeline, &phases_);
     }
     finish_groups(in_flight);
     note_checksum(in_flight);

@@ -11,6 +11,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "thinwire/comm/average/plan.h"
+#include "thinwire/comm/average/reduce/phase_span.h"
 #include "thinwire/comm/average/residuals.h"
 #include "thinwire/comm/average/selector.h"
 #include "thinwire/comm/link/link_model.h"
@@ -152,6 +153,7 @@ class BucketAverager {
 
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
   const Traffic& traffic() const { return traffic_; }
+  const PhaseSeconds& phases() const { return phases_; }
   ErrorFeedback& feedback() { return residuals_.feedback; }
   const ErrorFeedback& feedback() const { return residuals_.feedback; }
 
@@ -180,6 +182,7 @@ class BucketAverager {
   const AveragerOptions options_;
   Residuals residuals_;
   Traffic traffic_;
+  PhaseSeconds phases_;
   std::uint64_t sequence_ = 0;
   std::unique_ptr<Layouts> layouts_;
   std::unique_ptr<GradientRecorder> recorder_;  // null where nothing is recorded

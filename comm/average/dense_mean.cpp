@@ -60,14 +60,14 @@ void start_dense_mean(c10d::ProcessGroup& group, BucketInFlight& in_flight, Resi
 }
 
 std::uint64_t finish_dense_mean(c10d::ProcessGroup& group, BucketInFlight& in_flight,
-                                Residuals& residuals, Timeline* timeline) {
+                                Residuals& residuals, Timeline* timeline, PhaseSeconds* phases) {
   const BucketLayout& layout = *in_flight.layout;
   const Bucket& bucket = in_flight.bucket;
   DenseMean& mean = in_flight.dense;
   const auto bytes = static_cast<std::int64_t>(mean.values.nbytes());
   if (mean.work) {
-    Timeline::Span span(timeline, timeline ? concat("bucket ", bucket.index) : std::string(),
-                        "EXCHANGE", bytes);
+    PhaseSpan span(timeline, timeline ? concat("bucket ", bucket.index) : std::string(), phases,
+                   Phase::kExchange, bytes);
     wait(group, mean.work, "all_reduce", in_flight.sequence);
   }
   if (mean.packed) {

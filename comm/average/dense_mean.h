@@ -2,6 +2,7 @@
 #pragma once
 
 #include "thinwire/comm/average/bucket_in_flight.h"
+#include "thinwire/comm/average/reduce/phase_span.h"
 #include "thinwire/comm/average/residuals.h"
 
 namespace thinwire::comm {
@@ -14,6 +15,6 @@ void start_dense_mean(c10d::ProcessGroup& group, BucketInFlight& in_flight, Resi
 // Waits and writes the mean; forgets what was paid back, where it arrived. Returns the bytes that
 // this rank sent. Throws CommError when a peer failed.
 std::uint64_t finish_dense_mean(c10d::ProcessGroup& group, BucketInFlight& in_flight,
-                                Residuals& residuals, Timeline* timeline);
+                                Residuals& residuals, Timeline* timeline, PhaseSeconds* phases);
 
 }  // namespace thinwire::comm

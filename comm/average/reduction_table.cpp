@@ -131,9 +131,9 @@ constexpr std::array kTable = {
         .sent = [](const Terms& t) { return t.others * (t.payload + t.frame); },
         .seconds =
             [](const Terms&, double sent, const BackendLink& link) {
-              // The sizes travel first.
+              // The sizes travel first, then the frames, which are about as long on all ranks.
               return link.of(Collective::kAllGather).alpha +
-                     link.predict(Collective::kAllToAll, sent);
+                     link.predict(Collective::kAllGather, sent);
             },
         .coding =
             [](const Terms& t) {

@@ -171,8 +171,8 @@ BackendLink probe_backend(c10d::ProcessGroup& group, const ProbeOptions& options
   return link;
 }
 
-CodecCost probe_codec(c10d::ProcessGroup& group, const Codec& codec, std::int64_t bytes,
-                      int repeats) {
+CodecCost time_codec(const Codec& codec, std::int64_t bytes, int repeats,
+                     const std::function<void()>& before) {
   check(bytes >= 4 && repeats >= 1, "a codec is measured on at least 4 bytes and once, not on ",
         bytes, " bytes and ", repeats, " times");
   const auto side = static_cast<std::int64_t>(std::sqrt(static_cast<double>(bytes) / 4));
@@ -188,7 +188,7 @@ CodecCost probe_codec(c10d::ProcessGroup& group, const Codec& codec, std::int64_
   const auto per_byte = [&](const std::function<void()>& action) {
     std::vector<double> seconds;
     action();
-    meet(group);
+    if (before) before();
     for (int i = 0; i < repeats; ++i) {
       const auto begin = Clock::now();
       action();
@@ -201,21 +201,27 @@ CodecCost probe_codec(c10d::ProcessGroup& group, const Codec& codec, std::int64_
   std::vector<float> residual(carried.size());
   TensorView corrected = view_of(std::span<float>(residual));
   corrected.shape = shape;
-  std::array<double, 3> costs = {
-      per_byte([&] {
-        if (residual.empty()) {
-          size = codec.compress(input, key, payload);
-          return;
-        }
-        kernels::add_scaled(values.data(), carried.data(), 1, residual);
-        size = codec.compress_and_subtract(corrected, key, payload);
-      }),
-      per_byte([&] {
-        codec.decompress(std::span(payload).first(size), key, output, WriteMode::kAssign);
-      }),
-      per_byte([&] {
-        codec.decompress(std::span(payload).first(size), key, output, WriteMode::kAccumulate);
-      })};
+  CodecCost cost;
+  cost.compress = per_byte([&] {
+    if (residual.empty()) {
+      size = codec.compress(input, key, payload);
+      return;
+    }
+    kernels::add_scaled(values.data(), carried.data(), 1, residual);
+    size = codec.compress_and_subtract(corrected, key, payload);
+  });
+  cost.decompress = per_byte(
+      [&] { codec.decompress(std::span(payload).first(size), key, output, WriteMode::kAssign); });
+  cost.accumulate = per_byte([&] {
+    codec.decompress(std::span(payload).first(size), key, output, WriteMode::kAccumulate);
+  });
+  return cost;
+}
+
+CodecCost probe_codec(c10d::ProcessGroup& group, const Codec& codec, std::int64_t bytes,
+                      int repeats) {
+  const CodecCost own = time_codec(codec, bytes, repeats, [&] { meet(group); });
+  std::array<double, 3> costs = {own.compress, own.decompress, own.accumulate};
   take_largest(group, costs);
   return {costs[0], costs[1], costs[2]};
 }

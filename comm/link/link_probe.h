@@ -31,9 +31,14 @@ struct ProbeOptions {
 // backend takes tensors of a GPU only, CommError when a rank is gone.
 BackendLink probe_backend(c10d::ProcessGroup& group, const ProbeOptions& options = {});
 
-// Measures a codec on all ranks at once, on normal float32 values in a matrix of about `bytes`
-// (more than caches hold, as gradients are), and takes the slowest rank's median. Collective, for
-// any number of ranks; every rank gets the same.
+// Measures a codec in this process, on normal float32 values in a matrix of about `bytes`
+// (more than caches hold, as gradients are): medians. `before` is called before each of the three
+// measurements is repeated.
+CodecCost time_codec(const Codec& codec, std::int64_t bytes = std::int64_t{16} << 20,
+                     int repeats = 5, const std::function<void()>& before = {});
+
+// The same on all ranks at once; the slowest rank's medians. Collective, for any number of ranks;
+// every rank gets the same.
 CodecCost probe_codec(c10d::ProcessGroup& group, const Codec& codec,
                       std::int64_t bytes = std::int64_t{16} << 20, int repeats = 5);
 

@@ -216,6 +216,7 @@ bool DataParallelEngine::State::broadcasts_buffers() const {
 void DataParallelEngine::State::before_forward() {
   if (!at::GradMode::is_enabled()) return;
   watch_->forget_pass();
+  exchange->clock().forward_begins();
   ++forwards_;
   guarded("the forward pass", [&] {
     tensors->check_unchanged(forwards_ <= kLookAlways || forwards_ % kLookEvery == 0);
@@ -243,6 +244,7 @@ void DataParallelEngine::State::after_forward(const std::vector<at::Tensor*>& re
     for (at::Tensor* result : results)
       if (has_graph(result)) *result = *next++;
   }
+  exchange->clock().forward_ends();
   const auto forward = std::make_shared<ForwardPass>();
   forward->number = forwards_;
   forward->sync = sync;

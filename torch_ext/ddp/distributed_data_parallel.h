@@ -132,6 +132,14 @@ class DistributedDataParallel : public torch::nn::Module {
 
   // Bytes sent so far by this rank.
   CommunicationSummary summary() const { return engine_->exchange().summary(); }
+  // How long the parts of the last steps took on this rank, and what of the exchange did not hide
+  // behind the backward pass.
+  StepProfile profile() const { return engine_->exchange().profile(); }
+  // What the plan makes of every layer's gradient, bytes and error. measure_layers() before a step
+  // makes that step encode each layer of this rank once more; layer_reports() is of the last step
+  // that did.
+  void measure_layers() { engine_->exchange().measure_layers(); }
+  std::vector<LayerReport> layer_reports() const { return engine_->exchange().layer_reports(); }
   // The setting of every layer; lgreco(...) changes it now and then.
   comm::Plan plan() const { return engine_->exchange().plan(); }
   // What lgreco(...) solved last, with the bytes and errors of every layer; null before that.

@@ -95,6 +95,17 @@ std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan
   return static_cast<std::uint64_t>(bytes);
 }
 
+// Gives this thread the profiler of the one that submitted a bucket, if there is one.
+class Listening {
+ public:
+  explicit Listening(const at::ThreadLocalState* state) {
+    if (state) guard_.emplace(*state);
+  }
+
+ private:
+  std::optional<at::ThreadLocalStateGuard> guard_;
+};
+
 }  // namespace
 
 double CommunicationSummary::wire_bytes_per_step() const {
@@ -143,6 +154,7 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
                                 options_)),
       timeline_(timeline),
+      clock_(timeline),
       link_(agreed_link_model(*group, name, options_)),
       averager_(comm::duplicate(group, name),
                 averager_options(*group, name, options_, link_, timeline)),
@@ -163,23 +175,24 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
                               comm::CommunicationThread::Done done) {
   const auto queued = Timeline::Clock::now();
   const std::int64_t step = submitted_steps_;
+  clock_.bucket_ready(step, bucket, last);
   // Told when the bucket is finished, which is later than its job, or when the job failed.
   const auto shared_done = std::make_shared<comm::CommunicationThread::Done>(std::move(done));
   // A profiler listens to the thread that started it, and to those that have its state.
-  std::optional<at::ThreadLocalState> profiled;
-  if (at::hasThreadLocalCallbacks()) profiled.emplace();
+  Profiled profiled;
+  if (at::hasThreadLocalCallbacks()) profiled = std::make_shared<const at::ThreadLocalState>();
   thread_->submit(
       [this, bucket = std::move(bucket), last, queued, step, shared_done,
        profiled = std::move(profiled)]() mutable {
-        std::optional<at::ThreadLocalStateGuard> listening;
-        if (profiled) listening.emplace(*profiled);
+        const Listening listening(profiled.get());
         RECORD_FUNCTION("thinwire::average_bucket", std::vector<c10::IValue>());
         const auto begun = Timeline::Clock::now();
+        clock_.bucket_begins(step, bucket.index);
         if (!began_) began_ = begun;
         if (timeline_) {
           timeline_->record(concat("bucket ", bucket.index), "QUEUE", queued, begun);
         }
-        exchange(std::move(bucket), last, step, *shared_done);
+        exchange(std::move(bucket), last, step, *shared_done, profiled);
       },
       [shared_done](const std::exception_ptr& failure) {
         if (failure) (*shared_done)(failure);
@@ -196,17 +209,22 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
 // first travel, or when there is no next one. Which of both is a matter of time, so finish() is
 // what no other rank has to do at once.
 void GradientExchange::exchange(comm::Bucket bucket, bool last, std::int64_t step,
-                                const comm::CommunicationThread::Done& done) {
+                                const comm::CommunicationThread::Done& done,
+                                const Profiled& profiled) {
   const comm::Plan& plan = plan_at(bucket, step);
+  const std::size_t index = bucket.index;
+  if (step == measured_step_) measure(bucket, plan);
   comm::BucketInFlight& begun = averager_.begin(std::move(bucket), plan, step);
   finish_in_flight(nullptr);
   averager_.advance(begun);
   if (!last) {
-    in_flight_.emplace(InFlight{&begun, done});
+    in_flight_.emplace(InFlight{&begun, step, index, done, profiled});
     return;
   }
   averager_.finish(begun);
   averager_.agree();
+  clock_.bucket_ends(step, index);
+  clock_.step_ends(step, averager_.phases());
   finish_step(step);
   done(nullptr);
 }
@@ -215,8 +233,11 @@ void GradientExchange::finish_in_flight(const std::exception_ptr& failure) {
   if (!in_flight_) return;
   const InFlight in_flight = *std::exchange(in_flight_, std::nullopt);
   if (failure) return in_flight.done(failure);
+  // Perhaps while the thread is idle, after the job in which the profiler listened.
+  const Listening listening(in_flight.profiled.get());
   try {
     averager_.finish(*in_flight.bucket);
+    clock_.bucket_ends(in_flight.step, in_flight.index);
   } catch (...) {
     in_flight.done(std::current_exception());
     throw;
@@ -238,6 +259,21 @@ const comm::Plan& GradientExchange::plan_at(const comm::Bucket& bucket, std::int
   return step < warmup_steps_ ? uncompressed_ : *plan;
 }
 
+void GradientExchange::measure(const comm::Bucket& bucket, const comm::Plan& plan) {
+  std::vector<std::pair<std::string, at::Tensor>> gradients;
+  for (const comm::BucketLayer& layer : bucket.layers) {
+    gradients.emplace_back(layer.name,
+                           bucket.buffer.narrow(0, layer.offset, layer.numel()).view(layer.shape));
+  }
+  for (LayerReport& report : report_layers(gradients, plan))
+    measuring_.push_back(std::move(report));
+}
+
+std::vector<LayerReport> GradientExchange::layer_reports() const {
+  const std::lock_guard lock(mutex_);
+  return layer_reports_;
+}
+
 void GradientExchange::finish_step(std::int64_t step) {
   if (adaptive_) adaptive_->finish_step(step);
   comm::Traffic now = averager_.traffic();
@@ -247,6 +283,7 @@ void GradientExchange::finish_step(std::int64_t step) {
     now.sent_bytes += summary_.adaptation.sent_bytes;
   }
   summary_.adaptation.training_seconds = seconds_since(*began_);
+  if (step == measured_step_) layer_reports_ = std::exchange(measuring_, {});
   ++summary_.steps;
   summary_.total = now;
   summary_.memory = averager_.memory();

@@ -1,6 +1,7 @@
 // The gradients of one model on their way to the other ranks.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include <ATen/ThreadLocalState.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "thinwire/comm/average/bucket_averager.h"
@@ -18,6 +20,8 @@
 #include "thinwire/torch_ext/adaptive/adaptive_plan.h"
 #include "thinwire/torch_ext/compression/compression.h"
 #include "thinwire/torch_ext/ddp/gradient_state.h"
+#include "thinwire/torch_ext/ddp/layer_report.h"
+#include "thinwire/torch_ext/ddp/step_clock.h"
 
 namespace thinwire {
 
@@ -68,6 +72,14 @@ class GradientExchange {
   std::int64_t submitted_steps() const { return submitted_steps_; }
 
   CommunicationSummary summary() const;
+  // How long the parts of a step take. The forward passes are told to it by who makes them.
+  StepProfile profile() const { return clock_.profile(); }
+  StepClock& clock() { return clock_; }
+  // Makes the next step encode each layer of this rank once more, before it is averaged, and tell
+  // what that gave. Not thread-safe: for who submits, between steps.
+  void measure_layers() { measured_step_ = submitted_steps_; }
+  // Of the last such step that has finished; empty before.
+  std::vector<LayerReport> layer_reports() const;
   // The plan in use after warm-up; lgreco(...) changes it now and then.
   comm::Plan plan() const;
   // What that plan was solved from; null without lgreco(...) and before its first plan.
@@ -90,17 +102,23 @@ class GradientExchange {
                    const std::string& model, const std::vector<LayerInfo>& layers,
                    CompressionOptions options, Timeline* timeline,
                    comm::CommunicationThreadOptions thread);
+  // Null where no profiler listens.
+  using Profiled = std::shared_ptr<const at::ThreadLocalState>;
   // A bucket whose messages are all on their way, and whom to tell of its mean.
   struct InFlight {
     comm::BucketInFlight* bucket;
+    std::int64_t step;
+    std::size_t index;
     comm::CommunicationThread::Done done;
+    Profiled profiled;
   };
   void exchange(comm::Bucket bucket, bool last, std::int64_t step,
-                const comm::CommunicationThread::Done& done);
+                const comm::CommunicationThread::Done& done, const Profiled& profiled);
   // Of the bucket that is in flight, if any; with a failure of another it cannot be finished.
   void finish_in_flight(const std::exception_ptr& failure);
   // Looks at the gradients before they are averaged where the plan depends on them.
   const comm::Plan& plan_at(const comm::Bucket& bucket, std::int64_t step);
+  void measure(const comm::Bucket& bucket, const comm::Plan& plan);
   void finish_step(std::int64_t step);
   const std::string name_;
   std::uint64_t loads_ = 0;
@@ -109,16 +127,20 @@ class GradientExchange {
   const comm::Plan uncompressed_;
   const comm::Plan plan_;  // at the start
   Timeline* timeline_;
+  StepClock clock_;
   const std::optional<comm::LinkModel> link_;
   comm::BucketAverager averager_;
   const std::unique_ptr<AdaptivePlan> adaptive_;  // null: the plan stays
   const std::int64_t warmup_steps_;
   std::int64_t submitted_steps_ = 0;
+  std::atomic<std::int64_t> measured_step_ = -1;
+  std::vector<LayerReport> measuring_;  // of the communication thread alone
   std::optional<Timeline::Clock::time_point> began_;
   std::optional<InFlight> in_flight_;  // of the communication thread alone
   comm::Traffic at_last_step_;
   mutable std::mutex mutex_;
   CommunicationSummary summary_;
+  std::vector<LayerReport> layer_reports_;
   // What others than the communication thread see of adaptive_.
   std::shared_ptr<const comm::Plan> current_plan_;
   std::shared_ptr<const lgreco::SolvedPlan> allocation_;

@@ -70,7 +70,7 @@ void FrameSwap::send(std::size_t most) {
   const Peers& peers = *context_.peers;
   if (peers.alone()) return;
   {
-    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE");
+    PhaseSpan span(context_, Phase::kExchange);
     incoming_ = sizes_.wait(operation_, context_.sequence);
   }
   std::int64_t largest = 0, total = 0;
@@ -165,8 +165,7 @@ ReceivedFrames FrameSwap::receive(std::span<const FrameHeader> expected) {
   received.payloads.resize(size);
   if (peers.alone()) return received;
   {
-    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
-                        static_cast<std::int64_t>(sent_));
+    PhaseSpan span(context_, Phase::kExchange, static_cast<std::int64_t>(sent_));
     wait(peers.group(), work_, operation_, context_.sequence);
   }
   for (std::size_t p = 0; p < size; ++p) {

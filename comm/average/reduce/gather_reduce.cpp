@@ -57,7 +57,7 @@ GatherReduce::GatherReduce(std::span<const PartitionLayer> layers)
 void GatherReduce::begin() {
   const auto numel = static_cast<std::uint64_t>(numel_);
   {
-    Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+    PhaseSpan span(context_, Phase::kCompress);
     const auto payload = own_.payload(context_.workspace->arena, most_);
     std::size_t at = kLengthBytes * layers_.size();
     own_finite_ = true;
@@ -117,7 +117,7 @@ Averaged GatherReduce::receive() {
 }
 
 void GatherReduce::deliver(bool keep) {
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   int peer = 0;
   try {
     for (std::size_t i = 0; i < layers_.size(); ++i) {

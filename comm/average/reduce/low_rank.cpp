@@ -97,12 +97,12 @@ Averaged LowRank::receive() {
 }
 
 void LowRank::deliver(bool keep) {
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   for (std::size_t i = 0; i < layers_.size(); ++i) reconstruct(layers_[i], matrices_[i], keep);
 }
 
 void LowRank::multiply(int round) {
-  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  PhaseSpan span(context_, Phase::kCompress);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Matrix& m = matrices_[i];
     if (round == 0) {
@@ -118,7 +118,7 @@ void LowRank::multiply(int round) {
 }
 
 void LowRank::multiply_transposed() {
-  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  PhaseSpan span(context_, Phase::kCompress);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Matrix& m = matrices_[i];
     if (m.rank() == 0) continue;

@@ -8,16 +8,16 @@
 #include <string_view>
 
 #include "thinwire/comm/average/memory/second_residual.h"
+#include "thinwire/comm/average/reduce/phase_span.h"
 #include "thinwire/comm/average/reduce/workspace.h"
 #include "thinwire/comm/wire/peers.h"
 #include "thinwire/comm/wire/refusal.h"
 #include "thinwire/common/philox.h"
-#include "thinwire/common/timeline.h"
 #include "thinwire/compressors/codecs/codec.h"
 
 namespace thinwire::comm {
 
-// One exchange: equal on all ranks but for the peers and the timeline.
+// One exchange: equal on all ranks but for the peers, the timeline and the seconds.
 struct ReductionContext {
   const Peers* peers = nullptr;
   Refusal* refusal = nullptr;      // receives the frames that did not fit
@@ -30,6 +30,7 @@ struct ReductionContext {
   std::uint64_t layout = 0;  // hash of what is exchanged, see Frame
   Timeline* timeline = nullptr;
   std::string track = {};  // the timeline's track, "bucket 0"
+  PhaseSeconds* phases = nullptr;
 
   // The same exchange in another of its stages, whose frames must not be taken for each other.
   ReductionContext stage(std::uint64_t number) const;

@@ -150,7 +150,7 @@ void ScatterReduce::send_slices(int index) {
     }
   }
   {
-    Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+    PhaseSpan span(context_, Phase::kCompress);
     for (int owner = 0; owner < world_; ++owner) {
       const Slice& slice = partition_.slice(index, owner);
       if (slice.numel == 0) continue;
@@ -174,8 +174,8 @@ void ScatterReduce::send_slices(int index) {
 void ScatterReduce::reduce_own_slice(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   if (!context_.peers->alone()) {
-    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
-                        static_cast<std::int64_t>(chunk.scatter_out.bytes()));
+    PhaseSpan span(context_, Phase::kExchange,
+                   static_cast<std::int64_t>(chunk.scatter_out.bytes()));
     wait(context_.peers->group(), chunk.scatter, "scatter_reduce", context_.sequence);
   }
   const bool accepted = accepts_own_slice(index) && add_up(index);
@@ -214,7 +214,7 @@ bool ScatterReduce::accepts_own_slice(int index) {
 // The sums of the own slice, in rank order. False if a payload cannot be decoded.
 bool ScatterReduce::add_up(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   int r = 0;
   try {
     for_each_piece(partition_.slice(index, rank_), [&](const Piece& piece, std::size_t byte,
@@ -240,7 +240,7 @@ bool ScatterReduce::add_up(int index) {
 // Leaves in the sums what the encoding loses, where anybody asks for it.
 void ScatterReduce::encode_mean(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
-  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  PhaseSpan span(context_, Phase::kCompress);
   chunk.finite = true;
   for_each_piece(partition_.slice(index, rank_), [&](const Piece& piece, std::size_t byte,
                                                      std::size_t element) {
@@ -299,11 +299,10 @@ void ScatterReduce::receive_means(int index) {
   if (context_.peers->alone()) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   {
-    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
-                        static_cast<std::int64_t>(chunk.gather_out.bytes()));
+    PhaseSpan span(context_, Phase::kExchange, static_cast<std::int64_t>(chunk.gather_out.bytes()));
     wait(context_.peers->group(), chunk.gather, "scatter_reduce", context_.sequence);
   }
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   for (int owner = 0; owner < world_; ++owner) {
     const Slice& slice = partition_.slice(index, owner);
     if (owner == rank_ || slice.numel == 0) continue;
@@ -351,7 +350,8 @@ void ScatterReduce::deliver(bool keep) {
     return layer.holds_residual();
   };
   const bool waits = std::ranges::any_of(layers_, &LayerValues::holds_residual);
-  Timeline::Span span(waits ? context_.timeline : nullptr, context_.track, "DECOMPRESS");
+  std::optional<PhaseSpan> span;
+  if (waits) span.emplace(context_, Phase::kDecompress);
   for (int c = 0; c < partition_.chunks() && waits; ++c) {
     Chunk& chunk = *chunks_[static_cast<std::size_t>(c)];
     for (int owner = 0; owner < world_; ++owner) {

@@ -38,7 +38,7 @@ void SparseReduce::begin() {
 
 // The entries of this rank, sorted by owner, each owner's encoded in a frame.
 void SparseReduce::pick() {
-  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  PhaseSpan span(context_, Phase::kCompress);
   auto& picked = context_.workspace->picked;
   picked.resize(static_cast<std::size_t>(world_));
   for (SparseEntries& entries : picked) entries.clear();
@@ -109,7 +109,7 @@ void SparseReduce::advance() {
 
 // Fills `means` with those of the own range. Returns the rank whose frame was refused, or −1.
 int SparseReduce::add_up(const ReceivedFrames& received, SparseEntries& means) {
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   const std::span<float> sums = context_.workspace->arena.floats(numel_of(rank_));
   std::ranges::fill(sums, 0.0f);
   means.clear();
@@ -148,7 +148,7 @@ Averaged SparseReduce::receive() {
 }
 
 void SparseReduce::deliver(bool keep) {
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   if (keep) {
     for (const LayerValues& layer : layers_) keep_residual(layer);
   }

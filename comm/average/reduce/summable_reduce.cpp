@@ -33,7 +33,7 @@ void SummableReduce::begin() {
   payload_ = context_.workspace->arena.floats(total_);
   std::size_t at = 0;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+    PhaseSpan span(context_, Phase::kCompress);
     const auto part = std::as_writable_bytes(payload_.subspan(at, floats_[i]));
     const auto bytes = encode_piece(context_, layers_[i], 0,
                                     static_cast<std::int64_t>(layers_[i].values.size()), part);
@@ -57,7 +57,7 @@ Averaged SummableReduce::receive() {
 }
 
 void SummableReduce::deliver(bool keep) {
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   std::size_t at = 0;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const LayerValues& layer = layers_[i];
