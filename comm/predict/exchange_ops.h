@@ -22,7 +22,7 @@ struct ExchangeOp {
 
 // In the parts in which BucketAverager does it: another bucket's finish comes between.
 struct ExchangeOps {
-  std::vector<ExchangeOp> begin, advance, finish;
+  std::vector<ExchangeOp> begin = {}, advance = {}, finish = {};
 
   double coding_seconds() const;
   double sent_bytes() const;
@@ -31,8 +31,8 @@ struct ExchangeOps {
 // What a bucket holds.
 struct BucketUse {
   // Of the compressed layers together; none: all are uncompressed.
-  std::optional<Strategy> strategy;
-  CodecUse codec;
+  std::optional<Strategy> strategy = {};
+  CodecUse codec = {};
   double compressed_bytes = 0;    // of their gradients
   double uncompressed_bytes = 0;  // of the other layers' gradients
 };

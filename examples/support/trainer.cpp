@@ -14,6 +14,7 @@
 #include "thinwire/common/timeline.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 #include "thinwire/examples/support/progress.h"
+#include "thinwire/examples/support/run_log.h"
 #include "thinwire/examples/support/run_settings.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
 
@@ -73,7 +74,8 @@ double learning_rate(const TrainingOptions& options, std::int64_t done, std::int
 // Bytes of one rank and one step, and what adapting the plan cost.
 MetricFields traffic_fields(const CommunicationSummary& traffic) {
   const AdaptationSummary& adaptation = traffic.adaptation;
-  return {{"wire_bytes_per_step", traffic.wire_bytes_per_step()},
+  return {{"sent_bytes", static_cast<std::int64_t>(traffic.total.sent_bytes)},
+          {"wire_bytes_per_step", traffic.wire_bytes_per_step()},
           {"dense_bytes_per_step", traffic.dense_bytes_per_step()},
           {"compressed_wire_bytes_per_step", traffic.compressed_wire_bytes_per_step()},
           {"compressed_dense_bytes_per_step", traffic.compressed_dense_bytes_per_step()},
@@ -135,12 +137,29 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
                         .compression = compression_text(options.compression),
                         .world_size = world.size(),
                         .model = options.model};
+  std::optional<comm::LinkModel> link;
+  if (options.profile) link = measure_link(world, result.compression);
+  if (log) {
+    std::int64_t parameters = 0;
+    for (const auto& parameter : model->parameters()) parameters += parameter.numel();
+    log_start(*log, world,
+              {.compression = result.compression,
+               .model = options.model,
+               .batch_size = options.batch_size,
+               .min_numel = options.min_numel,
+               .parameters = parameters});
+    if (link) log_link(*log, *link);
+  }
   const std::int64_t last_step =
       options.steps > 0 ? options.steps : options.epochs * steps_per_epoch;
   Progress progress(leader, last_step);
   std::int64_t done = 0;
   torch::Tensor order;
-  double loss_sum = 0;
+  double loss_sum = 0, recent_loss = 0;
+  std::int64_t recent_steps = 0;
+  // Enough for a curve.
+  constexpr std::int64_t kProgressLines = 200;
+  const std::int64_t progress_every = std::max<std::int64_t>(1, last_step / kProgressLines);
   auto began = Clock::now();
   // The clock stands still while the model is tested.
   const auto test_model = [&](const char* event, std::int64_t steps_of_loss) {
@@ -157,6 +176,8 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
       const MetricFields traffic = traffic_fields(ddp.summary());
       fields.insert(fields.end(), traffic.begin(), traffic.end());
       log->write(event, fields);
+      log_layers(*log, done, ddp.layer_reports());
+      log_profile(*log, done, ddp.profile());
     }
     began = Clock::now();
     return options.target_accuracy && result.test_accuracy >= *options.target_accuracy;
@@ -173,6 +194,9 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
     for (auto& group : optimizer.param_groups()) {
       group.options().set_lr(learning_rate(options, done, last_step));
     }
+    const bool tests_then = in_epoch + 1 == steps_per_epoch || done + 1 == last_step ||
+                            (options.eval_every > 0 && (done + 1) % options.eval_every == 0);
+    if (log && tests_then) ddp.measure_layers();
     ddp.zero_grad();
     const auto scores = ddp.forward(train.images.index_select(0, batch));
     const auto loss = torch::cross_entropy_loss(scores, train.labels.index_select(0, batch));
@@ -182,11 +206,22 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
     loss_sum += loss_value;
     ++done;
     progress.step(loss_value, seconds_since(step_begin), ddp.summary());
+    recent_loss += loss_value;
+    ++recent_steps;
+    if (log && (done % progress_every == 0 || done == 1)) {
+      log->write("progress",
+                 {{"step", done},
+                  {"train_loss", recent_loss / static_cast<double>(recent_steps)},
+                  {"train_seconds", result.train_seconds + seconds_since(began)},
+                  {"sent_bytes", static_cast<std::int64_t>(ddp.summary().total.sent_bytes)}});
+      recent_loss = 0;
+      recent_steps = 0;
+    }
     if (in_epoch + 1 == steps_per_epoch) {
       ++result.epochs;
       reached = test_model("epoch", steps_per_epoch);
       progress.epoch(result.epochs, options.epochs, result.test_accuracy, result.train_seconds);
-    } else if (done == last_step || (options.eval_every > 0 && done % options.eval_every == 0)) {
+    } else if (tests_then) {
       reached = test_model("test", in_epoch + 1);
     }
   }

@@ -28,7 +28,8 @@ struct TrainingResult {
 };
 
 // Trains on this rank's share of the images and tests after every epoch. Collective. Rank 0 prints
-// progress and writes options.log: for every test a line that also has the bytes of the compressed
+// progress and writes options.log: what run_log.h lists, up to 200 lines of event "progress" with
+// the mean loss since the last one, for every test a line that also has the bytes of the compressed
 // layers alone and the cost of lgreco(...), of event "epoch" at the end of an epoch, else "test";
 // and as its last line the result:
 //   {"event":"result","backend":…,"compression":…,"world_size":…,"model":…,"epochs":…,

@@ -49,6 +49,9 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--test-samples", options.test_samples, "Test on the first so many; 0: all")
       ->check(CLI::NonNegativeNumber);
+  app.add_flag("--profile", options.profile,
+               "Measure the link and the codecs before the training and write them to the log, for "
+               "`thinwire advise`");
   app.add_option("--plan", options.plan,
                  "Write the last plan of lgreco(...) to FILE, for `thinwire plan --show`");
   app.add_option("--record-gradients", options.record_gradients,

@@ -28,6 +28,7 @@ struct TrainingOptions : CommonOptions {
   std::int64_t train_samples = 0;         // 0: all
   std::int64_t test_samples = 0;          // 0: all
   std::filesystem::path plan;             // where lgreco(...)'s last plan is written
+  bool profile = false;                   // measure the link and the codecs first, for the log
   std::string link_model;                 // empty: THINWIRE_LINK_MODEL
   std::optional<double> target_accuracy;  // stop when a test reaches it
 };

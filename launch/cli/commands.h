@@ -11,10 +11,13 @@ class App;
 
 namespace thinwire::launch {
 
+void add_advise_command(CLI::App& app);
 void add_codecs_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
 void add_peft_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
 void add_replay_command(CLI::App& app);
+void add_report_command(CLI::App& app);
+void add_simulate_command(CLI::App& app);
 
 }  // namespace thinwire::launch

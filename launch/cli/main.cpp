@@ -50,6 +50,9 @@ int run(int argc, char** argv) {
   add_peft_command(app);
   add_plan_command(app);
   add_replay_command(app);
+  add_report_command(app);
+  add_advise_command(app);
+  add_simulate_command(app);
 
   if (argc > 1 && argv[1][0] != '-') {
     const std::string unknown = unknown_command(app, argv[1]);

@@ -265,8 +265,11 @@ void GradientExchange::measure(const comm::Bucket& bucket, const comm::Plan& pla
     gradients.emplace_back(layer.name,
                            bucket.buffer.narrow(0, layer.offset, layer.numel()).view(layer.shape));
   }
-  for (LayerReport& report : report_layers(gradients, plan))
-    measuring_.push_back(std::move(report));
+  // What fails here is so on this rank alone, while the others wait for its bucket.
+  comm::guard(*averager_.group(), "measuring the layers", 0, [&] {
+    for (LayerReport& report : report_layers(gradients, plan))
+      measuring_.push_back(std::move(report));
+  });
 }
 
 std::vector<LayerReport> GradientExchange::layer_reports() const {

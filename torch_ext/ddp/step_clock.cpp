@@ -43,6 +43,8 @@ void StepClock::bucket_ready(std::int64_t number, const comm::Bucket& bucket, bo
     step.forward_begun = std::exchange(forward_begun_, std::nullopt);
     step.forward_ended = std::exchange(forward_ended_, std::nullopt);
   }
+  // After a backward pass that an exception ended the same step begins anew.
+  if (bucket_of(step, bucket.index)) step.buckets.clear();
   step.buckets.push_back({.index = bucket.index,
                           .bytes = static_cast<std::int64_t>(bucket.buffer.nbytes()),
                           .ready = now,

@@ -275,7 +275,7 @@ Averaged SlotReduce::receive() {
 void SlotReduce::send_slices(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   {
-    Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+    PhaseSpan span(context_, Phase::kCompress);
     SlotCoders& coders = slot_coders();
     for (int owner = 0; owner < world_; ++owner) {
       const Slice& s = slice(index, owner);
@@ -321,8 +321,8 @@ void SlotReduce::send_slices(int index) {
 void SlotReduce::reduce_own_slice(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   if (!context_.peers->alone()) {
-    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
-                        static_cast<std::int64_t>(chunk.out[kToOwners]->bytes()));
+    PhaseSpan span(context_, Phase::kExchange,
+                   static_cast<std::int64_t>(chunk.out[kToOwners]->bytes()));
     wait(context_.peers->group(), chunk.work[kToOwners], "slot_reduce", context_.sequence);
   }
   const bool accepted = add_up(index);
@@ -339,7 +339,7 @@ bool SlotReduce::add_up(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   const Slice& own = slice(index, rank_);
   if (own.numel == 0) return true;
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   double wanted = 0, error = 0, log2_step = 0;
   int with_step = 0;
   for (int r = 0; r < world_; ++r) {
@@ -380,7 +380,7 @@ void SlotReduce::encode_mean(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   const Slice& own = slice(index, rank_);
   if (own.numel == 0) return;
-  Timeline::Span span(context_.timeline, context_.track, "COMPRESS");
+  PhaseSpan span(context_, Phase::kCompress);
   SlotCoders& coders = slot_coders();
   coders.parts.clear();
   for_each_slot_piece(own, [&](std::size_t, const Piece& piece, std::size_t element) {
@@ -440,8 +440,8 @@ void SlotReduce::receive_means(int index) {
   if (context_.peers->alone()) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   {
-    Timeline::Span span(context_.timeline, context_.track, "EXCHANGE",
-                        static_cast<std::int64_t>(chunk.out[kToAll]->bytes()));
+    PhaseSpan span(context_, Phase::kExchange,
+                   static_cast<std::int64_t>(chunk.out[kToAll]->bytes()));
     wait(context_.peers->group(), chunk.work[kToAll], "slot_reduce", context_.sequence);
   }
   for (int owner = 0; owner < world_; ++owner) {
@@ -484,7 +484,7 @@ void SlotReduce::note_taken(int index, int owner, std::span<const std::byte> slo
 }
 
 void SlotReduce::deliver(bool keep) {
-  Timeline::Span span(context_.timeline, context_.track, "DECOMPRESS");
+  PhaseSpan span(context_, Phase::kDecompress);
   for (std::size_t c = 0; c < chunks_.size(); ++c) {
     Chunk& chunk = *chunks_[c];
     for (int owner = 0; owner < world_; ++owner) {
