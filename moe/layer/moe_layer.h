@@ -140,6 +140,8 @@ class MoELayer : public torch::nn::Module {
   std::vector<at::Tensor> expert_parameters() const;
   std::vector<at::Tensor> replicated_parameters() const;
 
+  // All parameters and buffers of this rank under their names in a state, sharing memory.
+  NamedTensors weights() const;
   // Copies of everything that this rank holds. Experts are named by their global number:
   // "experts.<number>.<parameter>".
   NamedTensors local_state() const;
@@ -190,8 +192,6 @@ class MoELayer : public torch::nn::Module {
   void count(const RouteRequest& request, const RowRoutes& routes, const TokenLayout& layout,
              const MoECounters& counters);
   void add_losses(const Routing& routing, MoEOutput& result) const;
-  // All parameters and buffers of this rank under their names in a state, sharing memory.
-  NamedTensors weights() const;
   void check_state(const NamedTensors& state, const DedupOptions& merging) const;
   void load_merging(const NamedTensors& state, Dedup& dedup) const;
 

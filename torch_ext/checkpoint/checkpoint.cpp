@@ -19,6 +19,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 #include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
+#include "thinwire/torch_ext/checkpoint/optimizer_state.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire {
@@ -55,7 +56,7 @@ void load_module(const std::string& part, torch::nn::Module& module, const Named
   for (auto& [name, tensor] : tensors) tensor.copy_(saved.at(name));
 }
 
-NamedTensors optimizer_state(const torch::optim::Optimizer& optimizer) {
+NamedTensors optimizer_archive(const torch::optim::Optimizer& optimizer) {
   torch::serialize::OutputArchive archive;
   optimizer.save(archive);
   std::ostringstream out;
@@ -129,9 +130,17 @@ void Checkpoint::add(const std::string& name, torch::nn::Module& module) {
 }
 
 void Checkpoint::add(const std::string& name, torch::optim::Optimizer& optimizer) {
-  add(name, Part{[&optimizer] { return optimizer_state(optimizer); },
+  add(name, Part{[&optimizer] { return optimizer_archive(optimizer); },
                  [&optimizer](const NamedTensors& saved) { load_optimizer(optimizer, saved); },
                  AcrossWorlds::kAnyRanks});
+}
+
+void Checkpoint::add(const std::string& name, torch::optim::Optimizer& optimizer,
+                     std::function<NamedTensors()> pieces) {
+  add(name, Part{[&optimizer, pieces] { return thinwire::optimizer_state(optimizer, pieces()); },
+                 [&optimizer, pieces](const NamedTensors& saved) {
+                   load_optimizer_state(optimizer, pieces(), saved);
+                 }});
 }
 
 void Checkpoint::add_random_state() {
@@ -258,7 +267,10 @@ std::optional<std::int64_t> Checkpoint::load() {
   }
   const std::vector<std::int64_t> all =
       comm::Peers(*group_).all_gather(mine, "looking for a checkpoint", calls_);
-  if (std::ranges::all_of(all, [](std::int64_t number) { return number < 0; })) return std::nullopt;
+  std::set<std::int64_t> steps_somewhere;
+  for (std::size_t i = 0; i < all.size(); i += kNumbersOfAStep)
+    if (all[i] >= 0) steps_somewhere.insert(all[i]);
+  if (steps_somewhere.empty()) return std::nullopt;
   const auto has = [&](int of_rank, const Saved& saved) {
     const auto told = std::span(all).subspan(static_cast<std::size_t>(of_rank) * mine.size());
     for (std::size_t i = 0; i < mine.size(); i += kNumbersOfAStep)
@@ -270,6 +282,14 @@ std::optional<std::int64_t> Checkpoint::load() {
       if (!has(r, saved)) return false;
     return true;
   });
+  // A job that ended while its ranks wrote the first checkpoint has left none: some have it, some
+  // have nothing.
+  if (newest == own.end() && steps_somewhere.size() == 1) {
+    if (rank == 0)
+      log::warn("the only checkpoint under ", options_.directory.string(), ", of step ",
+                *steps_somewhere.begin(), ", was not finished on every rank; starting anew");
+    return std::nullopt;
+  }
   std::vector<NamedTensors> of_ranks;
   bool same_world = true;
   comm::agree_on_result(*group_, concat(name_, "/load", calls_++), "the checkpoint", [&] {

@@ -85,8 +85,13 @@ class Checkpoint {
   // All parameters and buffers, which get the values in place; names, shapes and types must be
   // those saved.
   void add(const std::string& name, torch::nn::Module& module);
-  // As torch::save() keeps it.
+  // As torch::save() keeps it. In a job of another size every rank gets one rank's state: right
+  // where all ranks optimise the same parameters.
   void add(const std::string& name, torch::optim::Optimizer& optimizer);
+  // By the names of what it optimises (optimizer_state()), for ranks that hold different
+  // parameters. `pieces` is called when something is saved or loaded.
+  void add(const std::string& name, torch::optim::Optimizer& optimizer,
+           std::function<NamedTensors()> pieces);
   template <HasNamedState State>
   void add(const std::string& name, State& state) {
     add(name, Part{[&state] { return NamedTensors(state.state()); },
@@ -104,10 +109,11 @@ class Checkpoint {
   void wait();
 
   // Loads the newest step that is complete on all ranks and returns it; nothing where no rank has
-  // any. A step is complete where the files of all ranks are of one save(). Throws InvalidArgument,
-  // on every rank with the name of the one at fault, for files that are torn or damaged (FileError
-  // with one rank), of another program (other parts or shapes), or where ranks have steps but none
-  // in common; CommError where a rank cannot read its directory.
+  // any, or where the job ended in its first save, which only some ranks finished. A step is
+  // complete where the files of all ranks are of one save(). Throws InvalidArgument, on every rank
+  // with the name of the one at fault, for files that are torn or damaged (FileError with one
+  // rank), of another program (other parts or shapes), or where ranks have steps but none in
+  // common; CommError where a rank cannot read its directory.
   std::optional<std::int64_t> load();
 
  private:
