@@ -4,7 +4,9 @@
 #include <chrono>
 #include <exception>
 
+#include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
+#include "thinwire/examples/support/resumable.h"
 
 namespace thinwire::examples {
 
@@ -25,6 +27,14 @@ void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts
   app.add_option("--log,--log-file", options.log, texts.log);
   app.add_option("--timeline", options.timeline,
                  "Write a Chrome trace of rank 0's exchanges to FILE");
+  app.add_option("--checkpoint", options.checkpoint,
+                 "Folder for the training's whole state: saved there while it runs, and what is "
+                 "there is gone on from. SIGUSR1 and SIGTERM save at once and end with exit code "
+                 "75");
+  app.add_option("--checkpoint-every", options.checkpoint_every,
+                 concat("Save after so many ", texts.step, "; 0: only when it ends"))
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
 }
 
 launch::World join(const CommonOptions& options) {
@@ -46,6 +56,9 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>
   }
   try {
     return train();
+  } catch (const Stopped& stopped) {
+    log::info(stopped.what());
+    return StopSignal::kStoppedExitCode;
   } catch (const std::exception& error) {
     log::error(error.what());
     return kError;

@@ -25,6 +25,8 @@ struct CommonOptions {
   std::filesystem::path data;
   std::filesystem::path log;
   std::filesystem::path timeline;
+  std::filesystem::path checkpoint;     // folder; empty: none
+  std::int64_t checkpoint_every = 100;  // 0: only at the end and when asked to stop
 };
 
 // What these options mean to one program, for its --help.
@@ -33,10 +35,12 @@ struct CommonTexts {
   std::string seed = "Seed of weights, order of images and codecs";
   std::string data = "Folder of the data set";
   std::string log;
+  std::string step = "steps";  // what --checkpoint-every counts
 };
 
-// --backend, --compression, --seed, --threads, --timeout, --data, --log (--log-file), --timeline;
-// values land in `options`. torchrun's parser takes --log for its own --log-dir: under it write
+// --backend, --compression, --seed, --threads, --timeout, --data, --log (--log-file), --timeline,
+// --checkpoint, --checkpoint-every; values land in `options`. torchrun's parser takes --log for its
+// own --log-dir: under it write
 // --log-file.
 void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts& texts);
 
@@ -47,7 +51,8 @@ launch::World join(const CommonOptions& options);
 std::unique_ptr<Timeline> make_timeline(const launch::World& world, const CommonOptions& options);
 
 // Parses the command line, then returns what train() returns. 2 for a command line that is wrong,
-// as the thinwire program's; 1 for an exception, which is logged.
+// as the thinwire program's; StopSignal::kStoppedExitCode when the job was asked to
+// stop and has saved its state; 1 for another exception, which is logged.
 int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& train);
 
 }  // namespace thinwire::examples

@@ -17,6 +17,7 @@
 #include "thinwire/common/median.h"
 #include "thinwire/common/metrics.h"
 #include "thinwire/common/stopwatch.h"
+#include "thinwire/examples/support/resumable.h"
 #include "thinwire/examples/support/run_settings.h"
 #include "thinwire/moe/layer/telemetry.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
@@ -81,6 +82,17 @@ NamedTensors load_weights(const std::filesystem::path& file) {
   }
 }
 
+// What a checkpoint's training and this one must have in common.
+std::string settings_text(const LanguageTrainingOptions& options) {
+  return concat("--compression=", compression_text(options.compression), "\n--seed=", options.seed,
+                "\n--dedup=", options.dedup, "\n--rows=", options.rows, "\n--steps=", options.steps,
+                "\n--layers=", options.layers, "\n--dim=", options.dim, "\n--heads=", options.heads,
+                "\n--hidden=", options.hidden, "\n--experts=", options.experts,
+                "\n--top-k=", options.top_k, "\n--capacity=", options.capacity_factor,
+                "\n--context=", options.context, "\n--tokens=", options.tokens,
+                "\n--lr=", options.learning_rate, "\n");
+}
+
 void log_result(MetricsLog& log, const LanguageResult& result,
                 const LanguageTrainingOptions& options) {
   MetricFields fields = {{"backend", result.backend},
@@ -143,7 +155,17 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   double loss_sum = 0;
   Evaluation evaluation;
   moe::MoESummary reported;
-  for (int step = 0; step < options.steps; ++step) {
+  Resumable resumable(world, options, settings_text(options));
+  resumable.add("model",
+                Checkpoint::Part{[&] { return model->local_state(); },
+                                 [&](const NamedTensors& saved) { model->load_state(saved); }});
+  resumable.add("optimizer", optimizer, [&] { return model->weights(); });
+  resumable.add("gradients", ddp);
+  resumable.add_own_number("seconds", result.train_seconds);
+  resumable.add_number("bits", evaluation.bits);
+  resumable.add_number("accuracy", evaluation.accuracy);
+  for (int step = static_cast<int>(resumable.load()); step < options.steps; ++step) {
+    resumable.begin_step();
     const auto begin = Clock::now();
     const TextBatch batch =
         sample_batch(text.train, sequences, options.context, options.seed,
@@ -202,6 +224,7 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
                                   {"train_seconds", result.train_seconds}});
       }
     }
+    resumable.end_step(done, last);
   }
   result.steps = options.steps;
   result.epochs = options.steps * options.tokens * world.size() / text.train.numel();

@@ -18,6 +18,7 @@
 #include "thinwire/common/spec.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/compressors/peft/pack.h"
+#include "thinwire/examples/support/resumable.h"
 #include "thinwire/examples/support/run_settings.h"
 #include "thinwire/torch_ext/adapter/adapter_broadcast.h"
 #include "thinwire/torch_ext/adapter/lora.h"
@@ -68,6 +69,7 @@ class Batches {
     const auto indices = mine_.index_select(0, picks);
     return {set_.images.index_select(0, indices), set_.labels.index_select(0, indices)};
   }
+  at::Generator& generator() { return generator_; }
   std::int64_t share() const { return mine_.size(0); }
 
  private:
@@ -130,7 +132,10 @@ void make_base(const launch::World& world, std::shared_ptr<WideMlp>& model, cons
   if (options.base_steps % kMeetEvery != 0) optimizer.outer_step();
   if (leader && !options.base.empty()) {
     if (options.base.has_parent_path()) fs::create_directories(options.base.parent_path());
-    torch::save(model, options.base.string());
+    // Under its name once it is whole: whoever finds it loads it.
+    const fs::path fresh = options.base.string() + concat(".", getpid());
+    torch::save(model, fresh.string());
+    fs::rename(fresh, options.base);
   }
 }
 
@@ -214,6 +219,18 @@ double packed_accuracy(const launch::World& world, const WideMlp& base, const fs
   return evaluate(&lora, fresh, test, world);
 }
 
+// What a checkpoint's training and this one must have in common.
+std::string settings_text(const LoraTrainingOptions& options) {
+  return concat(
+      "--compression=", Spec::parse(options.compression).str(),
+      "\n--granularity=", options.granularity, "\n--seed=", options.seed,
+      "\n--inner-steps=", options.inner_steps, "\n--outer-lr=", options.outer_learning_rate,
+      "\n--outer-momentum=", options.outer_momentum, "\n--lr=", options.learning_rate,
+      "\n--rank=", options.rank, "\n--alpha=", options.alpha, "\n--hidden=", options.hidden,
+      "\n--batch-size=", options.batch_size, "\n--base-classes=", options.base_classes,
+      "\n--train-samples=", options.train_samples, "\n");
+}
+
 void log_result(MetricsLog& log, const LoraResult& result, const launch::World& world,
                 const LoraTrainingOptions& options, std::int64_t epochs) {
   const OuterSummary& outer = result.outer;
@@ -275,31 +292,47 @@ LoraResult train_lora(const launch::World& world, const FashionMnist& data,
   OuterOptimizer optimizer(lora, inner, world.group(), outer_options(options, timeline.get()));
   Batches batches(train, world, options.batch_size, options.seed + 1);
 
-  const auto begin = Clock::now();
+  // Saved at meetings alone, where all ranks have the same weights.
+  Resumable resumable(world, options, settings_text(options));
+  resumable.add("base", *model);
+  resumable.add("adapter", lora);
+  resumable.add("inner", inner);
+  resumable.add("outer", optimizer);
+  resumable.add_generator("batches", batches.generator());
+  resumable.add_own_number("seconds", result.train_seconds);
+  const std::int64_t resumed = resumable.load();
+
+  auto begin = Clock::now();
   double loss_sum = 0;
-  for (std::int64_t step = 0; step < options.outer_steps * options.inner_steps; ++step) {
+  for (std::int64_t step = resumed * options.inner_steps;
+       step < options.outer_steps * options.inner_steps; ++step) {
+    if (step % options.inner_steps == 0) resumable.begin_step();
     const ImageSet batch = batches.next();
     inner.zero_grad();
     const auto loss = torch::cross_entropy_loss(lora.forward(model, batch.images), batch.labels);
     loss.backward();
     loss_sum += loss.item<double>();
-    if (!optimizer.step() || !leader) continue;
+    if (!optimizer.step()) continue;
     const OuterSummary outer = optimizer.summary();
     const double mean = loss_sum / static_cast<double>(options.inner_steps);
     loss_sum = 0;
-    std::printf("outer step %lld/%lld  loss %.4f  sent %.3f MB  exchange %.0f ms\n",
-                static_cast<long long>(outer.outer_steps),
-                static_cast<long long>(options.outer_steps), mean,
-                static_cast<double>(outer.traffic.sent_bytes) / 1e6,
-                1e3 * outer.exchange_seconds / static_cast<double>(outer.outer_steps));
-    std::fflush(stdout);
+    if (leader) {
+      std::printf("outer step %lld/%lld  loss %.4f  sent %.3f MB  exchange %.0f ms\n",
+                  static_cast<long long>(outer.outer_steps),
+                  static_cast<long long>(options.outer_steps), mean,
+                  static_cast<double>(outer.traffic.sent_bytes) / 1e6,
+                  1e3 * outer.exchange_seconds / static_cast<double>(outer.outer_steps));
+      std::fflush(stdout);
+    }
     if (log)
       log->write("outer_step", {{"outer_step", outer.outer_steps},
                                 {"train_loss", mean},
                                 {"exchange_seconds", outer.exchange_seconds},
                                 {"wait_seconds", outer.wait_seconds}});
+    result.train_seconds += seconds_since(begin);
+    resumable.end_step(outer.outer_steps, outer.outer_steps == options.outer_steps);
+    begin = Clock::now();
   }
-  result.train_seconds = seconds_since(begin);
   result.outer = optimizer.summary();
   result.parameters_crc32c = optimizer.synchronised_crc32c();
   result.test_accuracy = evaluate(&lora, model, test, world);

@@ -100,16 +100,23 @@ std::vector<std::pair<std::string, torch::Tensor>> MoELanguageModel::own_paramet
   return own;
 }
 
-NamedTensors MoELanguageModel::full_state() const {
+NamedTensors MoELanguageModel::gather(NamedTensors (moe::MoELayer::*of_mixture)() const) const {
   NamedTensors state;
-  for (const auto& [name, parameter] : own_parameters()) {
-    state.emplace(name, parameter.detach().clone());
-  }
-  for (std::size_t layer = 0; layer < mixtures_.size(); ++layer) {
-    for (const auto& [name, tensor] : mixtures_[layer]->full_state()) {
-      state.emplace(concat(name_of_mixture(layer), ".", name), tensor);
-    }
-  }
+  for (const auto& [name, parameter] : own_parameters()) state.emplace(name, parameter.detach());
+  for (std::size_t layer = 0; layer < mixtures_.size(); ++layer)
+    insert_part(state, name_of_mixture(layer) + ".", ((*mixtures_[layer]).*of_mixture)());
+  return state;
+}
+
+NamedTensors MoELanguageModel::weights() const {
+  return gather(&moe::MoELayer::weights);
+}
+NamedTensors MoELanguageModel::local_state() const {
+  return gather(&moe::MoELayer::local_state);
+}
+NamedTensors MoELanguageModel::full_state() const {
+  NamedTensors state = gather(&moe::MoELayer::full_state);
+  for (auto& [name, tensor] : state) tensor = tensor.clone();
   return state;
 }
 

@@ -41,6 +41,10 @@ class MoELanguageModel : public torch::nn::Module {
   // What all mixtures did on this rank.
   moe::MoESummary summary() const;
 
+  // This rank's weights under their names in a state, sharing memory.
+  NamedTensors weights() const;
+  // This rank's part of full_state(): the states of all ranks merge into it (merge_states()).
+  NamedTensors local_state() const;
   // All weights, every rank's experts included, and what the mixtures keep for merging and coding
   // rows; fits any number of ranks. Collective; equal on all ranks.
   NamedTensors full_state() const;
@@ -51,6 +55,8 @@ class MoELanguageModel : public torch::nn::Module {
  private:
   // All but the mixtures', under their names in a state.
   std::vector<std::pair<std::string, torch::Tensor>> own_parameters() const;
+  // Those, and of each mixture what a member function of it gives.
+  NamedTensors gather(NamedTensors (moe::MoELayer::*of_mixture)() const) const;
 
   LanguageModelOptions options_;
   torch::nn::Embedding token_{nullptr}, position_{nullptr};

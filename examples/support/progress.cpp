@@ -13,13 +13,17 @@ constexpr std::int64_t kFileEvery = 200;
 
 }  // namespace
 
-Progress::Progress(bool enabled, std::int64_t total_steps)
-    : enabled_(enabled), terminal_(isatty(STDOUT_FILENO) == 1), total_(total_steps) {}
+Progress::Progress(bool enabled, std::int64_t total_steps, std::int64_t done_steps)
+    : enabled_(enabled),
+      terminal_(isatty(STDOUT_FILENO) == 1),
+      total_(total_steps),
+      done_(done_steps),
+      first_(done_steps + 1) {}
 
 void Progress::step(double loss, double seconds, const CommunicationSummary& traffic) {
   ++done_;
   const std::int64_t every = terminal_ ? kTerminalEvery : kFileEvery;
-  if (!enabled_ || (done_ % every != 0 && done_ != 1)) return;
+  if (!enabled_ || (done_ % every != 0 && done_ != first_)) return;
   std::printf("%sstep %lld/%lld  loss %.4f  %.1f ms  wire %.3f MB (%.2fx)%s", terminal_ ? "\r" : "",
               static_cast<long long>(done_), static_cast<long long>(total_), loss, 1e3 * seconds,
               traffic.wire_bytes_per_step() / 1e6, traffic.ratio(), terminal_ ? "\033[K" : "\n");

@@ -11,7 +11,7 @@ namespace thinwire::examples {
 class Progress {
  public:
   // Says nothing unless `enabled`.
-  Progress(bool enabled, std::int64_t total_steps);
+  Progress(bool enabled, std::int64_t total_steps, std::int64_t done_steps = 0);
 
   void step(double loss, double seconds, const CommunicationSummary& traffic);
   void epoch(int epoch, int epochs, double test_accuracy, double train_seconds);
@@ -20,7 +20,7 @@ class Progress {
   bool enabled_;
   bool terminal_;
   std::int64_t total_;
-  std::int64_t done_ = 0;
+  std::int64_t done_, first_;
 };
 
 }  // namespace thinwire::examples

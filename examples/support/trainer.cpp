@@ -14,6 +14,7 @@
 #include "thinwire/common/timeline.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 #include "thinwire/examples/support/progress.h"
+#include "thinwire/examples/support/resumable.h"
 #include "thinwire/examples/support/run_log.h"
 #include "thinwire/examples/support/run_settings.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
@@ -69,6 +70,16 @@ Evaluation evaluate(Classifier& model, const ImageSet& set, const launch::World&
 double learning_rate(const TrainingOptions& options, std::int64_t done, std::int64_t all) {
   if (options.schedule == "constant") return options.learning_rate;
   return options.learning_rate * (1 - static_cast<double>(done) / static_cast<double>(all));
+}
+
+// What a checkpoint's training and this one must have in common.
+std::string settings_text(const TrainingOptions& options) {
+  return concat(
+      "--model=", options.model, "\n--compression=", compression_text(options.compression),
+      "\n--seed=", options.seed, "\n--batch-size=", options.batch_size,
+      "\n--lr=", options.learning_rate, "\n--schedule=", options.schedule,
+      "\n--momentum=", options.momentum, "\n--warmup-steps=", options.warmup_steps,
+      "\n--min-numel=", options.min_numel, "\n--train-samples=", options.train_samples, "\n");
 }
 
 // Bytes of one rank and one step, and what adapting the plan cost.
@@ -150,12 +161,33 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
                .parameters = parameters});
     if (link) log_link(*log, *link);
   }
+  // Where the data stands: epochs that are finished, and images of this one, which mean the same in
+  // a job of another size.
+  std::int64_t epochs_done = 0, images_seen = 0;
+  double loss_sum = 0;
+  Resumable resumable(world, options, settings_text(options));
+  resumable.add("model", *model);
+  resumable.add("optimizer", optimizer);
+  resumable.add("gradients", ddp);
+  resumable.add_number("epochs", epochs_done);
+  resumable.add_number("images", images_seen);
+  resumable.add_own_number("loss", loss_sum);
+  resumable.add_own_number("seconds", result.train_seconds);
+  resumable.add_number("accuracy", result.test_accuracy);
+  std::int64_t done = resumable.load();
+  result.epochs = static_cast<int>(epochs_done);
+  const std::int64_t images_a_step = std::int64_t{options.batch_size} * world.size();
+  std::int64_t in_epoch = std::min(images_seen / images_a_step, steps_per_epoch - 1);
+  const auto order_of_epoch = [&] {
+    return shard(train.labels.size(0), world, options.batch_size,
+                 options.seed * 1'000'003 + static_cast<std::uint64_t>(result.epochs + 1));
+  };
+  torch::Tensor order = order_of_epoch();
   const std::int64_t last_step =
-      options.steps > 0 ? options.steps : options.epochs * steps_per_epoch;
-  Progress progress(leader, last_step);
-  std::int64_t done = 0;
-  torch::Tensor order;
-  double loss_sum = 0, recent_loss = 0;
+      options.steps > 0 ? options.steps
+                        : done + (options.epochs - result.epochs) * steps_per_epoch - in_epoch;
+  Progress progress(leader, last_step, done);
+  double recent_loss = 0;
   std::int64_t recent_steps = 0;
   // Enough for a curve.
   constexpr std::int64_t kProgressLines = 200;
@@ -183,12 +215,7 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
     return options.target_accuracy && result.test_accuracy >= *options.target_accuracy;
   };
   for (bool reached = false; !reached && done < last_step;) {
-    const std::int64_t in_epoch = done % steps_per_epoch;
-    if (in_epoch == 0) {
-      order = shard(train.labels.size(0), world, options.batch_size,
-                    options.seed * 1'000'003 + static_cast<std::uint64_t>(result.epochs + 1));
-      loss_sum = 0;
-    }
+    resumable.begin_step();
     const auto step_begin = Clock::now();
     const auto batch = order.narrow(0, in_epoch * options.batch_size, options.batch_size);
     for (auto& group : optimizer.param_groups()) {
@@ -205,6 +232,7 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
     const double loss_value = loss.item<double>();
     loss_sum += loss_value;
     ++done;
+    ++in_epoch;
     progress.step(loss_value, seconds_since(step_begin), ddp.summary());
     recent_loss += loss_value;
     ++recent_steps;
@@ -217,13 +245,19 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
       recent_loss = 0;
       recent_steps = 0;
     }
-    if (in_epoch + 1 == steps_per_epoch) {
+    if (in_epoch == steps_per_epoch) {
       ++result.epochs;
       reached = test_model("epoch", steps_per_epoch);
       progress.epoch(result.epochs, options.epochs, result.test_accuracy, result.train_seconds);
-    } else if (tests_then) {
-      reached = test_model("test", in_epoch + 1);
+      in_epoch = 0;
+      loss_sum = 0;
+      order = order_of_epoch();
+    } else if (done == last_step || (options.eval_every > 0 && done % options.eval_every == 0)) {
+      reached = test_model("test", in_epoch);
     }
+    epochs_done = result.epochs;
+    images_seen = in_epoch * images_a_step;
+    resumable.end_step(done, reached || done == last_step);
   }
   result.traffic = ddp.summary();
   const auto allocation = ddp.allocation();

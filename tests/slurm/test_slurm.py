@@ -182,6 +182,33 @@ srun -N2 -n2 {PROBE} || exit
         # The step of the second run has the first one's number; its ranks meet each other all the same.
         self.assertEqual(len(re.findall(r'"sum": *9\b', text)), 4, text)
 
+    def test_a_preempted_training_goes_on_with_the_same_bits(self):
+        options = {"compression": "topk(density=0.05)", "epochs": 40}
+        size = ["--ntasks-per-node=1", "--chdir=/"]
+        log = self.folder / "preempt-whole.jsonl"
+        state, output = self.batch("srun", *self.command(log=log, **options), options=size)
+        self.assertEqual(state, "COMPLETED", output)
+        whole = json.loads(log.read_text().splitlines()[-1])
+        log, output = self.folder / "preempt.jsonl", self.folder / "preempt.out"
+        folder = self.folder / "preempt-state"
+        job = self.cluster.submit(
+            TEMPLATES / "preempt.sbatch",
+            *self.command(log=log, checkpoint=folder, checkpoint_every=0, **options),
+            options=[*size, f"--output={output}"], environment=SURROUNDINGS)
+        deadline = time.monotonic() + 60
+        while not output.exists() or "epoch 2/" not in output.read_text():
+            self.assertLess(time.monotonic(), deadline, "the first run did not begin")
+            time.sleep(0.05)
+        self.cluster.run("scancel", "-s", "USR1", str(job))
+        self.assertEqual(self.cluster.wait(job), "COMPLETED", output.read_text())
+        text = output.read_text()
+        saved = re.search(r"asked to stop; step (\d+) is saved", text)
+        self.assertIsNotNone(saved, text)
+        self.assertIn(f"going on after step {saved[1]} ", text)
+        again = json.loads(log.read_text().splitlines()[-1])
+        for key in ("parameters_crc32c", "test_accuracy"):
+            self.assertEqual(again[key], whole[key], text)
+
 
 if __name__ == "__main__":
     unittest.main()

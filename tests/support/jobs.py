@@ -120,10 +120,11 @@ def start_mpirun(size, command, seconds=60, ranks=None, **variables):
     return Job(ranks, process.returncode, rest)
 
 
-def start_torchrun(size, command, folder, seconds=90, **variables):
-    """All ranks by one torchrun, which writes their output to `folder`."""
+def start_torchrun(size, command, folder, seconds=90, options=(), **variables):
+    """All ranks by one torchrun, which writes their output to `folder`. What the ranks printed is that
+    of the first attempt."""
     process = _start([TORCHRUN, "--no-python", "--standalone", "--nproc-per-node", size,
-                      "--log-dir", folder, "--redirects", "3", "--", *command],
+                      "--log-dir", folder, "--redirects", "3", *options, "--", *command],
                      environment(**variables))
     (out, err), = _communicate([process], seconds)
     ranks = []
