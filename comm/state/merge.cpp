@@ -1,6 +1,7 @@
 #include "thinwire/comm/state/merge.h"
 
 #include "thinwire/comm/average/state_tensors.h"
+#include "thinwire/comm/state/names.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 
@@ -17,7 +18,7 @@ std::uint64_t hash_of_plan(const NamedTensors& state) {
 
 bool same_value(const std::string& name, const NamedTensors& a, const NamedTensors& b) {
   if (name == kPlanName) return hash_of_plan(a) == hash_of_plan(b);
-  return same_bits(a.at(name), b.at(name));
+  return name == kBucketsName || same_bits(a.at(name), b.at(name));
 }
 
 // What a message says of a number that differs; nothing for other tensors.

@@ -1,6 +1,7 @@
 #include "thinwire/torch_ext/ddp/data_parallel_engine.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -18,12 +19,15 @@
 #include "thinwire/comm/failure/departure.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/failure/watched_group.h"
+#include "thinwire/comm/state/names.h"
+#include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
 #include "thinwire/torch_ext/ddp/backward_watch.h"
 #include "thinwire/torch_ext/ddp/comm_hook.h"
 #include "thinwire/torch_ext/ddp/model_reducer.h"
 #include "thinwire/torch_ext/ddp/model_tensors.h"
+#include "thinwire/torch_ext/ddp/replica_check.h"
 #include "thinwire/torch_ext/ddp/uneven_inputs.h"
 
 namespace thinwire::detail {
@@ -88,6 +92,8 @@ class DataParallelEngine::State final : public BackwardListener {
 
   void take_part_until_all_end();
   bool replicas_equal();
+  GradientState state() const;
+  void load_state(const GradientState& state);
 
   std::shared_ptr<GradientExchange> exchange;
   std::optional<ModelTensors> tensors;
@@ -101,6 +107,7 @@ class DataParallelEngine::State final : public BackwardListener {
   bool finds_unused() const { return options_.find_unused_parameters && !options_.static_graph; }
   bool broadcasts_buffers() const;
   void check_backward(const ForwardPass* forward);
+  void compare_replicas();
   void take_part(const UnevenInputs::Round& round);
   void take_part_in_backward(const UnevenInputs::Round& round);
   std::string missing(const std::vector<bool>& reached) const;
@@ -128,6 +135,7 @@ class DataParallelEngine::State final : public BackwardListener {
   bool averaging_ = false;  // the backward pass under way
   std::int64_t steps_before_ = 0;
   std::uint64_t comparisons_ = 0;
+  std::int64_t synchronised_forwards_ = 0;
   const int exceptions_ = std::uncaught_exceptions();
 };
 
@@ -221,6 +229,7 @@ void DataParallelEngine::State::before_forward() {
   guarded("the forward pass", [&] {
     tensors->check_unchanged(forwards_ <= kLookAlways || forwards_ % kLookEvery == 0);
   });
+  compare_replicas();
   int root = 0;
   if (join) {
     root = join->meet(UnevenInputs::Event::kForward, sync, broadcasts_buffers()).first_active;
@@ -230,6 +239,15 @@ void DataParallelEngine::State::before_forward() {
     reducer_->prepare_for_forward();
   }
   if (broadcasts_buffers()) broadcast(tensors->buffers(), root);
+}
+
+// Averaged gradients do not show that a bit of one rank's weights has flipped: all ranks step by
+// the same mean from weights that differ.
+void DataParallelEngine::State::compare_replicas() {
+  const int every = Env::get().check_replicas_every;
+  // Within join() some ranks have no forward passes any more.
+  if (every == 0 || !sync || join || ++synchronised_forwards_ % every != 0) return;
+  check_replicas(*group, tensors->shared(), ++comparisons_);
 }
 
 void DataParallelEngine::State::after_forward(const std::vector<at::Tensor*>& results) {
@@ -405,6 +423,30 @@ bool DataParallelEngine::State::replicas_equal() {
   });
 }
 
+GradientState DataParallelEngine::State::state() const {
+  GradientState state = exchange->state();
+  const std::vector<std::int64_t> order = reducer_->bucket_order();
+  if (!order.empty()) state.emplace(kBucketsName, at::tensor(order, at::kLong));
+  return state;
+}
+
+void DataParallelEngine::State::load_state(const GradientState& state) {
+  GradientState of_exchange = state;
+  const auto order = of_exchange.extract(kBucketsName);
+  // Saved before the first pass, or by a thinwire that did not save it: the Reducer finds its own.
+  if (!order.empty()) {
+    guarded("loading the saved state", [&] {
+      const at::Tensor& numbers = order.mapped();
+      check(numbers.scalar_type() == at::kLong && numbers.dim() == 1, "'", kBucketsName,
+            "' of a saved state must be int64 of one dimension");
+      const at::Tensor whole = numbers.contiguous();
+      const auto* begin = whole.const_data_ptr<std::int64_t>();
+      reducer_->restore_bucket_order({begin, begin + whole.numel()});
+    });
+  }
+  exchange->load_state(of_exchange);
+}
+
 DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module,
                                        c10::intrusive_ptr<c10d::ProcessGroup> group,
                                        DistributedDataParallelOptions options)
@@ -445,6 +487,12 @@ const GradientExchange& DataParallelEngine::exchange() const {
 }
 std::uint32_t DataParallelEngine::parameters_crc32c() const {
   return state_->tensors->crc32c();
+}
+GradientState DataParallelEngine::state() const {
+  return state_->state();
+}
+void DataParallelEngine::load_state(const GradientState& state) {
+  state_->load_state(state);
 }
 bool DataParallelEngine::replicas_equal() {
   return state_->replicas_equal();

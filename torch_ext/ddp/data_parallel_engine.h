@@ -39,6 +39,8 @@ class DataParallelEngine {
   const GradientExchange& exchange() const;
   std::uint32_t parameters_crc32c() const;
   bool replicas_equal();
+  GradientState state() const;
+  void load_state(const GradientState& state);
 
  private:
   class State;

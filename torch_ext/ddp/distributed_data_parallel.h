@@ -148,10 +148,11 @@ class DistributedDataParallel : public torch::nn::Module {
   }
 
   // For checkpoints, beside the module and the optimiser: what compression owes the parameters, and
-  // the plan. Only between steps; see GradientExchange::state(). state() is of this rank;
-  // load_state() is collective, and merge_states() makes states fit another world.
-  GradientState state() const { return engine_->exchange().state(); }
-  void load_state(const GradientState& state) { engine_->exchange().load_state(state); }
+  // the plan and the order of the buckets. Only between steps; see GradientExchange::state().
+  // state() is of this rank; load_state() is collective, and merge_states() makes states fit
+  // another world.
+  GradientState state() const { return engine_->state(); }
+  void load_state(const GradientState& state) { engine_->load_state(state); }
 
   // CRC-32C of all parameters that ranks share, in the order of named_parameters().
   std::uint32_t parameters_crc32c() const { return engine_->parameters_crc32c(); }

@@ -2,6 +2,8 @@
 
 #include <unordered_map>
 
+#include "thinwire/common/error.h"
+
 namespace thinwire::detail {
 namespace {
 
@@ -31,6 +33,34 @@ void ModelReducer::begin_backward() {
   const std::lock_guard lock(mutex_);
   rebuilt_params_.clear();
   rebuilt_param_indices_.clear();
+}
+
+std::vector<std::int64_t> ModelReducer::bucket_order() const {
+  const std::lock_guard lock(mutex_);
+  if (!has_rebuilt_bucket_)
+    return rebuilt_param_indices_.size() == params_.size() ? rebuilt_param_indices_
+                                                           : std::vector<std::int64_t>();
+  std::vector<std::int64_t> order;
+  for (const Bucket& bucket : buckets_)
+    order.insert(order.end(), bucket.variable_indices.begin(), bucket.variable_indices.end());
+  return order;
+}
+
+void ModelReducer::restore_bucket_order(const std::vector<std::int64_t>& order) {
+  const std::lock_guard lock(mutex_);
+  std::vector<bool> seen(params_.size(), false);
+  bool each_once = order.size() == params_.size();
+  for (const std::int64_t i : order) {
+    const bool known = i >= 0 && i < std::ssize(params_);
+    each_once = each_once && known && !seen[static_cast<std::size_t>(i)];
+    if (known) seen[static_cast<std::size_t>(i)] = true;
+  }
+  check(each_once, "the saved order of the buckets is not one of ", params_.size(), " parameters");
+  rebuilt_params_.clear();
+  rebuilt_param_indices_ = order;
+  for (const std::int64_t i : order)
+    rebuilt_params_.push_back(params_[static_cast<std::size_t>(i)]);
+  has_rebuilt_bucket_ = false;
 }
 
 void ModelReducer::begin_static_graph() {

@@ -1,7 +1,9 @@
 // c10d's Reducer, and what thinwire needs to know and to change of its state between passes.
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <vector>
 
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
@@ -20,6 +22,12 @@ class ModelReducer final : public c10d::Reducer {
   // Before each backward pass that is averaged. The order of the gradients, by which the Reducer
   // builds its buckets anew, is that of the last pass before it does.
   void begin_backward();
+  // The parameters by number in the order in which the buckets lie, or will once the Reducer builds
+  // them anew; empty while it does not know.
+  std::vector<std::int64_t> bucket_order() const;
+  // The next rebuild_buckets() builds them in this order. Throws InvalidArgument for what is not
+  // each parameter once.
+  void restore_bucket_order(const std::vector<std::int64_t>& order);
   // Before the first backward pass that is averaged with static_graph: forgets how often earlier
   // passes, which were not, have used the parameters; the Reducer would expect the sum in every
   // pass to come.

@@ -30,8 +30,10 @@ class ModelTensors {
   std::vector<at::Tensor> trained_tensors() const;
   // The same as layers of a plan; complex ones are real with one dimension more, as in buckets.
   std::vector<LayerInfo> layers() const;
-  // All parameters that replicas share, in the module's order, and the buffers, those of an
-  // adapter's base too: the tensors as they are now, detached.
+  // All parameters that replicas share, in the module's order.
+  const std::vector<NamedTensor>& shared() const { return shared_; }
+  // The same, and the buffers, those of an adapter's base too: the tensors as they are now,
+  // detached.
   std::vector<at::Tensor> parameters() const;
   std::vector<at::Tensor> buffers() const;
   // A line a tensor; equal on all ranks that may train together.

@@ -48,10 +48,13 @@ struct Other : torch::nn::Module {
 
 // A program with weights, an optimiser with momentum, and residuals.
 struct Training {
-  Training(RankContext& ctx, const fs::path& directory, bool asynchronous = false)
+  Training(RankContext& ctx, const fs::path& directory, bool asynchronous = false,
+           const std::string& compression = "topk(density=0.05)")
       : rank(ctx.rank),
         net(std::make_shared<Net>()),
-        ddp(net, ctx.group, {.compression = "topk(density=0.05)", .find_unused_parameters = true}),
+        ddp(net, ctx.group,
+            {.compression = compression,
+             .find_unused_parameters = compression.starts_with("topk")}),
         optimizer(net->parameters(), torch::optim::AdamOptions(0.01)),
         checkpoint(ctx.group, {.directory = directory, .asynchronous = asynchronous}) {
     checkpoint.add("model", *net);
@@ -135,6 +138,35 @@ TEST_F(CheckpointTest, AResumedTrainingHasTheBitsOfOneThatDidNotStop) {
   }
 }
 
+// Buckets lie in the order of the first backward pass from the second step on, and how gradients
+// are cut and rounded depends on it.
+TEST_F(CheckpointTest, TheOrderOfTheBucketsIsRestored) {
+  for (const std::int64_t saved_at : {1, 4}) {
+    std::vector<std::uint32_t> whole(2), resumed(2);
+    const auto note = [](auto& of, const RankContext& ctx, Training& training) {
+      of[static_cast<std::size_t>(ctx.rank)] = training.ddp.parameters_crc32c();
+    };
+    run_ranks(2, [&](RankContext& ctx) {
+      Training training(ctx, directory_, false, "quantize(bits=4)");
+      training.run(0, saved_at);
+      training.checkpoint.save(saved_at);
+      training.run(saved_at, 8);
+      note(whole, ctx, training);
+    });
+    for (const int steps_before : {0, 2}) {
+      run_ranks(2, [&](RankContext& ctx) {
+        Training training(ctx, directory_, false, "quantize(bits=4)");
+        training.run(0, steps_before);
+        ASSERT_EQ(training.checkpoint.load(), saved_at);
+        training.run(saved_at, 8);
+        note(resumed, ctx, training);
+      });
+      EXPECT_EQ(whole, resumed) << saved_at << " " << steps_before;
+    }
+    remove_tree(directory_);
+  }
+}
+
 TEST_F(CheckpointTest, TheNewestStepThatAllRanksHaveIsLoaded) {
   save_steps(2, {1, 2, 3});
   EXPECT_FALSE(fs::exists(directory_ / "step-1"));           // keep = 2
@@ -178,6 +210,17 @@ TEST_F(CheckpointTest, RanksWithoutACommonStepSaySo) {
                                  training.checkpoint.load();
                                }),
               Each(HasSubstr("is complete on every rank")));
+}
+
+TEST_F(CheckpointTest, AJobThatEndedInItsFirstSaveStartsAnew) {
+  save_steps(2, {1});
+  fs::remove(rank_file(1, 1, 2).replace_extension("json"));
+  run_ranks(2, [&](RankContext& ctx) {
+    Training training(ctx, directory_);
+    EXPECT_EQ(training.checkpoint.load(), std::nullopt);
+    training.checkpoint.save(1);
+    EXPECT_EQ(training.checkpoint.load(), 1);
+  });
 }
 
 TEST_F(CheckpointTest, AnotherProgramsCheckpointIsRefusedByName) {
