@@ -24,10 +24,12 @@ std::shared_ptr<ExpertGroup> make_experts(const MoEOptions& options,
                                                  options.activation, options.bias, options.seed});
 }
 
-// A name that no other layer of the group has; layers are made in the same order on all ranks.
+// A name that no other layer of the group has; layers are made in the same order on all ranks. Each
+// rank counts its own: one that is refused at once may make its next layer before another has come
+// to this one.
 std::string next_layer_name(const c10d::ProcessGroup& group) {
-  const std::int64_t calls = group.getStore()->add("thinwire/moe/layers", 1);
-  return concat("moe/", (calls - 1) / group.getSize());
+  const std::string key = concat("thinwire/moe/layers/", group.getRank());
+  return concat("moe/", group.getStore()->add(key, 1) - 1);
 }
 
 bool has_peers(const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
