@@ -36,7 +36,6 @@ namespace {
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 // PyTorch's: a small first bucket lets the exchange begin early in the backward pass.
 constexpr std::size_t kFirstBucketBytes = std::size_t{1} << 20;
-// Broadcasts are coalesced up to this size.
 // Looking through the whole module costs as much as ten small kernels, so only some forward passes
 // do it once training is under way.
 constexpr std::int64_t kLookAlways = 4, kLookEvery = 16;

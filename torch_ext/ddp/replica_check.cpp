@@ -41,8 +41,8 @@ void check_tensor(const std::string& name, const std::vector<std::int64_t>& chec
   std::ranges::sort(odd);
   throw CommError(
       most_agree ? odd.front() : -1, kComparing, sequence,
-      concat("'", name, "' has other bits on rank(s) ", list_of(odd), " than on ",
-             list_of(groups[0]),
+      concat("'", name, "' has other bits on rank(s) ", comm::list_of(odd), " than on ",
+             comm::list_of(groups[0]),
              ": the program changed it there alone, or the memory of one of the hosts is at fault; "
              "go on from a checkpoint of an earlier step"));
 }

@@ -5,11 +5,11 @@
 #include <cstring>
 #include <optional>
 
+#include "thinwire/comm/average/reduce/slot_coding.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/entropy/rate_model.h"
-#include "thinwire/compressors/entropy/step_coder.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
@@ -17,35 +17,11 @@ namespace {
 
 using entropy::Apply;
 
-// In front of the payload, see the class; both are the same on the two ways but for their number.
-struct SlotPrefix {
-  std::uint32_t wanted_bytes = 0;
-  float error = 1;
-};
-struct MeanPrefix {
-  SlotPrefix mean, slices;
-  float log2_step = 0;
-};
-static_assert(sizeof(SlotPrefix) == 8 && sizeof(MeanPrefix) == 20);
-
 constexpr std::size_t kPrefixBytes[] = {sizeof(SlotPrefix), sizeof(MeanPrefix)};
 // In place of the logarithm of a step where everything was zero.
 constexpr double kNoStep = -1000;
 // For tables and the coder's states, beside the bits; small slices have few of them.
 constexpr std::size_t kSlotMargin = 32;
-
-// Coders of the calling thread; their buffers serve one slice after another.
-struct SlotCoders {
-  entropy::StepEncoder encoder;
-  entropy::StepDecoder decoder;
-  entropy::StepCodes codes;
-  std::vector<std::span<const float>> parts;
-  std::vector<std::size_t> sizes;
-};
-SlotCoders& slot_coders() {
-  thread_local SlotCoders instance;
-  return instance;
-}
 
 std::uint32_t leg_number(int chunk, std::size_t leg) {
   return 2 * static_cast<std::uint32_t>(chunk) + static_cast<std::uint32_t>(leg);
@@ -75,73 +51,6 @@ FrameHeader slot_header(const ReductionContext& context, const Slice& slice, int
           .sequence = context.sequence,
           .numel = static_cast<std::uint64_t>(slice.numel),
           .payload_bytes = slot_bytes};
-}
-
-// Codes that a slot holds of a slice.
-const entropy::StepCodes& read_slot(std::span<const std::byte> payload, const Slice& slice) {
-  SlotCoders& coders = slot_coders();
-  coders.sizes.clear();
-  for (const Piece& piece : slice.pieces) {
-    coders.sizes.push_back(static_cast<std::size_t>(piece.numel));
-  }
-  coders.decoder.decode(payload, coders.sizes, coders.codes);
-  return coders.codes;
-}
-
-double sum_of_squares(std::span<const float> values) {
-  double sum = 0;
-  for (const float value : values) sum += static_cast<double>(value) * value;
-  return sum;
-}
-
-// Squared error that the goal allows for the parts; nothing for goals that are no errors.
-double allowed_error(const EcsqOptions& options, std::span<const std::span<const float>> parts,
-                     const RandomKey& key) {
-  double allowed = 0;
-  if (options.goal == EcsqOptions::Goal::kError) {
-    for (const auto& part : parts) allowed += sum_of_squares(part);
-    return allowed * options.value * options.value;
-  }
-  if (options.goal != EcsqOptions::Goal::kAs) return 0;
-  for (const auto& part : parts) {
-    std::vector<float> lost(part.begin(), part.end());
-    std::vector<std::byte> payload(
-        options.as->max_compressed_bytes(static_cast<std::int64_t>(part.size()), DType::kFloat32));
-    options.as->compress_and_subtract(view_of(std::span(lost)), key, payload);
-    allowed += sum_of_squares(lost);
-  }
-  return allowed;
-}
-
-double lost_error(const entropy::StepCodes& codes, std::span<const std::span<const float>> parts) {
-  std::vector<float> lost;
-  double error = 0;
-  for (std::size_t p = 0; p < parts.size(); ++p) {
-    lost.assign(parts[p].begin(), parts[p].end());
-    codes.apply(p, Apply::kSubtract, lost);
-    error += sum_of_squares(lost);
-  }
-  return error;
-}
-
-bool aims_at_error(const EcsqOptions& options) {
-  return options.goal == EcsqOptions::Goal::kError || options.goal == EcsqOptions::Goal::kAs;
-}
-
-// Encodes SlotCoders::parts into a slot behind its prefix.
-SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, const RandomKey& key,
-                     std::span<std::byte> payload) {
-  SlotCoders& coders = slot_coders();
-  const double allowed = allowed_error(options, coders.parts, key);
-  const entropy::Encoded encoded =
-      coders.encoder.encode(coders.parts, step, rounding, payload, coders.codes);
-  SlotPrefix prefix;
-  prefix.wanted_bytes = static_cast<std::uint32_t>(std::min(encoded.wanted_bits / 8, 4e9));
-  if (aims_at_error(options) && std::isfinite(allowed) && allowed > 0) {
-    prefix.error =
-        static_cast<float>(std::clamp(lost_error(coders.codes, coders.parts) / allowed, 1e-3, 1e3));
-  }
-  return prefix;
 }
 
 }  // namespace

@@ -1,0 +1,83 @@
+#include "thinwire/comm/average/reduce/slot_coding.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace thinwire::comm {
+namespace {
+
+using entropy::Apply;
+
+double sum_of_squares(std::span<const float> values) {
+  double sum = 0;
+  for (const float value : values) sum += static_cast<double>(value) * value;
+  return sum;
+}
+
+// Squared error that the goal allows for the parts; nothing for goals that are no errors.
+double allowed_error(const EcsqOptions& options, std::span<const std::span<const float>> parts,
+                     const RandomKey& key) {
+  double allowed = 0;
+  if (options.goal == EcsqOptions::Goal::kError) {
+    for (const auto& part : parts) allowed += sum_of_squares(part);
+    return allowed * options.value * options.value;
+  }
+  if (options.goal != EcsqOptions::Goal::kAs) return 0;
+  for (const auto& part : parts) {
+    std::vector<float> lost(part.begin(), part.end());
+    std::vector<std::byte> payload(
+        options.as->max_compressed_bytes(static_cast<std::int64_t>(part.size()), DType::kFloat32));
+    options.as->compress_and_subtract(view_of(std::span(lost)), key, payload);
+    allowed += sum_of_squares(lost);
+  }
+  return allowed;
+}
+
+double lost_error(const entropy::StepCodes& codes, std::span<const std::span<const float>> parts) {
+  std::vector<float> lost;
+  double error = 0;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    lost.assign(parts[p].begin(), parts[p].end());
+    codes.apply(p, Apply::kSubtract, lost);
+    error += sum_of_squares(lost);
+  }
+  return error;
+}
+
+}  // namespace
+
+bool aims_at_error(const EcsqOptions& options) {
+  return options.goal == EcsqOptions::Goal::kError || options.goal == EcsqOptions::Goal::kAs;
+}
+
+SlotCoders& slot_coders() {
+  thread_local SlotCoders instance;
+  return instance;
+}
+
+const entropy::StepCodes& read_slot(std::span<const std::byte> payload, const Slice& slice) {
+  SlotCoders& coders = slot_coders();
+  coders.sizes.clear();
+  for (const Piece& piece : slice.pieces) {
+    coders.sizes.push_back(static_cast<std::size_t>(piece.numel));
+  }
+  coders.decoder.decode(payload, coders.sizes, coders.codes);
+  return coders.codes;
+}
+
+SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, const RandomKey& key,
+                     std::span<std::byte> payload) {
+  SlotCoders& coders = slot_coders();
+  const double allowed = allowed_error(options, coders.parts, key);
+  const entropy::Encoded encoded =
+      coders.encoder.encode(coders.parts, step, rounding, payload, coders.codes);
+  SlotPrefix prefix;
+  prefix.wanted_bytes = static_cast<std::uint32_t>(std::min(encoded.wanted_bits / 8, 4e9));
+  if (aims_at_error(options) && std::isfinite(allowed) && allowed > 0) {
+    prefix.error =
+        static_cast<float>(std::clamp(lost_error(coders.codes, coders.parts) / allowed, 1e-3, 1e3));
+  }
+  return prefix;
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,47 @@
+// What a slot of SlotReduce holds: a prefix, then the codes of a slice by the entropy coder.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "thinwire/comm/average/reduce/partition.h"
+#include "thinwire/common/philox.h"
+#include "thinwire/compressors/codecs/ecsq.h"
+#include "thinwire/compressors/entropy/step_coder.h"
+
+namespace thinwire::comm {
+
+// In front of the payload, see SlotReduce; both are the same on the two ways but for their number.
+struct SlotPrefix {
+  std::uint32_t wanted_bytes = 0;
+  float error = 1;
+};
+struct MeanPrefix {
+  SlotPrefix mean, slices;
+  float log2_step = 0;
+};
+static_assert(sizeof(SlotPrefix) == 8 && sizeof(MeanPrefix) == 20);
+
+// Coders of the calling thread; their buffers serve one slice after another.
+struct SlotCoders {
+  entropy::StepEncoder encoder;
+  entropy::StepDecoder decoder;
+  entropy::StepCodes codes;
+  std::vector<std::span<const float>> parts;
+  std::vector<std::size_t> sizes;
+};
+SlotCoders& slot_coders();
+
+// Codes that a slot holds of a slice, in SlotCoders::codes. Throws FrameError.
+const entropy::StepCodes& read_slot(std::span<const std::byte> payload, const Slice& slice);
+
+// Whether the goal is an error, of which SlotPrefix tells.
+bool aims_at_error(const EcsqOptions& options);
+
+// Encodes SlotCoders::parts into a slot behind its prefix.
+SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, const RandomKey& key,
+                     std::span<std::byte> payload);
+
+}  // namespace thinwire::comm
