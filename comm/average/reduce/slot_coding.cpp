@@ -14,7 +14,19 @@ double sum_of_squares(std::span<const float> values) {
   return sum;
 }
 
-// Squared error that the goal allows for the parts; nothing for goals that are no errors.
+double lost_error(const entropy::StepCodes& codes, std::span<const std::span<const float>> parts) {
+  std::vector<float> lost;
+  double error = 0;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    lost.assign(parts[p].begin(), parts[p].end());
+    codes.apply(p, Apply::kSubtract, lost);
+    error += sum_of_squares(lost);
+  }
+  return error;
+}
+
+}  // namespace
+
 double allowed_error(const EcsqOptions& options, std::span<const std::span<const float>> parts,
                      const RandomKey& key) {
   double allowed = 0;
@@ -32,19 +44,6 @@ double allowed_error(const EcsqOptions& options, std::span<const std::span<const
   }
   return allowed;
 }
-
-double lost_error(const entropy::StepCodes& codes, std::span<const std::span<const float>> parts) {
-  std::vector<float> lost;
-  double error = 0;
-  for (std::size_t p = 0; p < parts.size(); ++p) {
-    lost.assign(parts[p].begin(), parts[p].end());
-    codes.apply(p, Apply::kSubtract, lost);
-    error += sum_of_squares(lost);
-  }
-  return error;
-}
-
-}  // namespace
 
 bool aims_at_error(const EcsqOptions& options) {
   return options.goal == EcsqOptions::Goal::kError || options.goal == EcsqOptions::Goal::kAs;

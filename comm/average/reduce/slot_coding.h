@@ -40,6 +40,10 @@ const entropy::StepCodes& read_slot(std::span<const std::byte> payload, const Sl
 // Whether the goal is an error, of which SlotPrefix tells.
 bool aims_at_error(const EcsqOptions& options);
 
+// Squared error that the goal allows for the parts; nothing for goals that are no errors.
+double allowed_error(const EcsqOptions& options, std::span<const std::span<const float>> parts,
+                     const RandomKey& key);
+
 // Encodes SlotCoders::parts into a slot behind its prefix.
 SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, const RandomKey& key,
                      std::span<std::byte> payload);
