@@ -84,7 +84,7 @@ void add_advise_command(CLI::App& app) {
       "advise", "Foretell from the log of one short run what each setting would give");
   command->footer(
       "The log is what a training example wrote with --log and --profile. docs/report.md tells\n"
-      "what the model of a step assumes and how far it was off where it was compared.");
+      "what the model of a step assumes.");
   const auto options = std::make_shared<Options>();
   command->add_option("log", options->log, "The log")->required()->type_name("LOG");
   command->add_option("--setting", options->settings, "Settings to compare, in place of the usual")
