@@ -128,6 +128,11 @@ experiment-lgreco-cluster: ## Measure time to accuracy on four emulated hosts, w
 	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist
 	@.venv/bin/python scripts/experiments/lgreco_cluster.py --build $(BUILD) $(ARGS)
 
+.PHONY: experiment-fsdp
+experiment-fsdp: setup ## FSDP2 on a language model with 4-bit gradients: make experiment-fsdp ARGS="--seeds 3"
+	@scripts/build.sh $(PRESET) $(JOBS) thinwire_python
+	@PYTHONPATH=$(CURDIR)/$(BUILD)/python .venv/bin/python scripts/experiments/fsdp_lm.py $(ARGS)
+
 .PHONY: experiment-lora
 experiment-lora: setup ## Outer steps of LoRA on four emulated hosts: make experiment-lora ARGS=--quick
 	@scripts/build.sh $(PRESET) $(JOBS) train_lora
