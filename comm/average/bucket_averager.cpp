@@ -70,7 +70,8 @@ BucketAverager::BucketAverager(c10::intrusive_ptr<c10d::ProcessGroup> group,
       layouts_(std::make_unique<Layouts>(options_, *group_, peers_, residuals_)) {
   if (!options_.record_gradients.empty()) {
     recorder_ = std::make_unique<GradientRecorder>(options_.record_gradients, group_->getRank(),
-                                                   options_.record_from, options_.record_steps);
+                                                   group_->getSize(), options_.record_from,
+                                                   options_.record_steps);
   }
   const std::size_t hosts = options_.host_of_rank.size();
   check(hosts == 0 || hosts == static_cast<std::size_t>(group_->getSize()),
@@ -247,8 +248,10 @@ void BucketAverager::finish(BucketInFlight& in_flight) {
   THINWIRE_ASSERT(in_flight.stage == BucketInFlight::Stage::kAdvanced);
   guarded(*group_, in_flight.bucket, in_flight.sequence, [&] {
     if (!in_flight.layout->dense.empty()) {
-      traffic_.sent_bytes +=
+      const std::uint64_t sent =
           finish_dense_mean(*group_, in_flight, residuals_, options_.timeline, &phases_);
+      traffic_.sent_bytes += sent;
+      traffic_.mean_bytes += sent / 2;
     }
     finish_groups(in_flight);
     note_checksum(in_flight);
@@ -267,6 +270,7 @@ void BucketAverager::finish_groups(BucketInFlight& in_flight) {
   for (const LayerGroup& group : layout.groups) {
     const Averaged averaged = group.reduction->receive();
     traffic_.sent_bytes += averaged.sent;
+    traffic_.mean_bytes += averaged.means;
     finite = finite && averaged.finite;
   }
   if (!in_flight.refusal.any()) deliver(in_flight, finite);

@@ -49,6 +49,8 @@ struct Traffic {
   // What this rank handed to the network, headers and agreements included.
   std::uint64_t sent_bytes = 0;
   std::uint64_t dense_bytes = 0;  // what an uncompressed ring all-reduce would have sent
+  // Of sent_bytes, what carried means from their owners to all; half of an all_reduce.
+  std::uint64_t mean_bytes = 0;
 };
 
 // What a ring all-reduce of so many bytes makes each rank send: all but its own part, twice.

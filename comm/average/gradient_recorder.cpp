@@ -10,9 +10,9 @@
 
 namespace thinwire::comm {
 
-GradientRecorder::GradientRecorder(std::filesystem::path path, int rank, std::int64_t first,
-                                   std::int64_t steps)
-    : path_(std::move(path)), rank_(rank), first_(first), steps_(steps) {
+GradientRecorder::GradientRecorder(std::filesystem::path path, int rank, int world,
+                                   std::int64_t first, std::int64_t steps)
+    : path_(std::move(path)), rank_(rank), world_(world), first_(first), steps_(steps) {
   check(first >= 0 && steps >= 1,
         "gradients are recorded for one step or more, from step 0 or a "
         "later one on, got ",
@@ -46,7 +46,8 @@ void GradientRecorder::write() {
   for (const auto& [name, tensor] : tensors_) {
     infos.push_back({name, "F32", tensor.sizes().vec()});
   }
-  peft::SafetensorsWriter writer(of_rank, infos, {}, /*overwrite=*/true);
+  peft::SafetensorsWriter writer(of_rank, infos, {{"ranks", std::to_string(world_)}},
+                                 /*overwrite=*/true);
   for (const auto& [name, tensor] : tensors_) {
     writer.write(std::as_bytes(
         std::span(tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel()))));

@@ -18,7 +18,8 @@ namespace thinwire::comm {
 // PATH` reads the files of all ranks. Not thread-safe.
 class GradientRecorder {
  public:
-  GradientRecorder(std::filesystem::path path, int rank, std::int64_t first, std::int64_t steps);
+  GradientRecorder(std::filesystem::path path, int rank, int world, std::int64_t first,
+                   std::int64_t steps);
   // Writes what there is, where training ended before; a failure is logged.
   ~GradientRecorder();
   GradientRecorder(const GradientRecorder&) = delete;
@@ -31,7 +32,7 @@ class GradientRecorder {
   void write();
 
   const std::filesystem::path path_;
-  const int rank_;
+  const int rank_, world_;
   const std::int64_t first_, steps_;
   std::map<std::string, at::Tensor> tensors_;
   bool written_ = false;

@@ -35,11 +35,29 @@ void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts
                  concat("Save after so many ", texts.step, "; 0: only when it ends"))
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--record-gradients", options.record_gradients,
+                 "Write what each rank brings to be averaged to FILE.RANK, for `thinwire replay "
+                 "FILE`");
+  app.add_option("--record-from", options.record_from, "First step to record")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--record-steps", options.record_steps, "Steps to record")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
 }
 
 launch::World join(const CommonOptions& options) {
   const std::chrono::milliseconds timeout(static_cast<std::int64_t>(1e3 * options.timeout_seconds));
   return launch::init({.backend = options.backend, .timeout = timeout});
+}
+
+CompressionOptions compression_of(const CommonOptions& options) {
+  CompressionOptions compression(options.compression);
+  compression.seed = options.seed;
+  compression.record_gradients = options.record_gradients;
+  compression.record_from = options.record_from;
+  compression.record_steps = options.record_steps;
+  return compression;
 }
 
 std::unique_ptr<Timeline> make_timeline(const launch::World& world, const CommonOptions& options) {

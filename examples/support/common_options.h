@@ -9,6 +9,7 @@
 
 #include "thinwire/common/timeline.h"
 #include "thinwire/launch/world.h"
+#include "thinwire/torch_ext/compression/compression_options.h"
 
 namespace CLI {
 class App;
@@ -27,6 +28,9 @@ struct CommonOptions {
   std::filesystem::path timeline;
   std::filesystem::path checkpoint;     // folder; empty: none
   std::int64_t checkpoint_every = 100;  // 0: only at the end and when asked to stop
+  // See CompressionOptions.
+  std::string record_gradients = {};
+  std::int64_t record_from = 0, record_steps = 20;
 };
 
 // What these options mean to one program, for its --help.
@@ -39,13 +43,16 @@ struct CommonTexts {
 };
 
 // --backend, --compression, --seed, --threads, --timeout, --data, --log (--log-file), --timeline,
-// --checkpoint, --checkpoint-every; values land in `options`. torchrun's parser takes --log for its
-// own --log-dir: under it write
+// --checkpoint, --checkpoint-every, --record-gradients, --record-from, --record-steps; values land in
+// `options`. torchrun's parser takes --log for its own --log-dir: under it write
 // --log-file.
 void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts& texts);
 
 // launch::init() with the backend and the timeout of the command line.
 launch::World join(const CommonOptions& options);
+
+// Spec, seed and what is recorded.
+CompressionOptions compression_of(const CommonOptions& options);
 
 // Rank 0's trace, null where none was asked for and on the other ranks.
 std::unique_ptr<Timeline> make_timeline(const launch::World& world, const CommonOptions& options);

@@ -135,8 +135,7 @@ LanguageResult train_language_model(const launch::World& world, const TextCorpus
   torch::manual_seed(options.seed);
   const auto model = std::make_shared<MoELanguageModel>(model_options(options), world.group());
   if (!options.load.empty()) model->load_state(load_weights(options.load));
-  CompressionOptions compression(options.compression);
-  compression.seed = options.seed;
+  const CompressionOptions compression = compression_of(options);
   const std::unique_ptr<Timeline> timeline = make_timeline(world, options);
   DistributedDataParallel ddp(model, world.group(),
                               {.compression = compression, .timeline = timeline.get()});

@@ -102,7 +102,10 @@ OuterOptimizerOptions outer_options(const LoraTrainingOptions& options, Timeline
           .compression = options.compression,
           .granularity = peft::parse_granularity(options.granularity),
           .seed = options.seed,
-          .timeline = timeline};
+          .timeline = timeline,
+          .record_gradients = options.record_gradients,
+          .record_from = options.record_from,
+          .record_steps = options.record_steps};
 }
 
 // The base: from its file, or trained by local SGD with uncompressed meetings.

@@ -128,14 +128,10 @@ TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Clas
   std::optional<MetricsLog> log;
   if (leader && !options.log.empty()) log.emplace(options.log);
 
-  CompressionOptions compression(options.compression);
-  compression.seed = options.seed;
+  CompressionOptions compression = compression_of(options);
   compression.min_numel = options.min_numel;
   compression.warmup_steps = options.warmup_steps;
   compression.link_model = options.link_model;
-  compression.record_gradients = options.record_gradients;
-  compression.record_from = options.record_from;
-  compression.record_steps = options.record_steps;
   DistributedDataParallel ddp(model, world.group(),
                               {.compression = compression,
                                .bucket_cap_mb = options.bucket_cap_mb,

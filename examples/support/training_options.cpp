@@ -54,14 +54,6 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
                "`thinwire advise`");
   app.add_option("--plan", options.plan,
                  "Write the last plan of lgreco(...) to FILE, for `thinwire plan --show`");
-  app.add_option("--record-gradients", options.record_gradients,
-                 "Write what each rank brings to FILE.RANK, for `thinwire replay FILE`");
-  app.add_option("--record-from", options.record_from, "First step to record")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_option("--record-steps", options.record_steps, "Steps to record")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
   app.add_option("--link-model", options.link_model,
                  "File of `thinwire link`, for lgreco(objective=time); default: "
                  "THINWIRE_LINK_MODEL");

@@ -21,9 +21,6 @@ struct TrainingOptions : CommonOptions {
   double momentum = 0.9;
   std::int64_t warmup_steps = 0;
   std::int64_t min_numel = 1024;  // of a parameter that is compressed
-  // See CompressionOptions.
-  std::string record_gradients = {};
-  std::int64_t record_from = 0, record_steps = 20;
   double bucket_cap_mb = 25;
   std::int64_t train_samples = 0;         // 0: all
   std::int64_t test_samples = 0;          // 0: all

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
@@ -41,6 +42,19 @@ Json json_of(const ReplayRow& row) {
           {"layers", layers}};
 }
 
+// The specs of a list, as they are written.
+std::vector<std::string> split(const std::string& list) {
+  Spec::parse_list(list);  // throws for what is none
+  std::vector<std::string> specs;
+  std::istringstream in(list);
+  for (std::string spec; std::getline(in, spec, ';');) {
+    const auto begin = spec.find_first_not_of(" \t\n");
+    if (begin == std::string::npos) continue;
+    specs.push_back(spec.substr(begin, spec.find_last_not_of(" \t\n") - begin + 1));
+  }
+  return specs;
+}
+
 void print(const ReplayRow& row) {
   std::printf("%-36s %8.3f %8.3f %10.4f %10.4f %10.2f\n", row.spec.c_str(), row.bits_up,
               row.bits_down, row.error.relative, row.error.of_the_sums,
@@ -51,7 +65,7 @@ void run(const ReplayArguments& arguments) {
   const Recording recording(arguments.file);
   std::vector<std::string> specs;
   for (const std::string& list : arguments.codecs) {
-    for (const Spec& spec : Spec::parse_list(list)) specs.push_back(spec.str());
+    for (std::string& spec : split(list)) specs.push_back(std::move(spec));
   }
   std::printf("# %lld steps of %d ranks, %zu layers, %lld elements\n",
               static_cast<long long>(recording.steps()), recording.world(),

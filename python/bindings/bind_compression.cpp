@@ -71,7 +71,9 @@ void bind_compression(py::module_& module) {
   py::class_<CompressionOptions>(module, "CompressionOptions")
       .def(py::init([](std::string spec, std::int64_t warmup_steps, std::int64_t min_numel,
                        bool compress_1d, std::vector<std::pair<std::string, std::string>> overrides,
-                       std::uint64_t seed, std::string link_model, std::string strategy) {
+                       std::uint64_t seed, std::string link_model, std::string strategy,
+                       std::string record_gradients, std::int64_t record_from,
+                       std::int64_t record_steps) {
              CompressionOptions options(std::move(spec));
              options.warmup_steps = warmup_steps;
              options.min_numel = min_numel;
@@ -80,10 +82,14 @@ void bind_compression(py::module_& module) {
              options.seed = seed;
              options.link_model = std::move(link_model);
              options.strategy = std::move(strategy);
+             options.record_gradients = std::move(record_gradients);
+             options.record_from = record_from;
+             options.record_steps = record_steps;
              return options;
            }),
            py::arg("spec"), py::arg("warmup_steps"), py::arg("min_numel"), py::arg("compress_1d"),
-           py::arg("overrides"), py::arg("seed"), py::arg("link_model"), py::arg("strategy"));
+           py::arg("overrides"), py::arg("seed"), py::arg("link_model"), py::arg("strategy"),
+           py::arg("record_gradients"), py::arg("record_from"), py::arg("record_steps"));
 
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   py::class_<GradientExchange, std::shared_ptr<GradientExchange>>(module, "GradientExchange")

@@ -1,5 +1,7 @@
 """Compression of the gradients of torch's DistributedDataParallel."""
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -14,11 +16,12 @@ RATIO_STEPS = 50
 
 
 def _options(spec, warmup_steps=0, min_numel=1024, compress_1d=False, overrides=(), seed=0,
-             link_model="", strategy="auto"):
+             link_model="", strategy="auto", record_gradients="", record_from=0, record_steps=20):
     if hasattr(overrides, "items"):
         overrides = overrides.items()
     return _C.CompressionOptions(spec, warmup_steps, min_numel, compress_1d,
-                                 [tuple(entry) for entry in overrides], seed, link_model, strategy)
+                                 [tuple(entry) for entry in overrides], seed, link_model, strategy,
+                                 os.fspath(record_gradients), record_from, record_steps)
 
 
 def _parameters_of(ddp):
@@ -127,7 +130,8 @@ class Compression:
 
 
 def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=False, overrides=(),
-             seed=0, link_model="", strategy="auto", require_ratio=None):
+             seed=0, link_model="", strategy="auto", require_ratio=None, record_gradients="",
+             record_from=0, record_steps=20):
     """Compresses the gradients of a model that trains data-parallel.
 
     Everything of DistributedDataParallel stays as it is: no_sync(), gradient accumulation,
@@ -147,6 +151,8 @@ def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=Fals
         strategy: how compressed layers are averaged, docs/algorithms.md.
         require_ratio: raise Error (a RuntimeError) on all ranks where after 50 steps the bytes
             without compression over those sent are less than this.
+        record_gradients: file to which each rank writes the gradients that it brings in
+            record_steps steps from record_from on, FILE.RANK, for `thinwire replay FILE`.
 
     Returns:
         Compression, with stats(), plan(), state_dict() and load_state_dict().
@@ -172,7 +178,7 @@ def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=Fals
                     "one, so leave out register_comm_hook()")
     parameters = _parameters_of(ddp)
     options = _options(spec, warmup_steps, min_numel, compress_1d, overrides, seed, link_model,
-                       strategy)
+                       strategy, record_gradients, record_from, record_steps)
     exchange = _C.compress(ddp.reducer, ddp.process_group, parameters, options,
                            ddp.find_unused_parameters or ddp.static_graph)
     handle = Compression(ddp, spec, require_ratio, exchange, parameters)

@@ -6,7 +6,7 @@ import unittest
 from training import jobs
 
 COMMON = ["--backend", "--compression", "--seed", "--threads", "--timeout", "--data", "--log",
-          "--log-file", "--timeline"]
+          "--log-file", "--timeline", "--record-gradients", "--record-from", "--record-steps"]
 
 
 def run(program, *arguments):

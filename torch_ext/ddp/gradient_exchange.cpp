@@ -343,7 +343,8 @@ void GradientExchange::load_state(const GradientState& state) {
       plan = std::make_shared<const lgreco::SolvedPlan>(detail::plan_of(saved.plan));
       adaptive_->check_fits(*plan);
     }
-    return concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0);
+    return concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0,
+                  comm::describe(saved.averager.shared_steps));
   };
   comm::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
                         make);

@@ -80,7 +80,11 @@ OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Op
   if (mistake) std::rethrow_exception(mistake);
   averager_ = std::make_unique<comm::BucketAverager>(
       comm::duplicate(group, name_),
-      comm::AveragerOptions{.seed = options_.seed, .timeline = options_.timeline});
+      comm::AveragerOptions{.seed = options_.seed,
+                            .timeline = options_.timeline,
+                            .record_gradients = options_.record_gradients,
+                            .record_from = options_.record_from,
+                            .record_steps = options_.record_steps});
   collect_warnings();
   broadcast(parameters_.at_the_start(), "broadcast of the model");
 
@@ -308,7 +312,8 @@ void OuterOptimizer::load_state(const OuterState& state) {
     comm::check_fits(saved.averager, numel);
     return concat("inner steps ", saved.inner_steps, "\nouter steps ", saved.outer_steps,
                   "\nCRC-32C of the weights ", crc32c(bytes_of(saved.synchronised)),
-                  "\nCRC-32C of the momentum ", crc32c(bytes_of(saved.momentum)));
+                  "\nCRC-32C of the momentum ", crc32c(bytes_of(saved.momentum)),
+                  comm::describe(saved.averager.shared_steps));
   };
   comm::agree_on_result(*averager_->group(), concat(name_, "/state", loads_++),
                         "the saved state of the outer optimizer", take);

@@ -45,6 +45,10 @@ struct OuterOptimizerOptions {
   // are not finite; 0: go on for ever.
   std::int64_t max_skipped_in_a_row = 10;
   Timeline* timeline = nullptr;  // not owned; must outlive the object
+  // As in CompressionOptions: the deltas of `record_steps` outer steps.
+  std::string record_gradients = {};
+  std::int64_t record_from = 0;
+  std::int64_t record_steps = 20;
 };
 
 // What one rank's outer steps have cost.

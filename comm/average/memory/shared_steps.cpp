@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "thinwire/common/error.h"
+
 namespace thinwire::comm {
 namespace {
 
@@ -134,6 +136,27 @@ void SharedSteps::report(const std::string& spec, const std::string& group,
 void SharedSteps::load_state(State state) {
   codecs_ = std::move(state);
   next_.clear();
+}
+
+std::string describe(const SharedSteps::State& state) {
+  std::string text;
+  for (const auto& [spec, codec] : state) {
+    text += concat("\nsteps of ", spec, ": ", number_text(double{codec.step[kToOwners]}), " and ",
+                   number_text(double{codec.step[kToAll]}));
+    for (const auto& [name, group] : codec.groups) {
+      text += concat("\nslots of '", name, "', ", group.numel, " elements of ", spec, ":");
+      for (const std::size_t leg : {kToOwners, kToAll}) {
+        text += concat(" ", number_text(group.slot_bits[leg]));
+        if (!group.reported) continue;
+        text += concat(" after ", number_text(group.report.bits[leg]), " with error ",
+                       number_text(group.report.error[leg]));
+      }
+      if (group.reported && group.report.log2_step) {
+        text += concat(" at step ", number_text(*group.report.log2_step));
+      }
+    }
+  }
+  return text;
 }
 
 }  // namespace thinwire::comm

@@ -79,4 +79,9 @@ class SharedSteps {
   std::map<std::string, Next, std::less<>> next_;
 };
 
+// A line for each step and for the slots of each group, with all digits; nothing where there are
+// none. For ranks to compare: if their states differed, they would send slots of other sizes than
+// the others expect.
+std::string describe(const SharedSteps::State& state);
+
 }  // namespace thinwire::comm

@@ -86,7 +86,7 @@ Hierarchical::Hierarchical(std::span<const PartitionLayer> layers, c10d::Process
 // Inside the host nothing is lost and nothing divided, so a layer's residual is zero but for the
 // slice that this rank's lane encodes.
 void Hierarchical::begin() {
-  sent_ = 0;
+  between_ = {};
   whole_.assign(layers_.begin(), layers_.end());
   for (LayerValues& layer : whole_) {
     layer.codec = &identity_codec();
@@ -103,7 +103,7 @@ void Hierarchical::begin() {
 
 Averaged Hierarchical::receive() {
   Averaged averaged = inside_->receive();
-  averaged.sent += sent_;
+  averaged.add_bytes(between_);
   return averaged;
 }
 
@@ -141,11 +141,11 @@ void Hierarchical::average_between_hosts(const ReductionContext& inside, int chu
   context.divisor = context_.divisor;
   if (between.scatter) {
     between.scattered_parts = parts_of(chunk, between.scattered, sums);
-    sent_ += between.scatter->run(context, between.scattered_parts).sent;
+    between_.add_bytes(between.scatter->run(context, between.scattered_parts));
   }
   if (between.gather) {
     between.gathered_parts = parts_of(chunk, between.gathered, sums);
-    sent_ += between.gather->run(context, between.gathered_parts).sent;
+    between_.add_bytes(between.gather->run(context, between.gathered_parts));
   }
 }
 

@@ -51,7 +51,7 @@ class Hierarchical final : public Reduction {
   std::vector<LaneReductions> lane_reductions_;  // by chunk
   // Of the exchange in progress:
   std::vector<LayerValues> whole_;  // the layers as they travel inside the host
-  std::size_t sent_ = 0;
+  Averaged between_;
 };
 
 // Throws InvalidArgument unless `host_of_rank` has a number for each of `world` ranks and equally

@@ -74,7 +74,7 @@ void LowRank::advance() {
 }
 
 void LowRank::note(const Averaged& averaged) {
-  averaged_.sent += averaged.sent;
+  averaged_.add_bytes(averaged);
   averaged_.finite = averaged_.finite && averaged.finite;
 }
 

@@ -11,8 +11,15 @@
 namespace thinwire::comm {
 
 struct Averaged {
-  std::size_t sent = 0;  // bytes that this rank handed to the network, headers included
-  bool finite = true;    // what all ranks brought, and all means; the same on all ranks
+  std::size_t sent = 0;   // bytes that this rank handed to the network, headers included
+  std::size_t means = 0;  // of these, what owners sent back
+  bool finite = true;     // what all ranks brought, and all means; the same on all ranks
+
+  // Counts the messages of `other`, too.
+  void add_bytes(const Averaged& other) {
+    sent += other.sent;
+    means += other.means;
+  }
 };
 
 // A way to average a list of layers, given at construction, over the ranks. Not thread-safe, and

@@ -135,6 +135,7 @@ Averaged ScatterReduce::receive() {
   if (context_.peers->alone()) return averaged;
   for (const auto& chunk : chunks_) {
     averaged.sent += chunk->scatter_out.bytes() + chunk->gather_out.bytes();
+    averaged.means += chunk->gather_out.bytes();
   }
   return averaged;
 }

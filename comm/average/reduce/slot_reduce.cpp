@@ -177,6 +177,7 @@ Averaged SlotReduce::receive() {
   if (context_.peers->alone()) return averaged;
   for (const auto& chunk : chunks_) {
     averaged.sent += chunk->out[kToOwners]->bytes() + chunk->out[kToAll]->bytes();
+    averaged.means += chunk->out[kToAll]->bytes();
   }
   return averaged;
 }

@@ -144,7 +144,9 @@ Averaged SparseReduce::receive() {
   std::vector<FrameHeader> expected;
   for (int p = 0; p < world_; ++p) expected.push_back(header_of(context_, numel_of(p), p, 1));
   means_ = means_swap_.receive(expected);
-  return {.sent = sent_to_owners + means_.sent, .finite = own_finite_ && means_.finite};
+  return {.sent = sent_to_owners + means_.sent,
+          .means = means_.sent,
+          .finite = own_finite_ && means_.finite};
 }
 
 void SparseReduce::deliver(bool keep) {

@@ -1,7 +1,9 @@
 #include "thinwire/launch/cli/replay/recording.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <map>
 #include <set>
 #include <string_view>
 
@@ -37,26 +39,50 @@ Key key_of(const std::filesystem::path& path, const peft::TensorInfo& tensor) {
   return key;
 }
 
+// PATH.RANK of every rank, whatever their number, in order.
+std::vector<std::filesystem::path> files_of_ranks(const std::filesystem::path& path) {
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  const std::string prefix = path.filename().string() + ".";
+  std::map<int, std::filesystem::path> found;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(prefix)) continue;
+    int rank = 0;
+    const char* const end = name.data() + name.size();
+    const auto [stop, error] = std::from_chars(name.data() + prefix.size(), end, rank);
+    if (error == std::errc{} && stop == end && rank >= 0) found.emplace(rank, entry.path());
+  }
+  std::vector<std::filesystem::path> files;
+  for (auto& [rank, file] : found) files.push_back(std::move(file));
+  return files;
+}
+
 }  // namespace
 
 Recording::Recording(const std::filesystem::path& path) {
   if (std::filesystem::is_regular_file(path)) {
     files_.emplace_back(path);
   } else {
-    for (int rank = 0;; ++rank) {
-      std::filesystem::path of_rank = path;
-      of_rank += concat(".", rank);
-      if (!std::filesystem::is_regular_file(of_rank)) break;
-      files_.emplace_back(of_rank);
-    }
+    for (const std::filesystem::path& of_rank : files_of_ranks(path)) files_.emplace_back(of_rank);
   }
   if (files_.empty()) {
     throw FileError(concat("there is neither '", path.string(), "' nor '", path.string(),
                            ".0': record with --record-gradients ", path.string()));
   }
   std::set<std::int64_t> steps;
+  std::string job;  // its number of ranks, where the files say so
   std::set<std::string, std::less<>> seen;
   for (const peft::SafetensorsFile& file : files_) {
+    const auto ranks = file.metadata().find("ranks");
+    if (ranks != file.metadata().end()) {
+      if (!job.empty() && job != ranks->second) {
+        throw FileError(concat("'", file.path().string(), "' was recorded by a job of ",
+                               ranks->second, " ranks, others by one of ", job,
+                               ": remove what an earlier job left"));
+      }
+      job = ranks->second;
+    }
     for (const peft::TensorInfo& tensor : file.tensors()) {
       const Key key = key_of(file.path(), tensor);
       steps.insert(key.step);
@@ -68,6 +94,11 @@ Recording::Recording(const std::filesystem::path& path) {
     }
   }
   steps_.assign(steps.begin(), steps.end());
+  if (steps_.empty()) throw FileError(concat("'", path.string(), "' holds no gradients"));
+  if (!job.empty() && job != std::to_string(world_)) {
+    throw FileError(concat("'", path.string(), "' was recorded by ", job, " ranks, of which ",
+                           world_, " are here"));
+  }
   for (const std::int64_t step : steps_) {
     for (int rank = 0; rank < world_; ++rank) {
       for (const RecordedLayer& layer : layers_) {
@@ -79,7 +110,6 @@ Recording::Recording(const std::filesystem::path& path) {
       }
     }
   }
-  if (steps_.empty()) throw FileError(concat("'", path.string(), "' holds no gradients"));
 }
 
 std::span<const std::byte> Recording::bytes(const std::string& name) const {

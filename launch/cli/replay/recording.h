@@ -21,8 +21,8 @@ struct RecordedLayer {
 class Recording {
  public:
   // Reads PATH.0, PATH.1, …, or PATH itself where that is a file, of any number of ranks. Throws
-  // FileError where there are none, or tensors that are not STEP/RANK/LAYER, of float32, all
-  // layers of all ranks in every step.
+  // FileError where there are none, for tensors that are not STEP/RANK/LAYER of float32, where a
+  // layer of some rank and step is missing, and for files of jobs of different sizes.
   explicit Recording(const std::filesystem::path& path);
 
   int world() const { return world_; }

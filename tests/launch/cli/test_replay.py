@@ -85,6 +85,29 @@ class ReplayTest(unittest.TestCase):
             self.assertEqual(layers["b.bias"]["spec"], "none")
             self.assertLess(layers["b.bias"]["rel_error"], 1e-6)
 
+    def test_uncompressed_and_a_plan_for_every_layer(self):
+        lgreco = "lgreco(window=2,period=4)"  # as it is written here
+        rows = self.rows(f"none; {lgreco}")
+        self.assertLess(rows["none"]["rel_error"], 1e-6)
+        for leg in ("bits_up", "bits_down"):
+            self.assertAlmostEqual(rows["none"][leg], 32, delta=0.2)
+        specs = {layer["name"]: layer["spec"] for layer in rows[lgreco]["layers"]}
+        self.assertRegex(specs["a.weight"], r"quantize\(bits=\d")
+        self.assertNotEqual(specs["a.weight"], specs["b.weight"], "gradients of ten times the size")
+        self.assertLess(rows[lgreco]["bits_up"], 4.2)
+
+    def test_steps_that_are_not_finite_do_not_count(self):
+        broken = self.folder / "broken"
+        for rank in range(RANKS):
+            tensors = gradients(rank)
+            if rank == 1:
+                tensors["12/1/a.weight"][1][7] = math.inf
+            save(self.folder / f"broken.{rank}", tensors)
+        path = self.folder / "broken.json"
+        result = self.run_replay(broken, "--codec", "ecsq(bits=3)", "--json", path)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertLess(json.loads(path.read_text())["rows"][0]["rel_error"], 0.5)
+
     def test_feedback_makes_good_what_a_step_loses(self):
         rows = self.rows("ecsq(bits=2);ecsq(bits=2, error_feedback=off)")
         kept, lost = rows["ecsq(bits=2)"], rows["ecsq(bits=2, error_feedback=off)"]
@@ -107,6 +130,20 @@ class ReplayTest(unittest.TestCase):
             result = self.run_replay(self.folder / name, "--codec", "topk")
             self.assertEqual(result.returncode, 1)
             self.assertIn(words, result.stderr)
+
+    def test_what_cannot_be_replayed_is_said_in_one_sentence(self):
+        save(self.folder / "gap.0", gradients(0))
+        save(self.folder / "gap.2", gradients(1))
+        for name, codec, words, *more in (
+                ("gap", "topk", "gap"), ("gradients", "tpok", "did you mean topk"),
+                ("gradients", "topk(", "bad spec"),
+                ("gradients", "onebit", "scater_reduce", "--strategy", "scater_reduce"),
+                ("gradients", "powersgd", "scatter_reduce", "--strategy", "scatter_reduce"),
+                ("gradients", "topk", "skip", "--skip", "6")):
+            result = self.run_replay(self.folder / name, "--codec", codec, *more)
+            self.assertEqual(result.returncode, 1, words)
+            self.assertIn(words, result.stderr)
+            self.assertEqual(len(result.stderr.strip().splitlines()), 1, result.stderr)
 
     @unittest.skipUnless(importlib.util.find_spec("matplotlib"), "matplotlib is not installed")
     def test_the_picture(self):

@@ -92,6 +92,20 @@ TEST(SharedSteps, GroupsThatComeNoMoreAreDropped) {
   EXPECT_EQ(steps.state().at(kSpec).groups.size(), 1u);
 }
 
+TEST(SharedSteps, TheDescriptionTellsStatesApart) {
+  SharedSteps a, b;
+  EXPECT_EQ(describe(a.state()), "");
+  const Source source{"a", 1000, 3};
+  for (SharedSteps* steps : {&a, &b}) {
+    steps->use(kSpec, bits(2), "a", 1000, 0);
+    steps->report(kSpec, "a", source.report(1));
+  }
+  EXPECT_EQ(describe(a.state()), describe(b.state()));
+  b.use(kSpec, bits(2), "a", 1000, 1);
+  b.report(kSpec, "a", source.report(1));
+  EXPECT_NE(describe(a.state()), describe(b.state()));
+}
+
 TEST(SharedSteps, ErrorsMoveTheStepToo) {
   SharedSteps steps;
   const EcsqOptions options{.goal = EcsqOptions::Goal::kError, .value = 0.1};
