@@ -18,7 +18,7 @@ struct ReplayedLayer {
   std::string name;
   std::int64_t numel = 0;
   std::string spec;  // what the layer was averaged with
-  ReplayedError error;
+  ReplayedError error = {};
 };
 
 // The numbers of a row are over the layers that training compresses, whatever the codec, so that
