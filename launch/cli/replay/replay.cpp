@@ -37,7 +37,7 @@ std::vector<LayerInfo> infos_of(const Recording& recording) {
 struct Run {
   const Recording& recording;
   CompressionOptions compression;
-  std::vector<bool> counted;  // layers
+  std::vector<bool> counted = {};  // layers
   std::int64_t counted_numel = 0;
   std::int64_t before = 0;  // steps until lgreco(...) has a plan
   std::int64_t skip = 0;

@@ -207,8 +207,8 @@ TEST(Replicas, WhatTheySendIsCounted) {
     const MoESummary summary = layer.summary();
     EXPECT_EQ(summary.wire.total(), bytes);
     for (const auto& [name, value] : metric_fields(summary)) {
-      if (name == "moe_bytes_replicas")
-        EXPECT_EQ(std::get<std::int64_t>(value), summary.wire.replicas);
+      if (name != "moe_bytes_replicas") continue;
+      EXPECT_EQ(std::get<std::int64_t>(value), summary.wire.replicas);
     }
     EXPECT_NE(describe(summary, 2).find(", replicas 0.00"), std::string::npos);
   });

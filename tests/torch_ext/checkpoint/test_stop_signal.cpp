@@ -51,7 +51,7 @@ TEST(StopSignal, OfARankThatCannotEndItsStepStillEndsIt) {
 
 TEST(StopSignal, IsOneAtATime) {
   const StopSignal stop(alone());
-  EXPECT_THROW(StopSignal(alone()), InvalidArgument);
+  EXPECT_THROW(StopSignal{alone()}, InvalidArgument);
 }
 
 }  // namespace
