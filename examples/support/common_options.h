@@ -43,8 +43,8 @@ struct CommonTexts {
 };
 
 // --backend, --compression, --seed, --threads, --timeout, --data, --log (--log-file), --timeline,
-// --checkpoint, --checkpoint-every, --record-gradients, --record-from, --record-steps; values land in
-// `options`. torchrun's parser takes --log for its own --log-dir: under it write
+// --checkpoint, --checkpoint-every, --record-gradients, --record-from, --record-steps; values land
+// in `options`. torchrun's parser takes --log for its own --log-dir: under it write
 // --log-file.
 void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts& texts);
 

@@ -59,7 +59,7 @@ class Wheel(unittest.TestCase):
     def test_names_no_folder_of_the_build_machine(self):
         with zipfile.ZipFile(self.wheel) as wheel, tempfile.TemporaryDirectory() as folder:
             for name in wheel.namelist():
-                if not re.search(r"libthinwire(_core)?\.so|_C\.|bin/thinwire", name):
+                if not re.search(r"libthinwire(_core)?\.so|_C\..*so$|bin/thinwire$", name):
                     continue
                 path = wheel.extract(name, folder)
                 paths = re.findall(r"R(?:UN)?PATH\)?\s+(?:Library r(?:un)?path: \[)?([^\]\n]*)",

@@ -54,7 +54,12 @@ std::vector<std::filesystem::path> files_of_ranks(const std::filesystem::path& p
     if (error == std::errc{} && stop == end && rank >= 0) found.emplace(rank, entry.path());
   }
   std::vector<std::filesystem::path> files;
-  for (auto& [rank, file] : found) files.push_back(std::move(file));
+  for (auto& [rank, file] : found) {
+    if (rank != std::ssize(files))
+      throw FileError(concat("there is '", file.string(), "' but no '", path.string(), ".",
+                             files.size(), "': the files of all ranks must be there"));
+    files.push_back(std::move(file));
+  }
   return files;
 }
 

@@ -10,6 +10,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/safetensors.h"
 #include "thinwire/tests/comm/average/averager_fixture.h"
+#include "thinwire/tests/common/remove_tree.h"
 #include "thinwire/tests/support/rank_threads.h"
 
 namespace thinwire::comm {
@@ -31,7 +32,7 @@ class GradientRecorderTest : public ::testing::Test {
       : folder_(fs::temp_directory_path() / concat("gradient_recorder_", ::getpid())) {
     fs::create_directories(folder_);
   }
-  ~GradientRecorderTest() override { fs::remove_all(folder_); }
+  ~GradientRecorderTest() override { remove_tree(folder_); }
 
   std::string path() const { return (folder_ / "gradients").string(); }
 

@@ -11,7 +11,7 @@
 #include <fstream>
 
 #include "thinwire/common/error.h"
-#include "thinwire/tests/common/temporary_file.h"
+#include "thinwire/tests/common/remove_tree.h"
 #include "thinwire/tests/support/rank_errors.h"
 #include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
@@ -78,15 +78,6 @@ struct Training {
   torch::optim::Adam optimizer;
   Checkpoint checkpoint;
 };
-
-// Not std::filesystem::remove_all(): LibTorch's wheel exports one of another standard library,
-// which crashes.
-void remove_tree(const fs::path& path) {
-  if (fs::is_directory(path)) {
-    for (const auto& entry : fs::directory_iterator(path)) remove_tree(entry.path());
-  }
-  fs::remove(path);
-}
 
 class CheckpointTest : public ::testing::Test {
  protected:
