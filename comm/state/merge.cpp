@@ -18,7 +18,7 @@ std::uint64_t hash_of_plan(const NamedTensors& state) {
 
 bool same_value(const std::string& name, const NamedTensors& a, const NamedTensors& b) {
   if (name == kPlanName) return hash_of_plan(a) == hash_of_plan(b);
-  return name == kBucketsName || same_bits(a.at(name), b.at(name));
+  return same_bits(a.at(name), b.at(name));
 }
 
 // What a message says of a number that differs; nothing for other tensors.
@@ -44,7 +44,8 @@ NamedTensors merge_states(const std::vector<NamedTensors>& of_all_ranks, int wor
     }
     averagers.push_back(comm::state_from_tensors(part_of(state, kAveragerPrefix)));
     for (const auto& [name, tensor] : state) {
-      if (name.starts_with(kAveragerPrefix)) continue;
+      // A job of another size cuts its gradients in another way, and may average other parameters.
+      if (name.starts_with(kAveragerPrefix) || name == kBucketsName) continue;
       const auto [found, fresh] = merged.emplace(name, tensor);
       if (!fresh)
         check(same_value(name, merged, state), "state ", rank,

@@ -5,7 +5,7 @@ namespace thinwire {
 
 // The parameters of a DistributedDataParallel by number, int64, in the order of its buckets: that
 // in which gradients became ready in its first backward pass. Which gradients share a bucket
-// decides how they are cut and rounded. Any rank's order serves a job of another size.
+// decides how they are cut and rounded.
 inline constexpr const char* kBucketsName = "buckets";
 
 }  // namespace thinwire

@@ -129,7 +129,9 @@ CheckpointSteps checkpoint_steps(const std::filesystem::path& directory) {
       const auto rank = number_after(left, "rank-");
       const auto world = number_after(left, "-of-");
       if (!rank || !world || left != ".json" || *rank >= *world) return;
-      const auto manifest = nlohmann::json::parse(text_of_file(file), nullptr, false);
+      // Not text_of_file(): another rank may have removed it since it was listed.
+      std::ifstream in(file, std::ios::binary);
+      const auto manifest = nlohmann::json::parse(in, nullptr, false);
       if (!manifest.is_object() || !manifest.contains("save") ||
           !manifest["save"].is_number_integer())
         return;
