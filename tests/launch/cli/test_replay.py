@@ -135,7 +135,7 @@ class ReplayTest(unittest.TestCase):
         save(self.folder / "gap.0", gradients(0))
         save(self.folder / "gap.2", gradients(1))
         for name, codec, words, *more in (
-                ("gap", "topk", "gap"), ("gradients", "tpok", "did you mean topk"),
+                ("gap", "topk", "gap"), ("gradients", "tpok", "did you mean 'topk'"),
                 ("gradients", "topk(", "bad spec"),
                 ("gradients", "onebit", "scater_reduce", "--strategy", "scater_reduce"),
                 ("gradients", "powersgd", "scatter_reduce", "--strategy", "scatter_reduce"),
