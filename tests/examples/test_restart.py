@@ -66,7 +66,7 @@ class Restart(training.TrainingTest):
         for key in (*SAME, "packed_bytes", "validation_bpc"):
             self.assertEqual(first.get(key), second.get(key), f"{key}; seed {self.seed}")
 
-    def disturb(self, send, lines=None):
+    def disturb(self, send, lines=None, after_save=False):
         """For start_by_hand(): after a random line of progress and a moment more, send(processes)."""
         lines = lines or self.random.randrange(*self.lines)
         moment = 0.03 * self.random.random()
@@ -78,7 +78,7 @@ class Restart(training.TrainingTest):
                     break
             time.sleep(moment)
             deadline = time.monotonic() + 20
-            while not self.has_saved() and time.monotonic() < deadline:
+            while after_save and not self.has_saved() and time.monotonic() < deadline:
                 time.sleep(0.005)
             send(processes)
 
@@ -101,7 +101,8 @@ class Restart(training.TrainingTest):
         victim = self.random.randrange(2)
         job = jobs.start_by_hand(
             [self.command(program, **options)] * 2,
-            meanwhile=self.disturb(lambda ranks: ranks[victim].send_signal(signal.SIGKILL)))
+            meanwhile=self.disturb(lambda ranks: ranks[victim].send_signal(signal.SIGKILL),
+                                  after_save=True))
         self.assertEqual(job.ranks[victim].code, -signal.SIGKILL, f"seed {self.seed}\n{job}")
         self.assertEqual(job.ranks[1 - victim].code, 1, f"seed {self.seed}\n{job}")
         again = jobs.start_by_hand([self.command(program, **options)] * 2)
