@@ -95,13 +95,13 @@ c10::intrusive_ptr<ProcessGroup> watched(const c10::intrusive_ptr<ProcessGroup>&
   return result;
 }
 
-void broadcast(const c10::intrusive_ptr<ProcessGroup>& group,
+void broadcast(const c10::intrusive_ptr<ProcessGroup>& watched_group,
                const std::vector<at::Tensor>& tensors, int root, const std::string& operation,
                std::uint64_t sequence) {
-  if (tensors.empty() || group->getSize() == 1) return;
+  if (tensors.empty() || watched_group->getSize() == 1) return;
   constexpr std::size_t kAtOnce = std::size_t{250} << 20;
-  guard(*group, operation, sequence,
-        [&] { c10d::broadcast_coalesced(watched(group), tensors, kAtOnce, root); });
+  guard(*watched_group, operation, sequence,
+        [&] { c10d::broadcast_coalesced(watched_group, tensors, kAtOnce, root); });
 }
 
 }  // namespace thinwire::comm

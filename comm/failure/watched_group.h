@@ -18,10 +18,10 @@ namespace thinwire::comm {
 // the backend does, whatever timeout it is given. Its backend's name is "custom".
 c10::intrusive_ptr<c10d::ProcessGroup> watched(const c10::intrusive_ptr<c10d::ProcessGroup>& group);
 
-// Gives every rank the values that `root` has in `tensors`, of equal number, shapes and dtypes on
-// all ranks, in messages of 250 MiB at most. Collective. Throws as guard(), with `operation` and
-// `sequence`.
-void broadcast(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+// Over a group that watched() has made: gives every rank the values that `root` has in `tensors`,
+// of equal number, shapes and dtypes on all ranks, in messages of 250 MiB at most. Collective.
+// Throws as guard(), with `operation` and `sequence`.
+void broadcast(const c10::intrusive_ptr<c10d::ProcessGroup>& watched_group,
                const std::vector<at::Tensor>& tensors, int root, const std::string& operation,
                std::uint64_t sequence);
 

@@ -213,7 +213,7 @@ void DataParallelEngine::State::make_reducer() {
 }
 
 void DataParallelEngine::State::broadcast(const std::vector<at::Tensor>& values, int root) {
-  comm::broadcast(group, values, root, "broadcast of the model", 0);
+  comm::broadcast(watched_, values, root, "broadcast of the model", 0);
 }
 
 bool DataParallelEngine::State::broadcasts_buffers() const {

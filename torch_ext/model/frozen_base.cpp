@@ -95,7 +95,7 @@ void broadcast_base(const torch::nn::Module& module,
     check(!tensors.empty(), "the module is no adapter and holds none: there is no base");
     return text;
   });
-  comm::broadcast(group, tensors, root, "broadcast of the base", 0);
+  comm::broadcast(comm::watched(group), tensors, root, "broadcast of the base", 0);
 }
 
 }  // namespace thinwire

@@ -118,7 +118,7 @@ void OuterOptimizer::collect_warnings() {
 }
 
 void OuterOptimizer::broadcast(std::vector<at::Tensor> tensors, const char* operation) {
-  comm::broadcast(averager_->group(), tensors, /*root=*/0, operation,
+  comm::broadcast(comm::watched(averager_->group()), tensors, /*root=*/0, operation,
                   static_cast<std::uint64_t>(summary_.outer_steps));
 }
 

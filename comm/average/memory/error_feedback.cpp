@@ -28,9 +28,9 @@ void ErrorFeedback::correct(std::string_view name, std::span<float> values) {
 
 void ErrorFeedback::correct(std::string_view name, std::span<float> values,
                             const ErrorFeedbackOptions& options, std::int64_t step) {
-  const auto [residual, factor, kept] = carried(name, values.size(), options, step);
-  if (residual.empty()) return;
-  kernels::add_scaled(values.data(), residual.data(), factor, values);
+  const Carried owed = carried(name, values.size(), options, step);
+  if (owed.residual.empty()) return;
+  kernels::add_scaled(values.data(), owed.residual.data(), owed.factor, values);
 }
 
 ErrorFeedback::Carried ErrorFeedback::carried(std::string_view name, std::size_t numel,
