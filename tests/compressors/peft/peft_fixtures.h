@@ -1,7 +1,6 @@
 // Inputs that the tests of compressors/peft share.
 #pragma once
 
-#include <ftw.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -16,6 +15,7 @@
 #include "thinwire/common/philox.h"
 #include "thinwire/compressors/peft/safetensors.h"
 #include "thinwire/compressors/peft/ternary_planes.h"
+#include "thinwire/tests/common/remove_tree.h"
 
 namespace thinwire::peft::test {
 
@@ -55,14 +55,7 @@ class TemporaryDir {
     if (::mkdtemp(name.data()) == nullptr) throw FileError("cannot create " + name);
     path_ = name;
   }
-  ~TemporaryDir() {
-    // Not std::filesystem::remove_all(): in programs with torch the linker takes a copy of it out
-    // of libtorch.so, and that one crashes.
-    const auto remove = [](const char* path, const struct stat*, int, FTW*) {
-      return std::remove(path);
-    };
-    ::nftw(path_.c_str(), remove, /*open folders=*/16, FTW_DEPTH | FTW_PHYS);
-  }
+  ~TemporaryDir() { remove_tree(path_); }
   TemporaryDir(const TemporaryDir&) = delete;
   TemporaryDir& operator=(const TemporaryDir&) = delete;
   std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
