@@ -34,10 +34,13 @@ set_target_properties(thinwire_core PROPERTIES EXPORT_NAME core)
 # With the headers that thinwire_public_headers() lists.
 install(TARGETS thinwire_core EXPORT thinwireCoreTargets FILE_SET HEADERS)
 install(TARGETS thinwire EXPORT thinwireTargets FILE_SET HEADERS)
-if(TARGET thinwire_cuda)
-  # Where the library looks for it: beside itself.
-  install(TARGETS thinwire_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-endif()
+# Where the library looks for them: beside itself.
+foreach(part thinwire_cuda thinwire_mpi thinwire_nccl)
+  if(TARGET ${part})
+    set_target_properties(${part} PROPERTIES INSTALL_RPATH "$ORIGIN;${THINWIRE_TORCH_ROOT}/lib")
+    install(TARGETS ${part} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  endif()
+endforeach()
 install(EXPORT thinwireCoreTargets NAMESPACE thinwire:: DESTINATION ${package_folder})
 install(EXPORT thinwireTargets NAMESPACE thinwire:: DESTINATION ${package_folder})
 

@@ -29,6 +29,11 @@ thinwire_wheel_binary(thinwire thinwire/lib [[\$ORIGIN:\$ORIGIN/../../torch/lib]
 thinwire_wheel_binary(thinwire_program thinwire/bin
   [[\$ORIGIN/../lib:\$ORIGIN/../../torch/lib]])
 thinwire_wheel_binary(thinwire_python thinwire [[\$ORIGIN/lib:\$ORIGIN/../torch/lib]])
+foreach(part thinwire_mpi thinwire_nccl)
+  if(TARGET ${part})
+    thinwire_wheel_binary(${part} thinwire/lib [[\$ORIGIN:\$ORIGIN/../../torch/lib]])
+  endif()
+endforeach()
 if(TARGET thinwire_cuda)
   install(PROGRAMS $<TARGET_FILE:thinwire_cuda> DESTINATION thinwire/lib
     COMPONENT wheel EXCLUDE_FROM_ALL)
@@ -37,7 +42,10 @@ endif()
 # The system's libraries, which a user's machine lacks. The old kind of path in the library that
 # needs them holds for what they need in turn, hence --disable-new-dtags.
 if(THINWIRE_WHEEL)
-  foreach(target thinwire_core thinwire thinwire_program thinwire_python)
+  foreach(target thinwire_core thinwire thinwire_program thinwire_python thinwire_mpi thinwire_nccl)
+    if(NOT TARGET ${target})
+      continue()
+    endif()
     target_link_options(${target} PRIVATE -Wl,--disable-new-dtags)
   endforeach()
   foreach(library libspdlog.so libfmt.so libhwy.so libxxhash.so)

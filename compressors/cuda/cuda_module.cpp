@@ -1,9 +1,6 @@
 #include "thinwire/compressors/cuda/cuda_module.h"
 
-#include <dlfcn.h>
-
-#include <filesystem>
-
+#include "thinwire/common/dynamic_library.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/kernels/cuda_abi.h"
@@ -15,26 +12,22 @@ constexpr const char* kModule = "libthinwire_cuda.so";
 
 // Sets `function` to the module's function of that name.
 template <typename Function>
-void look_up(void* module, const std::string& path, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(module, name));
-  check(function != nullptr, "tensors in GPU memory: ", path, " has no function ", name,
+void look_up(const DynamicLibrary& module, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(module.find(name));
+  check(function != nullptr, "tensors in GPU memory: ", module.path(), " has no function ", name,
         "; install the module that was built with this library");
 }
 
-void* load(const std::vector<std::string>& modules, std::string& path) {
-  std::string failures;
-  for (const std::string& candidate : modules) {
-    if (void* module = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-      path = candidate;
-      return module;
-    }
-    failures += concat(failures.empty() ? "" : "; ", dlerror());
+DynamicLibrary load(const std::vector<std::string>& modules) {
+  try {
+    return DynamicLibrary(modules);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(concat(
+        "tensors in GPU memory need thinwire's CUDA module ", kModule, ", which cannot be loaded (",
+        error.what(),
+        "). Build thinwire with THINWIRE_WITH_CUDA=ON, which needs nvcc, and keep the module "
+        "beside libthinwire_core.so; or give tensors in host memory"));
   }
-  throw InvalidArgument(
-      concat("tensors in GPU memory need thinwire's CUDA module ", kModule,
-             ", which cannot be loaded (", failures,
-             "). Build thinwire with THINWIRE_WITH_CUDA=ON, which needs nvcc, and keep the module "
-             "beside libthinwire_core.so; or give tensors in host memory"));
 }
 
 void check_aligned(const void* data, DType dtype) {
@@ -47,10 +40,7 @@ void check_aligned(const void* data, DType dtype) {
 CudaModule::Places CudaModule::Places::of_process() {
   Places places;
   places.disabled = Env::get().disable_cuda;
-  Dl_info library{};
-  if (dladdr(&kModule, &library) != 0 && library.dli_fname != nullptr) {
-    places.modules.push_back(std::filesystem::path(library.dli_fname).replace_filename(kModule));
-  }
+  places.modules.push_back(beside_library_of(&kModule, kModule));
   places.modules.emplace_back(kModule);
   return places;
 }
@@ -66,22 +56,23 @@ CudaModule::CudaModule(const Places& places) {
       "tensors in GPU memory: THINWIRE_DISABLE_CUDA=1 keeps thinwire from using CUDA; unset it, or "
       "give tensors in host memory");
   // Only asked whether it is there: CUDA's runtime in the module loads it by itself.
-  void* const driver = dlopen(places.driver.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (driver == nullptr) {
+  try {
+    DynamicLibrary driver({places.driver});
+  } catch (const InvalidArgument& error) {
     throw InvalidArgument(concat("tensors in GPU memory need NVIDIA's driver, but ", places.driver,
-                                 " cannot be loaded (", dlerror(),
+                                 " cannot be loaded (", error.what(),
                                  "); install the driver, or give tensors in host memory"));
   }
-  // Neither is ever closed: threads may be inside, and CUDA does not survive it.
-  void* const module = load(places.modules, path_);
+  const DynamicLibrary module = load(places.modules);
+  path_ = module.path();
   std::int32_t (*abi)() = nullptr;
-  look_up(module, path_, "thinwire_cuda_abi", abi);
+  look_up(module, "thinwire_cuda_abi", abi);
   check(abi() == kernels::kCudaAbi, "tensors in GPU memory: ", path_, " has interface version ",
         abi(), ", but this library needs ", kernels::kCudaAbi,
         "; install the module that was built with this library");
-  look_up(module, path_, "thinwire_cuda_error", error_);
-  look_up(module, path_, "thinwire_cuda_quantize", quantize_);
-  look_up(module, path_, "thinwire_cuda_dequantize", dequantize_);
+  look_up(module, "thinwire_cuda_error", error_);
+  look_up(module, "thinwire_cuda_quantize", quantize_);
+  look_up(module, "thinwire_cuda_dequantize", dequantize_);
 }
 
 void CudaModule::check_launch(const char* what, std::int32_t error) const {

@@ -17,16 +17,18 @@
 namespace thinwire::launch {
 namespace {
 
-// A function of a library that this process has loaded, or null. By name, since a build may lack
-// the library and since its headers belong to one file each.
+// NCCL's and CUDA's functions, of the part or of a LibTorch that this process has loaded, or null.
+// By name, since their headers belong to one file each.
 template <typename Function>
 Function* loaded_function(const char* name) {
-  return reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
+  void* const found = comm::find_nccl_function(name);
+  return reinterpret_cast<Function*>(found != nullptr ? found : dlsym(RTLD_DEFAULT, name));
 }
 
 // "Open MPI v4.1.4, package: ..." -> "Open MPI v4.1.4"
 std::string loaded_mpi() {
-  const auto get = loaded_function<int(char*, int*)>("MPI_Get_library_version");
+  const auto get =
+      reinterpret_cast<int (*)(char*, int*)>(comm::find_mpi_function("MPI_Get_library_version"));
   if (!get) return "";
   std::array<char, 8192> text{};  // MPI_MAX_LIBRARY_VERSION_STRING is 256 to 8192
   int length = 0;

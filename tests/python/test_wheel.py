@@ -56,6 +56,18 @@ class Wheel(unittest.TestCase):
         self.assertIn("Requires-Dist: torch==2.11.*",
                       zipfile.ZipFile(self.wheel).read(metadata).decode())
 
+    def test_needs_neither_mpi_nor_cuda(self):
+        """Both are parts that are loaded when they are asked for."""
+        with zipfile.ZipFile(self.wheel) as wheel, tempfile.TemporaryDirectory() as folder:
+            binaries = [name for name in wheel.namelist()
+                        if re.search(r"libthinwire(_core)?\.so|_C\.|bin/thinwire", name)]
+            self.assertEqual(len(binaries), 4)
+            for name in binaries:
+                needed = re.findall(r"NEEDED\s+(\S+)", run("objdump", "-p",
+                                                          wheel.extract(name, folder)))
+                self.assertTrue(needed, name)
+                self.assertFalse([n for n in needed if re.match("lib(mpi|cuda)", n)], name)
+
     def test_names_no_folder_of_the_build_machine(self):
         with zipfile.ZipFile(self.wheel) as wheel, tempfile.TemporaryDirectory() as folder:
             for name in wheel.namelist():
@@ -68,27 +80,56 @@ class Wheel(unittest.TestCase):
                 for part in paths[0].strip().split(":"):
                     self.assertTrue(part.startswith("$ORIGIN"), f"{name}: {part}")
 
-    def test_a_newcomers_path(self):
+    @classmethod
+    def fresh(cls):
+        """A new environment with the wheel and torch, and what its processes may know of this one."""
         import torch
-        environment = pathlib.Path(self.folder.name) / "fresh"
-        venv.create(environment, with_pip=True)
-        python = environment / "bin" / "python"
-        site = next((environment / "lib").glob("python*/site-packages"))
-        # torch is there: the tests' own, which is 4.7 GB.
-        (site / "torch.pth").write_text(str(pathlib.Path(torch.__file__).parents[1]))
-        begin = time.monotonic()
-        run(python, "-m", "pip", "install", "--no-deps", "--no-index", self.wheel)
-        script = pathlib.Path(self.folder.name) / "train.py"
-        script.write_text(quick_start(), encoding="utf-8")
+        environment = pathlib.Path(cls.folder.name) / "fresh"
         clean = {name: value for name, value in os.environ.items()
                  if not name.startswith(("PYTHON", "LD_", "THINWIRE"))}
-        output = run(python, "-m", "torch.distributed.run", "--nproc-per-node=2", script,
-                     env={**clean, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-                     cwd=self.folder.name)
+        if not environment.exists():
+            venv.create(environment, with_pip=True)
+            site = next((environment / "lib").glob("python*/site-packages"))
+            # torch is there: the tests' own, which is 4.7 GB.
+            (site / "torch.pth").write_text(str(pathlib.Path(torch.__file__).parents[1]))
+            run(environment / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index",
+                cls.wheel)
+        return environment, {**clean, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+    def test_a_newcomers_path(self):
+        begin = time.monotonic()
+        environment, clean = self.fresh()
+        script = pathlib.Path(self.folder.name) / "train.py"
+        script.write_text(quick_start(), encoding="utf-8")
+        output = run(environment / "bin" / "python", "-m", "torch.distributed.run",
+                     "--nproc-per-node=2", script, env=clean, cwd=self.folder.name)
         self.assertRegex(output, r"'ratio': [4-9]\.")
         self.assertLess(time.monotonic() - begin, 60)
-        version = run(environment / "bin" / "thinwire", "--version", env=clean)
-        self.assertIn((SOURCE / "VERSION").read_text().strip(), version)
+        program = environment / "bin" / "thinwire"
+        self.assertIn((SOURCE / "VERSION").read_text().strip(), run(program, "--version", env=clean))
+        self.assertIn("quantize", run(program, "codecs", env=clean))
+
+    def test_on_a_machine_without_mpi(self):
+        environment, clean = self.fresh()
+        # A file that is no library stands for one that is not there.
+        hidden = pathlib.Path(self.folder.name) / "hidden"
+        hidden.mkdir()
+        for name in ("libmpi.so.40", "libmpi.so.12"):
+            (hidden / name).write_text("no library")
+        code = """import torch, torch.distributed as dist
+for backend in ("thinwire", "thinwire_mpi"):
+    try:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.all_reduce(torch.ones(3))
+        dist.destroy_process_group()
+        print(backend, "works")
+    except RuntimeError as error:
+        print(type(error).__name__, error)
+"""
+        output = run(environment / "bin" / "python", "-c", code, cwd=self.folder.name,
+                     env={**clean, "LD_LIBRARY_PATH": str(hidden)})
+        self.assertIn("thinwire works", output)
+        self.assertRegex(output, "InvalidArgument .*MPI.* install .*gloo works without")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ function(thinwire_mpi_test name)
     return()
   endif()
   add_executable(${name} ${arg_SOURCES})
-  target_link_libraries(${name} PRIVATE thinwire_program_settings thinwire GTest::gtest GTest::gmock
+  target_link_libraries(${name} PRIVATE thinwire_program_settings thinwire $<TARGET_NAME_IF_EXISTS:thinwire_mpi> GTest::gtest GTest::gmock
                         GTest::gtest_main ${arg_LIBRARIES})
   thinwire_share_precompiled_header(${name})
   set_target_properties(${name} PROPERTIES

@@ -1,10 +1,10 @@
-#include "thinwire/comm/backend/mpi/backend.h"
-
 #include "thinwire/comm/backend/mpi/arguments.h"
 #include "thinwire/comm/backend/mpi/engine.h"
+#include "thinwire/comm/backend/mpi/functions.h"
 #include "thinwire/comm/backend/mpi/rank_order_reduce.h"
 #include "thinwire/comm/backend/mpi/schedule.h"
 #include "thinwire/comm/backend/mpi/start.h"
+#include "thinwire/comm/backend/part/part.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
@@ -440,13 +440,11 @@ c10::intrusive_ptr<c10d::Backend> make_over(int rank, int size,
   return c10::make_intrusive<MpiBackend>(rank, size, communicator, timeout, max_message_bytes);
 }
 
-}  // namespace
-
-bool mpi_backend_usable() {
+bool usable() {
   return mpi::is_launched();
 }
 
-void check_mpi_backend(int rank, int size) {
+void check_place(int rank, int size) {
   check(mpi::is_launched() || size == 1,
         "the backend mpi needs a program started by MPI: mpirun -n ", size,
         " <program>; or use gloo");
@@ -457,22 +455,21 @@ void check_mpi_backend(int rank, int size) {
         "; start all ranks with one mpirun, or use gloo");
 }
 
-int mpi_rank() {
+int world_rank() {
   return mpi::world().rank;
 }
 
-c10::intrusive_ptr<c10d::Backend> make_mpi_backend(int rank, int size, milliseconds timeout,
-                                                   std::size_t max_message_bytes) {
-  check_mpi_backend(rank, size);
+c10::intrusive_ptr<c10d::Backend> make_whole(int rank, int size, milliseconds timeout,
+                                             std::size_t max_message_bytes) {
+  check_place(rank, size);
   const mpi::World world = mpi::world();
   check(size == world.size, "MPI has ", world.size, " processes, a backend of ", size,
         " needs to know which of them");
   return make_over(rank, size, mpi::duplicate(nullptr, timeout), timeout, max_message_bytes);
 }
 
-c10::intrusive_ptr<c10d::Backend> make_mpi_backend(const std::vector<int>& ranks,
-                                                   milliseconds timeout,
-                                                   std::size_t max_message_bytes) {
+c10::intrusive_ptr<c10d::Backend> make_of_ranks(const std::vector<int>& ranks, milliseconds timeout,
+                                                std::size_t max_message_bytes) {
   const mpi::World world = mpi::world();
   const auto size = static_cast<int>(ranks.size());
   const int rank = place_among(ranks, world.rank, world.size);
@@ -482,8 +479,8 @@ c10::intrusive_ptr<c10d::Backend> make_mpi_backend(const std::vector<int>& ranks
                    max_message_bytes);
 }
 
-c10::intrusive_ptr<c10d::Backend> reconnect_mpi_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend, const std::vector<int>& ranks) {
+c10::intrusive_ptr<c10d::Backend> reconnect(const c10::intrusive_ptr<c10d::Backend>& backend,
+                                            const std::vector<int>& ranks) {
   auto* original = dynamic_cast<MpiBackend*>(backend.get());
   check(original != nullptr, "backend '", backend->getBackendName(), "' is not thinwire's MPI");
   const auto made = original->split(nullptr, ranks, original->options());
@@ -491,8 +488,12 @@ c10::intrusive_ptr<c10d::Backend> reconnect_mpi_backend(
   return made;
 }
 
-void prepare_mpi_backend() {
-  mpi::prepare_environment();
-}
-
+}  // namespace
 }  // namespace thinwire::comm
+
+const thinwire::comm::MpiFunctions* thinwire_mpi_functions() {
+  using namespace thinwire::comm;
+  static constexpr MpiFunctions functions = {kPartVersion, usable,        check_place, world_rank,
+                                             make_whole,   make_of_ranks, reconnect};
+  return &functions;
+}

@@ -1,4 +1,7 @@
 // c10d::Backend over MPI, for CPU tensors. No build of LibTorch contains one.
+//
+// What has to do with MPI is a part of its own, libthinwire_mpi.so, which these functions load: see
+// Note [Parts]. Where it cannot be loaded they throw InvalidArgument, saying what to install.
 #pragma once
 
 #include <chrono>
@@ -50,6 +53,9 @@ c10::intrusive_ptr<c10d::Backend> make_mpi_backend(const std::vector<int>& ranks
 // ours. c10d's Backend::split() of our backend is this too.
 c10::intrusive_ptr<c10d::Backend> reconnect_mpi_backend(
     const c10::intrusive_ptr<c10d::Backend>& backend, const std::vector<int>& ranks);
+
+// A function of the MPI that the backend is made on, or null where there is none. Starts nothing.
+void* find_mpi_function(const char* name);
 
 // See prepare_process().
 void prepare_mpi_backend();

@@ -16,6 +16,7 @@
 #include <mutex>
 #include <thread>
 
+#include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/backend/mpi/start.h"
 #include "thinwire/comm/backend/mpi/transfer.h"
 #include "thinwire/common/error.h"
@@ -120,7 +121,7 @@ class Runtime {
 
  private:
   Runtime() {
-    prepare_environment();
+    prepare_mpi_backend();
     // Shared, as the task of run().
     const auto started = std::make_shared<std::promise<std::thread::id>>();
     std::thread([this, started] {

@@ -29,13 +29,6 @@ bool is_launched() {
   return false;
 }
 
-void prepare_environment() {
-  // Whoever sets the variable keeps the setting.
-  static const int done =
-      setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", /*overwrite=*/0);
-  static_cast<void>(done);
-}
-
 int create_group(int parent, const std::vector<int>& ranks) {
   const MPI_Comm comm = MPI_Comm_f2c(parent);
   // Ranks that make several groups at a time must not meet those of another one.

@@ -8,9 +8,6 @@ namespace thinwire::comm::mpi {
 // Whether a launcher of this build's MPI started this process, or the program has initialised MPI.
 bool is_launched();
 
-// Sets what Note [No single copy] tells, for an MPI that is started later.
-void prepare_environment();
-
 // The handle (as MPI_Comm_c2f gives it) of a communicator over the ranks `ranks` of the one with
 // the handle `parent`, this one among them, in this order. Blocks until all of them have come, in
 // MPI: not for the progress thread. Throws CommError.

@@ -1,11 +1,11 @@
-#include "thinwire/comm/backend/nccl/backend.h"
-
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
+#include "thinwire/comm/backend/nccl/functions.h"
+#include "thinwire/comm/backend/part/part.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
@@ -34,14 +34,12 @@ c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& st
   return backend;
 }
 
-}  // namespace
-
-bool nccl_backend_usable() {
+bool usable() {
   std::string reason;
   return gpu_count(reason) > 0;
 }
 
-void check_nccl_backend(int cuda_device) {
+void check_device(int cuda_device) {
   std::string reason;
   const int count = gpu_count(reason);
   check(count > 0, "the backend nccl needs a GPU and this host has none",
@@ -50,18 +48,18 @@ void check_nccl_backend(int cuda_device) {
         ", this process sees ", count);
 }
 
-c10::intrusive_ptr<c10d::Backend> make_nccl_backend(const c10::intrusive_ptr<c10d::Store>& store,
-                                                    int rank, int size,
-                                                    std::chrono::milliseconds timeout,
-                                                    int cuda_device) {
-  check_nccl_backend(cuda_device);
+c10::intrusive_ptr<c10d::Backend> make_on_device(const c10::intrusive_ptr<c10d::Store>& store,
+                                                 int rank, int size,
+                                                 std::chrono::milliseconds timeout,
+                                                 int cuda_device) {
+  check_device(cuda_device);
   return make(store, rank, size, timeout,
               c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(cuda_device)));
 }
 
-c10::intrusive_ptr<c10d::Backend> reconnect_nccl_backend(
-    const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store,
-    const std::vector<int>& ranks) {
+c10::intrusive_ptr<c10d::Backend> reconnect(const c10::intrusive_ptr<c10d::Backend>& backend,
+                                            const c10::intrusive_ptr<c10d::Store>& store,
+                                            const std::vector<int>& ranks) {
   auto* nccl = dynamic_cast<ProcessGroupNCCL*>(backend.get());
   check(nccl != nullptr, "backend '", backend->getBackendName(), "' is not NCCL");
   // A program that never named its device runs on its current one.
@@ -77,4 +75,12 @@ c10::intrusive_ptr<c10d::Backend> reconnect_nccl_backend(
               nccl->getOptions()->timeout, device);
 }
 
+}  // namespace
 }  // namespace thinwire::comm
+
+const thinwire::comm::NcclFunctions* thinwire_nccl_functions() {
+  using namespace thinwire::comm;
+  static constexpr NcclFunctions functions = {kPartVersion, usable, check_device, make_on_device,
+                                              reconnect};
+  return &functions;
+}

@@ -1,4 +1,7 @@
 // NCCL, the GPU backend inside LibTorch, made from C++.
+//
+// What needs CUDA is a part of its own, libthinwire_nccl.so, which these functions load: see
+// Note [Parts]. Where it cannot be loaded they throw InvalidArgument, saying what it needs.
 #pragma once
 
 #include <chrono>
@@ -26,5 +29,8 @@ c10::intrusive_ptr<c10d::Backend> make_nccl_backend(const c10::intrusive_ptr<c10
 c10::intrusive_ptr<c10d::Backend> reconnect_nccl_backend(
     const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store,
     const std::vector<int>& ranks);
+
+// A function of NCCL or of CUDA's runtime, or null where this process has none. Starts nothing.
+void* find_nccl_function(const char* name);
 
 }  // namespace thinwire::comm
