@@ -165,8 +165,8 @@ std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& buc
     layers.push_back({bucket.layers[i].numel(), codec ? codec : &identity_codec()});
     numel += layers.back().numel;
     if (key.strategy != Strategy::kLowRank) continue;
-    const int rank = codec ? codec->facts().rank : 0;
-    matrices.push_back({bucket.layers[i].shape, rank});
+    const CodecFacts facts = codec ? codec->facts() : CodecFacts();
+    matrices.push_back({bucket.layers[i].shape, facts.rank, facts.factors});
   }
   const int chunks = Partition::chunks_for(numel, options.chunk_bytes);
   switch (key.strategy) {

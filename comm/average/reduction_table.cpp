@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "thinwire/comm/average/reduce/sparse_payloads.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/codecs/powersgd.h"
@@ -18,19 +19,17 @@ struct OwnerTraffic {
   double entry_bytes = 0, mean_bytes = 0;
 };
 
-// If the entries lie at random: then numel · (1 − (1 − entries / numel)^world) elements meet and
-// are sent on; fewer where gradients agree on what is large.
-OwnerTraffic traffic_by_owners(std::int64_t numel, std::int64_t entries, int world) {
-  // An entry is a float and about a byte of index.
-  constexpr double kEntryBytes = 5;
-  if (numel == 0) return {};
-  const auto n = static_cast<double>(numel);
-  const auto k = static_cast<double>(entries);
-  // Multiplied out, not pow(), which may differ between the ranks' mathematics libraries.
-  double untouched = n;
-  for (int rank = 0; rank < world; ++rank) untouched *= 1 - k / n;
-  const double meeting = std::min((n - untouched) * kEntryBytes, n * sizeof(float));
-  return {(world - 1) * k * kEntryBytes / world, (world - 1) * meeting / world};
+// With second residuals: the owners then send no more means than makes kSparsePayloads of a payload
+// in all, nor more than there can be. An entry of a mean is as large as one of a payload.
+OwnerTraffic traffic_by_owners(const CodecUse& use, int world) {
+  if (use.numel == 0 || use.entries == 0) return {};
+  const auto payload = static_cast<double>(use.payload_bytes);
+  const double all_means =
+      std::min(static_cast<double>(use.numel) * sizeof(float),
+               payload / static_cast<double>(use.entries) * static_cast<double>(use.numel));
+  const double others = world - 1;
+  const double entries = others * payload / world;
+  return {entries, std::min(kSparsePayloads * payload - entries, others * all_means / world)};
 }
 
 // Terms of the formulas below, all in bytes or ranks.
@@ -64,7 +63,7 @@ Terms terms_of(const CodecUse& use, const ReductionPlace& place) {
           .cut = use.can_be_cut,
           .iterations = static_cast<double>(use.facts.iterations),
           .factors = static_cast<double>(use.factor_bytes),
-          .owners = traffic_by_owners(use.numel, use.entries, place.world),
+          .owners = traffic_by_owners(use, place.world),
           .cost = use.cost};
 }
 
@@ -245,7 +244,7 @@ CodecUse use_of(const Codec& codec, std::int64_t numel, DType dtype,
   if (use.facts.form == Form::kLowRank) {
     const LowRankShape low_rank = low_rank_shape(shape, dtype, use.facts.rank);
     if (low_rank.rank > 0) {
-      use.factor_bytes = low_rank.factor_numel() * static_cast<std::int64_t>(sizeof(float));
+      use.factor_bytes = static_cast<std::int64_t>(factor_bytes(low_rank, use.facts.factors));
       use.payload_bytes = use.factor_bytes;
     }
   }

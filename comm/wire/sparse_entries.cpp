@@ -8,11 +8,12 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/index_coder.h"
 #include "thinwire/compressors/codecs/sparse_values.h"
+#include "thinwire/compressors/codecs/value_levels.h"
 
 namespace thinwire::comm {
 namespace {
 
-enum class Form : std::uint8_t { kFloat32, kFloat16, kBFloat16, kSigns, kAll };
+enum class Form : std::uint8_t { kFloat32, kFloat16, kBFloat16, kSigns, kAll, kLevels };
 constexpr std::size_t kHeaderBytes = sizeof(std::uint32_t) + sizeof(Form);
 
 std::uint32_t bits_of(float value) {
@@ -53,6 +54,7 @@ std::size_t value_bytes(Form form, std::size_t count) {
       return sizeof(float) + (count + 7) / 8;
     case Form::kFloat32:
     case Form::kAll:
+    case Form::kLevels:
       break;
   }
   return sizeof(float) * count;
@@ -102,30 +104,39 @@ std::size_t max_entries_bytes(std::uint64_t numel) {
 
 std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count) {
   // All elements are sent only where that is less.
-  return kHeaderBytes + max_index_bytes(numel, count) + sizeof(float) * count + sizeof(float);
+  return kHeaderBytes + max_index_bytes(numel, count) +
+         std::max(sizeof(float) * count + sizeof(float), max_levels_bytes(count));
 }
 
 std::size_t encode_entries(const SparseEntries& entries, std::uint64_t numel,
                            std::span<std::byte> out) {
   Form form = smallest_form(entries.values);
   auto count = static_cast<std::uint32_t>(entries.size());
+  std::size_t bytes = value_bytes(form, count);
   std::size_t at = kHeaderBytes;
   if (count > 0) at += encode_indices(entries.indices, numel, out.subspan(at));
-  if (at + value_bytes(form, count) > kHeaderBytes + value_bytes(Form::kAll, numel)) {
+  const std::size_t levels =
+      form == Form::kSigns ? 0 : encode_levels(entries.values, out.subspan(at));
+  if (levels > 0 && levels < bytes) {
+    form = Form::kLevels;
+    bytes = levels;
+  }
+  if (at + bytes > kHeaderBytes + value_bytes(Form::kAll, numel)) {
     form = Form::kAll;
     count = static_cast<std::uint32_t>(numel);
+    bytes = value_bytes(form, count);
     at = kHeaderBytes;
-    std::memset(out.data() + at, 0, value_bytes(form, count));
+    std::memset(out.data() + at, 0, bytes);
     for (std::size_t i = 0; i < entries.size(); ++i) {
       std::memcpy(out.data() + at + sizeof(float) * entries.indices[i], &entries.values[i],
                   sizeof(float));
     }
-  } else if (count > 0) {
+  } else if (count > 0 && form != Form::kLevels) {
     write_form(form, entries.values, out.data() + at);
   }
   std::memcpy(out.data(), &count, sizeof count);
   out[sizeof count] = static_cast<std::byte>(form);
-  return at + (count > 0 ? value_bytes(form, count) : 0);
+  return at + (count > 0 ? bytes : 0);
 }
 
 void decode_entries(std::span<const std::byte> in, std::uint64_t numel, SparseEntries& entries) {
@@ -135,24 +146,27 @@ void decode_entries(std::span<const std::byte> in, std::uint64_t numel, SparseEn
   std::memcpy(&count, in.data(), sizeof count);
   const auto form = static_cast<Form>(in[sizeof count]);
   in = in.subspan(kHeaderBytes);
-  if (form > Form::kAll || count > numel || (form == Form::kAll && count != numel)) {
+  if (form > Form::kLevels || count > numel || (form == Form::kAll && count != numel)) {
     throw FrameError(concat("sparse entries claim ", count, " of ", numel, " elements in form ",
                             static_cast<int>(form)));
   }
   const bool indexed = form != Form::kAll && count > 0;
-  const std::size_t values = count > 0 ? value_bytes(form, count) : 0;
+  const bool leveled = form == Form::kLevels;
+  const std::size_t values = count == 0 ? 0
+                             : leveled  ? min_value_bytes(ValueType::kCoded, count)
+                                        : value_bytes(form, count);
   if (in.size() < values + (indexed ? min_index_bytes(count) : 0)) {
     throw FrameError(
         concat("sparse entries are truncated: ", count, " entries in ", in.size(), " bytes"));
   }
   std::size_t at = 0;
-  entries.indices.resize(count);
+  entries.resize(count);
   if (indexed) at = decode_indices(in, numel, entries.indices);
+  if (leveled && count > 0) return decode_levels(in.subspan(at), entries.values);
   if (in.size() != at + values) {
     throw FrameError(
         concat("sparse entries have ", in.size() - at, " bytes of values instead of ", values));
   }
-  entries.values.resize(count);
   if (count > 0) read_form(form, in.data() + at, entries.values);
   if (form != Form::kAll) return;
   std::size_t kept = 0;

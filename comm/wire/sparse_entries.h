@@ -16,10 +16,11 @@ namespace thinwire::comm {
 //   form 0  float32          1  float16          2  bfloat16
 //        3  one magnitude (float32) and a sign bit each
 //        4  all elements as float32, without indices; the number is that of the elements
+//        5  levels (codecs/value_levels.h)
 //
 // Of the forms that give back every bit the smallest is taken: entries of topk(values=fp16) go as
-// float16, those of ternary as signs, and form 4 where so many elements are set that their indices
-// would cost more than the zeros.
+// float16, coded ones as levels, those of ternary as signs, and form 4 where so many elements are
+// set that their indices would cost more than the zeros.
 std::size_t max_entries_bytes(std::uint64_t numel);
 // What `count` entries of a vector of `numel` elements take at most.
 std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count);

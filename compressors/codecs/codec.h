@@ -30,6 +30,12 @@ enum class CodecId : std::uint16_t {
   kEcsq = 9,
 };
 
+// How codecs that send chosen entries store their values: coded, see value_levels.h.
+enum class ValueType : std::uint8_t { kFloat32, kFloat16, kBFloat16, kCoded };
+
+// How powersgd stores its factors.
+enum class FactorType : std::uint8_t { kFloat32, kBFloat16, kInt8, kInt4 };
+
 // The parameters of a codec as numbers, for whoever plans with it: nobody reads its spec again.
 struct CodecFacts {
   // What a payload holds: values block by block (or of the whole tensor, where they cannot be cut);
@@ -43,11 +49,14 @@ struct CodecFacts {
   // Of codecs that send chosen entries, with indices or without: kept_count(density, numel) of
   // them, or about so many.
   std::optional<double> density = {};
+  // Of these: how their values travel.
+  ValueType values = ValueType::kFloat32;
   // Of ternary: standard deviations in its scale; none: the scale is a mean.
   std::optional<double> alpha = {};
   // Of powersgd: columns of a factor, and how often both are improved, and so travel.
   int rank = 0;
   int iterations = 1;
+  FactorType factors = FactorType::kFloat32;
 };
 
 struct CodecTraits {

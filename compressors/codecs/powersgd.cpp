@@ -1,17 +1,23 @@
 #include "thinwire/compressors/codecs/powersgd.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <vector>
 
 #include "thinwire/common/shape.h"
+#include "thinwire/compressors/codecs/cast.h"
 #include "thinwire/compressors/codecs/codec_checks.h"
 #include "thinwire/compressors/codecs/float_view.h"
+#include "thinwire/compressors/codecs/identity.h"
+#include "thinwire/compressors/codecs/quantize.h"
 #include "thinwire/compressors/kernels/low_rank.h"
 
 namespace thinwire {
 namespace {
+
+constexpr std::array kFactorNames = {"fp32", "bf16", "int8", "int4"};
 
 struct Scratch {
   std::vector<float> matrix, p, q;
@@ -21,13 +27,15 @@ Scratch& scratch() {
   return instance;
 }
 
-// Payload: the factors P and Q in float32, or the tensor's own bytes where low rank does not pay.
+// Payload: the factors P and Q as their codec encodes them, or the tensor's own bytes where low
+// rank does not pay.
 class PowerSgd final : public Codec {
  public:
   explicit PowerSgd(PowerSgdOptions options) : options_(options) {}
 
   std::string spec() const override {
-    return concat("powersgd(rank=", options_.rank, ", iterations=", options_.iterations, ")");
+    return concat("powersgd(rank=", options_.rank, ", iterations=", options_.iterations,
+                  ", factors=", kFactorNames[static_cast<std::size_t>(options_.factors)], ")");
   }
 
   CodecTraits traits() const override {
@@ -40,7 +48,8 @@ class PowerSgd final : public Codec {
     return {.id = CodecId::kPowerSgd,
             .form = CodecFacts::Form::kLowRank,
             .rank = options_.rank,
-            .iterations = options_.iterations};
+            .iterations = options_.iterations,
+            .factors = options_.factors};
   }
 
   std::int64_t block_size() const override { return 0; }
@@ -73,11 +82,14 @@ class PowerSgd final : public Codec {
       // Orthonormal columns keep further rounds from drowning the smaller singular values.
       if (round > 0) kernels::orthogonalize(s.q.data(), cols, r);
       kernels::low_rank_multiply(m.data(), rows, cols, s.q.data(), r, s.p.data());
+      // What the receiver will know of P.
+      if (coded() && round + 1 == options_.iterations) decode(encode(s.p, key, output), s.p);
       kernels::orthogonalize(s.p.data(), rows, r);
       kernels::low_rank_multiply_transposed(m.data(), rows, cols, s.p.data(), r, s.q.data());
     }
-    std::memcpy(output.data(), s.p.data(), s.p.size() * sizeof(float));
-    std::memcpy(output.data() + s.p.size() * sizeof(float), s.q.data(), s.q.size() * sizeof(float));
+    const std::size_t p_bytes = bytes_of(s.p.size());
+    if (!coded()) encode(s.p, key, output);
+    encode(s.q, key, output.subspan(p_bytes));
     return bytes;
   }
 
@@ -103,8 +115,10 @@ class PowerSgd final : public Codec {
     const auto r = static_cast<std::size_t>(shape.rank);
     s.p.resize(rows * r);
     s.q.resize(cols * r);
-    std::memcpy(s.p.data(), input.data(), s.p.size() * sizeof(float));
-    std::memcpy(s.q.data(), input.data() + s.p.size() * sizeof(float), s.q.size() * sizeof(float));
+    const std::size_t p_bytes = bytes_of(s.p.size());
+    decode(input.first(p_bytes), s.p);
+    decode(input.subspan(p_bytes), s.q);
+    if (coded()) kernels::orthogonalize(s.p.data(), rows, r);
     const bool aligned = std::bit_cast<std::uintptr_t>(output.data) % alignof(float) == 0;
     if (output.dtype == DType::kFloat32 && aligned && mode == WriteMode::kAssign) {
       return kernels::low_rank_reconstruct(s.p.data(), s.q.data(), rows, cols, r,
@@ -116,6 +130,24 @@ class PowerSgd final : public Codec {
   }
 
  private:
+  bool coded() const { return options_.factors != FactorType::kFloat32; }
+
+  std::size_t bytes_of(std::size_t numel) const {
+    return factor_codec(options_.factors)
+        .max_compressed_bytes(static_cast<std::int64_t>(numel), DType::kFloat32);
+  }
+
+  std::span<const std::byte> encode(std::span<const float> factor, const RandomKey& key,
+                                    std::span<std::byte> out) const {
+    const auto room = out.first(bytes_of(factor.size()));
+    factor_codec(options_.factors).compress(view_of(factor), key, room);
+    return room;
+  }
+
+  void decode(std::span<const std::byte> in, std::span<float> factor) const {
+    factor_codec(options_.factors).decompress(in, {}, view_of(factor), WriteMode::kAssign);
+  }
+
   LowRankShape checked_shape(std::span<const std::int64_t> shape, std::int64_t numel,
                              DType dtype) const {
     check(shape.empty() || numel_of(shape) == numel, "powersgd: the tensor has ", numel,
@@ -123,8 +155,8 @@ class PowerSgd final : public Codec {
     return low_rank_shape(shape, dtype, options_.rank);
   }
 
-  static std::size_t payload_bytes(const LowRankShape& shape, std::int64_t numel, DType dtype) {
-    return shape.rank > 0 ? static_cast<std::size_t>(shape.factor_numel()) * sizeof(float)
+  std::size_t payload_bytes(const LowRankShape& shape, std::int64_t numel, DType dtype) const {
+    return shape.rank > 0 ? factor_bytes(shape, options_.factors)
                           : static_cast<std::size_t>(numel) * size_of(dtype);
   }
 
@@ -142,6 +174,20 @@ LowRankShape low_rank_shape(std::span<const std::int64_t> shape, DType dtype, in
   const auto dense = static_cast<std::uint64_t>(result.rows * result.cols) * size_of(dtype);
   if (static_cast<std::uint64_t>(result.factor_numel()) * sizeof(float) >= dense) result.rank = 0;
   return result;
+}
+
+const Codec& factor_codec(FactorType type) {
+  static const std::array<CodecPtr, 4> kCodecs = {
+      make_identity(Spec::parse("identity")), make_cast(Spec::parse("cast(bf16)")),
+      make_quantize(Spec::parse("quantize(bits=8, bucket=256, norm=linf)")),
+      make_quantize(Spec::parse("quantize(bits=4, bucket=256, norm=linf)"))};
+  return *kCodecs[static_cast<std::size_t>(type)];
+}
+
+std::size_t factor_bytes(const LowRankShape& shape, FactorType type) {
+  const Codec& codec = factor_codec(type);
+  return codec.max_compressed_bytes(shape.rows * shape.rank, DType::kFloat32) +
+         codec.max_compressed_bytes(shape.cols * shape.rank, DType::kFloat32);
 }
 
 void init_factor(const RandomKey& key, std::int64_t cols, std::int64_t first, std::int64_t count,
@@ -176,6 +222,8 @@ PowerSgdOptions powersgd_options(const Spec& spec) {
   PowerSgdOptions options;
   options.rank = static_cast<int>(read.integer("rank", options.rank, 1, kMaxPowerSgdRank));
   options.iterations = static_cast<int>(read.integer("iterations", options.iterations, 1, 16));
+  options.factors = static_cast<FactorType>(
+      read.choice("factors", {kFactorNames.begin(), kFactorNames.end()}, 0));
   read.finish();
   return options;
 }

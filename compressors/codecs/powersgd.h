@@ -20,9 +20,13 @@ inline constexpr int kMaxPowerSgdRank = 1024;
 struct PowerSgdOptions {
   int rank = 4;        // 1 to kMaxPowerSgdRank
   int iterations = 1;  // rounds of P = M Q, Q = Mᵀ P; 1 to 16
+  FactorType factors = FactorType::kFloat32;
 };
 
-// `powersgd(rank=4, iterations=1)`
+// `powersgd(rank=4, iterations=1, factors=fp32|bf16|int8|int4)`
+//
+// int8 and int4 are those of quantize with norm=linf and a header for 256 elements. Coded factors
+// are sent as they are multiplied; what is made orthonormal of P, is what was decoded.
 CodecPtr make_powersgd(const Spec& spec);
 PowerSgdOptions powersgd_options(const Spec& spec);
 
@@ -37,6 +41,11 @@ struct LowRankShape {
 // A layer of two or more dimensions is [shape[0], all others]. It pays where the float32 factors
 // take fewer bytes than the layer in `dtype`; layers of one dimension never do.
 LowRankShape low_rank_shape(std::span<const std::int64_t> shape, DType dtype, int rank);
+
+// The codec of a factor: lossless, or of fixed size, deterministic and the same on all ranks.
+const Codec& factor_codec(FactorType type);
+// What both factors take.
+std::size_t factor_bytes(const LowRankShape& shape, FactorType type);
 
 // Random numbers of mean 0 and variance 1 for columns first … first + count − 1 of Q, each `cols`
 // long: a sum of four uniform numbers, so that no processor's logarithm matters. They follow from

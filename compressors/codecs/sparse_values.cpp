@@ -9,6 +9,7 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/float_view.h"
+#include "thinwire/compressors/codecs/value_levels.h"
 #include "thinwire/compressors/kernels/elementwise_ref.h"
 
 namespace thinwire {
@@ -38,15 +39,27 @@ std::string_view name_of(ValueType type) {
       return "fp16";
     case ValueType::kBFloat16:
       return "bf16";
+    case ValueType::kCoded:
+      return "coded";
   }
   return "unknown";
 }
 
 std::size_t size_of(ValueType type) {
-  return type == ValueType::kFloat32 ? 4 : 2;
+  return type == ValueType::kFloat16 || type == ValueType::kBFloat16 ? 2 : 4;
+}
+
+std::size_t max_value_bytes(ValueType type, std::size_t count) {
+  return type == ValueType::kCoded ? max_levels_bytes(count) : count * size_of(type);
+}
+
+std::size_t min_value_bytes(ValueType type, std::size_t count) {
+  if (type != ValueType::kCoded) return count * size_of(type);
+  return count > 0 ? 1 + sizeof(float) : 0;
 }
 
 void write_values(std::span<const float> values, ValueType type, std::byte* out) {
+  THINWIRE_ASSERT(type != ValueType::kCoded);
   if (type == ValueType::kFloat32) {
     std::memcpy(out, values.data(), values.size_bytes());
     return;
@@ -61,6 +74,7 @@ void write_values(std::span<const float> values, ValueType type, std::byte* out)
 }
 
 void read_values(const std::byte* in, ValueType type, std::span<float> values) {
+  THINWIRE_ASSERT(type != ValueType::kCoded);
   if (type == ValueType::kFloat32) {
     std::memcpy(values.data(), in, values.size_bytes());
     return;
@@ -75,10 +89,16 @@ void read_values(const std::byte* in, ValueType type, std::span<float> values) {
 }
 
 float stored(float value, ValueType type) {
+  if (type == ValueType::kCoded) return value;
   std::array<std::byte, sizeof(float)> bytes;
   write_values(std::span(&value, 1), type, bytes.data());
   read_values(bytes.data(), type, std::span(&value, 1));
   return value;
+}
+
+void store_as(ValueType type, std::span<float> values) {
+  if (type == ValueType::kCoded) return round_to_levels(values);
+  for (float& value : values) value = stored(value, type);
 }
 
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,

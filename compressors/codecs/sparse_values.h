@@ -18,16 +18,24 @@ std::int64_t kept_count(double density, std::int64_t numel);
 // Largest tensor of the sparse codecs: indices are 32 bits wide.
 inline constexpr std::int64_t kMaxSparseNumel = 0xFFFFFFFF;
 
-enum class ValueType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
 std::string_view name_of(ValueType type);
+// Of one value; of coded ones, which share their bytes, what one takes alone.
 std::size_t size_of(ValueType type);
+// Most bytes that so many values take, and the fewest.
+std::size_t max_value_bytes(ValueType type, std::size_t count);
+std::size_t min_value_bytes(ValueType type, std::size_t count);
 
-// Stores values one after the other; finite values beyond the type's range become its largest
-// finite value, so that only what was not finite decodes to something that is not.
+// Stores values that are not coded one after the other; finite values beyond the type's range
+// become its largest finite value, so that only what was not finite decodes to something that is
+// not.
 void write_values(std::span<const float> values, ValueType type, std::byte* out);
 void read_values(const std::byte* in, ValueType type, std::span<float> values);
-// What read_values() gives back for a value.
+// What read_values() gives back for a value. Coded values count as exact: what rounding them loses
+// is little beside what is not kept.
 float stored(float value, ValueType type);
+
+// Makes of all values what they are once they have travelled as this type.
+void store_as(ValueType type, std::span<float> values);
 
 // output[indices[j]] = or += values[j]; with kAssign all other elements become zero.
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values,

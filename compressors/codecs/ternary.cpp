@@ -37,6 +37,7 @@ class Ternary final : public SparseCodec {
     return {.id = CodecId::kTernary,
             .form = CodecFacts::Form::kSparse,
             .density = options_.density,
+            .values = ValueType::kCoded,
             .alpha = options_.alpha};
   }
 

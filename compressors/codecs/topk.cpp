@@ -6,6 +6,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/index_coder.h"
 #include "thinwire/compressors/codecs/sparse_codec.h"
+#include "thinwire/compressors/codecs/value_levels.h"
 #include "thinwire/compressors/kernels/topk.h"
 
 namespace thinwire {
@@ -32,7 +33,10 @@ class Topk final : public SparseCodec {
   }
 
   CodecFacts facts() const override {
-    return {.id = CodecId::kTopk, .form = CodecFacts::Form::kSparse, .density = options_.density};
+    return {.id = CodecId::kTopk,
+            .form = CodecFacts::Form::kSparse,
+            .density = options_.density,
+            .values = options_.values};
   }
 
   CodecPtr with_density(double density) const override {
@@ -46,7 +50,7 @@ class Topk final : public SparseCodec {
     if (numel == 0) return 0;
     const auto most = static_cast<std::uint64_t>(counts(options_, numel).most);
     return sizeof(std::uint32_t) + max_index_bytes(static_cast<std::uint64_t>(numel), most) +
-           most * size_of(options_.values);
+           max_value_bytes(options_.values, most);
   }
 
  protected:
@@ -63,6 +67,10 @@ class Topk final : public SparseCodec {
     std::memcpy(output.data(), &count, sizeof count);
     std::size_t size = sizeof count;
     size += encode_indices(sent.indices, x.size(), output.subspan(size));
+    if (options_.values == ValueType::kCoded) {
+      round_to_levels(sent.values);
+      return size + encode_levels(sent.values, output.subspan(size));
+    }
     write_values(sent.values, options_.values, output.data() + size);
     if (options_.values != ValueType::kFloat32) {
       read_values(output.data() + size, options_.values, sent.values);
@@ -81,12 +89,15 @@ class Topk final : public SparseCodec {
       throw FrameError(
           concat("topk payload holds ", count, " entries instead of ", least, " to ", most));
     }
-    const std::size_t value_bytes = count * size_of(options_.values);
-    check_not_truncated(sizeof count + input.size(),
-                        sizeof count + min_index_bytes(count) + value_bytes);
+    check_not_truncated(sizeof count + input.size(), sizeof count + min_index_bytes(count) +
+                                                         min_value_bytes(options_.values, count));
     entries.resize(count);
     const std::size_t index_bytes =
         decode_indices(input, static_cast<std::uint64_t>(numel), entries.indices);
+    if (options_.values == ValueType::kCoded) {
+      return decode_levels(input.subspan(index_bytes), entries.values);
+    }
+    const std::size_t value_bytes = count * size_of(options_.values);
     if (input.size() != index_bytes + value_bytes) {
       throw FrameError(concat("topk payload has ", input.size() - index_bytes,
                               " bytes of values instead of ", value_bytes));
@@ -117,7 +128,8 @@ TopkOptions topk_options(const Spec& spec) {
   TopkOptions options;
   options.density = read.number("density", options.density, 0, 1, true);
   options.sampled = read.choice("select", {"exact", "sampled"}, 0) == 1;
-  options.values = static_cast<ValueType>(read.choice("values", {"fp32", "fp16", "bf16"}, 0));
+  options.values =
+      static_cast<ValueType>(read.choice("values", {"fp32", "fp16", "bf16", "coded"}, 0));
   read.finish();
   return options;
 }

@@ -1,6 +1,7 @@
 // Keeps the entries of largest magnitude. Payload, for n = numel and k = kept_count(density, n):
 //
-//   u32 number of entries · indices (index_coder.h) · one value an entry
+//   u32 number of entries · indices (index_coder.h) · one value an entry; coded:
+//   all of them as levels (value_levels.h), about two bits each
 //
 // An empty tensor has an empty payload. Infinities and NaN count as the largest magnitudes and are
 // kept first; where every kept entry is one of them there may be more than were kept, and the whole
@@ -25,8 +26,8 @@ struct TopkOptions {
   ValueType values = ValueType::kFloat32;
 };
 
-// `topk(density=0.01, select=exact|sampled, values=fp32|fp16|bf16)`. Throws InvalidArgument for
-// anything else.
+// `topk(density=0.01, select=exact|sampled, values=fp32|fp16|bf16|coded)`. Throws InvalidArgument
+// for anything else.
 TopkOptions topk_options(const Spec& spec);
 CodecPtr make_topk(const Spec& spec);
 // Throws InvalidArgument for a density outside (0, 1].

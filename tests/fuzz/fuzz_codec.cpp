@@ -29,12 +29,14 @@ const std::vector<CodecPtr>& codecs() {
                              "topk(density=0.05)",
                              "topk(density=0.3, values=fp16)",
                              "topk(density=0.01, values=bf16)",
+                             "topk(density=0.2, values=coded)",
                              "randomk(density=0.1)",
                              "onebit",
                              "onebit(bucket=64)",
                              "terngrad",
                              "ternary(density=0.05)",
                              "powersgd(rank=2)",
+                             "powersgd(rank=2, factors=int8)",
                              "ecsq(bits=2)",
                              "ecsq(step=0.5)"})
       made.push_back(make_codec(spec));

@@ -18,14 +18,25 @@ constexpr auto kBlock = static_cast<std::size_t>(Partition::kCachedPiece);
 LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
                  std::size_t chunk_bytes, WarmStarts& warm_starts)
     : iterations_(iterations), warm_starts_(warm_starts) {
+  std::vector<PartitionLayer> p_parts, q_parts;
   for (const Layer& layer : layers) {
     Matrix matrix;
     matrix.shape = low_rank_shape(layer.shape, DType::kFloat32, layer.rank);
     matrix.p = factors_;
     matrix.q = q_numel_;
-    factors_ += matrix.rows() * matrix.rank();
-    q_numel_ += matrix.cols() * matrix.rank();
+    const std::size_t p = matrix.rows() * matrix.rank(), q = matrix.cols() * matrix.rank();
+    factors_ += p;
+    q_numel_ += q;
     matrices_.push_back(matrix);
+    if (matrix.rank() == 0) continue;
+    const Codec& codec = factor_codec(layer.factors);
+    coded_ = coded_ || !codec.traits().lossless;
+    p_parts.push_back({static_cast<std::int64_t>(p), &codec});
+    q_parts.push_back({static_cast<std::int64_t>(q), &codec});
+  }
+  if (q_numel_ > 0) q_mean_ = std::make_unique<FactorMean>(q_parts, peers, chunk_bytes);
+  if (q_numel_ > 0 && iterations_ > 1) {
+    later_p_ = std::make_unique<FactorMean>(p_parts, peers, chunk_bytes);
   }
   p_numel_ = factors_;
   for (std::size_t i = 0; i < matrices_.size(); ++i) {
@@ -34,14 +45,9 @@ LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& pee
     std::size_t numel = 1;
     for (const std::int64_t extent : layers[i].shape) numel *= static_cast<std::size_t>(extent);
     p_numel_ += numel;
+    p_parts.push_back({static_cast<std::int64_t>(numel), &factor_codec(FactorType::kFloat32)});
   }
-  const auto mean_of = [&](std::size_t numel) {
-    return std::make_unique<ExactMean>(static_cast<std::int64_t>(numel), peers, chunk_bytes);
-  };
-  if (p_numel_ > 0) first_p_ = mean_of(p_numel_);
-  if (q_numel_ == 0) return;
-  q_mean_ = mean_of(q_numel_);
-  if (iterations_ > 1) later_p_ = mean_of(factors_);
+  if (p_numel_ > 0) first_p_ = std::make_unique<FactorMean>(p_parts, peers, chunk_bytes);
 }
 
 void LowRank::begin() {
@@ -49,10 +55,20 @@ void LowRank::begin() {
   p_ = arena.floats(p_numel_);
   q_ = arena.floats(q_numel_);
   own_q_ = arena.floats(q_numel_);
+  lost_q_ = arena.floats(coded_ ? q_numel_ : 0);
+  p_layers_.clear();
+  q_layers_.clear();
+  for (const bool low_rank : {true, false}) {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if ((matrices_[i].rank() > 0) != low_rank) continue;
+      p_layers_.push_back(&layers_[i]);
+      if (low_rank) q_layers_.push_back(&layers_[i]);
+    }
+  }
   averaged_ = {};
   load_warm_starts();
   multiply(0);
-  first_p_->start(context_.stage(0), p_);
+  first_p_->start(context_.stage(0), p_layers_, p_, {});
 }
 
 void LowRank::advance() {
@@ -60,16 +76,16 @@ void LowRank::advance() {
     const auto number = 2 * static_cast<std::uint64_t>(round);
     if (round > 0) {
       multiply(round);
-      later_p_->start(context_.stage(number), p_.first(factors_));
+      later_p_->start(context_.stage(number), q_layers_, p_.first(factors_), {});
     }
-    ExactMean& p_mean = round == 0 ? *first_p_ : *later_p_;
+    FactorMean& p_mean = round == 0 ? *first_p_ : *later_p_;
     p_mean.advance();
     if (q_.empty()) return;
     note(p_mean.finish());
     multiply_transposed();
-    q_mean_->start(context_.stage(number + 1), q_);
+    q_mean_->start(context_.stage(number + 1), q_layers_, q_, lost_q_);
     q_mean_->advance();
-    if (round + 1 < iterations_) note(q_mean_->finish());
+    if (round + 1 < iterations_) finish_q();
   }
 }
 
@@ -78,8 +94,17 @@ void LowRank::note(const Averaged& averaged) {
   averaged_.finite = averaged_.finite && averaged.finite;
 }
 
+void LowRank::finish_q() {
+  note(q_mean_->finish());
+  if (coded_) kernels::subtract(own_q_, lost_q_.data());
+}
+
 Averaged LowRank::receive() {
-  note(q_.empty() ? first_p_->finish() : q_mean_->finish());
+  if (q_.empty()) {
+    note(first_p_->finish());
+  } else {
+    finish_q();
+  }
   if (!averaged_.finite || context_.refusal->any()) return averaged_;
   // No product of the factors is larger than this.
   const auto largest = [](std::span<const float> values) {

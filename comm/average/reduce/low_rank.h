@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "thinwire/comm/average/memory/warm_start.h"
-#include "thinwire/comm/average/reduce/exact_mean.h"
+#include "thinwire/comm/average/reduce/factor_mean.h"
 #include "thinwire/comm/average/reduce/reduction.h"
 #include "thinwire/compressors/codecs/powersgd.h"
 
@@ -25,9 +25,11 @@ namespace thinwire::comm {
 //   4. the mean is P Qᵀ; rank i's own reconstruction is P Q_iᵀ, whose mean over the ranks it is, so
 //      that residuals and updates together hold every gradient.
 //
-// All-reduces are exact (ExactMean). Layers that low rank would not make smaller travel as they
-// are, with the first P of the others. Bytes sent by a rank: 2 (W − 1) / W of both factors, for
-// each iteration.
+// Factors travel as the codec says (FactorMean). A P that coding changed is as good as another: it
+// is made orthonormal after that, and all ranks hold the same. What coding loses of Q, on the way
+// there and back, is in Q_i: a rank's reconstruction is that of what counts as sent. Layers that
+// low rank would not make smaller travel as they are, with the first P of the others. Bytes sent by
+// a rank: 2 (W − 1) / W of both factors, coded, for each iteration.
 //
 // A warm start with fewer columns than asked for is extended by random ones, equal on all ranks;
 // one with more gives its first. Vogels et al., "PowerSGD", NeurIPS 2019, algorithms 1 and 2.
@@ -36,6 +38,7 @@ class LowRank final : public Reduction {
   struct Layer {
     std::vector<std::int64_t> shape;
     int rank = 4;
+    FactorType factors = FactorType::kFloat32;
   };
 
   // `iterations` is that of all layers. `warm_starts` outlives the object and is written by
@@ -66,6 +69,7 @@ class LowRank final : public Reduction {
   void first_multiply(const LayerValues& layer, const Matrix& m);
   void multiply_transposed();
   void note(const Averaged& averaged);
+  void finish_q();
   void reconstruct(const LayerValues& layer, const Matrix& m, bool keep);
   template <typename Visit>
   void for_each_block(const Matrix& m, const Visit& visit);
@@ -74,11 +78,14 @@ class LowRank final : public Reduction {
   std::vector<Matrix> matrices_;
   std::size_t factors_ = 0;  // floats of p_ that are factors; dense layers follow
   std::size_t p_numel_ = 0, q_numel_ = 0;
-  // Of the exchange in progress, all layers; own_q_: before the average.
-  std::span<float> p_, q_, own_q_;
+  bool coded_ = false;
+  std::vector<const LayerValues*> p_layers_, q_layers_;  // whose factors follow one another
+  // Of the exchange in progress, all layers; own_q_: what this rank sent; lost_q_: what of its own
+  // it did not.
+  std::span<float> p_, q_, own_q_, lost_q_;
   Averaged averaged_;
   std::vector<float> block_p_, block_;  // of the block of rows being worked on
-  std::unique_ptr<ExactMean> first_p_, later_p_, q_mean_;
+  std::unique_ptr<FactorMean> first_p_, later_p_, q_mean_;
   WarmStarts& warm_starts_;
 };
 

@@ -1,12 +1,20 @@
 #include "thinwire/comm/average/reduce/sparse_reduce.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include "thinwire/comm/average/reduce/sparse_payloads.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/sparse_values.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
+namespace {
+
+// What a rank sends in all, in payloads of its own entries, and the most.
+constexpr double kPayloads = kSparsePayloads, kMostPayloads = 2.2;
+
+}  // namespace
 
 SparseReduce::SparseReduce(std::span<const PartitionLayer> layers, const Peers& peers)
     : world_(peers.size()), rank_(peers.rank()) {
@@ -20,6 +28,17 @@ SparseReduce::SparseReduce(std::span<const PartitionLayer> layers, const Peers& 
   to_owners_.resize(static_cast<std::size_t>(world_));
   for (int owner = 0; owner < world_; ++owner) {
     most_ = std::max(most_, kFrameHeaderBytes + max_entries_bytes(numel_of(owner)));
+  }
+  values_ = layers.empty() ? ValueType::kFloat32 : layers[0].codec->facts().values;
+  std::int64_t first = 0;  // of the layer
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].codec->facts().values != values_) values_ = ValueType::kFloat32;
+    const std::int64_t begin = std::max(first, begin_of(rank_));
+    const std::int64_t end = std::min(first + layers[i].numel, begin_of(rank_ + 1));
+    if (begin < end) {
+      pieces_.push_back({.layer = i, .begin = begin - first, .numel = end - begin});
+    }
+    first += layers[i].numel;
   }
 }
 
@@ -53,6 +72,9 @@ void SparseReduce::pick() {
     sort_by_owner(first);
     first += numel;
   }
+  own_entries_ = 0;
+  for (const SparseEntries& entries : picked) own_entries_ += entries.size();
+  own_in_range_ = picked[static_cast<std::size_t>(rank_)].size();
   for (int owner = 0; owner < world_; ++owner) address(owner);
 }
 
@@ -89,7 +111,9 @@ void SparseReduce::advance() {
   means_.sent = received.sent;
 
   SparseEntries& means = context_.workspace->merged;
-  refused_ = add_up(received, means);
+  means.clear();
+  refused_ = add_up(received);
+  if (refused_ < 0) choose_means(add_kept(), means);
   FrameHeader header = header_of(context_, own_numel, rank_, 1);
   const auto payload =
       mean_.payload(context_.workspace->arena, max_entries_bytes(own_numel, means.size()));
@@ -107,12 +131,12 @@ void SparseReduce::advance() {
   means_swap_.send(most_);
 }
 
-// Fills `means` with those of the own range. Returns the rank whose frame was refused, or −1.
-int SparseReduce::add_up(const ReceivedFrames& received, SparseEntries& means) {
+// Fills the sums of the own range with the means. Returns the rank whose frame was refused, or −1.
+int SparseReduce::add_up(const ReceivedFrames& received) {
   PhaseSpan span(context_, Phase::kDecompress);
-  const std::span<float> sums = context_.workspace->arena.floats(numel_of(rank_));
-  std::ranges::fill(sums, 0.0f);
-  means.clear();
+  sums_ = context_.workspace->arena.floats(numel_of(rank_));
+  std::ranges::fill(sums_, 0.0f);
+  met_ = 0;
   for (int p = 0; p < world_; ++p) {
     const SparseEntries* entries = &context_.workspace->picked[static_cast<std::size_t>(p)];
     if (p != rank_) {
@@ -127,16 +151,61 @@ int SparseReduce::add_up(const ReceivedFrames& received, SparseEntries& means) {
       }
       entries = &context_.workspace->scratch;
     }
+    met_ += entries->size();
     for (std::size_t i = 0; i < entries->size(); ++i) {
-      sums[entries->indices[i]] += entries->values[i];
+      sums_[entries->indices[i]] += entries->values[i];
     }
   }
-  for (std::size_t i = 0; i < sums.size(); ++i) {
-    // The one place where a sparse gradient is divided by the number of ranks.
-    const float mean = sums[i] / static_cast<float>(context_.divisor);
-    if (mean != 0) means.add(static_cast<std::uint32_t>(i), mean);
-  }
+  // The one place where a sparse gradient is divided by the number of ranks.
+  kernels::divide(sums_, static_cast<float>(context_.divisor));
   return -1;
+}
+
+// What the last means lost. Whether every layer of the own range keeps such.
+bool SparseReduce::add_kept() {
+  bool all = true;
+  std::size_t at = 0;
+  for (const Piece& piece : pieces_) {
+    const LayerValues& layer = layers_[piece.layer];
+    const auto mean = sums_.subspan(at, static_cast<std::size_t>(piece.numel));
+    at += mean.size();
+    all = all && layer.second;
+    if (!layer.second) continue;
+    const auto kept = layer.second->of(layer.name, layer.first_element + piece.begin, piece.numel);
+    if (!kept.empty()) kernels::add_scaled(mean.data(), kept.data(), layer.second_decay, mean);
+  }
+  return all;
+}
+
+// Means that the own range may send to every other rank.
+std::size_t SparseReduce::most_means() const {
+  const double others = world_ - 1;
+  const double of_the_met = (kPayloads * world_ / others - 1) * static_cast<double>(met_) / world_;
+  const double sent = static_cast<double>(own_entries_ - own_in_range_);
+  const double left = kMostPayloads * static_cast<double>(own_entries_) - sent;
+  return static_cast<std::size_t>(std::ceil(std::max(1.0, std::min(of_the_met, left / others))));
+}
+
+// Fills `means`, and leaves in the sums what they are not.
+void SparseReduce::choose_means(bool may_keep, SparseEntries& means) {
+  PhaseSpan span(context_, Phase::kCompress);
+  const auto set = static_cast<std::size_t>(
+      std::ranges::count_if(sums_, [](float value) { return value != 0; }));
+  // A mean that is not finite spoils the layer, whose other entries must then travel as well.
+  const bool chooses = may_keep && world_ > 1 && kernels::all_finite(sums_);
+  if (!chooses || set <= most_means()) {
+    for (std::size_t i = 0; i < sums_.size(); ++i) {
+      if (sums_[i] != 0) means.add(static_cast<std::uint32_t>(i), sums_[i]);
+    }
+  } else {
+    kernels::TopkSelection& chosen = context_.workspace->chosen;
+    kernels::select_topk(sums_, most_means(), chosen);
+    for (std::size_t i = 0; i < chosen.indices.size(); ++i) {
+      means.add(chosen.indices[i], chosen.values[i]);
+    }
+  }
+  if (chooses) store_as(values_, means.values);
+  for (std::size_t i = 0; i < means.size(); ++i) sums_[means.indices[i]] -= means.values[i];
 }
 
 Averaged SparseReduce::receive() {
@@ -168,6 +237,16 @@ void SparseReduce::deliver(bool keep) {
   }
   to_owners_swap_.release();
   means_swap_.release();
+}
+
+void SparseReduce::commit() {
+  std::size_t at = 0;
+  for (const Piece& piece : pieces_) {
+    const LayerValues& layer = layers_[piece.layer];
+    const auto rest = sums_.subspan(at, static_cast<std::size_t>(piece.numel));
+    at += rest.size();
+    if (layer.second) layer.second->store(layer.name, layer.first_element + piece.begin, rest);
+  }
 }
 
 // Assigns the elements of an owner's range, zeros included.

@@ -18,12 +18,17 @@ namespace thinwire::comm {
 //   1. every rank picks its entries with the layers' codecs and sends each owner those of its range
 //      (all_to_all);
 //   2. the owner adds them in rank order, in float32, and divides by W;
-//   3. the owner sends the entries that are then not zero to all, or all elements of its range
-//      where that is smaller.
+//   3. the owner adds what it kept of the last means of its range and sends to all the largest of
+//      the entries that are then not zero, (3/2 · W / (W − 1) − 1) times as many as the ranks sent
+//      to it on average, their values as the layers' codecs store theirs. The rest, and what
+//      storing lost, it keeps for the next step (SecondResidual); of layers without a second
+//      residual all entries that are not zero, as float32; or all elements of its range where that
+//      is smaller.
 //
-// The result is that of GatherReduce, bit for bit but for the sign of zeros: means travel as
-// float32 and are not encoded again. Bytes sent by a rank: (W − 1) / W of its entries, and as much
-// of the union of all ranks' entries, which is never more than n floats.
+// Bytes sent by a rank: 3/2 of its entries on any number of ranks, 2.2 at most wherever they meet.
+// Without second residuals (W − 1) / W of its entries and as much of the union of all ranks', which
+// is never more than n floats; then the result is that of GatherReduce, bit for bit but for the
+// sign of zeros.
 //
 // The codecs are those whose decoded tensors are mostly zero; see sparse_entries.h for what an
 // entry costs. At most 2^32 − 1 elements.
@@ -34,6 +39,8 @@ class SparseReduce final : public Reduction {
   void advance() override;
   Averaged receive() override;
   void deliver(bool keep) override;
+  void commit() override;
+  std::vector<Piece> owned() const override { return pieces_; }
 
  private:
   std::int64_t begin_of(int owner) const;
@@ -43,7 +50,10 @@ class SparseReduce final : public Reduction {
   void pick();
   void sort_by_owner(std::int64_t first);
   void address(int owner);
-  int add_up(const ReceivedFrames& received, SparseEntries& means);
+  int add_up(const ReceivedFrames& received);
+  bool add_kept();
+  void choose_means(bool may_keep, SparseEntries& means);
+  std::size_t most_means() const;
   void write_range(int owner, const SparseEntries& entries);
 
   const int world_;
@@ -53,7 +63,11 @@ class SparseReduce final : public Reduction {
   std::size_t most_of_a_layer_ = 0;  // bytes of a codec's payload
   std::vector<FrameBuffer> to_owners_;
   FrameBuffer mean_;
-  int refused_ = -1;  // the rank whose entries were refused
+  std::vector<Piece> pieces_;  // the own range by layers
+  ValueType values_;           // of the means
+  std::size_t own_entries_ = 0, own_in_range_ = 0, met_ = 0;
+  std::span<float> sums_;  // of the own range, then what of their means is not sent
+  int refused_ = -1;       // the rank whose entries were refused
   bool own_finite_ = true;
   FrameSwap to_owners_swap_, means_swap_;
   ReceivedFrames means_;

@@ -5,6 +5,7 @@
 
 #include "thinwire/comm/wire/arena.h"
 #include "thinwire/compressors/codecs/codec.h"
+#include "thinwire/compressors/kernels/topk.h"
 
 namespace thinwire::comm {
 
@@ -16,6 +17,7 @@ struct Workspace {
   std::vector<SparseEntries> received;  // GatherReduce: of one layer, by peer
   std::vector<std::size_t> next;        // GatherReduce: of these entries
   SparseEntries scratch, merged;        // within one function
+  kernels::TopkSelection chosen;        // SparseReduce: the means that it sends
 
   std::size_t bytes() const {
     std::size_t bytes = arena.size();
@@ -27,6 +29,11 @@ struct Workspace {
     for (const SparseEntries& entries : received) add(entries);
     add(scratch);
     add(merged);
+    bytes +=
+        (chosen.indices.capacity() + chosen.candidate_indices.capacity()) * sizeof(std::uint32_t);
+    bytes +=
+        (chosen.values.capacity() + chosen.candidate_values.capacity() + chosen.sample.capacity()) *
+        sizeof(float);
     return bytes;
   }
 };

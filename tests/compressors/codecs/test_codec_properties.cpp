@@ -23,14 +23,29 @@ constexpr RandomKey kKey{.seed = 7, .step = 11, .layer = 3, .rank = 2};
 std::vector<std::string> specs() {
   std::vector<std::string> all;
   for (const auto& entry : codec_table()) all.emplace_back(entry.name);
-  for (const char* variant :
-       {"cast(fp16)", "cast(fp8_e4m3)", "cast(fp8_e5m2)", "quantize(bits=2, bucket=64)",
-        "quantize(bits=3, bucket=100, norm=l2)", "quantize(bits=2, norm=linf, rounding=stochastic)",
-        "topk(density=0.1, values=fp16)", "topk(density=0.3, select=sampled, values=bf16)",
-        "topk(density=1)", "randomk(density=0.25, unbiased=on)", "randomk(density=0.3)",
-        "onebit(bucket=64)", "terngrad(bucket=128, clip=2.5)", "ternary(density=0.2)",
-        "powersgd(rank=2, iterations=2)", "ecsq(bits=0.5)", "ecsq(bits=8)", "ecsq(error=0.2)",
-        "ecsq(as=quantize(bits=4))"}) {
+  for (const char* variant : {"cast(fp16)",
+                              "cast(fp8_e4m3)",
+                              "cast(fp8_e5m2)",
+                              "quantize(bits=2, bucket=64)",
+                              "quantize(bits=3, bucket=100, norm=l2)",
+                              "quantize(bits=2, norm=linf, rounding=stochastic)",
+                              "topk(density=0.1, values=fp16)",
+                              "topk(density=0.3, select=sampled, values=bf16)",
+                              "topk(density=1)",
+                              "topk(density=0.2, values=coded)",
+                              "randomk(density=0.25, unbiased=on)",
+                              "randomk(density=0.3)",
+                              "onebit(bucket=64)",
+                              "terngrad(bucket=128, clip=2.5)",
+                              "ternary(density=0.2)",
+                              "powersgd(rank=2, iterations=2)",
+                              "powersgd(rank=2, factors=bf16)",
+                              "powersgd(rank=2, factors=int8)",
+                              "powersgd(rank=2, factors=int4)",
+                              "ecsq(bits=0.5)",
+                              "ecsq(bits=8)",
+                              "ecsq(error=0.2)",
+                              "ecsq(as=quantize(bits=4))"}) {
     all.emplace_back(variant);
   }
   return all;

@@ -28,8 +28,8 @@ comm::LinkModel model_of(double beta) {
   for (auto& cost : model.backends["gloo"].collectives) cost = {1e-4, beta};
   model.codecs["quantize(bits=4, bucket=1024, norm=minmax, rounding=nearest)"] = {1e-10, 2e-10,
                                                                                   3e-10};
-  model.codecs["powersgd(rank=2, iterations=1)"] = {1e-9, 1e-9, 1e-9};
-  model.codecs["powersgd(rank=8, iterations=1)"] = {4e-9, 4e-9, 4e-9};
+  model.codecs["powersgd(rank=2, iterations=1, factors=fp32)"] = {1e-9, 1e-9, 1e-9};
+  model.codecs["powersgd(rank=8, iterations=1, factors=fp32)"] = {4e-9, 4e-9, 4e-9};
   return model;
 }
 

@@ -56,6 +56,32 @@ TEST(LowRank, WarmStartReachesTheTruncatedSvd) {
   }
 }
 
+// A coded P spans nearly the same, and Q loses what its codec loses.
+TEST(LowRank, CodedFactorsTakeFewerBytesAndLoseLittle) {
+  const LayerShapes shapes = {{"w", {300, 200}}};
+  run_ranks(3, [&](RankContext& ctx) {
+    const auto run = [&](const char* spec, double& bytes) {
+      BucketAverager averager(ctx.group, {.seed = 3});
+      at::Tensor sum, exact;
+      for (int step = 0; step < 12; ++step) {
+        Bucket bucket = random_bucket(shapes, 5, ctx.rank);
+        averager.average(bucket, uniform_plan(shapes, spec), step);
+        sum = step == 0 ? bucket.buffer.clone() : sum + bucket.buffer;
+      }
+      bytes = static_cast<double>(averager.traffic().sent_bytes);
+      exact = at::zeros_like(sum);
+      for (int r = 0; r < 3; ++r) exact += random_bucket(shapes, 5, r).buffer * 4;
+      return (sum - exact).norm().item<double>();
+    };
+    double floats = 0, narrow = 0, bits8 = 0;
+    const double error = run("powersgd(rank=4)", floats);
+    EXPECT_LT(run("powersgd(rank=4, factors=bf16)", narrow), 1.02 * error);
+    EXPECT_LT(run("powersgd(rank=4, factors=int8)", bits8), 1.02 * error);
+    EXPECT_LT(narrow, 0.53 * floats);
+    EXPECT_LT(bits8, 0.30 * floats);
+  });
+}
+
 TEST(LowRank, MoreIterationsComeNearerInOneStep) {
   run_ranks(2, [](RankContext& ctx) {
     const at::Tensor matrix = mean_matrix(2);

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <random>
 
 #include "thinwire/comm/average/selector.h"
@@ -109,10 +111,14 @@ TEST(SparseEntries, RefuseWhatNobodyWrites) {
 
 // ---- the reduction -----------------------------------------------------------------------------
 
-TEST(SparseReduce, GivesWhatGatherReduceGives) {
+// Where nothing is kept for the next step, nothing may be left out.
+TEST(SparseReduce, GivesWhatGatherReduceGivesWithoutASecondResidual) {
   const LayerShapes shapes = {{"a", {64, 33}}, {"b", {5000}}, {"c", {1}}};
-  for (const char* spec : {"topk(density=0.1)", "topk(density=0.6)",
-                           "topk(density=0.02, values=fp16)", "ternary(density=0.1)"}) {
+  for (const char* spec :
+       {"topk(density=0.1, second_residual=off)", "topk(density=0.6, error_feedback=off)",
+        "topk(density=0.02, values=fp16, error_feedback=off)",
+        "topk(density=0.02, values=coded, second_residual=off)",
+        "ternary(density=0.1, second_residual=off)"}) {
     for (const int world : {1, 2, 3, 4}) {
       run_ranks(world, [&](RankContext& ctx) {
         BucketAverager gather(ctx.group, {.strategy = Strategy::kGatherReduce});
@@ -130,8 +136,7 @@ TEST(SparseReduce, GivesWhatGatherReduceGives) {
 }
 
 TEST(SparseReduce, IsChosenWhereItSendsLess) {
-  // At random, four ranks' tenths hardly meet; halves do; and equal supports of one percent would,
-  // but that is not known beforehand. A payload of top-k takes five bytes an entry.
+  // One and a half payloads, whatever the number of ranks, against one for every other rank.
   const auto owners_send_less = [](std::int64_t numel, std::int64_t entries,
                                    std::int64_t payload_bytes, int world) {
     const CodecUse use = {.facts = {.form = CodecFacts::Form::kSparse},
@@ -140,10 +145,12 @@ TEST(SparseReduce, IsChosenWhereItSendsLess) {
                           .entries = entries};
     return usual_strategy(use, world, 0) == Strategy::kSparse;
   };
-  EXPECT_FALSE(owners_send_less(1'000'000, 10'000, 50'000, 4));
-  EXPECT_TRUE(owners_send_less(1'000'000, 500'000, 2'500'000, 4));
-  EXPECT_TRUE(owners_send_less(1'000'000, 100'000, 500'000, 64));
-  EXPECT_FALSE(owners_send_less(1'000'000, 100'000, 100'000, 4)) << "signs alone are cheap";
+  for (const int world : {1, 2}) EXPECT_FALSE(owners_send_less(1'000'000, 10'000, 50'000, world));
+  for (const int world : {3, 4, 64}) {
+    EXPECT_TRUE(owners_send_less(1'000'000, 10'000, 50'000, world));
+    EXPECT_TRUE(owners_send_less(1'000'000, 100'000, 100'000, world)) << "signs";
+  }
+  EXPECT_TRUE(owners_send_less(1'000'000, 900'000, 4'500'000, 2)) << "no more means than elements";
   EXPECT_FALSE(owners_send_less(0, 0, 0, 4));
 
   // What is chosen is what sends less, also when it is done.
@@ -161,6 +168,43 @@ TEST(SparseReduce, IsChosenWhereItSendsLess) {
       EXPECT_EQ(bytes({}), std::min(bytes(Strategy::kGatherReduce), bytes(Strategy::kSparse)))
           << spec;
     });
+  }
+}
+
+// What each rank brings is its own, so that hardly anything meets; or all bring the same.
+TEST(SparseReduce, BytesOfARankAreTheSameOnAnyNumberOfRanks) {
+  const LayerShapes shapes = {{"a", {200, 100}}, {"b", {40000}}};
+  for (const char* spec : {"topk(density=0.05)", "topk(density=0.05, values=coded)"}) {
+    for (const bool alike : {false, true}) {
+      std::map<int, double> bytes;
+      for (const int world : {2, 4, 8, 16}) {
+        std::mutex mutex;
+        run_ranks(world, [&](RankContext& ctx) {
+          BucketAverager averager(ctx.group, {.strategy = Strategy::kSparse});
+          constexpr int kSteps = 4;
+          std::uint64_t before = 0;
+          for (int step = 0; step <= kSteps; ++step) {
+            if (step == 1) before = averager.traffic().sent_bytes;
+            Bucket bucket =
+                random_bucket(shapes, static_cast<std::uint64_t>(step), alike ? 0 : ctx.rank);
+            averager.average(bucket, uniform_plan(shapes, spec), step);
+          }
+          const auto sent = static_cast<double>(averager.traffic().sent_bytes - before) / kSteps;
+          const std::lock_guard lock(mutex);
+          bytes[world] = std::max(bytes[world], sent);
+        });
+      }
+      // 3,000 entries of 32 or 2 bits and 6 of index, and frames, tables and sizes for each peer.
+      const double payload =
+          3000 * (std::string(spec).find("coded") != std::string::npos ? 1.0 : 4.8);
+      for (const auto& [world, sent] : bytes) {
+        const double peers = 2.0 * (world - 1) * 180;
+        EXPECT_LE(sent, 2.2 * payload + peers) << spec << " on " << world;
+        if (alike || payload < 10000) continue;
+        EXPECT_NEAR(sent - 2.0 * (world - 1) * 70, bytes[2] - 140, 0.1 * bytes[2])
+            << spec << " on " << world;
+      }
+    }
   }
 }
 
