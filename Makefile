@@ -40,6 +40,12 @@ slurm-test: ## Run the tests under a real Slurm of emulated hosts alone (root)
 	@scripts/build.sh $(PRESET) $(JOBS) rank_probe train_fashion_mnist
 	@scripts/run_tests.sh $(BUILD) -R '^slurm$$'
 
+.PHONY: fault-matrix
+fault-matrix: ## Check every rank's end for each fault of a rank, a host or a disk, beside plain torch
+	@scripts/setup.sh test
+	@scripts/build.sh $(PRESET) $(JOBS) fault_rank checkpoint_saver
+	@cmake --build $(BUILD) --target fault_matrix
+
 .PHONY: torch-suite
 torch-suite: ## Run torch's own distributed tests on Gloo and on thinwire: ARGS="--world 3"
 	@scripts/setup.sh test

@@ -1,0 +1,306 @@
+#!/usr/bin/env python3
+"""What every rank of a job ends with when one rank, its host or its surroundings fail.
+
+    fault_matrix.py [--short] [--only CASE] [--launcher plain|torchrun|mpirun] [--peer] [--markdown]
+
+Starts a real job of three ranks for every case (fault_rank.cpp says what happens in it), and checks
+of each rank the exit code, the message and the time from the fault to its end. Prints a line a case
+and counts at the end; exits with 1 where a case is not as expected. --peer runs the cases that plain
+torch has as well, on its DistributedDataParallel over Gloo, beside; its outcomes are printed and not
+checked. --short: the cases that take no timeout, as ordinary processes.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import jobs  # noqa: E402, pylint: disable=wrong-import-position
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROGRAM = jobs.PROGRAMS / "tests" / "fault_rank"
+SIZE, VICTIM = 3, 1
+TIMEOUT = 6
+# How soon a survivor has ended: at once where the victim's connections or words tell, else when the
+# timeout is over; and the time that ranks wait for each other's words, and that a machine full of
+# processes takes to end one.
+SOON, LATE = 2.0, TIMEOUT + 2.0
+LOAD = float(os.environ.get("THINWIRE_FAULT_LOAD", 1.5))
+
+
+@dataclasses.dataclass
+class Case:
+    name: str
+    text: str
+    victim: tuple  # (exit code, pattern of what it says); None: it does not end by itself
+    others: tuple
+    bound: float = SOON
+    victim_rank: int = VICTIM
+    folder: str = ""  # what rank 1's checkpoints meet: mount options of a tmpfs
+    variables: dict = dataclasses.field(default_factory=dict)  # of the victim
+    everybody: dict = dataclasses.field(default_factory=dict)
+    launched: bool = False  # under torchrun and mpirun, too
+    peer: bool = True
+    fault: str = ""  # of fault_rank, where it is not the case's name
+
+
+GONE = rf"rank\(s\) {VICTIM} of {SIZE} are dead or hung"
+CASES = [
+    Case("kill", "SIGKILL of a rank", (-9, ""), (1, GONE), launched=True),
+    Case("kill-store", "SIGKILL of rank 0, which hosts the store", (-9, ""),
+         (1, r"rank\(s\) 0|the store does not answer|rank 0"), bound=SOON + 3, victim_rank=0,
+         fault="kill"),
+    Case("stop", "SIGSTOP of a rank", None, (1, GONE), bound=LATE),
+    Case("exit", "a rank ends itself (_exit) within a step", (7, ""), (1, GONE), launched=True),
+    Case("fewer-steps", "a rank makes fewer steps than the others", (0, r"^end \d+"),
+         (1, rf"rank {VICTIM} has left: it ended its training after 20 steps|{GONE}"), bound=LATE),
+    Case("throw-forward", "an exception in forward", (1, "a fault in forward"),
+         (1, rf"rank {VICTIM}"), launched=True),
+    Case("throw-backward", "an exception in backward", (1, "a fault in backward"),
+         (1, rf"rank {VICTIM}"), launched=True),
+    Case("out-of-memory", "no memory in forward", (1, "memory|alloc"), (1, rf"rank {VICTIM}")),
+    Case("nan", "a gradient that is not finite; the program skips such steps", (0, r"^end \d+"),
+         (0, r"^end \d+"), launched=True),
+    Case("shape", "a model of another shape", (1, r"\[65, 32\]"), (1, r"\[65, 32\]")),
+    Case("dtype", "a model of another type", (1, "[Dd]ouble|float64"), (1, "[Dd]ouble|float64")),
+    Case("spec", "another compression", (1, "density=0.2"), (1, "density=0.2"), peer=False),
+    Case("environment", "another THINWIRE_CHECK_REPLICAS", (1, "THINWIRE_CHECK_REPLICAS"),
+         (1, "THINWIRE_CHECK_REPLICAS"), variables={"THINWIRE_CHECK_REPLICAS": "5"}, peer=False),
+    Case("timeout", "another THINWIRE_TIMEOUT", (1, "THINWIRE_TIMEOUT|timeout"),
+         (1, "THINWIRE_TIMEOUT|timeout"), variables={"THINWIRE_TIMEOUT": "9"}, peer=False),
+    Case("world-size", "another WORLD_SIZE", (1, "WORLD_SIZE"), (1, "WORLD_SIZE"),
+         variables={"WORLD_SIZE": "4"}, peer=False),
+    Case("name", "MASTER_ADDR is a name that nobody knows", (1, "no.such.host.invalid"),
+         (1, "no.such.host.invalid"), everybody={"MASTER_ADDR": "no.such.host.invalid"}, bound=LATE,
+         peer=False),
+    Case("ipv6", "the store on an IPv6 address", (0, r"^end \d+"), (0, r"^end \d+"),
+         everybody={"MASTER_ADDR": "::1"}, peer=False),
+    Case("full-disk", "a full disk while a checkpoint is saved", (1, f"rank {VICTIM}.*[Nn]o space"),
+         (1, f"rank {VICTIM}.*[Nn]o space"), folder="size=16k", peer=False),
+    Case("read-only", "a disk that is read-only while a checkpoint is saved",
+         (1, f"rank {VICTIM}.*[Rr]ead-only"), (1, f"rank {VICTIM}.*[Rr]ead-only"), folder="ro",
+         peer=False),
+    Case("flip-a-bit", "a bit flips in one rank's weights", (1, "second.weight"),
+         (1, "second.weight"), everybody={"THINWIRE_CHECK_REPLICAS": "5"}),
+]
+
+# Runs a rank and leaves its exit code and the time of its end.
+WRAPPER = """#!/bin/bash
+rank=${RANK:-${OMPI_COMM_WORLD_RANK:-$SLURM_PROCID}}
+"$@" >FOLDER/out.$rank 2>FOLDER/err.$rank
+code=$?
+[ $code -gt 128 ] && code=$((128 - code))
+echo "$code $(date +%s.%N)" >FOLDER/part.$rank
+mv FOLDER/part.$rank FOLDER/end.$rank
+[ $code -ge 0 ] || kill $code $$
+exit $code
+"""
+
+
+class Outcome:
+    """What became of the ranks: exit codes (None: had to be killed), texts, seconds to their ends."""
+
+    def __init__(self, folder, output):
+        self.codes, self.texts, ends = [], [], []
+        self.fault = None
+        for rank in range(SIZE):
+            end = folder / f"end.{rank}"
+            code, when = end.read_text().split() if end.exists() else (None, 0)
+            self.codes.append(None if code is None else int(code))
+            ends.append(float(when))
+            text = "".join((folder / f"{kind}.{rank}").read_text(errors="replace")
+                           for kind in ("out", "err") if (folder / f"{kind}.{rank}").exists())
+            self.texts.append(text)
+            match = re.search(r"^fault ([\d.]+)", text, re.MULTILINE)
+            self.fault = float(match[1]) if match else self.fault
+        begin = self.fault
+        self.seconds = [end - begin if begin and end else None for end in ends]
+        self.output = output
+
+    def message(self, rank):
+        errors = re.findall(r"error: (.*)", self.texts[rank]) or re.findall(
+            r"^.*(?:Error|error).*$", self.texts[rank], re.MULTILINE)
+        return errors[-1] if errors else ""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run(case, launcher, command):
+    with tempfile.TemporaryDirectory(prefix="thinwire-fault-") as name:
+        folder = pathlib.Path(name)
+        wrapper = folder / "rank.sh"
+        wrapper.write_text(WRAPPER.replace("FOLDER", name))
+        wrapper.chmod(0o755)
+        words = [str(word) for word in (*command, case.fault or case.name, case.victim_rank)]
+        if case.folder:
+            state = folder / "state"
+            for rank in range(SIZE):
+                (state / str(rank)).mkdir(parents=True)
+            words.append(str(state))
+        begin = {"plain": start_plain, "torchrun": start_torchrun, "mpirun": start_mpirun}[launcher]
+        processes = begin(case, [str(wrapper), *words], folder)
+        limit = time.monotonic() + case.bound + 30 + (30 if launcher == "torchrun" else 0)
+        waiting = lambda: [p for p in processes if p.poll() is None]  # noqa: E731
+        while waiting() and time.monotonic() < limit:
+            time.sleep(0.05)
+            # A victim that does not end by itself is ended when the others have.
+            if case.victim is None and launcher == "plain" and len(waiting()) == 1:
+                break
+        for process in waiting():
+            os.killpg(process.pid, signal.SIGKILL)
+        output = "".join(process.communicate()[0] or "" for process in processes)
+        return Outcome(folder, output), [process.returncode for process in processes]
+
+
+def start(command, variables, shell=""):
+    words = command if not shell else ["unshare", "--mount", "sh", "-c", f'{shell}; exec "$@"', "sh",
+                                       *command]
+    return subprocess.Popen(words, env=jobs.environment(THINWIRE_TIMEOUT=TIMEOUT, **variables),
+                            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def start_plain(case, command, folder):
+    common = {"WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+              **case.everybody}
+    processes = []
+    for rank in range(SIZE):
+        mine = rank == case.victim_rank
+        shell = ""
+        if mine and case.folder:
+            shell = f"mount -t tmpfs -o {case.folder} none {folder}/state/{rank}"
+        variables = {**common, "RANK": rank, **(case.variables if mine else {})}
+        timeout = variables.pop("THINWIRE_TIMEOUT", TIMEOUT)
+        processes.append(start(["env", f"THINWIRE_TIMEOUT={timeout}", *command], variables, shell))
+    return processes
+
+
+def start_torchrun(_, command, folder):
+    return [start([jobs.TORCHRUN, "--no-python", "--standalone", "--nproc-per-node", str(SIZE),
+                   "--log-dir", str(folder / "log"), "--", *command], {})]
+
+
+def start_mpirun(_, command, folder):
+    del folder
+    return [start(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(SIZE), *command],
+                  {})]
+
+
+def faults_of(case, launcher, outcome, exits):
+    """What is not as it should be, as sentences."""
+    wrong = []
+
+    def expect(rank, expected):
+        code, pattern = expected
+        if outcome.codes[rank] != code:
+            wrong.append(f"rank {rank} ended with {outcome.codes[rank]}, expected {code}")
+        if pattern and not re.search(pattern, outcome.texts[rank], re.MULTILINE):
+            wrong.append(f"rank {rank} does not say /{pattern}/: {outcome.message(rank)!r}")
+        took = outcome.seconds[rank]
+        if code and took is not None and took > case.bound + LOAD:
+            wrong.append(f"rank {rank} took {took:.1f} s")
+
+    if launcher == "plain":
+        for rank in range(SIZE):
+            expected = case.victim if rank == case.victim_rank else case.others
+            if expected is not None:
+                expect(rank, expected)
+        ends = {match for text in outcome.texts for match in re.findall(r"^end (\d+)", text, re.M)}
+        if case.others[0] == 0 and len(ends) != 1:
+            wrong.append(f"the ranks ended with other parameters: {sorted(ends)}")
+        return wrong
+    # A launcher ends the ranks that are left: of them, none is asked.
+    failed = case.others[0] != 0
+    if (exits[0] != 0) != failed:
+        wrong.append(f"{launcher} ended with {exits[0]}")
+    if None in exits or (failed and exits[0] == -signal.SIGKILL):
+        wrong.append(f"{launcher} did not end")
+    if failed and not re.search(rf"rank\D{{0,12}}{VICTIM}\b|a fault in", outcome.output +
+                                "".join(outcome.texts), re.IGNORECASE):
+        wrong.append("nobody names the rank")
+    return wrong
+
+
+def table_row(case, launcher, outcome, wrong, who="thinwire"):
+    others = [rank for rank in range(SIZE) if rank != case.victim_rank]
+    seconds = [outcome.seconds[rank] for rank in others if outcome.seconds[rank] is not None]
+    codes = "/".join("-" if code is None else str(code) for code in outcome.codes)
+    took = f"{max(seconds):.1f}" if seconds else "-"
+    said = outcome.message(others[0])[:150]
+    return (case.text, who if who != "thinwire" else launcher, codes, took, said,
+            "ok" if not wrong else "WRONG: " + "; ".join(wrong))
+
+
+def print_row(row, markdown):
+    if markdown:
+        print("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |", flush=True)
+    else:
+        print(f"{row[5][:5]:5}  {row[1]:9} {row[0]:58} codes {row[2]:9} {row[3]:>5} s  {row[4]}",
+              flush=True)
+        if row[5].startswith("WRONG"):
+            print(f"       {row[5]}", flush=True)
+
+
+def peer_verdict(case, outcome):
+    others = [rank for rank in range(SIZE) if rank != case.victim_rank]
+    if any(outcome.codes[rank] is None for rank in others):
+        return ["a survivor hangs"]
+    if case.others[0] and all(outcome.codes[rank] == 0 for rank in others):
+        return ["nobody notices"]
+    named = re.search(rf"rank\D{{0,4}}{case.victim_rank}\b", outcome.message(others[0]), re.I)
+    return [] if case.others[0] == 0 or named else ["the rank is not named"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--launcher", choices=("plain", "torchrun", "mpirun"))
+    parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args()
+    launchers = ["plain"] + ["torchrun"] * bool(jobs.TORCHRUN) + ["mpirun"] * jobs.HAS_MPI
+    if options.launcher:
+        launchers = [options.launcher]
+    count = failed = 0
+    if options.markdown:
+        print("| fault | ranks | exit codes | s | a survivor says | |\n|" + " --- |" * 6)
+    for case in CASES:
+        if options.only and case.name not in options.only:
+            continue
+        if options.short and (case.bound > SOON or case.name in ("ipv6", "environment", "timeout")):
+            continue
+        if case.folder and (os.geteuid() != 0 or not shutil.which("unshare")):
+            print(f"       {case.name}: needs root, to mount a disk of its own")
+            continue
+        for launcher in launchers if case.launched and not options.short else launchers[:1]:
+            if launcher != "plain" and not case.launched:
+                continue
+            outcome, exits = run(case, launcher, [PROGRAM])
+            wrong = faults_of(case, launcher, outcome, exits)
+            count, failed = count + 1, failed + bool(wrong)
+            print_row(table_row(case, launcher, outcome, wrong), options.markdown)
+        if options.peer and case.peer:
+            python = pathlib.Path(jobs.TORCHRUN).parent / "python"
+            outcome, _ = run(case, "plain", [python, HERE / "plain_rank.py"])
+            print_row(table_row(case, "plain", outcome, peer_verdict(case, outcome), "torch"),
+                      options.markdown)
+    print(f"{count} cases, {count - failed} as expected, {failed} not")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
