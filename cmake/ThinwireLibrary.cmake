@@ -75,13 +75,5 @@ function(thinwire_share_precompiled_header target)
   target_precompile_headers(${target} REUSE_FROM thinwire)
 endfunction()
 
-# thinwire_definition(<name> <condition>): a private 0/1 macro on both libraries.
-function(thinwire_definition name condition)
-  target_compile_definitions(thinwire_settings INTERFACE
-    ${name}=$<IF:$<BOOL:${condition}>,1,0>)
-endfunction()
-thinwire_definition(THINWIRE_HAS_MPI ${THINWIRE_HAS_MPI})
-thinwire_definition(THINWIRE_HAS_CUDA ${THINWIRE_HAS_CUDA})
-thinwire_definition(THINWIRE_HAS_NCCL ${THINWIRE_HAS_NCCL})
 target_compile_definitions(thinwire_settings INTERFACE
   THINWIRE_VERSION="${PROJECT_VERSION}" THINWIRE_TORCH_VERSION="${THINWIRE_TORCH_VERSION}")
