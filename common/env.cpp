@@ -106,9 +106,10 @@ Env::Env(Reader read)
                           "auto, mpi, gloo or nccl, where the program gives none")),
       timeout(read.seconds("THINWIRE_TIMEOUT", "300",
                            "seconds after which a collective fails, where the program gives none")),
-      check_replicas_every(read.count("THINWIRE_CHECK_REPLICAS", 0,
-                                      "compare the averaged gradients of all ranks by checksum "
-                                      "every so many steps; 0: never")),
+      check_replicas_every(
+          read.count("THINWIRE_CHECK_REPLICAS", 0,
+                     "compare averaged gradients and weights of all ranks by checksum "
+                     "every so many steps; 0: never")),
       gloo_interface(read.text("THINWIRE_GLOO_INTERFACE", "",
                                "network interface for Gloo; empty: GLOO_SOCKET_IFNAME, then the "
                                "address of the host's name")),

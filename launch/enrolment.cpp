@@ -267,7 +267,9 @@ std::string choose_backend(const std::vector<Enrolment>& members, Launcher launc
 
   const bool all_have_mpi =
       std::ranges::all_of(members, [](const Enrolment& member) { return member.has_mpi; });
-  return starts_mpi(launcher) && all_have_mpi ? "mpi" : "gloo";
+  // srun is one of MPI's launchers where it was told so: --mpi=pmix.
+  const bool may_start_mpi = starts_mpi(launcher) || launcher == Launcher::kSlurm;
+  return may_start_mpi && all_have_mpi ? "mpi" : "gloo";
 }
 
 }  // namespace thinwire::launch

@@ -60,8 +60,8 @@ void complete_local_ranks(RankEnv& env, std::vector<Enrolment>& members);
 int cuda_device_of(const Enrolment& member);
 
 // The backend of a job, the same on every rank: what all asked for; for "auto" mpi under a launcher
-// of MPI where all have it, else gloo, whatever GPUs there are: see InitOptions. `members` as
-// enrol() returns them, completed.
+// of MPI (srun --mpi=pmix is one) where all have it, else gloo, whatever GPUs there are: see
+// InitOptions. `members` as enrol() returns them, completed.
 std::string choose_backend(const std::vector<Enrolment>& members, Launcher launcher);
 
 }  // namespace thinwire::launch

@@ -238,6 +238,11 @@ TEST(ChooseBackend, mpi_under_any_launcher_of_mpi) {
   EXPECT_EQ(choose_backend(members_with({0, 0}, true), Launcher::kFlux), "gloo");
 }
 
+TEST(ChooseBackend, mpi_under_srun_where_it_tells_mpi_of_the_others) {
+  EXPECT_EQ(choose_backend(members_with({0, 0}, true), Launcher::kSlurm), "mpi");
+  EXPECT_EQ(choose_backend(members_with({0, 0}, false), Launcher::kSlurm), "gloo");
+}
+
 TEST(ChooseBackend, mpi_under_mpirun_where_all_have_it) {
   auto members = members_with({0, 0}, true);
   EXPECT_EQ(choose_backend(members, Launcher::kMpirun), "mpi");

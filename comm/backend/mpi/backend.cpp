@@ -447,7 +447,7 @@ bool usable() {
 void check_place(int rank, int size) {
   check(mpi::is_launched() || size == 1,
         "the backend mpi needs a program started by MPI: mpirun -n ", size,
-        " <program>; or use gloo");
+        " <program>, or srun --mpi=pmix; or use gloo");
   const mpi::World world = mpi::world();
   check(size < world.size || (size == world.size && rank == world.rank),
         "MPI says that this is rank ", world.rank, " of ", world.size,
