@@ -121,6 +121,9 @@ Env::Env(Reader read)
       simd(read.text("THINWIRE_SIMD", "",
                      "the only SIMD target to use, by Highway's name (AVX3, AVX2, SSE4, ...); "
                      "empty: the best that the processor has")),
+      postmortem(read.text("THINWIRE_POSTMORTEM", "",
+                           "folder where a rank whose collective fails writes what it was doing, "
+                           "for `thinwire doctor --postmortem`")),
       disable_cuda(
           read.flag("THINWIRE_DISABLE_CUDA", "1 keeps thinwire from loading its CUDA module")),
       variables_(std::move(read.variables)) {

@@ -14,8 +14,8 @@
 // DistributedDataParallel and OuterOptimizer compare the last two once more in what they make of
 // them, for groups that launch::init() did not make, and the contents of THINWIRE_LINK_MODEL, whose
 // path may differ. What is left may differ from rank to rank: it decides no collective
-// (THINWIRE_LOG_LEVEL, THINWIRE_DATA, THINWIRE_DISABLE_CUDA), names what is this host's own
-// (THINWIRE_GLOO_INTERFACE), or changes no bit of a result (THINWIRE_SIMD).
+// (THINWIRE_LOG_LEVEL, THINWIRE_DATA, THINWIRE_POSTMORTEM, THINWIRE_DISABLE_CUDA), names what is
+// this host's own (THINWIRE_GLOO_INTERFACE), or changes no bit of a result (THINWIRE_SIMD).
 #pragma once
 
 #include <chrono>
@@ -57,6 +57,9 @@ class Env {
   // THINWIRE_SIMD: the only SIMD target to use, by Highway's name (AVX3, AVX2, SSE4, ...); empty:
   // the best that the processor has.
   const std::string simd;
+  // THINWIRE_POSTMORTEM: folder where a rank whose collective fails writes what it was doing, for
+  // `thinwire doctor --postmortem`; empty: nowhere.
+  const std::string postmortem;
   // THINWIRE_DISABLE_CUDA: 1 keeps thinwire from loading its CUDA module.
   const bool disable_cuda;
 

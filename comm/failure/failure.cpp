@@ -12,6 +12,7 @@
 
 #include "thinwire/comm/failure/departure.h"
 #include "thinwire/comm/failure/failure_board.h"
+#include "thinwire/comm/failure/operation_record.h"
 #include "thinwire/comm/failure/roll_call.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/store_meeting.h"
@@ -184,6 +185,7 @@ void raise_collective_failure(const c10d::ProcessGroup& group, const std::string
   const auto board = DuplicateStore::board_of(group.getStore());
   if (is_answered(cause, board.get())) std::rethrow_exception(std::move(cause));
   const FailureReport mine = describe(group.getRank(), concat(operation, " #", sequence), cause);
+  leave_postmortem(mine.rank, group.getSize(), mine.operation, mine.text);
   if (board == nullptr) {
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
     throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());
@@ -200,6 +202,7 @@ bool another_rank_has_failed(const c10d::ProcessGroup& group) {
 void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
           const std::string& operation, std::uint64_t sequence) {
   try {
+    const RecordedOperation recorded(operation, sequence);
     if (!finished_before_any_failure(group, work))
       throw CommError(-1, operation, sequence, "another rank has failed");
     if (!work->wait()) throw CommError(-1, operation, sequence, "it was aborted");

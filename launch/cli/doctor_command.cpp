@@ -3,12 +3,15 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/table.h"
 #include "thinwire/compressors/codecs/codec_table.h"
 #include "thinwire/launch/cli/commands.h"
 #include "thinwire/launch/cli/diagnosis.h"
+#include "thinwire/launch/cli/postmortem.h"
 
 namespace thinwire::launch {
 namespace {
@@ -124,7 +127,9 @@ void print(const Diagnosis& found, std::ostream& out) {
 
 void add_doctor_command(CLI::App& app) {
   auto* command = app.add_subcommand(
-      "doctor", "Show versions, backends, SIMD target, codecs and environment variables");
+      "doctor",
+      "Show versions, backends, SIMD target, codecs and environment variables; or "
+      "what happened to a job");
   command->footer(
       "JSON keys: thinwire, torch, mpi, nccl and cuda {built, loaded} (cuda also driver), "
       "backends\n"
@@ -133,7 +138,18 @@ void add_doctor_command(CLI::App& app) {
       "{name, rank, size}, warnings.");
   const auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "Print one JSON object");
-  command->callback([json] {
+  const auto files = std::make_shared<std::vector<std::string>>();
+  command
+      ->add_option("--postmortem", *files,
+                   "Say in words what happened to a job: the files that its ranks wrote where "
+                   "THINWIRE_POSTMORTEM names a folder, or that folder")
+      ->type_name("FILE...")
+      ->excludes("--json");
+  command->callback([json, files] {
+    if (!files->empty()) {
+      std::cout << postmortem({files->begin(), files->end()});
+      return;
+    }
     const Diagnosis found = diagnose();
     if (*json) {
       std::cout << json_of(found).dump(2, ' ', false, Json::error_handler_t::replace) << "\n";

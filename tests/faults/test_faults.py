@@ -1,11 +1,15 @@
 """The short form of `make fault-matrix`: the faults that are noticed at once."""
 
 import contextlib
+import dataclasses
 import io
+import subprocess
 import sys
+import tempfile
 import unittest
 
 import fault_matrix
+import jobs
 
 
 class Faults(unittest.TestCase):
@@ -19,6 +23,29 @@ class Faults(unittest.TestCase):
             sys.argv = arguments
         self.assertEqual(code, 0, output.getvalue())
         self.assertNotIn("\n0 cases", output.getvalue())
+
+
+class Postmortem(unittest.TestCase):
+    def postmortem_of(self, name):
+        case = next(case for case in fault_matrix.CASES if case.name == name)
+        with tempfile.TemporaryDirectory(prefix="thinwire-postmortem-") as folder:
+            case = dataclasses.replace(case, everybody={"THINWIRE_POSTMORTEM": folder})
+            fault_matrix.run(case, "plain", [fault_matrix.PROGRAM])
+            return subprocess.run([jobs.PROGRAMS / "thinwire", "doctor", "--postmortem", folder],
+                                  env=jobs.environment(), text=True, check=True,
+                                  stdout=subprocess.PIPE).stdout
+
+    def test_of_a_rank_that_was_killed(self):
+        text = self.postmortem_of("kill")
+        self.assertIn("A job of 3 ranks, of which 2 left a record", text)
+        self.assertIn("rank(s) 1 left none", text)
+        self.assertRegex(text, r"under way for [\d.]+ s: \w+")
+
+    def test_of_a_rank_that_failed_alone(self):
+        text = self.postmortem_of("throw-backward")
+        self.assertIn("of which 3 left a record", text)
+        self.assertIn("the first to give up was rank 1", text)
+        self.assertIn("a fault in backward", text)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import subprocess
+import tempfile
 import unittest
 
 import jobs
@@ -51,6 +52,21 @@ class CommandLine(ProgramTest):
                                     check=False)
         self.assertEqual(result.returncode, 1)
         self.assertIn("cannot write", result.stderr)
+
+
+class Postmortem(ProgramTest):
+    def test_what_is_no_record_of_a_rank_is_named(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertIn("no files of ranks", self.complaint(1, "doctor", "--postmortem", folder))
+            record = pathlib.Path(folder, "rank-0.json")
+            self.assertIn("cannot be read", self.complaint(1, "doctor", "--postmortem", record))
+            record.write_text('{"version": 2}')
+            self.assertIn("this thinwire reads 1",
+                          self.complaint(1, "doctor", "--postmortem", folder))
+            record.write_text("\x1b[31m no JSON")
+            text = self.complaint(1, "doctor", "--postmortem", folder)
+            self.assertIn(str(record), text)
+            self.assertNotIn("\x1b", text)
 
 
 class Doctor(ProgramTest):
