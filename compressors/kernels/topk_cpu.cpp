@@ -159,9 +159,16 @@ void refine(std::span<const float> x, std::size_t k, int shift, KthMagnitude& re
   result.key = result.key * static_cast<std::uint32_t>(kBins) + static_cast<std::uint32_t>(bin);
 }
 
+// With room for somewhat more, since the next tensor may have more.
+template <typename Number>
+void make_room(std::vector<Number>& numbers, std::size_t count) {
+  if (count > numbers.capacity()) numbers.reserve(count + count / 8);
+  numbers.resize(count);
+}
+
 void reserve(TopkSelection& s, std::size_t kept) {
-  s.indices.resize(kept + kSlack);
-  s.values.resize(kept + kSlack);
+  make_room(s.indices, kept + kSlack);
+  make_room(s.values, kept + kSlack);
 }
 
 void shrink(TopkSelection& s, std::size_t kept) {
@@ -217,8 +224,8 @@ void select_topk(std::span<const float> x, std::size_t k, TopkSelection& s) {
   const KthMagnitude guess = kth_magnitude(s.sample, static_cast<std::size_t>(rank));
   const double likely = rank / static_cast<double>(kTopkSample) * static_cast<double>(x.size());
   const auto capacity = std::min(x.size(), static_cast<std::size_t>(1.5 * likely));
-  s.candidate_indices.resize(capacity + kSlack);
-  s.candidate_values.resize(capacity + kSlack);
+  make_room(s.candidate_indices, capacity + kSlack);
+  make_room(s.candidate_values, capacity + kSlack);
   const std::size_t found =
       THINWIRE_DISPATCH(CollectAtLeast)(x.data(), x.size(), guess.key, capacity,
                                         s.candidate_indices.data(), s.candidate_values.data());

@@ -139,7 +139,7 @@ INSTANTIATE_TEST_SUITE_P(Codecs, OnASlowNetwork,
                          ::testing::Values(Expected{"quantize(bits=4)", Strategy::kScatterReduce},
                                            Expected{"onebit", Strategy::kScatterReduce},
                                            Expected{"cast(bf16)", Strategy::kScatterReduce},
-                                           Expected{"topk(density=0.01)", Strategy::kGatherReduce},
+                                           Expected{"topk(density=0.01)", Strategy::kSparse},
                                            Expected{"randomk(density=0.1)", Strategy::kDense},
                                            Expected{"powersgd(rank=4)", Strategy::kLowRank}));
 

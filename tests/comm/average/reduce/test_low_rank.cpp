@@ -78,7 +78,7 @@ TEST(LowRank, CodedFactorsTakeFewerBytesAndLoseLittle) {
     EXPECT_LT(run("powersgd(rank=4, factors=bf16)", narrow), 1.02 * error);
     EXPECT_LT(run("powersgd(rank=4, factors=int8)", bits8), 1.02 * error);
     EXPECT_LT(narrow, 0.53 * floats);
-    EXPECT_LT(bits8, 0.30 * floats);
+    EXPECT_LT(bits8, 0.31 * floats);
   });
 }
 
