@@ -11,7 +11,7 @@ namespace {
 
 int train(const thinwire::examples::TrainingOptions& options) {
   using namespace thinwire;
-  const launch::World world = examples::join(options);
+  launch::World world = examples::join(options);
   torch::manual_seed(options.seed);
   const auto model = examples::make_classifier(options.model);
   const auto data = examples::load_fashion_mnist(options.data.empty() ? examples::default_data_dir()

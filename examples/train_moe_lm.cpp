@@ -11,7 +11,7 @@ namespace {
 
 int train(const thinwire::examples::LanguageTrainingOptions& options) {
   using namespace thinwire;
-  const launch::World world = examples::join(options);
+  launch::World world = examples::join(options);
   const auto text = examples::load_text(options.data);
   const auto result = examples::train_language_model(world, text, options);
   if (world.rank() == 0) examples::print_summary(result);

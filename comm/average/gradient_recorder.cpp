@@ -13,10 +13,13 @@ namespace thinwire::comm {
 GradientRecorder::GradientRecorder(std::filesystem::path path, int rank, int world,
                                    std::int64_t first, std::int64_t steps)
     : path_(std::move(path)), rank_(rank), world_(world), first_(first), steps_(steps) {
+  check_steps(first, steps);
+}
+
+void GradientRecorder::check_steps(std::int64_t first, std::int64_t steps) {
   check(first >= 0 && steps >= 1,
-        "gradients are recorded for one step or more, from step 0 or a "
-        "later one on, got ",
-        steps, " steps from ", first);
+        "gradients are recorded for one step or more, from step 0 or a later one on, got ", steps,
+        " steps from ", first);
 }
 
 GradientRecorder::~GradientRecorder() {

@@ -25,6 +25,9 @@ class GradientRecorder {
   GradientRecorder(const GradientRecorder&) = delete;
   GradientRecorder& operator=(const GradientRecorder&) = delete;
 
+  // Throws InvalidArgument where there is no such step.
+  static void check_steps(std::int64_t first, std::int64_t steps);
+
   // Throws FileError where the disk refuses.
   void record(const Bucket& bucket, std::int64_t step);
 

@@ -1,4 +1,4 @@
-#include "thinwire/moe/dispatch/backward_watch.h"
+#include "thinwire/comm/failure/backward_failure.h"
 
 #include <algorithm>
 #include <exception>
@@ -14,7 +14,7 @@
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 
-namespace thinwire::moe {
+namespace thinwire::comm {
 namespace {
 
 using torch::autograd::Engine;
@@ -64,7 +64,7 @@ class WatchingEngine final : public Engine {
     std::exception_ptr named = cause;
     for (const Watcher& watcher : Watchers::get().remove(pass->id_)) {
       try {
-        comm::raise_collective_failure(*watcher.group, watcher.operation, watcher.sequence, cause);
+        raise_collective_failure(*watcher.group, watcher.operation, watcher.sequence, cause);
       } catch (...) {
         named = std::current_exception();
       }
@@ -95,8 +95,8 @@ class PassEnd {
     for (const Watcher& watcher : Watchers::get().remove(pass_)) {
       try {
         const Error cause("an exception in its backward pass, which it reports itself");
-        comm::raise_collective_failure(*watcher.group, watcher.operation, watcher.sequence,
-                                       std::make_exception_ptr(cause));
+        raise_collective_failure(*watcher.group, watcher.operation, watcher.sequence,
+                                 std::make_exception_ptr(cause));
       } catch (...) {  // is what the others get; this rank has its own
       }
     }
@@ -109,7 +109,7 @@ class PassEnd {
 
 }  // namespace
 
-void install_backward_watch() {
+void prepare_for_backward_failures() {
   static const bool installed = [] {
     const Engine& in_place = Engine::get_default_engine();
     const bool is_default = typeid(in_place) == typeid(Engine);
@@ -119,8 +119,8 @@ void install_backward_watch() {
   static_cast<void>(installed);
 }
 
-void watch_backward(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const char* operation,
-                    std::uint64_t sequence) {
+void tell_backward_failure(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                           const char* operation, std::uint64_t sequence) {
   if (group == nullptr || group->getSize() == 1) return;
   Engine& engine = Engine::get_default_engine();
   const auto pass = static_cast<std::uint64_t>(torch::autograd::get_current_graph_task_id());
@@ -132,4 +132,4 @@ void watch_backward(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const c
   }
 }
 
-}  // namespace thinwire::moe
+}  // namespace thinwire::comm

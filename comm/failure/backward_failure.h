@@ -5,10 +5,10 @@
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
-namespace thinwire::moe {
+namespace thinwire::comm {
 
-// Note [Backward watch]
-// In a backward pass the engine runs the user's nodes (an expert's layers, hooks) between those of
+// Note [Backward failures]
+// In a backward pass the engine runs the user's nodes (a model's layers, hooks) between those of
 // the exchange, and an exception there ends the pass without any node of the exchange hearing of
 // it: the other ranks would wait for this one until their timeout and call it hung. The engine does
 // tell itself, though, by a virtual function, and LibTorch lets a library put an engine of its own
@@ -19,13 +19,13 @@ namespace thinwire::moe {
 // and the others are told that much at once, though not its text.
 
 // Puts the watching engine in place. Thread-safe; does nothing the second time.
-void install_backward_watch();
+void prepare_for_backward_failures();
 
 // Call in a node's backward: if this backward pass ends with an exception, from now on and wherever
 // it comes from, it is posted to the other ranks of `group`, with its text where our engine is in
-// place, and becomes the named error of comm::raise_collective_failure() there. `operation` must
+// place, and becomes the named error of raise_collective_failure() there. `operation` must
 // outlive the pass. With one rank, or a null group, nothing is watched.
-void watch_backward(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const char* operation,
-                    std::uint64_t sequence);
+void tell_backward_failure(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                           const char* operation, std::uint64_t sequence);
 
-}  // namespace thinwire::moe
+}  // namespace thinwire::comm

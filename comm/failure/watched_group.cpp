@@ -4,6 +4,7 @@
 #include <string>
 
 #include <ATen/core/ivalue.h>
+#include <c10/util/ScopeExit.h>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include "thinwire/comm/failure/guard.h"
@@ -15,6 +16,13 @@ using c10d::Backend;
 using c10d::ProcessGroup;
 using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 using Tensors = std::vector<at::Tensor>;
+
+// How the collectives that this thread starts are named in messages; null: by their kind.
+struct OperationName {
+  const std::string& operation;
+  std::uint64_t sequence;
+};
+thread_local const OperationName* operation_name = nullptr;
 
 class WatchedWork final : public c10d::Work {
  public:
@@ -64,7 +72,11 @@ class WatchedBackend final : public Backend {
 
  private:
   WorkPtr watch(WorkPtr work, const char* operation) {
-    return c10::make_intrusive<WatchedWork>(group_, std::move(work), operation, calls_++);
+    const std::uint64_t call = calls_++;
+    if (operation_name != nullptr)
+      return c10::make_intrusive<WatchedWork>(group_, std::move(work), operation_name->operation,
+                                              operation_name->sequence);
+    return c10::make_intrusive<WatchedWork>(group_, std::move(work), operation, call);
   }
 
   c10::intrusive_ptr<ProcessGroup> group_;
@@ -100,8 +112,12 @@ void broadcast(const c10::intrusive_ptr<ProcessGroup>& watched_group,
                std::uint64_t sequence) {
   if (tensors.empty() || watched_group->getSize() == 1) return;
   constexpr std::size_t kAtOnce = std::size_t{250} << 20;
-  guard(*watched_group, operation, sequence,
-        [&] { c10d::broadcast_coalesced(watched_group, tensors, kAtOnce, root); });
+  const OperationName name{operation, sequence};
+  guard(*watched_group, operation, sequence, [&] {
+    operation_name = &name;
+    const auto restore = c10::make_scope_exit([] { operation_name = nullptr; });
+    c10d::broadcast_coalesced(watched_group, tensors, kAtOnce, root);
+  });
 }
 
 }  // namespace thinwire::comm

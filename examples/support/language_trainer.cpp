@@ -11,7 +11,6 @@
 #include <numbers>
 #include <optional>
 
-#include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/median.h"
@@ -39,7 +38,7 @@ struct Evaluation {
 };
 
 // Every rank makes the same number of passes: they are collective.
-Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const launch::World& world,
+Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, launch::World& world,
                     const LanguageTrainingOptions& options) {
   const torch::NoGradGuard no_grad;
   model.eval();
@@ -57,13 +56,11 @@ Evaluation evaluate(MoELanguageModel& model, const torch::Tensor& text, const la
     sums[1] += logits.argmax(1).eq(target).sum().to(torch::kDouble);
     sums[2] += static_cast<double>(target.numel());
   }
-  if (world.size() > 1) {
-    std::vector<torch::Tensor> tensors = {sums};
-    comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
-  }
   model.train();
-  const double tokens = sums[2].item<double>();
-  return {sums[0].item<double>() / tokens / std::numbers::ln2, sums[1].item<double>() / tokens};
+  const double loss = world.all_reduce(sums[0].item<double>());
+  const double correct = world.all_reduce(sums[1].item<double>());
+  const double tokens = world.all_reduce(sums[2].item<double>());
+  return {loss / tokens / std::numbers::ln2, correct / tokens};
 }
 
 // So that a path that cannot be written is known before the training, not after it.
@@ -129,7 +126,7 @@ double LanguageResult::dense_bytes_per_step() const {
              static_cast<double>(std::max<std::int64_t>(1, steps));
 }
 
-LanguageResult train_language_model(const launch::World& world, const TextCorpus& text,
+LanguageResult train_language_model(launch::World& world, const TextCorpus& text,
                                     const LanguageTrainingOptions& options) {
   at::set_num_threads(threads_of_rank(world, options.threads));
   torch::manual_seed(options.seed);

@@ -37,7 +37,7 @@ struct LanguageResult {
 // "evaluation", and at the end the result with the keys of train_fashion_mnist and, among others,
 //   "validation_bpc", "step_seconds", "moe_rows_fraction", "moe_bytes_dispatch", "gate_seconds"
 // (see moe/layer/telemetry.h; these are sums over all training steps of rank 0).
-LanguageResult train_language_model(const launch::World& world, const TextCorpus& text,
+LanguageResult train_language_model(launch::World& world, const TextCorpus& text,
                                     const LanguageTrainingOptions& options);
 
 void print_summary(const LanguageResult& result);

@@ -12,7 +12,6 @@
 #include <iostream>
 #include <optional>
 
-#include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/metrics.h"
 #include "thinwire/common/spec.h"
@@ -80,7 +79,7 @@ class Batches {
 };
 
 double evaluate(Lora* lora, std::shared_ptr<WideMlp>& model, const ImageSet& set,
-                const launch::World& world) {
+                launch::World& world) {
   torch::NoGradGuard no_grad;
   if (lora != nullptr) lora->refresh();
   torch::Tensor correct = torch::zeros({1}, torch::kLong);
@@ -88,10 +87,7 @@ double evaluate(Lora* lora, std::shared_ptr<WideMlp>& model, const ImageSet& set
     const auto scores = model->forward(set.images.index_select(0, indices));
     correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
   }
-  std::vector<torch::Tensor> tensors = {correct};
-  if (world.size() > 1)
-    comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
-  return correct.item<double>() /
+  return world.all_reduce(correct.item<double>()) /
          static_cast<double>(std::max<std::int64_t>(1, set.labels.size(0)));
 }
 
@@ -109,22 +105,19 @@ OuterOptimizerOptions outer_options(const LoraTrainingOptions& options, Timeline
 }
 
 // The base: from its file, or trained by local SGD with uncompressed meetings.
-void make_base(const launch::World& world, std::shared_ptr<WideMlp>& model, const ImageSet& set,
+void make_base(launch::World& world, std::shared_ptr<WideMlp>& model, const ImageSet& set,
                const LoraTrainingOptions& options) {
   const bool leader = world.rank() == 0;
   const bool found = leader && !options.base.empty() && fs::exists(options.base);
   if (found) torch::load(model, options.base.string());
-  torch::Tensor loaded = torch::full({1}, found ? 1 : 0, torch::kLong);
-  std::vector<torch::Tensor> tensors = {loaded};
-  if (world.size() > 1)
-    comm::wait(*world.group(), world.group()->broadcast(tensors), "the base", 0);
+  const bool loaded = world.all_reduce(found ? 1 : 0) != 0;
   torch::optim::SGD inner(model->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
   constexpr std::int64_t kMeetEvery = 50;
   // Its construction gives all ranks the leader's weights, loaded or fresh.
   OuterOptimizer optimizer(
       *model, inner, world.group(),
       {.inner_steps = kMeetEvery, .learning_rate = 1, .momentum = 0, .compression = "none"});
-  if (loaded.item<std::int64_t>() != 0) return;
+  if (loaded) return;
   Batches batches(set, world, options.batch_size, options.seed);
   for (std::int64_t step = 0; step < options.base_steps; ++step) {
     const ImageSet batch = batches.next();
@@ -213,7 +206,7 @@ peft::PackOptions pack(const fs::path& adapter, const fs::path& packed, const Wi
 }
 
 // Accuracy of the packed file on a base made anew, after its way to all ranks.
-double packed_accuracy(const launch::World& world, const WideMlp& base, const fs::path& packed,
+double packed_accuracy(launch::World& world, const WideMlp& base, const fs::path& packed,
                        const ImageSet& test, const LoraTrainingOptions& options) {
   auto fresh = copy_of(base, options.hidden);
   Lora lora(fresh, LoraOptions{.rank = options.rank, .alpha = options.alpha});
@@ -265,7 +258,7 @@ void log_result(MetricsLog& log, const LoraResult& result, const launch::World& 
 
 }  // namespace
 
-LoraResult train_lora(const launch::World& world, const FashionMnist& data,
+LoraResult train_lora(launch::World& world, const FashionMnist& data,
                       const LoraTrainingOptions& options) {
   at::set_num_threads(threads_of_rank(world, options.threads));
   constexpr int kClasses = 10;

@@ -56,7 +56,7 @@ struct LoraResult {
 // a PEFT directory and as a packed file, puts the packed file on a fresh base of every rank and
 // evaluates again. Collective. Rank 0 prints progress and writes options.log, whose last line has
 // the keys of train_fashion_mnist (a step being an outer step) and more.
-LoraResult train_lora(const launch::World& world, const FashionMnist& data,
+LoraResult train_lora(launch::World& world, const FashionMnist& data,
                       const LoraTrainingOptions& options);
 
 void print_summary(const LoraResult& result, const LoraTrainingOptions& options);

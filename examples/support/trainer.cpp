@@ -7,7 +7,6 @@
 #include <iostream>
 #include <optional>
 
-#include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/metrics.h"
 #include "thinwire/common/stopwatch.h"
@@ -46,7 +45,7 @@ struct Evaluation {
   double loss = 0;      // mean cross entropy, in nats
 };
 
-Evaluation evaluate(Classifier& model, const ImageSet& set, const launch::World& world) {
+Evaluation evaluate(Classifier& model, const ImageSet& set, launch::World& world) {
   torch::NoGradGuard no_grad;
   model.eval();
   const std::int64_t images = set.labels.size(0);
@@ -57,13 +56,10 @@ Evaluation evaluate(Classifier& model, const ImageSet& set, const launch::World&
     sums[0] += scores.argmax(1).eq(labels).sum();
     sums[1] += torch::cross_entropy_loss(scores, labels, {}, at::Reduction::Sum);
   }
-  std::vector<torch::Tensor> tensors = {sums};
-  if (world.size() > 1) {
-    comm::wait(*world.group(), world.group()->allreduce(tensors), "evaluation", 0);
-  }
   model.train();
-  sums /= static_cast<double>(images);
-  return {sums[0].item<double>(), sums[1].item<double>()};
+  const auto all = static_cast<double>(images);
+  return {world.all_reduce(sums[0].item<double>()) / all,
+          world.all_reduce(sums[1].item<double>()) / all};
 }
 
 // The learning rate of the step after `done` of `all` steps.
@@ -113,7 +109,7 @@ void log_result(MetricsLog& log, const TrainingResult& result) {
 
 }  // namespace
 
-TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Classifier> model,
+TrainingResult train_classifier(launch::World& world, std::shared_ptr<Classifier> model,
                                 const FashionMnist& data, const TrainingOptions& options) {
   at::set_num_threads(threads_of_rank(world, options.threads));
   const ImageSet train = first_samples(data.train, options.train_samples);

@@ -35,7 +35,7 @@ struct TrainingResult {
 //   {"event":"result","backend":…,"compression":…,"world_size":…,"model":…,"epochs":…,
 //    "test_accuracy":…,"train_seconds":…,"wire_bytes_per_step":…,"dense_bytes_per_step":…,
 //    "parameters_crc32c":…,"replicas_equal":…}
-TrainingResult train_classifier(const launch::World& world, std::shared_ptr<Classifier> model,
+TrainingResult train_classifier(launch::World& world, std::shared_ptr<Classifier> model,
                                 const FashionMnist& data, const TrainingOptions& options);
 
 // The summary that rank 0 prints at the end.

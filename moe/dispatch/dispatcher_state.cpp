@@ -5,8 +5,8 @@
 #include <ATen/ops/tensor.h>
 #include <xxhash.h>
 
+#include "thinwire/comm/failure/backward_failure.h"
 #include "thinwire/common/error.h"
-#include "thinwire/moe/dispatch/backward_watch.h"
 #include "thinwire/moe/dispatch/token_dispatcher.h"
 
 namespace thinwire::moe {
@@ -70,7 +70,7 @@ TokenDispatcher::TokenDispatcher(c10::intrusive_ptr<c10d::ProcessGroup> group,
                       {}});
   }
   set_agreement(options.agreement);
-  if (ranks() > 1) install_backward_watch();
+  if (ranks() > 1) comm::prepare_for_backward_failures();
 }
 
 void TokenDispatcher::set_agreement(const std::string& text) {

@@ -10,10 +10,10 @@
 #include <ATen/ops/full.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "thinwire/comm/failure/backward_failure.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
-#include "thinwire/moe/dispatch/backward_watch.h"
 #include "thinwire/moe/dispatch/route_chunks.h"
 
 namespace thinwire::moe {
@@ -118,8 +118,8 @@ struct Step {
   // A second derivative is asked for and there is none.
   bool is_derived_once() const { return at::GradMode::is_enabled() && routes->is_lossy(); }
   void watch() const {
-    watch_backward(routes->dispatcher->group(), "the backward pass of the experts",
-                   routes->sequence);
+    comm::tell_backward_failure(routes->dispatcher->group(), "the backward pass of the experts",
+                                routes->sequence);
   }
 };
 

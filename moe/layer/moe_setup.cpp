@@ -6,6 +6,7 @@
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/join/error_text.h"
+#include "thinwire/comm/join/next_name.h"
 #include "thinwire/comm/join/rank_local.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/sparse_values.h"
@@ -22,14 +23,6 @@ std::shared_ptr<ExpertGroup> make_experts(const MoEOptions& options,
   return std::make_shared<GroupedFfn>(first, count,
                                       FfnOptions{options.router.dim, options.hidden,
                                                  options.activation, options.bias, options.seed});
-}
-
-// A name that no other layer of the group has; layers are made in the same order on all ranks. Each
-// rank counts its own: one that is refused at once may make its next layer before another has come
-// to this one.
-std::string next_layer_name(const c10d::ProcessGroup& group) {
-  const std::string key = concat("thinwire/moe/layers/", group.getRank());
-  return concat("moe/", group.getStore()->add(key, 1) - 1);
 }
 
 bool has_peers(const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
@@ -86,7 +79,7 @@ MoELayer::MoELayer(const MoEOptions& options, c10::intrusive_ptr<c10d::ProcessGr
                    c10::intrusive_ptr<c10d::ProcessGroup> replicas)
     : torch::nn::Module("MoELayer"), options_(options), replicas_(std::move(replicas)) {
   options_.router.seed = options.seed;
-  if (can_agree(group)) name_ = next_layer_name(*group);
+  if (can_agree(group)) name_ = comm::next_name(*group, "moe");
   const auto join_group = [&] {
     agree_in(group, name_, "a mixture of experts", [&] {
       build(group);
@@ -136,7 +129,7 @@ void MoELayer::build(const c10::intrusive_ptr<c10d::ProcessGroup>& group) {
 void MoELayer::join_replicas(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                              const std::function<void()>& join_group) {
   constexpr const char* kWhat = "the replicas of experts";
-  const std::string key = can_agree(replicas_) ? next_layer_name(*replicas_) : std::string();
+  const std::string key = can_agree(replicas_) ? comm::next_name(*replicas_, "moe") : std::string();
   const std::string of_row = mistake_in(join_group);
   const std::string of_column = mistake_in([&] {
     agree_in(replicas_, key, kWhat, [&] {

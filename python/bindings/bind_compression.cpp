@@ -102,7 +102,7 @@ void bind_compression(py::module_& module) {
   module.def(
       "make_plan",
       [](const Named& parameters, const CompressionOptions& options) {
-        return as_text(make_plan(layers_of(parameters), options));
+        return as_text(make_plan(layers_of(parameters), options).plan);
       },
       py::arg("parameters"), py::arg("options"));
   module.def("merge_states", &merge_states, py::arg("states"), py::arg("world_size"));

@@ -58,6 +58,19 @@ class TextRules(unittest.TestCase):
         self.check_rule(text_rules.long_files, "a.h", "\n" * 501, 1)
         self.check_rule(text_rules.long_files, "a.h", "\n" * 500, 0)
 
+    def test_all_tests_are_listed(self):
+        self.check_tree(text_rules.unlisted_tests)
+
+    def test_an_unlisted_test_is_seen(self):
+        with tempfile.TemporaryDirectory() as folder:
+            room = pathlib.Path(folder, "tests", "room")
+            room.mkdir(parents=True)
+            (room / "CMakeLists.txt").write_text("foreach(part one)\n")
+            for name in ("test_one.cpp", "test_two.cpp", "helper.cpp"):
+                (room / name).write_text("")
+            self.assertEqual(text_rules.unlisted_tests(pathlib.Path(folder)),
+                             ["tests/room/test_two.cpp: no CMakeLists.txt names it"])
+
     def test_lines_end_tidily(self):
         self.check_tree(text_rules.untidy_ends)
 

@@ -60,6 +60,21 @@ def long_files(root):
     return found
 
 
+def unlisted_tests(root):
+    """Tests that no CMakeLists.txt names, and that nobody runs therefore."""
+    found = []
+    for file in source_tree.code_files(root):
+        if not re.fullmatch(r"test_\w+\.(cpp|py)", file.name) or file.parts[0] != "tests":
+            continue
+        # One that lists parts by a loop has their names without "test_".
+        names = re.compile(rf"\b(test_)?{file.stem.removeprefix('test_')}\b")
+        lists = [root / folder / "CMakeLists.txt" for folder in file.parents]
+        if not any(names.search(path.read_text(encoding="utf-8"))
+                   for path in lists if path.is_file()):
+            found.append(f"{file}: no CMakeLists.txt names it")
+    return found
+
+
 def untidy_ends(root):
     """Files with trailing blanks, carriage returns, or no newline at the end."""
     found = []

@@ -9,8 +9,9 @@
 #include "thinwire/comm/average/state_tensors.h"
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
+#include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/join/next_name.h"
 #include "thinwire/common/error.h"
-#include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire::detail {
 namespace {
@@ -138,12 +139,14 @@ void BackendEngine::load_state(const std::map<std::string, at::Tensor>& state) {
                      XXH3_64bits(values.data(), values.size() * sizeof values[0]), "\n");
     return text;
   };
-  comm::agree_on_result(*duplicate_, next_name(*duplicate_, "load"),
+  comm::agree_on_result(*duplicate_, comm::next_name(*duplicate_, "load"),
                         "the state of a process group that compresses", take);
-  on_thread([&] {
-    collectives_.load(std::move(memory));
-    averager_.load_state(std::move(averager_state));
-    steps_ = std::move(steps);
+  comm::guard(*duplicate_, "loading the state of a process group that compresses", 0, [&] {
+    on_thread([&] {
+      collectives_.load(std::move(memory));
+      averager_.load_state(std::move(averager_state));
+      steps_ = std::move(steps);
+    });
   });
 }
 

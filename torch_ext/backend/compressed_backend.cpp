@@ -10,12 +10,12 @@
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/join/next_name.h"
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/error.h"
 #include "thinwire/torch_ext/backend/backend_engine.h"
 #include "thinwire/torch_ext/backend/backend_work.h"
-#include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire {
 namespace {
@@ -127,7 +127,8 @@ c10::intrusive_ptr<c10d::Work> CompressedBackend::coded(Kind kind, OpType type,
       [this, kind, dense_bytes, rest = std::move(rest), job = std::move(job), operation,
        number = coded_calls_] {
         const at::NoGradGuard no_grad;
-        counters(kind).sent += job();
+        // What fails in it on this rank alone, the others wait for.
+        counters(kind).sent += comm::guard(*engine_->duplicate(), operation, number, job);
         counters(kind).dense += dense_bytes;
         if (rest) comm::wait(*engine_->duplicate(), rest, operation, number);
       },
@@ -259,7 +260,7 @@ c10::intrusive_ptr<ProcessGroup> compressed_group(const c10::intrusive_ptr<Proce
       c10::make_intrusive<CompressedBackend>(
           group->getBackend(c10::DeviceType::CPU),
           c10::make_intrusive<c10d::PrefixStore>(
-              "thinwire/" + detail::next_name(*group, "compressed"), group->getStore()),
+              "thinwire/" + comm::next_name(*group, "compressed"), group->getStore()),
           options));
   return result;
 }

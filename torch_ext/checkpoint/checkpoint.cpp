@@ -14,13 +14,13 @@
 
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/join/next_name.h"
 #include "thinwire/comm/state/merge.h"
 #include "thinwire/comm/wire/peers.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 #include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
 #include "thinwire/torch_ext/checkpoint/optimizer_state.h"
-#include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire {
 namespace {
@@ -97,7 +97,7 @@ struct Checkpoint::Saved {
 Checkpoint::Checkpoint(c10::intrusive_ptr<c10d::ProcessGroup> group, CheckpointOptions options)
     : group_(std::move(group)), options_(std::move(options)) {
   check(group_ != nullptr, "a checkpoint needs a process group, got a null pointer");
-  name_ = detail::next_name(*group_, "checkpoint");
+  name_ = comm::next_name(*group_, "checkpoint");
   comm::agree_on_result(*group_, concat(name_, "/options"), "the checkpoint's options", [&] {
     check(!options_.directory.empty(), "a checkpoint needs the name of a directory");
     check(options_.keep >= 1, "keep must be at least 1, got ", options_.keep);
@@ -318,7 +318,7 @@ void Checkpoint::load_parts(const std::vector<NamedTensors>& of_ranks, bool same
   for (const auto& [name, part] : parts_) {
     NamedTensors state;
     comm::agree_on_result(
-        *group_, concat(name_, "/part", calls_++), concat("the part '", name, "'"),
+        *group_, concat(name_, "/part", calls_++), "the parts of the checkpoint",
         [&, &name = name, &part = part] {
           std::vector<NamedTensors> of_part;
           for (const auto& rank : of_ranks) of_part.push_back(part_of(rank, name + "/"));
@@ -334,7 +334,7 @@ void Checkpoint::load_parts(const std::vector<NamedTensors>& of_ranks, bool same
                      group_->getRank() < std::ssize(of_part)) {
             state = of_part[static_cast<std::size_t>(group_->getRank()) % of_part.size()];
           }
-          return std::string("known");
+          return concat("part ", name);
         });
     comm::guard(
         *group_, [&, &name = name] { return concat("loading the part '", name, "'"); }, calls_,

@@ -8,7 +8,7 @@
 #include <csignal>
 #include <vector>
 
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire {
@@ -17,6 +17,7 @@ namespace {
 constexpr std::array kStopSignals = {SIGUSR1, SIGTERM};
 // How long a rank that was sent SIGTERM may be in one step: launchers kill after some 30 seconds.
 constexpr unsigned kSecondsToEndAStep = 10;
+constexpr const char* kAsking = "asking whether to stop";
 
 std::atomic<bool> stop_was_asked{false};
 std::atomic<bool> stop_signal_exists{false};
@@ -53,12 +54,12 @@ void StopSignal::begin_step() {
   asked_ = at::full({1}, stop_was_asked ? 1 : 0, at::kLong);
   if (group_->getSize() == 1) return;
   std::vector<at::Tensor> tensors = {asked_};
-  telling_ = group_->allreduce(tensors);
+  telling_ = comm::guard(*group_, kAsking, steps_, [&] { return group_->allreduce(tensors); });
 }
 
 bool StopSignal::end_step() {
   THINWIRE_ASSERT(asked_.defined());
-  if (telling_ != nullptr) comm::wait(*group_, telling_, "asking whether to stop", steps_);
+  if (telling_ != nullptr) comm::wait(*group_, telling_, kAsking, steps_);
   ++steps_;
   telling_.reset();
   const bool stop = asked_.item<std::int64_t>() != 0;

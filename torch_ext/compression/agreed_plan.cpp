@@ -6,30 +6,32 @@
 #include "thinwire/common/error.h"
 
 namespace thinwire::detail {
+namespace {
 
-std::string next_name(c10d::ProcessGroup& group, std::string_view purpose) {
-  const auto store = group.getStore();
-  check(store != nullptr,
-        "the process group has no store, so thinwire cannot duplicate it; make it "
-        "with launch::init() or comm::make_process_group()");
-  const std::int64_t calls = store->add(concat("thinwire/exchanges/", purpose), 1);
-  return concat(purpose, (calls - 1) / group.getSize());
+// Every rank writes a file of its own, whose path may differ.
+std::string recording_text(const CompressionOptions& options) {
+  if (options.record_gradients.empty()) return "records no gradients\n";
+  return concat("records gradients of ", options.record_steps, " steps from ", options.record_from,
+                "\n");
 }
 
-comm::Plan agreed_plan(c10d::ProcessGroup& group, const std::string& name, std::string_view what,
-                       const std::string& model, const std::vector<LayerInfo>& layers,
-                       const CompressionOptions& options, const std::string& more) {
+}  // namespace
+
+CompressionPlan agreed_plan(c10d::ProcessGroup& group, const std::string& name,
+                            std::string_view what, const std::string& model,
+                            const std::vector<LayerInfo>& layers, const CompressionOptions& options,
+                            const std::function<std::string(const CompressionPlan&)>& more) {
   comm::agree_on_text(group, name + "/model", "the model", model);
-  comm::Plan plan;
+  CompressionPlan made;
   comm::agree_on_result(group, name + "/settings", what, [&] {
-    plan = make_plan(layers, options);
+    made = make_plan(layers, options);
     if (options.strategy != "auto") comm::parse_strategy(options.strategy);
     return concat("seed ", options.seed, "\nwarm-up steps ", options.warmup_steps, "\n",
                   "strategy ", options.strategy,
-                  "\nTHINWIRE_CHECK_REPLICAS=", Env::get().check_replicas_every, "\n", plan.text(),
-                  more);
+                  "\nTHINWIRE_CHECK_REPLICAS=", Env::get().check_replicas_every, "\n",
+                  recording_text(options), made.text(), more ? more(made) : std::string());
   });
-  return plan;
+  return made;
 }
 
 }  // namespace thinwire::detail

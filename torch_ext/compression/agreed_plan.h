@@ -1,5 +1,4 @@
-// What every exchange of a model's tensors begins with: a name for its duplicate of the program's
-// group, and a plan that all ranks have.
+// What every exchange of a model's tensors begins with: a plan that all ranks have.
 #pragma once
 
 #include <functional>
@@ -13,16 +12,13 @@
 
 namespace thinwire::detail {
 
-// A name for the group's next duplicate for `purpose`. Ranks make their exchanges in the same
-// order, as every collective, so counting them in the group's store gives all ranks the same
-// number. Throws InvalidArgument for a group without a store.
-std::string next_name(c10d::ProcessGroup& group, std::string_view purpose);
-
 // The plan, once all ranks are known to have the same model and the same settings: those of
-// `options` and, a line each, `more`. `what` names the settings in messages. Collective; throws
-// InvalidArgument on every rank, naming the first difference. `group` may be the program's own.
-comm::Plan agreed_plan(c10d::ProcessGroup& group, const std::string& name, std::string_view what,
-                       const std::string& model, const std::vector<LayerInfo>& layers,
-                       const CompressionOptions& options, const std::string& more = "");
+// `options` and, a line each, what `more` makes of the plan; what it throws is this rank's mistake,
+// told to all. `what` names the settings in messages. Collective; throws InvalidArgument on every
+// rank, naming the first difference. `group` may be the program's own.
+CompressionPlan agreed_plan(c10d::ProcessGroup& group, const std::string& name,
+                            std::string_view what, const std::string& model,
+                            const std::vector<LayerInfo>& layers, const CompressionOptions& options,
+                            const std::function<std::string(const CompressionPlan&)>& more = {});
 
 }  // namespace thinwire::detail

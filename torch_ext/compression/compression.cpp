@@ -4,6 +4,7 @@
 #include <iterator>
 #include <map>
 
+#include "thinwire/comm/average/gradient_recorder.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/pattern.h"
@@ -62,13 +63,26 @@ comm::LayerSetting AdaptiveCompression::setting(const std::string& candidate) co
   return comm::parse_layer_setting(spec.str());
 }
 
-comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options) {
+std::string CompressionPlan::text() const {
+  if (!adaptive) return plan.text();
+  std::string text = concat("policy ", adaptive->policy.str(), "\n");
+  for (const Spec::Argument& argument : adaptive->layer_arguments)
+    text += concat(argument.key, "=", argument.text, "\n");
+  text += plan.text();
+  for (const LayerInfo& layer : adaptive->layers) text += concat("allocates ", layer.name, "\n");
+  return text;
+}
+
+CompressionPlan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options) {
   check(options.warmup_steps >= 0, "warmup_steps must not be negative, got ", options.warmup_steps);
   check(options.min_numel >= 0, "min_numel must not be negative, got ", options.min_numel);
+  if (!options.record_gradients.empty())
+    comm::GradientRecorder::check_steps(options.record_from, options.record_steps);
   const std::string spec = usual_spec(options);
-  const auto adaptive = parse_adaptive(spec);
-  const comm::LayerSetting usual = adaptive ? adaptive->setting(adaptive->policy.reference.str())
-                                            : comm::parse_layer_setting(spec);
+  CompressionPlan made{.plan = {}, .adaptive = parse_adaptive(spec)};
+  const comm::LayerSetting usual =
+      made.adaptive ? made.adaptive->setting(made.adaptive->policy.reference.str())
+                    : comm::parse_layer_setting(spec);
 
   std::map<std::string, comm::LayerSetting> overrides;
   for (const auto& [pattern, text] : options.overrides) {
@@ -80,27 +94,17 @@ comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOpti
           "the override '", pattern, "' matches none of the model's parameters");
   }
 
-  comm::Plan plan;
   for (const LayerInfo& layer : layers) {
     if (const auto* exception = override_of(layer, options)) {
-      plan.set(layer.name, overrides.at(exception->first));
+      made.plan.set(layer.name, overrides.at(exception->first));
+    } else if (stays_uncompressed(layer, options)) {
+      made.plan.set(layer.name, {});
     } else {
-      plan.set(layer.name, stays_uncompressed(layer, options) ? comm::LayerSetting{} : usual);
+      made.plan.set(layer.name, usual);
+      if (made.adaptive) made.adaptive->layers.push_back(layer);
     }
   }
-  return plan;
-}
-
-std::optional<AdaptiveCompression> adaptive_compression(const std::vector<LayerInfo>& layers,
-                                                        const CompressionOptions& options) {
-  auto adaptive = parse_adaptive(usual_spec(options));
-  if (!adaptive) return std::nullopt;
-  for (const LayerInfo& layer : layers) {
-    if (!override_of(layer, options) && !stays_uncompressed(layer, options)) {
-      adaptive->layers.push_back(layer);
-    }
-  }
-  return adaptive;
+  return made;
 }
 
 }  // namespace thinwire

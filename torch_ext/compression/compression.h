@@ -19,10 +19,6 @@ struct LayerInfo {
   std::size_t element_bytes = sizeof(float);
 };
 
-// The settings of all layers after warm-up; for lgreco(...) its uniform reference, which training
-// starts from. Throws InvalidArgument for a bad spec, or for an override that matches no layer.
-comm::Plan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options);
-
 // What lgreco(...) is to do with a model.
 struct AdaptiveCompression {
   lgreco::Policy policy;
@@ -36,8 +32,19 @@ struct AdaptiveCompression {
   comm::LayerSetting setting(const std::string& candidate) const;
 };
 
-// Nothing where the spec names a codec. Throws as make_plan().
-std::optional<AdaptiveCompression> adaptive_compression(const std::vector<LayerInfo>& layers,
-                                                        const CompressionOptions& options);
+struct CompressionPlan {
+  // The settings of all layers after warm-up; for lgreco(...) its uniform reference, which training
+  // starts from.
+  comm::Plan plan;
+  // Nothing where the spec names a codec.
+  std::optional<AdaptiveCompression> adaptive;
+
+  // All that must be equal on the ranks, a line each.
+  std::string text() const;
+};
+
+// Throws InvalidArgument for options out of range, a bad spec, or an override that matches no
+// layer.
+CompressionPlan make_plan(const std::vector<LayerInfo>& layers, const CompressionOptions& options);
 
 }  // namespace thinwire

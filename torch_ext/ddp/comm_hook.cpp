@@ -3,6 +3,8 @@
 #include <ATen/core/ivalue.h>
 #include <ATen/core/jit_type.h>
 
+#include <exception>
+
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 
@@ -63,7 +65,12 @@ c10::intrusive_ptr<c10::ivalue::Future> CompressionHook::runHook(c10d::GradBucke
                         future->setError(failure);
                         return;
                       }
-                      if (scale != 1) buffer.mul_(scale);
+                      try {
+                        if (scale != 1) buffer.mul_(scale);
+                      } catch (...) {
+                        future->setError(std::current_exception());
+                        return;
+                      }
                       future->markCompleted(buffer);
                     });
   return future;

@@ -16,13 +16,14 @@
 #include <utility>
 
 #include "thinwire/comm/failure/agreement.h"
+#include "thinwire/comm/failure/backward_failure.h"
 #include "thinwire/comm/failure/departure.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/failure/watched_group.h"
+#include "thinwire/comm/join/next_name.h"
 #include "thinwire/comm/state/names.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
-#include "thinwire/torch_ext/compression/agreed_plan.h"
 #include "thinwire/torch_ext/ddp/backward_watch.h"
 #include "thinwire/torch_ext/ddp/comm_hook.h"
 #include "thinwire/torch_ext/ddp/model_reducer.h"
@@ -102,7 +103,7 @@ class DataParallelEngine::State final : public BackwardListener {
 
  private:
   void make_reducer();
-  void broadcast(const std::vector<at::Tensor>& values, int root);
+  void broadcast(const std::vector<at::Tensor>& values, int root, const char* what);
   bool finds_unused() const { return options_.find_unused_parameters && !options_.static_graph; }
   bool broadcasts_buffers() const;
   void check_backward(const ForwardPass* forward);
@@ -144,10 +145,11 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
     : group(std::move(the_group)), module_(std::move(module)), options_(std::move(options)) {
   check(group != nullptr, "DistributedDataParallel needs a process group, got a null pointer");
   watched_ = comm::watched(group);
+  if (group->getSize() > 1) comm::prepare_for_backward_failures();
   comm::take_back_departure(*group);
   const comm::CommunicationThreadOptions thread_options{options_.communication_threads,
                                                         options_.communication_cpus};
-  comm::agree_on_result(*group, next_name(*group, "ddp"),
+  comm::agree_on_result(*group, comm::next_name(*group, "ddp"),
                         "the model and the options of DistributedDataParallel", [&] {
                           check(options_.bucket_cap_mb > 0, "bucket_cap_mb must be positive, got ",
                                 options_.bucket_cap_mb);
@@ -160,8 +162,8 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
   exchange =
       std::make_shared<GradientExchange>(group, /*model=*/"", tensors->layers(),
                                          options_.compression, options_.timeline, thread_options);
-  broadcast(tensors->parameters(), /*root=*/0);
-  broadcast(tensors->buffers(), /*root=*/0);
+  broadcast(tensors->parameters(), /*root=*/0, "model");
+  broadcast(tensors->buffers(), /*root=*/0, "model");
   guarded("building the Reducer", [&] { make_reducer(); });
 }
 
@@ -212,8 +214,10 @@ void DataParallelEngine::State::make_reducer() {
   if (options_.static_graph) reducer_->set_static_graph();
 }
 
-void DataParallelEngine::State::broadcast(const std::vector<at::Tensor>& values, int root) {
-  comm::broadcast(watched_, values, root, "broadcast of the model", 0);
+void DataParallelEngine::State::broadcast(const std::vector<at::Tensor>& values, int root,
+                                          const char* what) {
+  comm::broadcast(watched_, values, root, concat("broadcast of the ", what),
+                  static_cast<std::uint64_t>(forwards_));
 }
 
 bool DataParallelEngine::State::broadcasts_buffers() const {
@@ -237,7 +241,7 @@ void DataParallelEngine::State::before_forward() {
     guarded("agreement on the buckets", [&] { reducer_->rebuild_buckets(); });
     reducer_->prepare_for_forward();
   }
-  if (broadcasts_buffers()) broadcast(tensors->buffers(), root);
+  if (broadcasts_buffers()) broadcast(tensors->buffers(), root, "buffers");
 }
 
 // Averaged gradients do not show that a bit of one rank's weights has flipped: all ranks step by
@@ -295,6 +299,7 @@ void DataParallelEngine::State::backward_begins(const ForwardPass* forward) {
     reducer_->skip_backward();
     return;
   }
+  comm::tell_backward_failure(group, "the backward pass", static_cast<std::uint64_t>(forwards_));
   hook_->begin_step();
   hook_->set_scale(join ? join->scale(join->meet(UnevenInputs::Event::kBackward)) : 1);
   // One forward pass may have several backward passes, and several forward passes may come before
@@ -378,8 +383,8 @@ void DataParallelEngine::State::take_part_until_all_end() {
     const UnevenInputs::Round round = join->meet(UnevenInputs::Event::kNoInputs);
     if (round.active == 0) {
       // Ranks that ended early have not made the last steps.
-      broadcast(tensors->parameters(), round.first_active);
-      if (options_.broadcast_buffers) broadcast(tensors->buffers(), round.first_active);
+      broadcast(tensors->parameters(), round.first_active, "model");
+      if (options_.broadcast_buffers) broadcast(tensors->buffers(), round.first_active, "model");
       break;
     }
     take_part(round);
@@ -393,7 +398,7 @@ void DataParallelEngine::State::take_part(const UnevenInputs::Round& round) {
     return;
   }
   if (round.sync) guarded("agreement on the buckets", [&] { reducer_->rebuild_buckets(); });
-  if (round.broadcast) broadcast(tensors->buffers(), round.first_active);
+  if (round.broadcast) broadcast(tensors->buffers(), round.first_active, "buffers");
 }
 
 void DataParallelEngine::State::take_part_in_backward(const UnevenInputs::Round& round) {
@@ -432,18 +437,24 @@ GradientState DataParallelEngine::State::state() const {
 void DataParallelEngine::State::load_state(const GradientState& state) {
   GradientState of_exchange = state;
   const auto order = of_exchange.extract(kBucketsName);
-  // Saved before the first pass, or by a thinwire that did not save it: the Reducer finds its own.
-  if (!order.empty()) {
-    guarded("loading the saved state", [&] {
-      const at::Tensor& numbers = order.mapped();
-      check(numbers.scalar_type() == at::kLong && numbers.dim() == 1, "'", kBucketsName,
-            "' of a saved state must be int64 of one dimension");
-      const at::Tensor whole = numbers.contiguous();
-      const auto* begin = whole.const_data_ptr<std::int64_t>();
-      reducer_->restore_bucket_order({begin, begin + whole.numel()});
-    });
-  }
-  exchange->load_state(of_exchange);
+  // None: saved before the first pass, or by a thinwire that did not save it. Then the Reducer
+  // finds its own.
+  std::vector<std::int64_t> buckets;
+  exchange->load_state(of_exchange, [&] {
+    if (order.empty()) return std::string("no order of buckets");
+    const at::Tensor& numbers = order.mapped();
+    check(numbers.scalar_type() == at::kLong && numbers.dim() == 1, "'", kBucketsName,
+          "' of a saved state must be int64 of one dimension");
+    const at::Tensor whole = numbers.contiguous();
+    const auto* begin = whole.const_data_ptr<std::int64_t>();
+    buckets = {begin, begin + whole.numel()};
+    reducer_->check_bucket_order(buckets);
+    std::string text = "order of buckets";
+    for (const std::int64_t parameter : buckets) text += concat(" ", parameter);
+    return text;
+  });
+  if (!buckets.empty())
+    guarded("loading the saved state", [&] { reducer_->restore_bucket_order(buckets); });
 }
 
 DataParallelEngine::DataParallelEngine(std::shared_ptr<torch::nn::Module> module,

@@ -13,6 +13,7 @@
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/join/host_layout.h"
+#include "thinwire/comm/join/next_name.h"
 #include "thinwire/comm/link/link_model.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
@@ -51,19 +52,15 @@ comm::AveragerOptions averager_options(const c10d::ProcessGroup& group, const st
 }
 
 std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
-                                            const std::string& name,
-                                            const std::vector<LayerInfo>& layers,
+                                            const CompressionPlan& start,
                                             const CompressionOptions& options,
-                                            const comm::Plan& reference,
                                             const std::optional<comm::LinkModel>& link) {
-  auto adaptive = adaptive_compression(layers, options);
-  if (!adaptive) return nullptr;
-  comm::agree_on_text(*group, name + "/policy", "the policy", adaptive->policy.str());
-  check(adaptive->policy.objective != lgreco::Objective::kTime || link,
+  if (!start.adaptive) return nullptr;
+  check(start.adaptive->policy.objective != lgreco::Objective::kTime || link,
         "lgreco(objective=time) needs to know the network: name a file that `thinwire link` "
         "wrote in the option link_model or in THINWIRE_LINK_MODEL");
-  return std::make_unique<AdaptivePlan>(group, std::move(*adaptive), reference,
-                                        options.warmup_steps, link);
+  return std::make_unique<AdaptivePlan>(group, *start.adaptive, start.plan, options.warmup_steps,
+                                        link);
 }
 
 // The link model, if one is named, once all ranks are known to have the same or none.
@@ -142,7 +139,7 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
                                    const std::string& model, const std::vector<LayerInfo>& layers,
                                    CompressionOptions options, Timeline* timeline,
                                    comm::CommunicationThreadOptions thread)
-    : GradientExchange(group, detail::next_name(*group, "gradients"), model, layers,
+    : GradientExchange(group, comm::next_name(*group, "gradients"), model, layers,
                        std::move(options), timeline, std::move(thread)) {}
 
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
@@ -151,22 +148,26 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
                                    Timeline* timeline, comm::CommunicationThreadOptions thread)
     : name_(name),
       options_(std::move(options)),
-      plan_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
-                                options_)),
+      start_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
+                                 options_)),
       timeline_(timeline),
       clock_(timeline),
       link_(agreed_link_model(*group, name, options_)),
-      averager_(comm::duplicate(group, name),
-                averager_options(*group, name, options_, link_, timeline)),
-      adaptive_(make_adaptive(averager_.group(), name, layers, options_, plan_, link_)),
+      averager_(comm::guard(*group, "making what averages the gradients", 0,
+                            [&] {
+                              return comm::BucketAverager(
+                                  comm::duplicate(group, name),
+                                  averager_options(*group, name, options_, link_, timeline));
+                            })),
+      adaptive_(make_adaptive(averager_.group(), start_, options_, link_)),
       warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
-      current_plan_(std::make_shared<const comm::Plan>(plan_)),
+      current_plan_(std::make_shared<const comm::Plan>(start_.plan)),
       thread_(comm::guard(*group, "starting the communication thread", 0, [&] {
         return std::make_unique<comm::CommunicationThread>(
             std::move(thread),
             [this](const std::exception_ptr& failure) { finish_in_flight(failure); });
       })) {
-  summary_.fixed_bytes_per_step = fixed_bytes(layers, plan_, group->getSize());
+  summary_.fixed_bytes_per_step = fixed_bytes(layers, start_.plan, group->getSize());
   for (const LayerInfo& layer : layers)
     numel_of_layer_.emplace(layer.name, c10::multiply_integers(layer.shape));
 }
@@ -192,7 +193,9 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
         if (timeline_) {
           timeline_->record(concat("bucket ", bucket.index), "QUEUE", queued, begun);
         }
-        exchange(std::move(bucket), last, step, *shared_done, profiled);
+        // What fails in it on this rank alone, the others wait for.
+        comm::guard(*averager_.group(), "averaging the gradients", static_cast<std::uint64_t>(step),
+                    [&] { exchange(std::move(bucket), last, step, *shared_done, profiled); });
       },
       [shared_done](const std::exception_ptr& failure) {
         if (failure) (*shared_done)(failure);
@@ -201,7 +204,12 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
   ++submitted_steps_;
   if (adaptive_ && adaptive_->schedule().closes_window(step)) {
     // A job of its own: the backward pass need not wait for it.
-    thread_->submit([this] { adaptive_->close_window(); }, [](const std::exception_ptr&) {});
+    thread_->submit(
+        [this, step] {
+          comm::guard(*averager_.group(), "closing a window of statistics",
+                      static_cast<std::uint64_t>(step), [&] { adaptive_->close_window(); });
+        },
+        [](const std::exception_ptr&) {});
   }
 }
 
@@ -246,7 +254,7 @@ void GradientExchange::finish_in_flight(const std::exception_ptr& failure) {
 }
 
 const comm::Plan& GradientExchange::plan_at(const comm::Bucket& bucket, std::int64_t step) {
-  const comm::Plan* plan = &plan_;
+  const comm::Plan* plan = &start_.plan;
   if (adaptive_) {
     if (adaptive_->begin_step(step)) {
       std::lock_guard lock(mutex_);
@@ -265,11 +273,8 @@ void GradientExchange::measure(const comm::Bucket& bucket, const comm::Plan& pla
     gradients.emplace_back(layer.name,
                            bucket.buffer.narrow(0, layer.offset, layer.numel()).view(layer.shape));
   }
-  // What fails here is so on this rank alone, while the others wait for its bucket.
-  comm::guard(*averager_.group(), "measuring the layers", 0, [&] {
-    for (LayerReport& report : report_layers(gradients, plan))
-      measuring_.push_back(std::move(report));
-  });
+  for (LayerReport& report : report_layers(gradients, plan))
+    measuring_.push_back(std::move(report));
 }
 
 std::vector<LayerReport> GradientExchange::layer_reports() const {
@@ -328,7 +333,8 @@ GradientState GradientExchange::state() const {
   return detail::put_together(saved);
 }
 
-void GradientExchange::load_state(const GradientState& state) {
+void GradientExchange::load_state(const GradientState& state,
+                                  const std::function<std::string()>& more) {
   detail::SavedGradients saved;
   std::shared_ptr<const lgreco::SolvedPlan> plan;
   const auto make = [&] {
@@ -344,7 +350,7 @@ void GradientExchange::load_state(const GradientState& state) {
       adaptive_->check_fits(*plan);
     }
     return concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0,
-                  comm::describe(saved.averager.shared_steps));
+                  comm::describe(saved.averager.shared_steps), more ? more() : std::string());
   };
   comm::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
                         make);

@@ -95,7 +95,8 @@ class GradientExchange {
   // Collective. Throws InvalidArgument, on every rank and before anything is changed, where a
   // rank's state is not of this model, compression and number of ranks, or the ranks' states are of
   // different steps or plans.
-  void load_state(const GradientState& state);
+  // `more` checks what else the program loads with it and gives, as text, what must be equal of it.
+  void load_state(const GradientState& state, const std::function<std::string()>& more = {});
 
  private:
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
@@ -125,7 +126,7 @@ class GradientExchange {
   std::map<std::string, std::int64_t, std::less<>> numel_of_layer_;
   const CompressionOptions options_;
   const comm::Plan uncompressed_;
-  const comm::Plan plan_;  // at the start
+  const CompressionPlan start_;  // the plan at the start
   Timeline* timeline_;
   StepClock clock_;
   const std::optional<comm::LinkModel> link_;

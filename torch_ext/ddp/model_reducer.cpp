@@ -46,8 +46,7 @@ std::vector<std::int64_t> ModelReducer::bucket_order() const {
   return order;
 }
 
-void ModelReducer::restore_bucket_order(const std::vector<std::int64_t>& order) {
-  const std::lock_guard lock(mutex_);
+void ModelReducer::check_bucket_order(const std::vector<std::int64_t>& order) const {
   std::vector<bool> seen(params_.size(), false);
   bool each_once = order.size() == params_.size();
   for (const std::int64_t i : order) {
@@ -56,6 +55,11 @@ void ModelReducer::restore_bucket_order(const std::vector<std::int64_t>& order) 
     if (known) seen[static_cast<std::size_t>(i)] = true;
   }
   check(each_once, "the saved order of the buckets is not one of ", params_.size(), " parameters");
+}
+
+void ModelReducer::restore_bucket_order(const std::vector<std::int64_t>& order) {
+  check_bucket_order(order);
+  const std::lock_guard lock(mutex_);
   rebuilt_params_.clear();
   rebuilt_param_indices_ = order;
   for (const std::int64_t i : order)

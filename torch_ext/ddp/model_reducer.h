@@ -25,8 +25,9 @@ class ModelReducer final : public c10d::Reducer {
   // The parameters by number in the order in which the buckets lie, or will once the Reducer builds
   // them anew; empty while it does not know.
   std::vector<std::int64_t> bucket_order() const;
-  // The next rebuild_buckets() builds them in this order. Throws InvalidArgument for what is not
-  // each parameter once.
+  // Throws InvalidArgument for what is not each parameter once.
+  void check_bucket_order(const std::vector<std::int64_t>& order) const;
+  // The next rebuild_buckets() builds them in this order. Throws as check_bucket_order().
   void restore_bucket_order(const std::vector<std::int64_t>& order);
   // Before the first backward pass that is averaged with static_graph: forgets how often earlier
   // passes, which were not, have used the parameters; the Reducer would expect the sum in every

@@ -4,10 +4,11 @@
 
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/watched_group.h"
+#include "thinwire/comm/join/next_name.h"
+#include "thinwire/comm/join/rank_local.h"
 #include "thinwire/comm/state/named_tensors.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/content_hash.h"
-#include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire {
 namespace detail {
@@ -29,6 +30,7 @@ std::string hash_of(const torch::nn::Module& base) {
   peft::ContentHash hash;
   const auto add = [&](const char* kind, const auto& items) {
     for (const auto& item : items) {
+      if (comm::is_rank_local(item.value())) continue;
       const at::Tensor values = item.value().detach().cpu().contiguous();
       hash.update(concat(kind, ' ', item.key(), ' ', toString(values.scalar_type()), ' ',
                          values.sizes(), '\n'));
@@ -44,7 +46,8 @@ void add_once(const std::vector<at::Tensor>& tensors, std::vector<at::Tensor>& i
   std::unordered_set<const c10::TensorImpl*> seen;
   for (const at::Tensor& tensor : into) seen.insert(tensor.unsafeGetTensorImpl());
   for (const at::Tensor& tensor : tensors)
-    if (tensor.defined() && seen.insert(tensor.unsafeGetTensorImpl()).second)
+    if (tensor.defined() && !comm::is_rank_local(tensor) &&
+        seen.insert(tensor.unsafeGetTensorImpl()).second)
       into.push_back(tensor);
 }
 
@@ -82,7 +85,7 @@ void broadcast_base(const torch::nn::Module& module,
                     const c10::intrusive_ptr<c10d::ProcessGroup>& group, int root) {
   check(group != nullptr, "broadcast_base() needs a process group, got a null pointer");
   std::vector<at::Tensor> tensors;
-  comm::agree_on_result(*group, detail::next_name(*group, "base"), "the base of the adapter", [&] {
+  comm::agree_on_result(*group, comm::next_name(*group, "base"), "the base of the adapter", [&] {
     check(root >= 0 && root < group->getSize(), "root ", root, " is not one of ", group->getSize(),
           " ranks");
     std::string text = concat("root ", root, "\n");

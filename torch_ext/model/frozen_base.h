@@ -20,22 +20,25 @@ class StandsOnBase {
 };
 
 // Gives rank `root`'s bases of the adapters below `module` (itself included) to all ranks:
-// parameters and buffers, as they are, so no adapter may be merged into them. For ranks that made
-// or loaded different ones, before DistributedDataParallel or OuterOptimizer compares them.
-// Collective. Throws InvalidArgument on every rank where there is no base, or where names, shapes
-// or types differ between ranks.
+// parameters and buffers, as they are, so no adapter may be merged into them; what a rank has of
+// its own (comm/join/rank_local.h: a MoELayer's experts) stays. For ranks that made or loaded
+// different ones, before DistributedDataParallel or OuterOptimizer compares them. Collective.
+// Throws InvalidArgument on every rank where there is no base, or where names, shapes or types
+// differ between ranks.
 void broadcast_base(const torch::nn::Module& module,
                     const c10::intrusive_ptr<c10d::ProcessGroup>& group, int root = 0);
 
 namespace detail {
 
 // A line for every base below `module`, itself included: the adapter's path, then the XXH3-128 of
-// the names, types, shapes and bits of the base's parameters and buffers. Empty without bases.
+// the names, types, shapes and bits of the base's parameters and buffers that all ranks have. Empty
+// without bases.
 std::string describe_bases(const torch::nn::Module& module);
 
-// Handles of the bases' buffers, which training changes as any others (batch-norm statistics).
+// Handles of the bases' buffers that all ranks have, which training changes as any others
+// (batch-norm statistics).
 std::vector<at::Tensor> base_buffers(const torch::nn::Module& module);
-// Handles of all that the bases hold, each tensor once.
+// Handles of all that the bases hold and all ranks have, each tensor once.
 std::vector<at::Tensor> base_tensors(const torch::nn::Module& module);
 
 }  // namespace detail

@@ -13,6 +13,7 @@
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/failure/watched_group.h"
+#include "thinwire/comm/join/next_name.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
@@ -37,23 +38,17 @@ void check_numbers(const OuterOptimizerOptions& options) {
         options.momentum);
 }
 
-// What the ranks compare beside the plan. A mistake becomes part of it, so that no rank waits for
-// one that has thrown.
-std::string settings_of(const OuterOptimizerOptions& options, std::exception_ptr& mistake) {
-  std::string text =
-      concat("inner steps ", options.inner_steps, "\nouter learning rate ", options.learning_rate,
-             "\nouter momentum ", options.momentum, options.nesterov ? " (Nesterov)" : "",
-             "\ngranularity ", peft::name_of(options.granularity), "\nmin_numel ",
-             options.min_numel, "\ncheck_replicas ", options.check_replicas,
-             "\nmax_skipped_in_a_row ", options.max_skipped_in_a_row, "\n");
-  try {
-    check_numbers(options);
-    check(!adaptive_compression({}, options.compression), "outer steps take a codec, got '",
-          options.compression, "'; parts that need another get it by `overrides`");
-  } catch (const InvalidArgument&) {
-    mistake = std::current_exception();
-  }
-  return text;
+// What the ranks compare beside the plan.
+std::string settings_of(const OuterOptimizerOptions& options, const CompressionPlan& made) {
+  check_numbers(options);
+  check(!made.adaptive, "outer steps take a codec, got '", options.compression,
+        "'; parts that need another get it by `overrides`");
+  return concat("inner steps ", options.inner_steps, "\nouter learning rate ",
+                options.learning_rate, "\nouter momentum ", options.momentum,
+                options.nesterov ? " (Nesterov)" : "", "\ngranularity ",
+                peft::name_of(options.granularity), "\nmin_numel ", options.min_numel,
+                "\ncheck_replicas ", options.check_replicas, "\nmax_skipped_in_a_row ",
+                options.max_skipped_in_a_row, "\n");
 }
 
 }  // namespace
@@ -63,7 +58,7 @@ OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Op
                                OuterOptimizerOptions options)
     : options_(std::move(options)), inner_(inner) {
   check(group != nullptr, "OuterOptimizer needs a process group, got a null pointer");
-  name_ = detail::next_name(*group, "outer");
+  name_ = comm::next_name(*group, "outer");
   comm::agree_on_result(*group, name_ + "/module", "the module", [&] {
     parameters_ = detail::OuterParameters(module, options_.granularity);
     return parameters_.description();
@@ -73,18 +68,23 @@ OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Op
   compression.compress_1d = true;  // a part may be of one dimension; small ones are left out
   compression.min_numel = options_.min_numel;
   compression.overrides = options_.overrides;
-  std::exception_ptr mistake;
-  const std::string settings = settings_of(options_, mistake);
-  plan_ = detail::agreed_plan(*group, name_, "the settings of the outer optimizer",
-                              parameters_.layout(), parameters_.layers(), compression, settings);
-  if (mistake) std::rethrow_exception(mistake);
-  averager_ = std::make_unique<comm::BucketAverager>(
-      comm::duplicate(group, name_),
-      comm::AveragerOptions{.seed = options_.seed,
-                            .timeline = options_.timeline,
-                            .record_gradients = options_.record_gradients,
-                            .record_from = options_.record_from,
-                            .record_steps = options_.record_steps});
+  compression.record_gradients = options_.record_gradients;
+  compression.record_from = options_.record_from;
+  compression.record_steps = options_.record_steps;
+  plan_ =
+      detail::agreed_plan(*group, name_, "the settings of the outer optimizer",
+                          parameters_.layout(), parameters_.layers(), compression,
+                          [&](const CompressionPlan& made) { return settings_of(options_, made); })
+          .plan;
+  averager_ = comm::guard(*group, "making what averages the deltas", 0, [&] {
+    return std::make_unique<comm::BucketAverager>(
+        comm::duplicate(group, name_),
+        comm::AveragerOptions{.seed = options_.seed,
+                              .timeline = options_.timeline,
+                              .record_gradients = options_.record_gradients,
+                              .record_from = options_.record_from,
+                              .record_steps = options_.record_steps});
+  });
   collect_warnings();
   broadcast(parameters_.at_the_start(), "broadcast of the model");
 

@@ -62,7 +62,7 @@ std::string at_once(const std::string& text) {
 }
 
 std::int64_t steps_to_first_plan(const Run& run) {
-  const auto adaptive = adaptive_compression(infos_of(run.recording), run.compression);
+  const auto adaptive = make_plan(infos_of(run.recording), run.compression).adaptive;
   if (!adaptive) return 0;
   const lgreco::Schedule schedule(adaptive->policy);
   return schedule.first() + 2 * schedule.lag() + 1;
@@ -73,7 +73,7 @@ void count_layers(Run& run) {
   CompressionOptions any = run.compression;
   any.spec = "cast(bf16)";
   const std::vector<LayerInfo> infos = infos_of(run.recording);
-  const comm::Plan plan = make_plan(infos, any);
+  const comm::Plan plan = make_plan(infos, any).plan;
   for (const LayerInfo& layer : infos) {
     run.counted.push_back(plan.of(layer.name).codec != nullptr);
   }

@@ -46,6 +46,18 @@ TEST(CommunicationThread, RefusesWhatComesAfterAFailure) {
   EXPECT_FALSE(ran);
 }
 
+// A call is the caller's own matter: what it throws is handed over, and the thread goes on.
+TEST(CommunicationThread, GoesOnAfterACallThatThrows) {
+  CommunicationThread thread;
+  EXPECT_THROW(thread.call([] { throw std::bad_alloc(); }), std::bad_alloc);
+  EXPECT_EQ(outcome_of(thread, [] {}), "done");
+  bool ran = false;
+  thread.call([&] { ran = true; });
+  EXPECT_TRUE(ran);
+  EXPECT_EQ(outcome_of(thread, [] { throw std::runtime_error("first"); }), "first");
+  EXPECT_THROW(thread.call([] {}), std::runtime_error);
+}
+
 TEST(CommunicationThread, HasThreadsAndCpusOfItsOwn) {
   cpu_set_t mine;
   const int cpus_before = cpus_of_this_thread(mine);

@@ -54,7 +54,7 @@ at::Tensor part_of(const comm::Bucket& bucket, std::size_t layer) {
 struct Trainer {
   Trainer(RankContext& ctx, const std::string& spec)
       : averager(ctx.group),
-        adaptive(ctx.group, *adaptive_compression(kLayers, spec), make_plan(kLayers, spec), 0,
+        adaptive(ctx.group, *make_plan(kLayers, spec).adaptive, make_plan(kLayers, spec).plan, 0,
                  std::nullopt) {}
 
   // The averaged bucket.
@@ -101,7 +101,7 @@ TEST_P(AdaptivePlanOnRanks, SolvesForTheMeanOfTheRawGradients) {
   const int world = GetParam();
   const std::string spec =
       "lgreco(family=topk, period=10, warmup=0, first=0, window=3, constraint=bytes)";
-  const AdaptiveCompression compression = *adaptive_compression(kLayers, spec);
+  const AdaptiveCompression compression = *make_plan(kLayers, spec).adaptive;
   // By a window's end: the means, of the owners.
   std::map<std::int64_t, std::vector<std::vector<float>>> means;
   for (const std::int64_t end : {3, 13}) means[end].resize(compression.layers.size());
@@ -224,10 +224,10 @@ TEST(AdaptivePlan, AModelWithoutLayersToCompressIsLeftAlone) {
   run_ranks(2, [&](RankContext& ctx) {
     CompressionOptions options("lgreco(period=2, warmup=0, first=0, window=1)");
     options.min_numel = 1 << 20;
-    const auto adaptive = adaptive_compression(kLayers, options);
+    const auto adaptive = make_plan(kLayers, options).adaptive;
     ASSERT_TRUE(adaptive.has_value());
     EXPECT_TRUE(adaptive->layers.empty());
-    AdaptivePlan plan(ctx.group, *adaptive, make_plan(kLayers, options), 0, std::nullopt);
+    AdaptivePlan plan(ctx.group, *adaptive, make_plan(kLayers, options).plan, 0, std::nullopt);
     for (int step = 0; step < 6; ++step) {
       EXPECT_FALSE(plan.begin_step(step));
       const comm::Bucket bucket = gradients(ctx.rank, step);

@@ -254,17 +254,48 @@ TEST_F(CheckpointTest, AModelThatDoesNotFitOnOneRankIsToldToAll) {
             checkpoint.load();
           }),
       Each(HasSubstr("which this module has not")));
+  EXPECT_THAT(errors_of<Error>(2,
+                               [&](RankContext& ctx) {
+                                 Net net;
+                                 Checkpoint checkpoint(ctx.group, {.directory = directory_});
+                                 checkpoint.add("model", net);
+                                 checkpoint.add(
+                                     ctx.rank == 1 ? "more" : "less",
+                                     {[] { return NamedTensors(); }, [](const NamedTensors&) {}});
+                                 checkpoint.load();
+                               }),
+              Each(AllOf(HasSubstr("part more"), HasSubstr("part less"))));
 }
 
-// The mean of the residuals is what the weights are still owed, whatever the number of ranks.
+TEST_F(CheckpointTest, APartThatOneRankCannotSaveIsToldToAll) {
+  EXPECT_THAT(errors_of<Error>(2,
+                               [&](RankContext& ctx) {
+                                 Checkpoint checkpoint(ctx.group, {.directory = directory_});
+                                 checkpoint.add("part", {[&]() -> NamedTensors {
+                                                           if (ctx.rank == 1)
+                                                             throw std::bad_alloc();
+                                                           return {{"x", integer_tensor(1)}};
+                                                         },
+                                                         [](const NamedTensors&) {}});
+                                 checkpoint.save(1);
+                               }),
+              Each(AllOf(HasSubstr("rank 1"), HasSubstr("bad_alloc"))));
+}
+
+// What the weights are still owed stays the same, whatever the number of ranks.
 TEST_F(CheckpointTest, WorldsOfOtherSizesKeepTheMeanResidual) {
-  const auto mean_residual = [](std::span<const NamedTensors> states) {
-    at::Tensor sum;
+  // The mean of the ranks' residuals, and what owners of a range keep of its mean.
+  const auto owed = [](std::span<const NamedTensors> states) {
+    at::Tensor sum = at::zeros_like(states[0].at("averager/residual/first"));
     for (const auto& state : states) {
-      const auto& one = state.at("averager/residual/first");
-      sum = sum.defined() ? sum + one : one.clone();
+      sum += state.at("averager/residual/first") / static_cast<double>(states.size());
+      const std::string prefix = "averager/second_residual/";
+      for (const auto& [name, range] : part_of(state, prefix)) {
+        if (!name.ends_with("/first")) continue;
+        sum.view({-1}).narrow(0, std::stoll(name), range.numel()) += range.view({-1});
+      }
     }
-    return sum / static_cast<double>(states.size());
+    return sum;
   };
   std::vector<NamedTensors> states(4);
   at::Tensor expected, weights;
@@ -290,9 +321,9 @@ TEST_F(CheckpointTest, WorldsOfOtherSizesKeepTheMeanResidual) {
       if (ctx.rank == 0) weights = training.net->first.detach().clone();
     });
     if (before != 0) {
-      EXPECT_TRUE(at::allclose(mean_residual(loaded), expected, 1e-6, 1e-7)) << world;
+      EXPECT_TRUE(at::allclose(owed(loaded), expected, 1e-6, 1e-7)) << world;
     }
-    expected = mean_residual(std::span(states).first(static_cast<std::size_t>(world)));
+    expected = owed(std::span(states).first(static_cast<std::size_t>(world)));
     before += 3;
   }
 }

@@ -20,7 +20,7 @@ const std::vector<LayerInfo> kLayers = {{"conv.weight", {32, 16, 3, 3}},
                                         {"fc.weight", {100, 100}}};
 
 TEST(MakePlan, LeavesFlatAndSmallLayersUncompressed) {
-  const comm::Plan plan = make_plan(kLayers, "quantize(bits=4)");
+  const comm::Plan plan = make_plan(kLayers, "quantize(bits=4)").plan;
   EXPECT_NE(plan.of("conv.weight").codec, nullptr);
   EXPECT_NE(plan.of("fc.weight").codec, nullptr);
   EXPECT_EQ(plan.of("conv.bias").codec, nullptr);
@@ -32,14 +32,14 @@ TEST(MakePlan, LimitsCanBeMoved) {
   CompressionOptions options("quantize(bits=4)");
   options.min_numel = 0;
   options.compress_1d = true;
-  const comm::Plan plan = make_plan(kLayers, options);
+  const comm::Plan plan = make_plan(kLayers, options).plan;
   for (const LayerInfo& layer : kLayers) EXPECT_NE(plan.of(layer.name).codec, nullptr);
 }
 
 TEST(MakePlan, TheFirstMatchingOverrideWins) {
   CompressionOptions options("quantize(bits=4)");
   options.overrides = {{"conv.*", "cast(bf16)"}, {"*.weight", "quantize(bits=8)"}};
-  const comm::Plan plan = make_plan(kLayers, options);
+  const comm::Plan plan = make_plan(kLayers, options).plan;
   EXPECT_THAT(plan.of("conv.bias").text(), HasSubstr("bf16"));
   EXPECT_THAT(plan.of("conv.weight").text(), HasSubstr("bf16"));
   EXPECT_THAT(plan.of("small.weight").text(), HasSubstr("bits=8"));
@@ -84,7 +84,7 @@ TEST(MakePlan, AnUnknownNameIsToldTheKnownOnes) {
 
 TEST(MakePlan, APolicyGivesEveryLayerItsFeedback) {
   const auto setting = [](const std::string& spec) {
-    const auto adaptive = adaptive_compression(kLayers, spec);
+    const auto adaptive = make_plan(kLayers, spec).adaptive;
     EXPECT_TRUE(adaptive.has_value());
     return adaptive->setting("quantize(bits=3)");
   };

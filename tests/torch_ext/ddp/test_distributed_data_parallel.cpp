@@ -277,13 +277,30 @@ TEST(DistributedDataParallel, WhatIsWrongOnOneRankAloneIsToldToAll) {
       {"bucket_cap_mb 3", [](auto&, auto& options) { options.bucket_cap_mb = 3; }},
       {"ignored spare", [](auto&, auto& options) { options.ignored_parameters = {"spare"}; }},
       {"no_such_codec", [](auto&, auto& options) { options.compression = "no_such_codec"; }},
+      // Its reference is what the others have.
+      {"policy lgreco", [](auto&, auto& options) { options.compression = "lgreco"; }},
+      {"0 steps from 0",
+       [](auto&, auto& options) {
+         options.compression.record_gradients = "gradients";
+         options.compression.record_steps = 0;
+       }},
+      {"records gradients of 20 steps",
+       [](auto&, auto& options) { options.compression.record_gradients = "gradients"; }},
   };
   for (const Case& wrong : cases) {
     const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& ctx) {
       auto net = std::make_shared<Net>(1);
       DistributedDataParallelOptions options;
+      options.compression = "quantize(bits=4)";
       if (ctx.rank == 1) wrong.change(net, options);
-      Ddp ddp(net, ctx.group, options);
+      try {
+        Ddp ddp(net, ctx.group, options);
+      } catch (...) {
+        // The rank whose mistake it was comes again before the others, or after them.
+        auto again = std::make_shared<Net>(1);
+        Ddp ddp(again, ctx.group, {.compression = "quantize(bits=4)"});
+        throw;
+      }
     });
     EXPECT_THAT(errors, Each(AllOf(HasSubstr(wrong.expected), HasSubstr("rank 1"))));
   }
@@ -392,6 +409,53 @@ TEST(DistributedDataParallel, ADeadRankSurfacesInBackward) {
       },
       options);
   EXPECT_THAT(error, HasSubstr("rank 1 has left: it ended its training after 1 steps"));
+}
+
+// The timeout is far away: who learns by it would take longer than the watchdog.
+TEST(DistributedDataParallel, AnExceptionOfOneRanksModelInBackwardReachesTheOthers) {
+  testing::RankOptions patience;
+  patience.timeout = std::chrono::minutes(5);
+  patience.watchdog = std::chrono::seconds(60);
+  const auto errors = errors_of<Error>(
+      3,
+      [](RankContext& ctx) {
+        auto net = std::make_shared<Net>(1);
+        Ddp ddp(net, ctx.group, {.compression = "quantize(bits=4)", .bucket_cap_mb = 0.004});
+        torch::optim::SGD optimizer(net->parameters(), 0.05);
+        train_step(ddp, optimizer, ctx.rank, 0);
+        // The first layer's gradient is the last to come: others are on their way by then.
+        if (ctx.rank == 0)
+          net->parameters().front().register_hook(
+              [](const at::Tensor&) { throw std::runtime_error("a fault of a layer"); });
+        const auto x = inputs(ctx.rank, 1);
+        loss_of(ddp.forward(x, true).first, x).backward();
+      },
+      patience);
+  EXPECT_THAT(errors, Each(HasSubstr("a fault of a layer")));
+}
+
+// Ranks that wait for each other in different passes are told in which.
+TEST(DistributedDataParallel, APassThatOneRankMakesAloneIsNamed) {
+  testing::RankOptions options;
+  options.timeout = std::chrono::seconds(3);
+  const auto errors = [&](const std::function<void(Ddp&, int)>& more) {
+    return errors_of<CommError>(
+        2,
+        [&](RankContext& ctx) {
+          auto net = std::make_shared<Net>(1);
+          Ddp ddp(net, ctx.group, {.compression = "quantize(bits=4)"});
+          torch::optim::SGD optimizer(net->parameters(), 0.05);
+          train_step(ddp, optimizer, ctx.rank, 0);
+          if (ctx.rank == 1) more(ddp, ctx.rank);
+          for (int step = 1; step < 3; ++step) train_step(ddp, optimizer, ctx.rank, step);
+          FAIL() << "nobody noticed";
+        },
+        options);
+  };
+  const auto named = Each(AllOf(HasSubstr("wait for each other in different operations"),
+                                HasSubstr("rank 1 in"), HasSubstr("broadcast of the buffers")));
+  EXPECT_THAT(errors([](Ddp& ddp, int rank) { ddp.forward(inputs(rank, 7), true); }), named);
+  EXPECT_THAT(errors([](Ddp& ddp, int) { ddp.module()->eval(); }), named);
 }
 
 TEST(DistributedDataParallel, ARankThatAnExceptionEndsIsNamedWithIt) {

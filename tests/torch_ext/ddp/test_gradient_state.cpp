@@ -160,7 +160,7 @@ TEST(GradientState, MistakesOfOneRankAreToldToAll) {
       }
     });
   };
-  const auto on_rank_1 = [](auto change) {
+  const auto on_rank_1 = [](std::function<void(GradientState&)> change) {
     return [change](GradientState& state, int rank) {
       if (rank == 1) change(state);
     };
@@ -181,6 +181,14 @@ TEST(GradientState, MistakesOfOneRankAreToldToAll) {
               Each(HasSubstr("'plan'")));
   EXPECT_THAT(loading([](auto& state, int) { state["velocity"] = at::zeros({3}); }),
               Each(HasSubstr("'velocity'")));
+  const auto order_of = [&](std::initializer_list<std::int64_t> numbers) {
+    return on_rank_1([order = at::tensor(std::vector<std::int64_t>(numbers))](auto& state) {
+      state["buckets"] = order;
+    });
+  };
+  EXPECT_THAT(loading(order_of({2, 1, 0})), Each(HasSubstr("order of buckets")));
+  EXPECT_THAT(loading(order_of({0, 0, 1})),
+              Each(AllOf(HasSubstr("rank 1"), HasSubstr("order of the buckets"))));
 }
 
 constexpr const char* kAdaptive =

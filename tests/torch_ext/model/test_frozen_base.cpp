@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "thinwire/comm/join/rank_local.h"
 #include "thinwire/common/error.h"
 #include "thinwire/tests/support/rank_errors.h"
 #include "thinwire/torch_ext/adapter/lora.h"
+#include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
 #include "thinwire/torch_ext/outer/outer_optimizer.h"
 
 namespace thinwire {
@@ -84,6 +86,59 @@ TEST(FrozenBase, IsGivenToAllOnRequest) {
                                            broadcast_base(lora, ctx.group);
                                          }),
               Each(HasSubstr("[2, 2]")));
+}
+
+// What every rank has of its own, as a MoELayer its experts, is neither compared nor overwritten.
+TEST(FrozenBase, WhatARankHasOfItsOwnStays) {
+  run_ranks(2, [](RankContext& ctx) {
+    nn::Sequential net = base_of(5);
+    const auto value = static_cast<float>(ctx.rank);
+    const auto own = net->register_parameter("expert", at::full({7}, value));
+    const auto own_buffer = net->register_buffer("load", at::full({3}, value));
+    comm::mark_rank_local(own);
+    comm::mark_rank_local(own_buffer);
+    const auto lora =
+        std::make_shared<Lora>(net.ptr(), LoraOptions{.rank = 2, .target_modules = {"2"}});
+    broadcast_base(*lora, ctx.group);
+    torch::optim::SGD inner(lora->parameters(), torch::optim::SGDOptions(0.1));
+    const OuterOptimizer optimizer(*lora, inner, ctx.group, {.compression = "none"});
+    DistributedDataParallel<std::shared_ptr<Lora>> ddp(lora, ctx.group);
+    ddp.forward(net, at::ones({4, 6})).sum().backward();
+    EXPECT_TRUE((own == value).all().item<bool>());
+    EXPECT_TRUE((own_buffer == value).all().item<bool>());
+  });
+}
+
+TEST(FrozenBase, IsComparedByDataParallelTrainingToo) {
+  EXPECT_THAT(errors_of<InvalidArgument>(
+                  2,
+                  [](RankContext& ctx) {
+                    nn::Sequential net = base_of(1 + static_cast<std::uint64_t>(ctx.rank));
+                    const auto lora = std::make_shared<Lora>(net.ptr(), LoraOptions{.rank = 2});
+                    DistributedDataParallel<std::shared_ptr<Lora>> ddp(lora, ctx.group);
+                  }),
+              Each(HasSubstr("base of the module has the hash")));
+  run_ranks(2, [](RankContext& ctx) {
+    nn::Sequential net = base_of(5);
+    const auto lora =
+        std::make_shared<Lora>(net.ptr(), LoraOptions{.rank = 2, .target_modules = {"2"}});
+    DistributedDataParallel<std::shared_ptr<Lora>> ddp(lora, ctx.group);
+    // The statistics that this forward pass changes are rank 0's in the next one, of which the
+    // momentum of 0.1 is known.
+    const auto images = at::full({4, 6}, 1.0f + static_cast<float>(ctx.rank));
+    ddp.forward(net, images).sum().backward();
+    const at::Tensor mine = mean_of(net).clone();
+    std::vector<at::Tensor> of_rank_0 = {ctx.rank == 0 ? mine : at::zeros_like(mine)};
+    ctx.group->allreduce(of_rank_0)->wait();
+    EXPECT_EQ(at::equal(mine, of_rank_0[0]), ctx.rank == 0);
+    at::Tensor batch_mean;
+    {
+      const at::NoGradGuard no_grad;
+      batch_mean = net[0]->as<nn::Linear>()->forward(images).mean(0);
+    }
+    ddp.forward(net, images).sum().backward();
+    EXPECT_TRUE(at::allclose(mean_of(net), 0.9 * of_rank_0[0] + 0.1 * batch_mean, 1e-4, 1e-5));
+  });
 }
 
 // Training in train() mode changes the base's statistics on each rank by itself.

@@ -87,6 +87,14 @@ TEST(OuterFailures, RanksThatDisagreeAllSaySo) {
               Each(HasSubstr("ternery")));
   EXPECT_THAT(errors([](int, auto& o) { o.compression = "lgreco(family=quantize)"; }),
               Each(HasSubstr("take a codec, got 'lgreco(family=quantize)'")));
+  EXPECT_THAT(
+      errors([](int rank, auto& o) { o.compression = rank ? "lgreco" : "quantize(bits=4)"; }),
+      Each(AllOf(HasSubstr("rank 1"), HasSubstr("take a codec, got 'lgreco'"))));
+  EXPECT_THAT(errors([](int rank, auto& o) {
+                o.record_gradients = "deltas";
+                o.record_steps = rank == 0 ? 1 : 0;
+              }),
+              Each(AllOf(HasSubstr("rank 1"), HasSubstr("0 steps from 0"))));
 }
 
 TEST(OuterFailures, AModuleThatOneRankCannotTakeIsToldToAll) {
