@@ -96,7 +96,10 @@ void bind_compression(py::module_& module) {
       .def("stats", [](const GradientExchange& e) { return as_dict(e.summary()); })
       .def("plan", [](const GradientExchange& e) { return as_text(e.plan()); })
       .def("state", &GradientExchange::state, no_gil)
-      .def("load_state", &GradientExchange::load_state, py::arg("state"), no_gil);
+      .def(
+          "load_state",
+          [](GradientExchange& e, const GradientState& state) { e.load_state(state); },
+          py::arg("state"), no_gil);
   module.def("compress", &compress, py::arg("reducer"), py::arg("group"), py::arg("parameters"),
              py::arg("options"), py::arg("may_hold_unused_layers"), no_gil);
   module.def(

@@ -26,6 +26,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/torch_ext/ddp/backward_watch.h"
 #include "thinwire/torch_ext/ddp/comm_hook.h"
+#include "thinwire/torch_ext/ddp/joined_results.h"
 #include "thinwire/torch_ext/ddp/model_reducer.h"
 #include "thinwire/torch_ext/ddp/model_tensors.h"
 #include "thinwire/torch_ext/ddp/replica_check.h"
@@ -50,29 +51,6 @@ std::string options_text(const DistributedDataParallelOptions& options) {
                 yes(options.gradient_as_bucket_view), "\nstatic_graph ", yes(options.static_graph),
                 "\n");
 }
-
-// The end of several graphs in one node. A backward pass from some of the results then runs through
-// all of the graph, so that the parameters that only the others depend on are reached, with
-// undefined gradients, and the Reducer need not wait for them.
-class JoinedResults final : public torch::autograd::Node {
- public:
-  // Copies of `results` with that end.
-  static std::vector<at::Tensor> join(const std::vector<at::Tensor>& results) {
-    const std::shared_ptr<JoinedResults> node(new JoinedResults, torch::autograd::deleteNode);
-    node->set_next_edges(torch::autograd::collect_next_edges(results));
-    std::vector<at::Tensor> joined;
-    const at::NoGradGuard no_grad;
-    for (const at::Tensor& result : results) {
-      joined.push_back(result.clone());
-      torch::autograd::set_history(joined.back(), node);
-    }
-    return joined;
-  }
-
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
-    return std::move(gradients);
-  }
-};
 
 }  // namespace
 
@@ -260,7 +238,7 @@ void DataParallelEngine::State::after_forward(const std::vector<at::Tensor*>& re
   for (const at::Tensor* result : results)
     if (has_graph(result)) tensors_with_graph.push_back(*result);
   if (finds_unused() && !tensors_with_graph.empty()) {
-    tensors_with_graph = JoinedResults::join(tensors_with_graph);
+    tensors_with_graph = joined_results(tensors_with_graph);
     auto next = tensors_with_graph.begin();
     for (at::Tensor* result : results)
       if (has_graph(result)) *result = *next++;
