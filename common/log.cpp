@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "thinwire/common/env.h"
+#include "thinwire/common/printable.h"
 
 namespace thinwire::log {
 namespace {
@@ -55,15 +56,15 @@ void set_level(Level wanted) {
 
 void set_identity(int rank, std::string_view host) {
   std::string pattern = concat("%H:%M:%S.%e [rank ", rank, "@");
-  for (const char c : host) pattern += c == '%' ? std::string("%%") : std::string(1, c);
+  for (const char c : printable(host)) pattern += c == '%' ? std::string("%%") : std::string(1, c);
   logger().set_pattern(pattern + "] %v");
 }
 
 void write(Level wanted, std::string_view message) {
   if (!enabled(wanted)) return;
   // The level is part of the text, since spdlog's own names differ ("warning").
-  logger().log(spdlog::level::info,
-               concat(kNames[static_cast<std::size_t>(wanted)], ": ", message));
+  logger().log(spdlog::level::info, concat(kNames[static_cast<std::size_t>(wanted)], ": ",
+                                           printable(message, Lines::kKeep)));
 }
 
 }  // namespace thinwire::log

@@ -1,7 +1,7 @@
 // Leveled log lines on standard error, each with the time, the host and the rank:
 //   12:30:01.123 [rank 1@node7] warn: ...
 // The level comes from THINWIRE_LOG_LEVEL (trace, debug, info, warn, error, off; default info).
-// Thread-safe.
+// Whatever a terminal would obey in a message is escaped (see printable.h). Thread-safe.
 #pragma once
 
 #include <string>

@@ -2,7 +2,14 @@
 
 #include <algorithm>
 
+#include "thinwire/common/printable.h"
+
 namespace thinwire {
+
+void Table::add(const std::vector<std::string>& row) {
+  std::vector<std::string>& cells = rows_.emplace_back();
+  for (const std::string& cell : row) cells.push_back(printable(cell));
+}
 
 void Table::print(std::ostream& out, const std::string& indent) const {
   std::vector<std::size_t> widths;

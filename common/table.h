@@ -8,12 +8,13 @@
 namespace thinwire {
 
 // Rows of cells, padded to the widest of each column and separated by two blanks; the last column
-// is not padded. Columns named in `right` (by index) are aligned to the right.
+// is not padded. Columns named in `right` (by index) are aligned to the right. Cells are escaped
+// (see printable.h), for many hold names out of files.
 class Table {
  public:
   explicit Table(std::vector<std::size_t> right = {}) : right_(std::move(right)) {}
 
-  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void add(const std::vector<std::string>& row);
   void print(std::ostream& out, const std::string& indent = "  ") const;
 
  private:

@@ -178,7 +178,8 @@ std::string plan_text(const SolvedPlan& plan) {
                               {"reference_error", layer.reference.error},
                               {"reference_seconds", layer.reference.seconds}});
   }
-  return json.dump(1) + "\n";
+  // In ASCII: the text may go to a terminal, and names are whatever the file of curves has.
+  return json.dump(1, ' ', /*ensure_ascii=*/true) + "\n";
 }
 
 SolvedPlan parse_plan(std::string_view text, const std::string& source) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "thinwire/common/printable.h"
 #include "thinwire/common/text.h"
 
 namespace thinwire::lgreco {
@@ -40,15 +41,9 @@ std::string brief(const std::string& spec) {
 
 Row row_of(const std::string& name, double numel, const std::string& reference,
            const std::string& chosen, const Totals& from, const Totals& to) {
-  return {name,
-          whole(numel),
-          reference,
-          whole(from.bytes),
-          error_text(from.error),
-          chosen,
-          whole(to.bytes),
-          error_text(to.error),
-          ratio_text(from.bytes, to.bytes)};
+  return {printable(name),   whole(numel),           printable(reference),
+          whole(from.bytes), error_text(from.error), printable(chosen),
+          whole(to.bytes),   error_text(to.error),   ratio_text(from.bytes, to.bytes)};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "thinwire/comm/average/plan.h"
 #include "thinwire/comm/link/link_probe.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/printable.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/common/table.h"
 #include "thinwire/compressors/allocation/plan_file.h"
@@ -66,13 +67,13 @@ void run(const Options& options) {
         {"logged",
          {{"setting", log.compression}, {"measured", profile.step_seconds}, {"predicted", own}}},
         {"settings", rows}};
-    std::cout << document.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
+    std::cout << document.dump(2, ' ', true, Json::error_handler_t::replace) << "\n";
     return;
   }
   std::cout << "A step on " << advisor.world() << " ranks of " << advisor.hosts() << " hosts, "
             << milliseconds(advisor.compute_seconds()) << " ms of computing\n\n";
   table.print(std::cout);
-  std::cout << "\nThe log's own step (" << log.compression << ", " << log.world_size
+  std::cout << "\nThe log's own step (" << printable(log.compression) << ", " << log.world_size
             << " ranks): " << milliseconds(profile.step_seconds) << " ms measured, "
             << milliseconds(own) << " ms by this model\n";
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/printable.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/launch/cli/commands.h"
 
@@ -16,7 +17,7 @@ constexpr int kUsage = 2;
 
 int complain(std::string message, int code) {
   for (char& c : message) c = c == '\n' ? ' ' : c;
-  std::cerr << "thinwire: " << message << "\n";
+  std::cerr << "thinwire: " << printable(message) << "\n";
   return code;
 }
 

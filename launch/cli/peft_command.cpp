@@ -24,6 +24,9 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
+// Whether JSON on the terminal has names out of files in ASCII, where nothing is obeyed.
+constexpr bool kAscii = true;
+
 constexpr std::array kModes = {peft::BlockMode::kEmpty, peft::BlockMode::kRice,
                                peft::BlockMode::kRans, peft::BlockMode::kMaskSigns,
                                peft::BlockMode::kPlanes};
@@ -130,7 +133,7 @@ void pack(const PackArguments& arguments) {
   for (const auto& tensor : source.tensors) dense += tensor.info.bytes();
   for (const auto& warning : result.warnings)
     std::cerr << "thinwire: warning: " << printable(warning) << "\n";
-  std::cout << arguments.out << ": " << count(result.file_bytes) << " bytes ("
+  std::cout << printable(arguments.out) << ": " << count(result.file_bytes) << " bytes ("
             << ratio(dense, result.file_bytes) << " smaller), kept " << with_commas(result.kept)
             << " of " << with_commas(result.numel) << " entries, density " << number(result.density)
             << ", relative error " << number(result.relative_error) << "\n";
@@ -168,7 +171,7 @@ Json json_of(const peft::PackedFile& file, const std::array<std::int64_t, kModes
 void print(const peft::PackedFile& file, const std::array<std::int64_t, kModes.size()>& modes) {
   const peft::Manifest& manifest = file.manifest();
   const auto or_none = [](const std::string& text) {
-    return text.empty() ? "none" : printable(text);
+    return text.empty() ? std::string("none") : text;
   };
   std::string blocks;
   for (const auto mode : kModes)
@@ -176,10 +179,9 @@ void print(const peft::PackedFile& file, const std::array<std::int64_t, kModes.s
       blocks += concat(blocks.empty() ? "" : ", ", n, " ", peft::name_of(mode));
   Table head;
   head.add({"file", file.path().string()});
-  head.add({"id", printable(manifest.id)});
+  head.add({"id", manifest.id});
   head.add({"parent", or_none(manifest.parent)});
-  head.add({"base", manifest.base_fingerprint.empty() ? "constants"
-                                                      : printable(manifest.base_fingerprint)});
+  head.add({"base", manifest.base_fingerprint.empty() ? "constants" : manifest.base_fingerprint});
   head.add({"bytes", concat(count(file.file_bytes()), ", ",
                             ratio(dense_bytes(manifest), file.file_bytes()), " smaller")});
   head.add(
@@ -189,9 +191,8 @@ void print(const peft::PackedFile& file, const std::array<std::int64_t, kModes.s
                                 number(8.0 * static_cast<double>(file.payload_bytes()) /
                                        static_cast<double>(manifest.numel)),
                                 " bits an entry")});
-  head.add({"packed with",
-            concat("density ", number(manifest.density), ", scale ", printable(manifest.scale_rule),
-                   ", granularity ", printable(manifest.granularity))});
+  head.add({"packed with", concat("density ", number(manifest.density), ", scale ",
+                                  manifest.scale_rule, ", granularity ", manifest.granularity)});
   head.add({"blocks", or_none(blocks)});
   head.print(std::cout, "");
 
@@ -199,19 +200,18 @@ void print(const peft::PackedFile& file, const std::array<std::int64_t, kModes.s
   Table parts({1, 2, 3, 4});
   parts.add({"part", "entries", "set", "scale", "error"});
   for (const auto& part : manifest.parts)
-    parts.add({printable(part.name), with_commas(part.numel), with_commas(part.kept),
-               number(part.scale), number(part.relative_error)});
+    parts.add({part.name, with_commas(part.numel), with_commas(part.kept), number(part.scale),
+               number(part.relative_error)});
   parts.print(std::cout);
   std::cout << "\nTensors\n";
   Table tensors;
   tensors.add({"tensor", "dtype", "shape", "storage", "part"});
   for (const auto& tensor : manifest.tensors) {
     static constexpr std::array kStorage = {"ternary", "delta", "value"};
-    tensors.add({printable(tensor.info.name), tensor.info.dtype, shape_of(tensor.info),
-                 kStorage[static_cast<std::size_t>(tensor.storage)],
-                 tensor.storage == peft::Storage::kTernary
-                     ? printable(manifest.parts[tensor.part].name)
-                     : "-"});
+    tensors.add(
+        {tensor.info.name, tensor.info.dtype, shape_of(tensor.info),
+         kStorage[static_cast<std::size_t>(tensor.storage)],
+         tensor.storage == peft::Storage::kTernary ? manifest.parts[tensor.part].name : "-"});
   }
   tensors.print(std::cout);
 }
@@ -221,7 +221,7 @@ void inspect(const std::string& path, bool json) {
   ProgressLine line("reading");
   const auto modes = decode_all(file, line.callback());
   if (json)
-    std::cout << json_of(file, modes).dump(2) << "\n";
+    std::cout << json_of(file, modes).dump(2, ' ', kAscii) << "\n";
   else
     print(file, modes);
 }
@@ -237,7 +237,7 @@ void verify(const std::vector<std::string>& paths, const std::string& base) {
     if (!base.empty() && file.manifest().base_fingerprint != found)
       throw FileError(concat("wrong base: ", base, " has the fingerprint ", found, ", ", path,
                              " was packed against '", file.manifest().base_fingerprint, "'"));
-    std::cout << path << ": good, id " << printable(file.manifest().id) << "\n";
+    std::cout << printable(path) << ": good, id " << printable(file.manifest().id) << "\n";
   }
 }
 
@@ -250,7 +250,7 @@ void similarity(const std::vector<std::string>& paths, bool json) {
     for (std::size_t a = 0; a < n; ++a)
       rows.push_back(std::vector<double>(cosines.begin() + static_cast<std::ptrdiff_t>(a * n),
                                          cosines.begin() + static_cast<std::ptrdiff_t>(a * n + n)));
-    std::cout << Json{{"files", paths}, {"cosines", rows}}.dump(2) << "\n";
+    std::cout << Json{{"files", paths}, {"cosines", rows}}.dump(2, ' ', kAscii) << "\n";
     return;
   }
   std::vector<std::size_t> right(n);

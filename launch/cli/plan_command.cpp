@@ -5,6 +5,7 @@
 
 #include "thinwire/comm/link/link_model.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/printable.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 #include "thinwire/compressors/allocation/plan_table.h"
 #include "thinwire/launch/cli/commands.h"
@@ -75,7 +76,8 @@ void solve(const Options& options) {
   }
   const lgreco::SolvedPlan plan =
       lgreco::make_plan(file.layers, allocation, lgreco::allocate(file.layers, allocation));
-  for (const std::string& warning : plan.warnings) std::cerr << "thinwire: " << warning << "\n";
+  for (const std::string& warning : plan.warnings)
+    std::cerr << "thinwire: " << printable(warning) << "\n";
   if (options.output.empty()) {
     std::cout << lgreco::plan_text(plan);
   } else {

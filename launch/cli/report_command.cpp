@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/printable.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 #include "thinwire/launch/cli/commands.h"
 #include "thinwire/launch/report/page.h"
@@ -33,8 +34,9 @@ void run(const Options& options) {
     }
   }
   lgreco::write_text_file(options.output, report_page(runs, traces));
-  std::cout << options.output << ": " << runs.size() << (runs.size() == 1 ? " run, " : " runs, ")
-            << traces.size() << (traces.size() == 1 ? " timeline\n" : " timelines\n");
+  std::cout << printable(options.output) << ": " << runs.size()
+            << (runs.size() == 1 ? " run, " : " runs, ") << traces.size()
+            << (traces.size() == 1 ? " timeline\n" : " timelines\n");
 }
 
 }  // namespace

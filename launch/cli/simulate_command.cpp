@@ -10,6 +10,7 @@
 #include "thinwire/comm/link/link_probe.h"
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/printable.h"
 #include "thinwire/common/table.h"
 #include "thinwire/compressors/allocation/plan_file.h"
 #include "thinwire/launch/advise/advice.h"
@@ -121,11 +122,11 @@ void run(const Options& options) {
   }
   if (options.json) {
     const Json document = {{"log", options.log}, {"setting", setting}, {"rows", rows}};
-    std::cout << document.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
+    std::cout << document.dump(2, ' ', true, Json::error_handler_t::replace) << "\n";
     return;
   }
-  std::cout << setting << ", " << local << (local == 1 ? " rank" : " ranks") << " a host, "
-            << (options.route == "tree" ? "trees" : "rings") << "\n\n";
+  std::cout << printable(setting) << ", " << local << (local == 1 ? " rank" : " ranks")
+            << " a host, " << (options.route == "tree" ? "trees" : "rings") << "\n\n";
   table.print(std::cout);
   std::cout << "\n" << kAssumptions;
 }

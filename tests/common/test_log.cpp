@@ -42,6 +42,13 @@ TEST_F(Log, CarriesTimeLevelThenHostAndRank) {
       << lines[1];
 }
 
+TEST_F(Log, EscapesWhatATerminalWouldObey) {
+  const auto lines = lines_of([] { log::warn("layer '", "\x1b[2J\xc2\x9b", "'\n\tmore"); });
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_THAT(lines[0], ::testing::EndsWith("warn: layer '\\x1b[2J\\xc2\\x9b'"));
+  EXPECT_EQ(lines[1], "\tmore");
+}
+
 TEST_F(Log, LevelsFilter) {
   const auto written = [](log::Level level) {
     log::set_level(level);

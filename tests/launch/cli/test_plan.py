@@ -126,6 +126,20 @@ class Plan(PlanTest):
         for word in ("bears", "suffers", "quantize(bits=2)", "175", "1.14x", "instead of 200"):
             self.assertIn(word, result.stdout)
 
+    def test_names_reach_the_terminal_escaped(self):
+        document = curves()
+        name = "\x1b[2J\u009b\u202ew"
+        document["layers"][1]["name"] = name  # a warning tells that it has most of the error
+        path = self.write("c.json", document)
+        made = self.run_plan("--curves", path, "-o", self.folder / "p.json")
+        self.assertIn("\\x1b[2J", made.stderr)
+        on_terminal = self.run_plan("--curves", path)
+        self.assertEqual(json.loads(on_terminal.stdout)["layers"][1]["name"], name)
+        shown = self.run_plan("--show", self.folder / "p.json")
+        self.assertIn("\\x1b[2J\\xc2\\x9b\\xe2\\x80\\xaew  ", shown.stdout)
+        for text in (made.stdout, made.stderr, on_terminal.stdout, shown.stdout):
+            self.assertFalse(set(text) & set("\x1b\u009b\u202e"), text)
+
 
 class BadInput(PlanTest):
     def check(self, change, *words):
