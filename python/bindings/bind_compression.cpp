@@ -15,10 +15,7 @@ using Named = std::vector<std::pair<std::string, at::Tensor>>;
 
 std::vector<LayerInfo> layers_of(const Named& parameters) {
   std::vector<LayerInfo> layers;
-  for (const auto& [name, parameter] : parameters) {
-    layers.push_back(
-        {name, parameter.sizes().vec(), static_cast<std::size_t>(parameter.element_size())});
-  }
+  for (const auto& [name, parameter] : parameters) layers.push_back(layer_of(name, parameter));
   return layers;
 }
 

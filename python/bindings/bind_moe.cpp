@@ -64,26 +64,20 @@ std::vector<std::pair<std::string, at::Tensor>> pairs_of(
 }  // namespace
 
 void bind_moe(py::module_& module) {
+  py::class_<moe::MoEOptions>(module, "MoEOptions")
+      .def(py::init(&options_of), py::arg("dim"), py::arg("hidden"), py::arg("experts"),
+           py::arg("top_k"), py::arg("gate"), py::arg("activation"), py::arg("bias"),
+           py::arg("capacity_factor"), py::arg("rows"), py::arg("dedup"), py::arg("balance_factor"),
+           py::arg("z_factor"), py::arg("shared_hidden"), py::arg("expert_gradient"),
+           py::arg("layer"), py::arg("seed"));
+
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   py::class_<moe::MoELayer, std::shared_ptr<moe::MoELayer>>(module, "MoELayer")
-      .def(
-          py::init([](const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::int64_t dim,
-                      std::int64_t hidden, std::int64_t experts, std::int64_t top_k,
-                      const std::string& gate, const std::string& activation, bool bias,
-                      double capacity_factor, const std::string& rows, const std::string& dedup,
-                      double balance_factor, double z_factor, std::int64_t shared_hidden,
-                      const std::string& expert_gradient, std::uint32_t layer, std::uint64_t seed) {
-            return std::make_shared<moe::MoELayer>(
-                options_of(dim, hidden, experts, top_k, gate, activation, bias, capacity_factor,
-                           rows, dedup, balance_factor, z_factor, shared_hidden, expert_gradient,
-                           layer, seed),
-                group);
-          }),
-          py::arg("group"), py::arg("dim"), py::arg("hidden"), py::arg("experts"), py::arg("top_k"),
-          py::arg("gate"), py::arg("activation"), py::arg("bias"), py::arg("capacity_factor"),
-          py::arg("rows"), py::arg("dedup"), py::arg("balance_factor"), py::arg("z_factor"),
-          py::arg("shared_hidden"), py::arg("expert_gradient"), py::arg("layer"), py::arg("seed"),
-          no_gil)
+      .def(py::init([](const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                       const moe::MoEOptions& options) {
+             return std::make_shared<moe::MoELayer>(options, group);
+           }),
+           py::arg("group"), py::arg("options"), no_gil)
       .def(
           "forward",
           [](moe::MoELayer& layer, const at::Tensor& tokens,

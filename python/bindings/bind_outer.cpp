@@ -105,33 +105,39 @@ py::dict as_dict(const OuterSummary& summary) {
 }  // namespace
 
 void bind_outer(py::module_& module) {
+  py::class_<OuterOptimizerOptions>(module, "OuterOptimizerOptions")
+      .def(py::init([](std::int64_t inner_steps, double learning_rate, double momentum,
+                       bool nesterov, std::string compression, const std::string& granularity,
+                       std::int64_t min_numel,
+                       std::vector<std::pair<std::string, std::string>> overrides,
+                       std::uint64_t seed, bool check_replicas) {
+             OuterOptimizerOptions options;
+             options.inner_steps = inner_steps;
+             options.learning_rate = learning_rate;
+             options.momentum = momentum;
+             options.nesterov = nesterov;
+             options.compression = std::move(compression);
+             options.granularity = peft::parse_granularity(granularity);
+             options.min_numel = min_numel;
+             options.overrides = std::move(overrides);
+             options.seed = seed;
+             options.check_replicas = check_replicas;
+             return options;
+           }),
+           py::arg("inner_steps"), py::arg("learning_rate"), py::arg("momentum"),
+           py::arg("nesterov"), py::arg("compression"), py::arg("granularity"),
+           py::arg("min_numel"), py::arg("overrides"), py::arg("seed"), py::arg("check_replicas"));
+
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   py::class_<PythonOuter>(module, "OuterOptimizer")
-      .def(
-          py::init([](const Named& parameters, const Named& buffers, py::function step,
-                      const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::int64_t inner_steps,
-                      double learning_rate, double momentum, bool nesterov, std::string compression,
-                      const std::string& granularity, std::int64_t min_numel,
-                      std::vector<std::pair<std::string, std::string>> overrides,
-                      std::uint64_t seed, bool check_replicas) {
-            OuterOptimizerOptions options;
-            options.inner_steps = inner_steps;
-            options.learning_rate = learning_rate;
-            options.momentum = momentum;
-            options.nesterov = nesterov;
-            options.compression = std::move(compression);
-            options.granularity = peft::parse_granularity(granularity);
-            options.min_numel = min_numel;
-            options.overrides = std::move(overrides);
-            options.seed = seed;
-            options.check_replicas = check_replicas;
-            return std::make_unique<PythonOuter>(parameters, buffers, std::move(step), group,
-                                                 options);
-          }),
-          py::arg("parameters"), py::arg("buffers"), py::arg("step"), py::arg("group"),
-          py::arg("inner_steps"), py::arg("learning_rate"), py::arg("momentum"),
-          py::arg("nesterov"), py::arg("compression"), py::arg("granularity"), py::arg("min_numel"),
-          py::arg("overrides"), py::arg("seed"), py::arg("check_replicas"))
+      .def(py::init([](const Named& parameters, const Named& buffers, py::function step,
+                       const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                       const OuterOptimizerOptions& options) {
+             return std::make_unique<PythonOuter>(parameters, buffers, std::move(step), group,
+                                                  options);
+           }),
+           py::arg("parameters"), py::arg("buffers"), py::arg("step"), py::arg("group"),
+           py::arg("options"))
       .def(
           "step", [](PythonOuter& o) { return o.outer->step(); }, no_gil)
       .def(

@@ -7,6 +7,8 @@ namespace thinwire::python {
 
 // thinwire's exceptions become those of thinwire.errors.
 void bind_errors(pybind11::module_& module);
+// Telling the other ranks what is wrong on this one.
+void bind_agreement(pybind11::module_& module);
 void bind_backend(pybind11::module_& module);
 void bind_compression(pybind11::module_& module);
 void bind_outer(pybind11::module_& module);

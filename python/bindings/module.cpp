@@ -58,6 +58,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("torch_version") = THINWIRE_TORCH_VERSION;
   using namespace thinwire::python;
   bind_errors(module);
+  bind_agreement(module);
   bind_backend(module);
   bind_compression(module);
   bind_outer(module);

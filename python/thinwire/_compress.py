@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from thinwire import _load
+from thinwire._agreement import agreed, checked, tensors_of
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
@@ -35,6 +36,37 @@ def _parameters_of(ddp):
                 seen.add(parameter)
                 named.append((name.lstrip("."), parameter))
     return named
+
+
+def _sparse_parameters(model):
+    """Names of the trained weights of a model, or of a DDP's, whose gradients are sparse."""
+    module, ignored = model, getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    if isinstance(model, DistributedDataParallel):
+        module, ignored = model.module, model.parameters_to_ignore
+    return [f"{name}.weight".lstrip(".") for name, part in module.named_modules()
+            if isinstance(part, (torch.nn.Embedding, torch.nn.EmbeddingBag)) and part.sparse
+            and part.weight.requires_grad and f"{name}.weight" not in ignored]
+
+
+def _check_model(model):
+    """Raises for what this rank cannot compress, whatever the others have."""
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidArgument("thinwire.compress() takes a module or a DistributedDataParallel, "
+                              f"got {type(model).__name__}")
+    for name in _sparse_parameters(model):
+        raise InvalidArgument(f"parameter '{name}' has sparse gradients, which are not averaged; "
+                              "make its module with sparse=False")
+    if not isinstance(model, DistributedDataParallel):
+        return
+    if getattr(model, "_thinwire_compression", None) is not None:
+        raise InvalidArgument("thinwire.compress() was called for this model before, as "
+                              f"'{model._thinwire_compression.spec}': a model has one compression, "
+                              "so keep the handle of the first call")
+    if model._comm_hooks:
+        hook = getattr(model._comm_hooks[0][0], "__name__", "a hook")
+        raise InvalidArgument(f"this model has the communication hook {hook}: "
+                              "DistributedDataParallel takes one, so leave out "
+                              "register_comm_hook()")
 
 
 def plan(model, spec, **options):
@@ -87,16 +119,21 @@ class Compression:
     def load_state_dict(self, state):
         """Goes on from state_dict(). Collective; raises InvalidArgument on every rank where a
         rank's state is not of this model, compression and number of ranks."""
-        self._exchange.load_state(dict(state))
+        self._exchange.load_state(agreed(self.module.process_group, "the saved state",
+                                         lambda: tensors_of(state)))
 
     def _check(self, _module, _inputs):
         if not torch.is_grad_enabled():
             return
-        self._check_parameters()
+        checked(self.module.process_group, "a forward pass", self._check_parameters)
         if self._require_ratio is not None and self.stats()["steps"] >= RATIO_STEPS:
             self._check_ratio()
 
     def _check_parameters(self):
+        now = _parameters_of(self.module)
+        if len(now) != len(self._expected) or any(
+                parameter is not was for (_, parameter), (_, was, *_) in zip(now, self._expected)):
+            self._raise_other_parameters(now)
         for name, parameter, device, dtype, shape in self._expected:
             if parameter.device != device or parameter.dtype != dtype:
                 raise Error(
@@ -108,14 +145,20 @@ class Compression:
                     f"parameter '{name}' had the shape {list(shape)} when thinwire.compress() was "
                     f"called and has {list(parameter.shape)} now: change the model before "
                     "DistributedDataParallel wraps it")
-        now = _parameters_of(self.module)
-        if len(now) == len(self._expected):
-            return
+
+    def _raise_other_parameters(self, now):
+        names = {name for name, *_ in self._expected}
         before = {parameter for _, parameter, *_ in self._expected}
-        added = [name for name, parameter in now if parameter not in before]
-        change = f"were added or unfrozen: {', '.join(added)}" if added else "were removed or frozen"
-        raise Error(f"parameters {change}, after DistributedDataParallel had wrapped the model, so "
-                    "their gradients would not be averaged: wrap and compress the model anew")
+        new = [name for name, parameter in now if parameter not in before]
+        if not new:
+            change = "removed or frozen"
+        elif names.issuperset(new):
+            change = ("replaced by other tensors (load_state_dict(assign=True), or an assignment): "
+                      f"{', '.join(new)}")
+        else:
+            change = f"added or unfrozen: {', '.join(new)}"
+        raise Error(f"parameters were {change}, after DistributedDataParallel had wrapped the model, "
+                    "so their gradients would not be averaged: wrap and compress the model anew")
 
     def _check_ratio(self):
         """Once. All ranks raise together, since what they sent may differ."""
@@ -158,27 +201,24 @@ def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=Fals
         Compression, with stats(), plan(), state_dict() and load_state_dict().
 
     Raises:
-        InvalidArgument: on every rank, for a spec that does not exist or ranks that differ.
-        Error: a hook is registered already, or there is no process group.
+        InvalidArgument: on every rank, for a spec that does not exist, a model that has a hook
+            already, sparse gradients, or ranks that differ.
+        Error: there is no process group.
     """
     if not dist.is_initialized():
         raise Error("thinwire.compress() needs a process group: call "
                     "torch.distributed.init_process_group() before it")
-    if not isinstance(model, torch.nn.Module):
-        raise InvalidArgument("thinwire.compress() takes a module or a DistributedDataParallel, "
-                              f"got {type(model).__name__}")
-    ddp = model if isinstance(model, DistributedDataParallel) else DistributedDataParallel(model)
-    if getattr(ddp, "_thinwire_compression", None) is not None:
-        raise Error("thinwire.compress() was called for this model before, as "
-                    f"'{ddp._thinwire_compression.spec}': a model has one compression, so keep the "
-                    "handle of the first call")
-    if ddp._comm_hooks:
-        hook = getattr(ddp._comm_hooks[0][0], "__name__", "a hook")
-        raise Error(f"this model has the communication hook {hook}: DistributedDataParallel takes "
-                    "one, so leave out register_comm_hook()")
+    wrapped = isinstance(model, DistributedDataParallel)
+
+    def options_of_this_rank():
+        _check_model(model)
+        return _options(spec, warmup_steps, min_numel, compress_1d, overrides, seed, link_model,
+                        strategy, record_gradients, record_from, record_steps)
+
+    options = agreed(model.process_group if wrapped else dist.group.WORLD,
+                     "the arguments of thinwire.compress()", options_of_this_rank)
+    ddp = model if wrapped else DistributedDataParallel(model)
     parameters = _parameters_of(ddp)
-    options = _options(spec, warmup_steps, min_numel, compress_1d, overrides, seed, link_model,
-                       strategy, record_gradients, record_from, record_steps)
     exchange = _C.compress(ddp.reducer, ddp.process_group, parameters, options,
                            ddp.find_unused_parameters or ddp.static_graph)
     handle = Compression(ddp, spec, require_ratio, exchange, parameters)

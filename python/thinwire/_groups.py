@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from thinwire import _load
+from thinwire._agreement import agreed, tensors_of
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
@@ -130,7 +131,9 @@ def state_dict(group=None):
 
 def load_state_dict(state, group=None):
     """Goes on from state_dict(). Collective, between calls: states of different steps are refused."""
-    backend_of(group).load_state(dict(state))
+    backend = backend_of(group)
+    backend.load_state(agreed(dist.group.WORLD if group is None else group,
+                              "the saved state of a process group", lambda: tensors_of(state)))
 
 
 def feedback_key(name):

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 
 from thinwire import _load
+from thinwire._agreement import agreed, checked, tensors_of
 from thinwire.errors import Error
 
 _C = _load.module()
@@ -43,15 +44,22 @@ class MoELayer(torch.nn.Module):
         super().__init__()
         if group is None and dist.is_initialized():
             group = dist.group.WORLD
-        self._layer = _C.MoELayer(group, dim, hidden, experts, top_k, gate, activation, bias,
-                                  capacity_factor, rows, dedup, balance_factor, z_factor,
-                                  shared_hidden, expert_gradient, layer, seed)
+        self._group = group
+        options = agreed(group, "the arguments of thinwire.MoELayer", lambda: _C.MoEOptions(
+            dim, hidden, experts, top_k, gate, activation, bias, capacity_factor, rows, dedup,
+            balance_factor, z_factor, shared_hidden, expert_gradient, layer, seed))
+        self._layer = _C.MoELayer(group, options)
+        self._own = []  # (name, the dict of a submodule that holds it, key there, tensor)
         for name, tensor in self._layer.named_parameters():
             # The very tensor of the C++ layer, which a new Parameter would be a copy of.
             tensor._is_param = True
-            self._place(name).register_parameter(name.rpartition(".")[2], tensor)
+            place, leaf = self._place(name), name.rpartition(".")[2]
+            place.register_parameter(leaf, tensor)
+            self._own.append((name, place._parameters, leaf, tensor))
         for name, tensor in self._layer.named_buffers():
-            self._place(name).register_buffer(name.rpartition(".")[2], tensor)
+            place, leaf = self._place(name), name.rpartition(".")[2]
+            place.register_buffer(leaf, tensor)
+            self._own.append((name, place._buffers, leaf, tensor))
 
     def _place(self, name):
         """The submodule of a dotted name."""
@@ -71,7 +79,20 @@ class MoELayer(torch.nn.Module):
                             "the C++ layer's own")
         return result
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments):
+        if local_metadata.get("assign_to_params_buffers", False):
+            raise Error(f"the tensors of a thinwire.MoELayer ('{prefix.rstrip('.')}') are the C++ "
+                        "layer's own and cannot be replaced: load without assign=True")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+
+    def _check_own(self):
+        for name, place, leaf, tensor in self._own:
+            if place.get(leaf) is not tensor:
+                raise Error(f"'{name}' of a thinwire.MoELayer was replaced by another tensor, which "
+                            "the C++ layer does not see: copy_() values into it")
+
     def forward(self, tokens, padding=None):
+        checked(self._group, "a mixture of experts", self._check_own)
         output, loss = self._layer.forward(tokens, padding)
         return output, tokens.new_zeros(()) if loss is None else loss
 
@@ -97,4 +118,5 @@ class MoELayer(torch.nn.Module):
         """Takes this rank's part of full_state(), whatever the number of ranks that made it.
 
         Collective."""
-        self._layer.load_state(dict(state))
+        self._layer.load_state(agreed(self._group, "the saved state of a mixture of experts",
+                                      lambda: tensors_of(state)))

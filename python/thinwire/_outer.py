@@ -4,7 +4,8 @@ import torch
 import torch.distributed as dist
 
 from thinwire import _load
-from thinwire.errors import Error
+from thinwire._agreement import agreed, checked, tensors_of
+from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
 
@@ -16,7 +17,9 @@ class OuterOptimizer:
     from the same weights (docs/compeft.md). Not thread-safe; parameters are CPU tensors.
 
     Args:
-        module: the model; rank 0's parameters and buffers are copied to all.
+        module: the model; rank 0's parameters and buffers are copied to all. Its parameters must
+            stay the same objects (no load_state_dict(assign=True)); its buffers may be replaced by
+            others of their shape and type.
         inner: any torch.optim.Optimizer of its parameters. Its state stays with its rank.
         group: default: the default process group.
         inner_steps: steps of the inner optimizer between two meetings.
@@ -36,15 +39,22 @@ class OuterOptimizer:
         if not dist.is_initialized():
             raise Error("thinwire.OuterOptimizer needs a process group: call "
                         "torch.distributed.init_process_group() before it")
-        if hasattr(overrides, "items"):
-            overrides = overrides.items()
         self.inner = inner
+        self._module = module
+        self._group = dist.group.WORLD if group is None else group
         self._skipped = 0
-        self._outer = _C.OuterOptimizer(
-            list(module.named_parameters()), list(module.named_buffers()), self._inner_step,
-            dist.group.WORLD if group is None else group, inner_steps, learning_rate, momentum,
-            nesterov, compression, granularity, min_numel, [tuple(o) for o in overrides], seed,
-            check_replicas)
+
+        def options_of_this_rank():
+            pairs = overrides.items() if hasattr(overrides, "items") else overrides
+            options = _C.OuterOptimizerOptions(
+                inner_steps, learning_rate, momentum, nesterov, compression, granularity, min_numel,
+                [tuple(pair) for pair in pairs], seed, check_replicas)
+            return options, list(module.named_parameters()), list(module.named_buffers())
+
+        options, self._parameters, self._buffers = agreed(
+            self._group, "the arguments of thinwire.OuterOptimizer", options_of_this_rank)
+        self._outer = _C.OuterOptimizer(self._parameters, self._buffers, self._inner_step,
+                                        self._group, options)
 
     def _inner_step(self):
         with torch.enable_grad():
@@ -52,10 +62,49 @@ class OuterOptimizer:
 
     def step(self):
         """One step of the inner optimizer and, when due, an outer step; returns whether one was."""
+        checked(self._group, "an inner step", self._follow_the_module)
         met = self._outer.step()
         if met:
-            self._forget_what_is_not_finite()
+            self._after_meeting()
         return met
+
+    def outer_step(self):
+        """Meets now. Collective."""
+        checked(self._group, "an outer step", self._follow_the_module)
+        self._outer.outer_step()
+        self._after_meeting()
+
+    def _follow_the_module(self):
+        """The compiled part has the module's tensors of the time of the constructor. A parameter in
+        place of one of them would be trained and not exchanged; programs do replace buffers."""
+        now = dict(self._module.named_parameters())
+        was = dict(self._parameters)
+        for name in [*was, *now]:
+            if now.get(name) is not was.get(name):
+                change = ("replaced by another tensor (load_state_dict(assign=True), or an "
+                          "assignment)" if name in now and name in was
+                          else "added" if name in now else "removed")
+                raise InvalidArgument(f"parameter '{name}' was {change} after the OuterOptimizer was "
+                                      "made, so it would not be exchanged: make another "
+                                      "OuterOptimizer")
+        for name, ours, theirs in self._replaced_buffers():
+            if (ours.shape, ours.dtype, ours.device) != (theirs.shape, theirs.dtype, theirs.device):
+                raise InvalidArgument(
+                    f"buffer '{name}' was {ours.dtype} {list(ours.shape)} on {ours.device} when the "
+                    f"OuterOptimizer was made and is {theirs.dtype} {list(theirs.shape)} on "
+                    f"{theirs.device} now: make another OuterOptimizer")
+            ours.copy_(theirs)
+
+    def _replaced_buffers(self):
+        """(name, the tensor that the compiled part has, the module's own now) where they differ."""
+        now = dict(self._module.named_buffers())
+        return [(name, ours, now[name]) for name, ours in self._buffers
+                if name in now and now[name] is not ours]
+
+    def _after_meeting(self):
+        for _, ours, theirs in self._replaced_buffers():
+            theirs.copy_(ours)
+        self._forget_what_is_not_finite()
 
     def _forget_what_is_not_finite(self):
         """Moments that hold a NaN would spoil every later step, of all ranks."""
@@ -67,10 +116,6 @@ class OuterOptimizer:
             tensors = [value for value in state.values() if torch.is_tensor(value)]
             if not all(bool(value.isfinite().all()) for value in tensors):
                 del self.inner.state[parameter]
-
-    def outer_step(self):
-        """Meets now. Collective."""
-        self._outer.outer_step()
 
     def zero_grad(self, set_to_none=True):
         self.inner.zero_grad(set_to_none=set_to_none)
@@ -94,5 +139,6 @@ class OuterOptimizer:
         return self._outer.state()
 
     def load_state_dict(self, state):
-        """Goes on with the same bits, given the parameters of then."""
-        self._outer.load_state(dict(state))
+        """Goes on with the same bits, given the parameters of then. Collective."""
+        self._outer.load_state(agreed(self._group, "the saved state of the outer optimizer",
+                                      lambda: tensors_of(state)))

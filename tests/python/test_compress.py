@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tempfile
+import time
 import unittest
 
 from ranks import BUILD, error_of, run_ranks
@@ -138,6 +139,9 @@ def errors_job(rank, world):
     ddp.module[0].extra = nn.Parameter(torch.zeros(2))
     found["added"] = error_of(lambda: ddp(x))
     del ddp.module[0].extra
+    ddp.module[0].requires_grad_(False)
+    found["frozen"] = error_of(lambda: ddp(x))
+    ddp.module[0].requires_grad_(True)
     ddp.module.double()
     found["moved"] = error_of(lambda: ddp(x))
     asked = DDP(make_net())
@@ -147,7 +151,68 @@ def errors_job(rank, world):
     thinwire.compress(enough, "quantize(bits=4)", require_ratio=3)
     train(enough, rank, 55)
     found["type"] = error_of(lambda: thinwire.compress(3, "topk"))
+    sparse = DDP(nn.Sequential(nn.Embedding(20, 64, sparse=True), nn.Linear(64, 4)))
+    found["sparse"] = error_of(lambda: thinwire.compress(sparse, "topk"))
+    loaded = DDP(make_net())
+    thinwire.compress(loaded, "quantize(bits=4)")
+    loaded.module.load_state_dict(make_net(1).state_dict(), assign=True)
+    found["assign"] = error_of(lambda: loaded(x))
+    assigned = DDP(make_net())
+    thinwire.compress(assigned, "quantize(bits=4)")
+    assigned.module[2].weight = nn.Parameter(torch.zeros(96, 96))
+    found["replaced"] = error_of(lambda: assigned(x))
     return found
+
+
+def one_rank_job(rank, world):
+    """What is wrong on rank 1 alone. Of each mistake, what this rank is told."""
+    import thinwire
+    found = {}
+    wrong = rank == 1
+    thinwire.compress  # loads the compiled part, which takes its time
+    begun = time.monotonic()
+    good = DDP(make_net())
+    found["type"] = error_of(lambda: thinwire.compress(3 if wrong else good, "topk"))
+    hooked = DDP(make_net())
+    if wrong:
+        hooked.register_comm_hook(None, default_hooks.allreduce_hook)
+    found["hook"] = error_of(lambda: thinwire.compress(hooked, "topk"))
+    sparse = DDP(nn.Sequential(nn.Embedding(20, 64, sparse=wrong), nn.Linear(64, 4)))
+    found["sparse"] = error_of(lambda: thinwire.compress(sparse, "topk"))
+    found["overrides"] = error_of(lambda: thinwire.compress(
+        good, "topk", overrides=[("a", 3)] if wrong else ()))
+    handle = thinwire.compress(good, "quantize(bits=4)")
+    found["twice"] = error_of(lambda: thinwire.compress(good if wrong else hooked, "topk"))
+    state = handle.state_dict()
+    found["state"] = error_of(lambda: handle.load_state_dict([state] if wrong else state))
+    handle.load_state_dict(state)
+    if wrong:
+        good.module[2].weight = nn.Parameter(torch.zeros(96, 96))
+    found["replaced"] = error_of(lambda: train(good, rank, 1))
+    return found, time.monotonic() - begun
+
+
+class ComplexNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.turn = nn.Parameter(torch.randn(40, 40, dtype=torch.complex64) / 8)
+        self.head = nn.Linear(40, 10)
+
+    def forward(self, x):
+        return self.head((x.to(torch.complex64) @ self.turn).abs())
+
+
+def complex_job(rank, world, spec):
+    import thinwire
+    plain, ours = DDP(ComplexNet()), DDP(ComplexNet())
+    handle = thinwire.compress(ours, spec)
+    train(plain, rank, 6)
+    train(ours, rank, 6)
+    again = thinwire.compress(DDP(ComplexNet()), spec)
+    again.load_state_dict(handle.state_dict())
+    return (ours.module.turn.detach(), plain.module.turn.detach(),
+            handle.stats()["dense_bytes_per_step"])
 
 
 def wrapped_job(rank, world):
@@ -230,10 +295,41 @@ class Compress(unittest.TestCase):
                                 ("spec", "quantize"), ("ranks", "disagree"),
                                 ("added", "0.extra"), ("moved", "torch.float64"),
                                 ("ratio", "require_ratio asked for 20"),
-                                ("type", "got int")):
+                                ("type", "got int"), ("frozen", "removed or frozen"),
+                                ("sparse", "parameter '0.weight' has sparse gradients"),
+                                ("assign", "replaced by other tensors (load_state_dict(assign=True), "
+                                           "or an assignment): 0.weight, 0.bias, 2.weight"),
+                                ("replaced", "an assignment): 2.weight, after")):
                 with self.subTest(name):
                     self.assertIn(words, found[name][1])
                     self.assertNotIn("\n", found[name][1].strip())
+
+    def test_a_mistake_of_one_rank_is_told_to_all(self):
+        for found, seconds in run_ranks(2, one_rank_job):
+            self.assertLess(seconds, 40)  # the group's timeout is 60 s
+            for name, words in (("type", "rank 1: thinwire.compress() takes a module"),
+                                ("hook", "rank 1: this model has the communication hook"),
+                                ("sparse", "rank 1: parameter '0.weight' has sparse gradients"),
+                                ("overrides", "rank 1: "),
+                                ("twice", "rank 1: thinwire.compress() was called for this model"),
+                                ("state", "rank 1: a state is a dict of tensors, got list"),
+                                ("replaced", "parameters were replaced by other tensors")):
+                with self.subTest(name):
+                    # torch's backward pass makes it a RuntimeError on the rank that waits in it.
+                    self.assertIn(found[name][0], ("InvalidArgument", "RuntimeError")
+                                  if name == "replaced" else ("InvalidArgument",))
+                    self.assertIn(words, found[name][1])
+
+    def test_complex_parameters_are_averaged_whole(self):
+        for spec, tolerance in (
+                ("none", 1e-6), ("quantize(bits=8)", 0.01),
+                ("lgreco(family=quantize, period=2, first=2, window=1, warmup=1)", 0.2)):
+            with self.subTest(spec):
+                results = run_ranks(2, complex_job, spec)
+                for ours, plain, dense in results:
+                    self.assertTrue(torch.equal(ours, results[0][0]))
+                    self.assertLess((ours - plain).abs().max(), tolerance)
+                    self.assertEqual(dense, 4 * (2 * 40 * 40 + 40 * 10 + 10))
 
     def test_a_module_is_wrapped(self):
         self.assertEqual(run_ranks(2, wrapped_job), [(1, True)] * 2)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import unittest
 
 from ranks import BUILD, error_of, run_ranks
@@ -130,6 +131,63 @@ def outer_job(rank, world):
         lambda: thinwire.OuterOptimizer(model, inner, inner_steps=0))
 
 
+def outer_module_job(rank, world):
+    """What happens to the module and to the inner optimizer after the OuterOptimizer was made."""
+    import thinwire
+    torch.manual_seed(rank)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    inner = torch.optim.AdamW(model.parameters(), 1e-2)
+    outer = thinwire.OuterOptimizer(model, inner, inner_steps=50, compression="none")
+    model(torch.randn(16, 8)).pow(2).mean().backward()
+    outer.step()
+    mean = model[1].running_mean.clone()
+    model[1].running_mean = mean  # programs write self.mean = ... in forward()
+    outer.outer_step()
+    followed = [model[1].running_mean, mean is model[1].running_mean]
+    # A rank whose delta is not finite forgets the moments of that parameter.
+    with torch.no_grad():
+        model[0].weight[rank] = float("nan") if rank == 1 else 0
+    inner.state[model[0].weight]["exp_avg"][0, 0] = float("nan") if rank == 1 else 0
+    outer.outer_step()
+    kept = model[0].weight in inner.state, model[0].bias in inner.state
+    found = {}
+    model[1].running_mean = torch.zeros(8, dtype=torch.float64 if rank == 1 else torch.float32)
+    found["buffer"] = error_of(outer.outer_step)
+    model[1].running_mean = torch.zeros(8)
+    model.load_state_dict({name: t.clone() for name, t in model.state_dict().items()}, assign=True)
+    found["assign"] = error_of(outer.step)
+    found["assign at a meeting"] = error_of(outer.outer_step)
+    return followed, kept, found
+
+
+def one_rank_job(rank, world):
+    """What is wrong on rank 1 alone. Of each mistake, what this rank is told."""
+    import thinwire
+    found = {}
+    wrong = rank == 1
+    thinwire.OuterOptimizer  # loads the compiled part, which takes its time
+    begun = time.monotonic()
+    model = torch.nn.Linear(8, 8)
+    inner = torch.optim.SGD(model.parameters(), 1e-2)
+
+    def outer(**options):
+        return thinwire.OuterOptimizer(model, inner, compression="none", **options)
+
+    found["granularity"] = error_of(lambda: outer(granularity="row" if wrong else "tensor"))
+    found["type"] = error_of(lambda: outer(inner_steps="many" if wrong else 5))
+    made = outer(inner_steps=5)
+    state = made.state_dict()
+    found["state"] = error_of(lambda: made.load_state_dict({"a": 3} if wrong else state))
+    found["gate"] = error_of(lambda: thinwire.MoELayer(8, 16, 4, gate="top" if wrong else "topk"))
+    found["rows"] = error_of(lambda: thinwire.MoELayer(8, 16, 4, rows="spectral(" if wrong else ""))
+    layer = thinwire.MoELayer(8, 16, 4)
+    found["full state"] = error_of(lambda: layer.load_full_state(3 if wrong else {}))
+    if wrong:
+        layer.router.weight = torch.nn.Parameter(layer.router.weight.detach().clone())
+    found["replaced"] = error_of(lambda: layer(torch.randn(6, 8)))
+    return found, time.monotonic() - begun
+
+
 def moe_job(rank, world):
     import thinwire
     torch.manual_seed(5)
@@ -153,7 +211,13 @@ def moe_job(rank, world):
     other = thinwire.MoELayer(8, 16, experts=4, top_k=2, seed=9)
     other.load_full_state(state)
     same = torch.equal(other(tokens)[0], layer(tokens)[0])
-    return names, losses, tokens.grad is not None, same, error_of(lambda: layer.double())
+    held = torch.nn.Sequential(layer)
+    assigned = error_of(lambda: held.load_state_dict(held.state_dict(), assign=True))
+    held.load_state_dict(held.state_dict())
+    layer.router.weight = torch.nn.Parameter(layer.router.weight.detach().clone())
+    replaced = error_of(lambda: layer(tokens))
+    return (names, losses, tokens.grad is not None, same, error_of(lambda: other.double()), assigned,
+            replaced)
 
 
 class Parts(unittest.TestCase):
@@ -168,13 +232,41 @@ class Parts(unittest.TestCase):
             self.assertEqual(error[0], "InvalidArgument")
             self.assertIn("inner_steps must be positive, got 0", error[1])
 
+    def test_the_module_of_an_outer_optimizer_is_followed(self):
+        results = run_ranks(2, outer_module_job)
+        for rank, ((mean, same_object), kept, found) in enumerate(results):
+            self.assertTrue(torch.equal(mean, results[0][0][0]))
+            self.assertGreater(mean.abs().max(), 0)
+            self.assertTrue(same_object)
+            self.assertEqual(kept, (rank == 0, True))
+            self.assertIn("buffer '1.running_mean' was torch.float32 [8] on cpu when the "
+                          "OuterOptimizer was made and is torch.float64", found["buffer"][1])
+            for name in ("assign", "assign at a meeting"):
+                self.assertIn("parameter '0.weight' was replaced by another tensor", found[name][1])
+
+    def test_a_mistake_of_one_rank_is_told_to_all(self):
+        for found, seconds in run_ranks(2, one_rank_job):
+            self.assertLess(seconds, 40)  # the group's timeout is 60 s
+            for name, words in (("granularity", "rank 1: "), ("type", "rank 1: "),
+                                ("state", "rank 1: a state is a dict of tensors by name, got int"),
+                                ("gate", "rank 1: "), ("rows", "rank 1: "),
+                                ("full state", "rank 1: a state is a dict of tensors, got int"),
+                                ("replaced", "'router.weight' of a thinwire.MoELayer was replaced")):
+                with self.subTest(name):
+                    self.assertEqual(found[name][0], "InvalidArgument", found[name][1])
+                    self.assertIn(words, found[name][1])
+            self.assertIn("'row'", found["granularity"][1])
+            self.assertIn("'top'", found["gate"][1])
+
     def test_moe_layer(self):
-        for names, losses, has_gradient, same, error in run_ranks(2, moe_job):
+        for names, losses, has_gradient, same, error, assigned, replaced in run_ranks(2, moe_job):
             self.assertIn("router.weight", names)
             self.assertLess(losses[-1], 0.9 * losses[0])
             self.assertTrue(has_gradient)
             self.assertTrue(same)
             self.assertIn("keeps its float32 parameters", error[1])
+            self.assertIn("load without assign=True", assigned[1])
+            self.assertIn("'router.weight' of a thinwire.MoELayer was replaced", replaced[1])
 
 
 if __name__ == "__main__":

@@ -57,6 +57,16 @@ bool stays_uncompressed(const LayerInfo& layer, const CompressionOptions& option
 
 }  // namespace
 
+LayerInfo layer_of(const std::string& name, const at::Tensor& parameter) {
+  LayerInfo layer{name, parameter.sizes().vec(),
+                  static_cast<std::size_t>(parameter.element_size())};
+  if (parameter.is_complex()) {
+    layer.shape.push_back(2);
+    layer.element_bytes /= 2;
+  }
+  return layer;
+}
+
 comm::LayerSetting AdaptiveCompression::setting(const std::string& candidate) const {
   Spec spec = Spec::parse(candidate);
   spec.arguments.insert(spec.arguments.end(), layer_arguments.begin(), layer_arguments.end());

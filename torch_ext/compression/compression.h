@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include <ATen/core/Tensor.h>
+
 #include "thinwire/comm/average/plan.h"
 #include "thinwire/compressors/allocation/policy.h"
 #include "thinwire/torch_ext/compression/compression_options.h"
@@ -18,6 +20,10 @@ struct LayerInfo {
   std::vector<std::int64_t> shape;
   std::size_t element_bytes = sizeof(float);
 };
+
+// Of a parameter's gradient as it is averaged: complex numbers are pairs of real ones, in a last
+// dimension of 2.
+LayerInfo layer_of(const std::string& name, const at::Tensor& parameter);
 
 // What lgreco(...) is to do with a model.
 struct AdaptiveCompression {

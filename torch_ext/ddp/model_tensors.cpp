@@ -138,14 +138,7 @@ std::vector<at::Tensor> ModelTensors::trained_tensors() const {
 
 std::vector<LayerInfo> ModelTensors::layers() const {
   std::vector<LayerInfo> layers;
-  for (const auto& [name, tensor] : trained_) {
-    LayerInfo layer{name, tensor.sizes().vec(), static_cast<std::size_t>(tensor.element_size())};
-    if (tensor.is_complex()) {
-      layer.shape.push_back(2);
-      layer.element_bytes /= 2;
-    }
-    layers.push_back(std::move(layer));
-  }
+  for (const auto& [name, tensor] : trained_) layers.push_back(layer_of(name, tensor));
   return layers;
 }
 
