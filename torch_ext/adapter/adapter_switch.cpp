@@ -51,7 +51,9 @@ void add_ternary(const at::Tensor& target, float scale, peft::PlanesView planes,
 
 // What an expert does to one tensor, and what it takes to undo it.
 struct AdapterSwitch::Change {
+  std::string name;
   at::Tensor weight;
+  Identity seen;      // of the weight when the change was staged, and again when it was made
   at::Tensor values;  // defined: they replace the weight, which is kept in `before`
   at::Tensor before;
   // Otherwise scale * trits from `begin` on are added; `kept` holds the elements that they change.
@@ -59,6 +61,26 @@ struct AdapterSwitch::Change {
   std::int64_t begin = 0;
   std::vector<std::byte> kept;
 };
+
+AdapterSwitch::Identity AdapterSwitch::identity_of(const at::Tensor& weight) {
+  return {weight.scalar_type(), weight.sizes().vec(), weight.const_data_ptr(),
+          weight.is_inference() ? 0 : weight._version()};
+}
+
+void AdapterSwitch::check_untouched(const Staged& staged, const char* advice) {
+  for (const Change& change : staged.changes_)
+    check(identity_of(change.weight) == change.seen, "weight '", change.name, "' is ",
+          change.weight.scalar_type(), " ", change.weight.sizes(), " and was ", change.seen.dtype,
+          " ", at::IntArrayRef(change.seen.sizes), ", or holds other values, since the expert '",
+          staged.id_, "' ", advice);
+}
+
+void AdapterSwitch::check_untouched() const {
+  if (on_)
+    check_untouched(*on_,
+                    "was put on; it cannot be taken off: load the bare weights, and make another "
+                    "AdapterSwitch");
+}
 
 AdapterSwitch::Staged::Staged() = default;
 AdapterSwitch::Staged::Staged(Staged&&) noexcept = default;
@@ -92,6 +114,7 @@ void AdapterSwitch::check_config(const peft::PackedFile& file) const {
 AdapterSwitch::Staged AdapterSwitch::stage(const peft::PackedFile& file) const {
   const peft::Manifest& manifest = file.manifest();
   const std::string where = file.path().string();
+  check_untouched();
   check(manifest.parent.empty(), where, " continues the file '", manifest.parent,
         "'; only the first of a chain can be put on bare weights");
   check_config(file);
@@ -131,7 +154,9 @@ AdapterSwitch::Staged AdapterSwitch::stage(const peft::PackedFile& file) const {
   for (std::size_t i = 0; i < manifest.tensors.size(); ++i) {
     const peft::PackedTensor& tensor = manifest.tensors[i];
     Change change;
+    change.name = tensor.info.name;
     change.weight = weights_.at(tensor.info.name);
+    change.seen = identity_of(change.weight);
     if (on_base && tensor.storage == peft::Storage::kTernary) {
       check(change.weight.scalar_type() != at::kDouble, "'", tensor.info.name,
             "' is float64; experts are put on float32, float16 and bfloat16 weights");
@@ -183,6 +208,7 @@ void AdapterSwitch::undo(const Change& change, peft::PlanesView planes, const at
 }
 
 void AdapterSwitch::commit(Staged staged) {
+  check_untouched(staged, "was staged; stage it again");
   remove();
   auto next = std::make_unique<Staged>(std::move(staged));
   for (Change& change : next->changes_) {
@@ -214,6 +240,7 @@ void AdapterSwitch::swap(const peft::PackedFile& file) {
 
 void AdapterSwitch::remove() {
   if (!on_) return;
+  check_untouched();
   for (const Change& change : on_->changes_)
     undo(change, on_->planes_.view(), change.weight.detach());
   on_.reset();

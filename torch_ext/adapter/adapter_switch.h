@@ -26,7 +26,8 @@ void add_ternary(const at::Tensor& target, float scale, peft::PlanesView planes,
 // weights and need them to be that base. To undo a ternary delta only the entries that it changed
 // are kept (their bits, and the planes), for others a copy of the weights.
 //
-// Not thread-safe. The weights must not be changed by others while an expert is on.
+// Not thread-safe. While an expert is on, the weights must not be changed by others: trained,
+// loaded into or converted. What torch's own operations have changed is noticed.
 class AdapterSwitch {
  public:
   // `weights` by their names in the packed files; contiguous CPU tensors, no expert on them yet.
@@ -42,14 +43,18 @@ class AdapterSwitch {
   class Staged;
 
   // Changes nothing. Throws FileError for a damaged file; InvalidArgument for tensors that the file
-  // or the weights lack, other dtypes or shapes, another base, a file that continues another, or an
-  // adapter of another type, scale (lora_alpha, use_rslora) or base model than the weights'.
+  // or the weights lack, other dtypes or shapes, another base, a file that continues another, an
+  // adapter of another type, scale (lora_alpha, use_rslora) or base model than the weights', and
+  // where remove() would throw.
   Staged stage(const peft::PackedFile& file) const;
-  // Takes off what is on and puts the staged expert on; does not fail.
+  // Takes off what is on and puts the staged expert on. Throws InvalidArgument, and changes
+  // nothing, where a weight has been changed since stage().
   void commit(Staged staged);
   // stage() and commit().
   void swap(const peft::PackedFile& file);
-  // Back to the very bits that the constructor found.
+  // Back to the very bits that the constructor found. Throws InvalidArgument that names the weight,
+  // and changes nothing, where one has been changed while the expert was on: what there is to
+  // restore belongs to other values.
   void remove();
 
   // id of the expert that is on, empty for none.
@@ -57,6 +62,17 @@ class AdapterSwitch {
 
  private:
   struct Change;
+  // What tells whether others have changed a weight. Experts write past torch's count of versions.
+  struct Identity {
+    at::ScalarType dtype = at::kFloat;
+    std::vector<std::int64_t> sizes;
+    const void* data = nullptr;
+    std::int64_t version = 0;
+    bool operator==(const Identity&) const = default;
+  };
+  static Identity identity_of(const at::Tensor& weight);
+  static void check_untouched(const Staged& staged, const char* advice);
+  void check_untouched() const;
   // Writes what `target` was before the change.
   static void undo(const Change& change, peft::PlanesView planes, const at::Tensor& target);
 

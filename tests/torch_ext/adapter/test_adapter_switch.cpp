@@ -142,6 +142,70 @@ TEST(AdapterSwitch, TheBaseIsCheckedAnewAfterTheWeightsChanged) {
   EXPECT_TRUE(same_bits(weights, changed));
 }
 
+// Under an expert they belong to it: what would be restored fits neither other types nor values.
+TEST(AdapterSwitch, WeightsThatChangeUnderAnExpertAreNamedAndLeftAlone) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  const peft::PackedFile first(dir / "expert1"), second(dir / "expert2");
+  const auto refusals = [&](const std::function<void(Weights&)>& change) {
+    Weights weights = base_weights();
+    AdapterSwitch model(weights);
+    AdapterSwitch::Staged staged = model.stage(second);
+    model.swap(first);
+    change(weights);
+    const Weights changed = copy_of(weights);
+    std::vector<std::string> texts;
+    const std::function<void()> actions[] = {[&] { model.remove(); }, [&] { model.swap(second); },
+                                             [&] { model.stage(second); },
+                                             [&] { model.commit(std::move(staged)); }};
+    for (const auto& action : actions) {
+      try {
+        action();
+        texts.emplace_back("no error");
+      } catch (const InvalidArgument& error) {
+        texts.emplace_back(error.what());
+      }
+    }
+    EXPECT_TRUE(same_bits(weights, changed));
+    EXPECT_EQ(model.current(), first.manifest().id);
+    return texts;
+  };
+  // As Module::to() does it, to a wider type and to a narrower one and back.
+  EXPECT_THAT(refusals([](Weights& w) { w["a"].set_data(w["a"].to(at::kDouble)); }),
+              Each(HasSubstr("weight 'a' is Double [300, 70] and was Float [300, 70]")));
+  EXPECT_THAT(refusals([](Weights& w) {
+                w["b"].set_data(w["b"].to(at::kHalf));
+                w["b"].set_data(w["b"].to(at::kBFloat16));
+              }),
+              Each(HasSubstr("weight 'b' is BFloat16 [129]")));
+  // As a load and a step of an optimizer do.
+  EXPECT_THAT(refusals([](Weights& w) {
+                w["c"].copy_(at::zeros({40, 7}));
+              }),
+              Each(HasSubstr("weight 'c' is Half [40, 7]")));
+  EXPECT_THAT(refusals([](Weights& w) { w["steps"].add_(1); }),
+              Each(HasSubstr("weight 'steps' is Long [5]")));
+}
+
+TEST(AdapterSwitch, WeightsThatChangeAfterAnExpertWasStagedAreNamed) {
+  const TemporaryDir dir;
+  const Experts experts(dir);
+  const peft::PackedFile file(dir / "expert1");
+  Weights weights = base_weights();
+  AdapterSwitch model(weights);
+  AdapterSwitch::Staged staged = model.stage(file);
+  weights["a"].set_data(weights["a"].to(at::kDouble));
+  const Weights changed = copy_of(weights);
+  try {
+    model.commit(std::move(staged));
+    FAIL() << "no error";
+  } catch (const InvalidArgument& error) {
+    EXPECT_THAT(error.what(), HasSubstr("was staged; stage it again"));
+  }
+  EXPECT_TRUE(same_bits(weights, changed));
+  EXPECT_EQ(model.current(), "");
+}
+
 TEST(AdapterSwitch, DenseMergesAreSwitchedToo) {
   const TemporaryDir dir;
   const Experts experts(dir);
