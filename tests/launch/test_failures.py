@@ -1,6 +1,8 @@
 """Jobs that cannot start: every rank says why, exits with 1, and does so in time."""
 
+import json
 import socket
+import tempfile
 import unittest
 
 import jobs
@@ -61,6 +63,11 @@ class Failures(unittest.TestCase):
         job = jobs.start_by_hand([[*PROBE, "gloo"], [*PROBE, "mpi"]])
         self.check(job, "disagree on the backend", "'gloo'", "'mpi'")
 
+    def test_backends_that_the_environments_name_differ(self):
+        job = jobs.start_by_hand([PROBE] * 2, {0: {"THINWIRE_BACKEND": "gloo"},
+                                               1: {"THINWIRE_BACKEND": "mpi"}})
+        self.check(job, "disagree on the backend", "'gloo'", "'mpi'")
+
     def test_malformed_variable_of_one_rank(self):
         job = jobs.start_by_hand([PROBE] * 2, {0: {"THINWIRE_TIMEOUT": "soon"}})
         self.check(job, "THINWIRE_TIMEOUT='soon'", "rank 0")
@@ -76,11 +83,26 @@ class Failures(unittest.TestCase):
                            f"'{default}'")
 
     def test_variable_that_differs_where_the_program_makes_its_group(self):
-        # Rank 0 serves the store, and may be gone before rank 1 has read all.
-        # Rank 0 serves the store, and may be gone before rank 1 has read all.
         job = jobs.start_by_hand([[*PROBE, "ddp"]] * 2, {0: {"THINWIRE_CHECK_REPLICAS": "100"}})
         self.check(job, "is 'THINWIRE_CHECK_REPLICAS=100' on rank 0 and "
-                        "'THINWIRE_CHECK_REPLICAS=0' on rank 1", ranks=[0])
+                        "'THINWIRE_CHECK_REPLICAS=0' on rank 1", ranks=[0, 1])
+
+    def test_link_model_of_one_rank(self):
+        cost = {"alpha": 1e-4, "beta": 1e-9}
+        collectives = {name: cost for name in ("all_reduce", "all_to_all", "all_gather",
+                                               "broadcast")}
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump({"format": "thinwire.link", "version": 1, "world": 2, "hosts": ["a", "b"],
+                       "backends": {"gloo": {"collectives": collectives, "pairs": []}},
+                       "codecs": []}, file)
+            file.flush()
+            job = jobs.start_by_hand([[*PROBE, "ddp"]] * 2,
+                                     {0: {"THINWIRE_LINK_MODEL": file.name}})
+            self.check(job, "the ranks disagree on the link model", "on rank 0 and 'none' on rank 1",
+                       ranks=[0, 1])
+            job = jobs.start_by_hand([[*PROBE, "ddp"]] * 2,
+                                     {1: {"THINWIRE_LINK_MODEL": "/nowhere.json"}})
+            self.check(job, "rank 1: ", "/nowhere.json", ranks=[0, 1])
 
     def test_timeouts_that_differ(self):
         job = jobs.start_by_hand([PROBE] * 2, {1: {"THINWIRE_TIMEOUT": "30"}})
