@@ -172,11 +172,20 @@ void OuterOptimizer::outer_step() {
       for (const std::size_t index : not_finite)
         inner_.state().erase(parameters_.trained()[index].unsafeGetTensorImpl());
   });
-  broadcast(parameters_.buffers(), "broadcast of the buffers");
-  summary_.traffic = averager_->traffic();
+  broadcast_buffers();
   summary_.exchange_seconds += seconds_since(begin);
   ++summary_.outer_steps;
   if (options_.check_replicas) check_same_weights();
+  summary_.traffic = averager_->traffic();
+  summary_.traffic.sent_bytes += sent_beside_;
+}
+
+void OuterOptimizer::broadcast_buffers() {
+  const std::vector<at::Tensor> buffers = parameters_.buffers();
+  broadcast(buffers, "broadcast of the buffers");
+  const c10d::ProcessGroup& group = *averager_->group();
+  if (group.getRank() != 0 || group.getSize() == 1) return;
+  for (const at::Tensor& buffer : buffers) sent_beside_ += buffer.nbytes();
 }
 
 std::vector<std::size_t> OuterOptimizer::form_delta() {
@@ -207,6 +216,7 @@ bool OuterOptimizer::meet(const std::vector<std::size_t>& not_finite) {
   const std::vector<std::int64_t> all = comm::guard(group, "the outer step", number, [&] {
     return comm::Peers(group).all_gather(mine, "the outer step", number);
   });
+  sent_beside_ += sizeof(mine) * static_cast<std::uint64_t>(group.getSize() - 1);
   int offender = -1;
   for (int rank = 0; rank < group.getSize(); ++rank) {
     const auto* theirs = &all[mine.size() * static_cast<std::size_t>(rank)];
@@ -261,6 +271,7 @@ void OuterOptimizer::check_same_weights() {
   const bool same = comm::guard(*averager_->group(), "comparing the weights", number, [&] {
     return comm::HashAgreement(*averager_->group(), number, checksum).wait();
   });
+  sent_beside_ += comm::HashAgreement::sent_bytes(averager_->group()->getSize());
   if (!same)
     throw InternalError(concat("outer step ", summary_.outer_steps - 1,
                                ": the weights are not bit-equal on all ranks; this rank's CRC-32C "

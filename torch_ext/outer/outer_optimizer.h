@@ -56,6 +56,8 @@ struct OuterSummary {
   std::int64_t inner_steps = 0;
   std::int64_t outer_steps = 0;
   std::int64_t skipped_steps = 0;  // of these, dropped because a delta was not finite
+  // Of the deltas, and in sent_bytes all that goes with them: the meetings, the comparisons of the
+  // weights, and on rank 0 the buffers. Not the broadcast of the model at the start.
   comm::Traffic traffic;
   double wait_seconds = 0;      // until the last rank had come to an outer step
   double exchange_seconds = 0;  // from then on: encoding, sending, decoding
@@ -134,6 +136,7 @@ class OuterOptimizer {
   // Of the trained parameters, those that are not finite, by index.
   std::vector<std::size_t> form_delta();
   bool meet(const std::vector<std::size_t>& not_finite);
+  void broadcast_buffers();
   void apply(std::span<const float> delta);
   void write_parameters();
   void check_same_weights();
@@ -148,6 +151,7 @@ class OuterOptimizer {
   at::Tensor synchronised_, momentum_;  // [numel], float32
   std::vector<std::string> warnings_;
   OuterSummary summary_;
+  std::uint64_t sent_beside_ = 0;  // bytes that the averager does not know of
   std::int64_t skipped_in_a_row_ = 0;
   std::int64_t loads_ = 0;
 };

@@ -158,6 +158,32 @@ TEST(OuterOptimizer, SendsLessThanCastDeltas) {
   EXPECT_GT(bytes("cast(bf16)") / bytes("ternary(density=0.05)"), 20);
 }
 
+// Of each outer step after the first: the deltas as c10d's all_reduce sends them, three numbers of
+// 8 bytes to every other rank, two more where the weights are compared, and rank 0's buffers.
+TEST(OuterOptimizer, CountsAllThatItSends) {
+  for (const bool compared : {true, false}) {
+    run_ranks(3, [&](RankContext& ctx) {
+      Toy toy;
+      torch::optim::SGD inner(toy.parameters(), torch::optim::SGDOptions(kRate));
+      OuterOptimizer optimizer(
+          toy, inner, ctx.group,
+          {.inner_steps = 1, .compression = "none", .check_replicas = compared});
+      std::uint64_t before = 0;
+      for (std::int64_t step = 0; step < 4; ++step) {
+        toy.set_gradients(ctx.rank, step);
+        optimizer.step();
+        const std::uint64_t sent = optimizer.summary().traffic.sent_bytes;
+        const std::uint64_t deltas = 4 * (60 * 40 + 50 * 30 + 50) * 2 * 2 / 3;
+        if (step > 1) {
+          EXPECT_EQ(sent - before, deltas + 2 * (24 + (compared ? 16 : 0)) +
+                                       (ctx.rank == 0 ? toy.counts.nbytes() : 0));
+        }
+        before = sent;
+      }
+    });
+  }
+}
+
 TEST(OuterOptimizer, NarrowWeightsFollowTheirFloat32Copy) {
   run_ranks(2, [](RankContext& ctx) {
     Toy toy(at::kBFloat16);
