@@ -43,6 +43,8 @@ enum class ExpertGradient {
 };
 // Second derivatives (create_graph): right for functions of the gradients of tokens and router, as
 // in gradient penalties, where rows travel as they are; an InvalidArgument where they pass a codec.
+// Those of functions of the experts' own gradients are not divided a second time by kMean, see Note
+// [Expert gradient scale]: divide such a function by the number of ranks, or use kSum.
 
 enum class BalanceLoss { kSwitch, kGShard };
 
