@@ -69,6 +69,24 @@ TEST(Router, SwitchGivesTheProbabilityItself) {
   EXPECT_THROW(identity_router({.top_k = 2, .gate = Gate::kSwitch}), InvalidArgument);
 }
 
+TEST(Router, JitterIsOnTheInputsOfASwitchInTrainingAlone) {
+  const auto router = identity_router({.top_k = 1, .gate = Gate::kSwitch, .jitter = 0.5});
+  const at::Tensor tokens = tokens_of({{0, 2, 0, 0}}).repeat({1000, 1});
+  at::manual_seed(3);
+  const at::Tensor logits = router->forward(tokens).logits.select(1, 1);
+  EXPECT_NEAR(logits.min().item<double>(), 1, 0.05);
+  EXPECT_NEAR(logits.max().item<double>(), 3, 0.05);
+  router->eval();
+  EXPECT_TRUE(at::allclose(router->forward(tokens).logits.select(1, 1), at::full({1000}, 2.0f)));
+}
+
+TEST(Router, TheWeightFactorIsOnAllWeights) {
+  const at::Tensor tokens = tokens_of({{0, 2, 1, 0}, {3, 0, 0, 1}});
+  const at::Tensor plain = identity_router({.top_k = 2})->forward(tokens).weight;
+  const auto router = identity_router({.top_k = 2, .weight_factor = 2.5});
+  EXPECT_TRUE(at::allclose(router->forward(tokens).weight, 2.5 * plain));
+}
+
 TEST(Router, OneChoiceKeepsItsScoreAsWeight) {
   const auto router = identity_router({.top_k = 1});  // normalize stays at its default
   const Routing routing = router->forward(tokens_of({{0, 2, 0, 0}}));
