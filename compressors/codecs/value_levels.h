@@ -18,8 +18,8 @@ namespace thinwire {
 // entries begin at a threshold t and thin out like exponentials, whose best quantiser under an
 // entropy coder is uniform: level ⌊(m − t) / s⌋ of at most 15, each at the mean of what it holds,
 // with s 1.5 times the mean of m − t. Positive and negative values share the levels. Zeros
-// stay, what is not finite becomes NaN, and neither takes part in the rest. Sums run in order, so that the result is the
-// same everywhere.
+// stay, what is not finite becomes NaN, and neither takes part in the rest. Sums run in order, so
+// that the result is the same everywhere.
 void round_to_levels(std::span<float> values);
 
 // Most bytes that encode_levels() writes for so many values.
