@@ -60,13 +60,10 @@ comm::BucketAverager& BackendEngine::plain_averager(const std::string& shapes) {
   return *plain_;
 }
 
-std::uint64_t BackendEngine::all_reduce(const std::vector<at::Tensor>& tensors, bool mean,
-                                        const std::string& key) {
-  const at::NoGradGuard no_grad;
+comm::Bucket BackendEngine::bucket_of(const std::vector<at::Tensor>& tensors,
+                                      const std::string& key, comm::Plan& plan) const {
   comm::Bucket bucket;
   std::vector<at::Tensor> flat;
-  std::string shapes = toString(tensors.front().scalar_type());
-  comm::Plan& plan = key.empty() ? plain_plan_ : plan_;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor& tensor = tensors[i];
     const std::string name =
@@ -78,20 +75,33 @@ std::uint64_t BackendEngine::all_reduce(const std::vector<at::Tensor>& tensors, 
         bucket.layers.empty() ? 0 : bucket.layers.back().offset + bucket.layers.back().numel();
     bucket.layers.push_back({name, offset, tensor.sizes().vec()});
     flat.push_back(tensor.detach().contiguous().view({-1}));
-    shapes += concat(" ", tensor.sizes());
   }
   bucket.buffer = flat.size() == 1 ? flat.front() : at::cat(flat);
+  return bucket;
+}
+
+std::uint64_t BackendEngine::all_reduce(const std::vector<at::Tensor>& tensors, bool mean,
+                                        const std::string& key) {
+  const at::NoGradGuard no_grad;
+  constexpr const char* kOperation = "all_reduce";
+  comm::Plan& plan = key.empty() ? plain_plan_ : plan_;
+  std::string shapes = toString(tensors.front().scalar_type());
+  for (const at::Tensor& tensor : tensors) shapes += concat(" ", tensor.sizes());
+  comm::Bucket bucket =
+      comm::guard(*duplicate_, kOperation, calls_, [&] { return bucket_of(tensors, key, plan); });
   comm::BucketAverager& averager = key.empty() ? plain_averager(shapes) : averager_;
   const std::uint64_t before = averager.traffic().sent_bytes;
   averager.average(bucket, plan, static_cast<std::int64_t>(next_step(key)));
-  if (!mean) bucket.buffer.mul_(duplicate_->getSize());
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const auto& layer = bucket.layers[i];
-    const at::Tensor part = bucket.buffer.narrow(0, layer.offset, layer.numel());
-    if (part.const_data_ptr() != tensors[i].const_data_ptr() || !tensors[i].is_contiguous()) {
-      tensors[i].detach().copy_(part.view(tensors[i].sizes()));
+  comm::guard(*duplicate_, kOperation, calls_++, [&] {
+    if (!mean) bucket.buffer.mul_(duplicate_->getSize());
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      const auto& layer = bucket.layers[i];
+      const at::Tensor part = bucket.buffer.narrow(0, layer.offset, layer.numel());
+      if (part.const_data_ptr() != tensors[i].const_data_ptr() || !tensors[i].is_contiguous()) {
+        tensors[i].detach().copy_(part.view(tensors[i].sizes()));
+      }
     }
-  }
+  });
   return averager.traffic().sent_bytes - before;
 }
 

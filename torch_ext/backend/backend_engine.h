@@ -51,6 +51,8 @@ class BackendEngine {
   const c10::intrusive_ptr<c10d::ProcessGroup>& duplicate() const { return duplicate_; }
 
  private:
+  comm::Bucket bucket_of(const std::vector<at::Tensor>& tensors, const std::string& key,
+                         comm::Plan& plan) const;
   comm::BucketAverager& plain_averager(const std::string& shapes);
 
   const BackendSettings& settings_;
@@ -64,6 +66,7 @@ class BackendEngine {
   comm::Plan plain_plan_;
   std::map<std::string, int> plain_shapes_;
   std::map<std::string, std::uint64_t> steps_;
+  std::uint64_t calls_ = 0;  // of all_reduce()
   // Last, so that it ends first.
   std::unique_ptr<comm::CommunicationThread> thread_;
 };

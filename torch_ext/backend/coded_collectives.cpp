@@ -118,7 +118,7 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
   comm::Refusal refusal;
   comm::ReductionContext context = begin(call, refusal);
 
-  std::vector<float> corrected(call.key.empty() ? 0 : numel * (size - 1));
+  std::vector<float> corrected;
   std::int64_t finite = 1;
   Headers expected;
   for (std::size_t p = 0; p < size; ++p) {
@@ -126,7 +126,10 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
   }
   const auto encode = [&] {
     std::vector<float>* owed = nullptr;
-    if (!call.key.empty()) owed = &kept(memory_.residuals, call, numel * (size - 1));
+    if (!call.key.empty()) {
+      owed = &kept(memory_.residuals, call, numel * (size - 1));
+      corrected.resize(numel * (size - 1));
+    }
     const auto decay = static_cast<float>(call.setting->feedback.decay);
     for (std::size_t p = 0, other = 0; p < size; ++p) {
       const at::Tensor values = as_flat_floats(parts[p]);
@@ -216,9 +219,13 @@ std::size_t CodedCollectives::all_gather(const CodedCall& call, const at::Tensor
   const comm::ReceivedFrames received = comm::swap_frames(
       context, std::span(frames_).first(1), expected, kFrameHeaderBytes + most, "all_gather");
 
-  std::vector<float> now(numel * size, 0.0f);
-  if (before) now = *before;
+  std::vector<float> now;
   comm::guard(*group_, operation, sequence_, [&] {
+    if (before) {
+      now = *before;
+    } else {
+      now.assign(numel * size, 0.0f);
+    }
     for (std::size_t p = 0; p < size && received.complete; ++p) {
       const auto payload = p == self ? frames_[0].payload() : received.payloads[p];
       const auto values = std::span(now).subspan(p * numel, numel);

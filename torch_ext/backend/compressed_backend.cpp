@@ -10,7 +10,7 @@
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
-#include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/join/next_name.h"
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/error.h"
@@ -127,8 +127,7 @@ c10::intrusive_ptr<c10d::Work> CompressedBackend::coded(Kind kind, OpType type,
       [this, kind, dense_bytes, rest = std::move(rest), job = std::move(job), operation,
        number = coded_calls_] {
         const at::NoGradGuard no_grad;
-        // What fails in it on this rank alone, the others wait for.
-        counters(kind).sent += comm::guard(*engine_->duplicate(), operation, number, job);
+        counters(kind).sent += job();
         counters(kind).dense += dense_bytes;
         if (rest) comm::wait(*engine_->duplicate(), rest, operation, number);
       },

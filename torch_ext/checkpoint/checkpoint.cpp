@@ -236,15 +236,11 @@ void Checkpoint::wait() {
   if (writes) note_complete(writing_step_);
 }
 
-std::optional<std::int64_t> Checkpoint::load() {
-  wait();
+// What this rank could load, newest first; a job of another size needs the files of all its ranks.
+std::vector<Checkpoint::Saved> Checkpoint::loadable() const {
   const int world = group_->getSize(), rank = group_->getRank();
-  // What this rank could load, newest first; a job of another size needs the files of all its
-  // ranks.
   std::vector<Saved> own;
-  const auto steps = comm::guard(*group_, "looking for a checkpoint", calls_,
-                                 [&] { return detail::checkpoint_steps(options_.directory); });
-  for (const auto& [step, worlds] : steps) {
+  for (const auto& [step, worlds] : detail::checkpoint_steps(options_.directory)) {
     for (const auto& [size, ranks] : worlds) {
       if (size == world) {
         if (const auto mine = ranks.find(rank); mine != ranks.end())
@@ -259,6 +255,12 @@ std::optional<std::int64_t> Checkpoint::load() {
   }
   std::ranges::sort(own, std::greater<>());
   if (own.size() > kStepsTold) own.resize(kStepsTold);
+  return own;
+}
+
+// What each rank could load, by rank. Collective.
+std::vector<std::set<Checkpoint::Saved>> Checkpoint::loadable_by_rank(
+    const std::vector<Saved>& own) {
   std::vector<std::int64_t> mine(kNumbersOfAStep * kStepsTold, -1);
   for (std::size_t i = 0; i < own.size(); ++i) {
     mine[kNumbersOfAStep * i] = own[i].step;
@@ -267,49 +269,55 @@ std::optional<std::int64_t> Checkpoint::load() {
   }
   const std::vector<std::int64_t> all =
       comm::Peers(*group_).all_gather(mine, "looking for a checkpoint", calls_);
-  std::set<std::int64_t> steps_somewhere;
+  std::vector<std::set<Saved>> by_rank(static_cast<std::size_t>(group_->getSize()));
   for (std::size_t i = 0; i < all.size(); i += kNumbersOfAStep)
-    if (all[i] >= 0) steps_somewhere.insert(all[i]);
+    if (all[i] >= 0) by_rank[i / mine.size()].insert({all[i], all[i + 1], all[i + 2]});
+  return by_rank;
+}
+
+// The files of `saved` that this rank needs: its own, or all of a job of another size.
+std::vector<NamedTensors> Checkpoint::read(const Saved& saved) const {
+  const int world = static_cast<int>(saved.world);
+  const bool same_world = world == group_->getSize();
+  std::vector<NamedTensors> of_ranks;
+  for (int rank = 0; rank < world; ++rank)
+    if (!same_world || rank == group_->getRank())
+      of_ranks.push_back(
+          detail::read_checkpoint_file({options_.directory, saved.step, world, rank, saved.save}));
+  return of_ranks;
+}
+
+std::optional<std::int64_t> Checkpoint::load() {
+  wait();
+  const auto own =
+      comm::guard(*group_, "looking for a checkpoint", calls_, [&] { return loadable(); });
+  const auto by_rank = loadable_by_rank(own);
+  std::set<std::int64_t> steps_somewhere;
+  for (const std::set<Saved>& one : by_rank)
+    for (const Saved& saved : one) steps_somewhere.insert(saved.step);
   if (steps_somewhere.empty()) return std::nullopt;
-  const auto has = [&](int of_rank, const Saved& saved) {
-    const auto told = std::span(all).subspan(static_cast<std::size_t>(of_rank) * mine.size());
-    for (std::size_t i = 0; i < mine.size(); i += kNumbersOfAStep)
-      if (Saved{told[i], told[i + 1], told[i + 2]} == saved) return true;
-    return false;
-  };
   const auto newest = std::ranges::find_if(own, [&](const Saved& saved) {
-    for (int r = 0; r < world; ++r)
-      if (!has(r, saved)) return false;
-    return true;
+    return std::ranges::all_of(by_rank, [&](const auto& one) { return one.contains(saved); });
   });
   // A job that ended while its ranks wrote the first checkpoint has left none: some have it, some
   // have nothing.
   if (newest == own.end() && steps_somewhere.size() == 1) {
-    if (rank == 0)
+    if (group_->getRank() == 0)
       log::warn("the only checkpoint under ", options_.directory.string(), ", of step ",
                 *steps_somewhere.begin(), ", was not finished on every rank; starting anew");
     return std::nullopt;
   }
   std::vector<NamedTensors> of_ranks;
-  bool same_world = true;
   comm::agree_on_result(*group_, concat(name_, "/load", calls_++), "the checkpoint", [&] {
     check(newest != own.end(), "no step under ", options_.directory.string(),
           " is complete on every rank; this rank has ",
           own.empty() ? std::string("none")
                       : concat("step ", own.front().step, " of ", own.front().world,
                                " rank(s) as its newest"));
-    same_world = newest->world == world;
-    const detail::CheckpointFile file{options_.directory, newest->step,
-                                      static_cast<int>(newest->world), rank, newest->save};
-    for (int r = 0; r < newest->world; ++r) {
-      if (same_world && r != rank) continue;
-      auto one = file;
-      one.rank = r;
-      of_ranks.push_back(detail::read_checkpoint_file(one));
-    }
+    of_ranks = read(*newest);
     return concat("step ", newest->step, " of ", newest->world, " ranks");
   });
-  load_parts(of_ranks, same_world);
+  load_parts(of_ranks, newest->world == group_->getSize());
   complete_ = {newest->step};
   return newest->step;
 }

@@ -123,6 +123,9 @@ class Checkpoint {
   void note_complete(std::int64_t step);
   void remove_own_files(std::int64_t step,
                         const std::map<int, std::map<int, std::int64_t>>& worlds) const;
+  std::vector<Saved> loadable() const;
+  std::vector<std::set<Saved>> loadable_by_rank(const std::vector<Saved>& own);
+  std::vector<NamedTensors> read(const Saved& saved) const;
   void load_parts(const std::vector<NamedTensors>& of_ranks, bool same_world);
 
   c10::intrusive_ptr<c10d::ProcessGroup> group_;

@@ -105,6 +105,64 @@ Reference mean_reference(const CheckedTensor& tensor, std::vector<double> exact)
   return reference;
 }
 
+// What storing may do to the values of entries, relative.
+double rounding_of(ValueType type) {
+  switch (type) {
+    case ValueType::kFloat32:
+      return 1e-5;
+    case ValueType::kFloat16:
+      return 0x1p-10;
+    case ValueType::kBFloat16:
+      return 0x1p-7;
+    case ValueType::kCoded:
+      return 0.2;
+  }
+  return 0;
+}
+
+// Sets all but the `count` largest to zero.
+void keep_largest(Floats& values, std::size_t count) {
+  Floats magnitudes(values.size());
+  std::ranges::transform(values, magnitudes.begin(), [](float x) { return std::abs(x); });
+  if (count >= values.size()) return;
+  const auto nth = magnitudes.end() - static_cast<std::ptrdiff_t>(std::max<std::size_t>(count, 1));
+  std::nth_element(magnitudes.begin(), nth, magnitudes.end());
+  std::ranges::replace_if(
+      values, [least = *nth](float x) { return std::abs(x) < least; }, 0.0f);
+}
+
+// Each owner chooses by itself, so that near the threshold others may be chosen than from all.
+CheckedResult check_largest(std::span<const float> out, const CheckedTensor& tensor,
+                            std::vector<double> exact) {
+  Reference reference = mean_reference(tensor, std::move(exact));
+  Floats on_support = reference.expected;
+  for (std::size_t i = 0; i < out.size(); ++i)
+    if (out[i] == 0) on_support[i] = 0;
+  const auto is_set = [](float x) { return x != 0; };
+  const auto kept = static_cast<std::size_t>(std::ranges::count_if(out, is_set));
+  const auto met = static_cast<std::size_t>(std::ranges::count_if(reference.expected, is_set));
+  keep_largest(reference.expected, kept);
+  const double largest = dot(reference.expected, reference.expected);
+  CheckedResult result;
+  if (reference.random) {
+    result = compare(out, reference);
+  } else {
+    result.rel_err = distance(out, reference.exact);
+    const double limit = rounding_of(tensor.codec->facts().values);
+    if (const double off = distance(out, on_support); !(off <= limit))
+      result.problem = concat("its entries are off the payloads' mean by ", off, ", at most ",
+                              limit, " is right");
+  }
+  if (!result.problem.empty()) return result;
+  if (2 * kept * static_cast<std::size_t>(tensor.world) < met) {
+    result.problem = concat("it has ", kept, " of ", met, " entries");
+  } else if (const double share = dot(out, out) / largest; !(share >= 0.9)) {
+    result.problem = concat("its entries are not the largest: their squares add up to ", share,
+                            " of those of as many largest ones");
+  }
+  return result;
+}
+
 }  // namespace
 
 bool draws_random_numbers(const Codec& codec) {
@@ -163,6 +221,8 @@ CheckedResult check_bench_mean(std::span<const float> out, const CheckedTensor& 
     }
   } else if (tensor.expectation == Expectation::kProjection) {
     result.problem = check_projection(out, exact, result.rel_err);
+  } else if (tensor.expectation == Expectation::kLargest) {
+    result = check_largest(out, tensor, std::move(exact));
   } else {
     result = compare(out, mean_reference(tensor, std::move(exact)));
   }

@@ -36,6 +36,7 @@ bool draws_random_numbers(const Codec& codec);
 enum class Expectation {
   kExact,       // no codec: the mean itself, up to `tolerance`
   kMean,        // the mean of what every rank's payload decodes to
+  kLargest,     // the largest entries of that mean; owners of ranges keep the others
   kSecondCode,  // that mean, encoded and decoded once more
   kHosts,       // the mean of what every host's own mean decodes to, up to another draw: layers
                 // are cut between the ranks of a host first

@@ -218,18 +218,18 @@ TEST_P(BenchCheck, SeesWrongOnes) {
   EXPECT_NE(problem_of(bad), "") << "one rank's values";
 }
 
-INSTANTIATE_TEST_SUITE_P(Codecs, BenchCheck,
-                         ::testing::Values(Case{"", Expectation::kExact},
-                                           Case{"quantize(bits=4)", Expectation::kSecondCode},
-                                           Case{"quantize(bits=4, rounding=stochastic)",
-                                                Expectation::kSecondCode},
-                                           Case{"cast(bf16)", Expectation::kSecondCode},
-                                           Case{"onebit", Expectation::kSecondCode},
-                                           Case{"terngrad", Expectation::kSecondCode},
-                                           Case{"topk(density=0.05)", Expectation::kMean},
-                                           Case{"randomk(density=0.5)", Expectation::kMean},
-                                           Case{"quantize(bits=8)", Expectation::kHosts},
-                                           Case{"powersgd(rank=2)", Expectation::kProjection}));
+INSTANTIATE_TEST_SUITE_P(
+    Codecs, BenchCheck,
+    ::testing::Values(
+        Case{"", Expectation::kExact}, Case{"quantize(bits=4)", Expectation::kSecondCode},
+        Case{"quantize(bits=4, rounding=stochastic)", Expectation::kSecondCode},
+        Case{"cast(bf16)", Expectation::kSecondCode}, Case{"onebit", Expectation::kSecondCode},
+        Case{"terngrad", Expectation::kSecondCode}, Case{"topk(density=0.05)", Expectation::kMean},
+        Case{"topk(density=0.05)", Expectation::kLargest},
+        Case{"topk(density=0.05, values=bf16)", Expectation::kLargest},
+        Case{"randomk(density=0.5)", Expectation::kMean},
+        Case{"quantize(bits=8)", Expectation::kHosts},
+        Case{"powersgd(rank=2)", Expectation::kProjection}));
 
 TEST(BenchCheck, OneWrongElementOfAnExactMean) {
   std::vector<float> out = to_floats(exact_bench_mean(kWorld, kSide, kNumel));
