@@ -53,8 +53,9 @@ std::optional<Trouble> trouble_of(const std::string& outcome) {
 }
 
 // Counts this rank as one that knows why the job failed, and waits for the others: until `deadline`
-// for the `audience`, from then on for those that have come, and for kReading at least.
-void leave(c10d::Store& store, int size, int audience, Clock::time_point deadline,
+// for the `audience`, from then on for those that have come, less the `dead`, and for kReading at
+// least.
+void leave(c10d::Store& store, int size, int audience, int dead, Clock::time_point deadline,
            const std::string& reason, const Between& between) noexcept {
   try {
     auto left = store.add("left", 1);
@@ -64,10 +65,10 @@ void leave(c10d::Store& store, int size, int audience, Clock::time_point deadlin
     bool told = false;
     while (true) {
       const auto now = Clock::now();
-      const auto arrived = store.add("arrived", 0);
+      const auto arrived = store.add("arrived", 0) - dead;
       const auto readers = now < deadline ? std::max<std::int64_t>(audience, arrived) : arrived;
       if (left >= readers) return;
-      if (!told && now >= begin + kReading) {
+      if (!told && !reason.empty() && now >= begin + kReading) {
         told = true;
         log::warn(reason, "; ", readers - left, " of ", readers,
                   " ranks have not come to read this, waiting for them up to ",
@@ -234,15 +235,15 @@ std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int r
   try {
     return enrolling.run(between);
   } catch (const Error& error) {
-    leave(*store, mine.size, enrolling.audience(), enrolling.deadline(), error.what(), between);
+    leave(*store, mine.size, enrolling.audience(), 0, enrolling.deadline(), error.what(), between);
     throw;
   } catch (const std::exception& error) {
     throw CommError(0, kJoining, 0, concat("the job's store is gone: ", comm::error_text(error)));
   }
 }
 
-void leave_failed_job(c10d::Store& store, int size) noexcept {
-  leave(store, size, 0, Clock::now(), "", {});
+void leave_failed_job(c10d::Store& store, int size, int dead) noexcept {
+  leave(store, size, 0, dead, Clock::now(), "", {});
 }
 
 void complete_local_ranks(RankEnv& env, std::vector<Enrolment>& members) {

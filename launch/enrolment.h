@@ -49,8 +49,8 @@ std::vector<Enrolment> enrol(const c10::intrusive_ptr<c10d::Store>& store, int r
 
 // On the way out after a failure of a job whose ranks have all enrolled in `store`: counts this
 // rank as informed, and waits up to two seconds for those that are not yet, for the same reasons.
-// Once a rank.
-void leave_failed_job(c10d::Store& store, int size) noexcept;
+// Nobody waits for as many as are `dead`. Once a rank.
+void leave_failed_job(c10d::Store& store, int size, int dead) noexcept;
 
 // Fills in the local rank and size that the launcher did not tell, from the ranks with the same
 // host name.

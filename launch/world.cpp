@@ -143,7 +143,8 @@ World init(const InitOptions& options) {
 World::~World() {
   // On the way out of a failed program: rank 0 must not take the store away, nor a launcher end the
   // job, before the other ranks could learn from the store what happened.
-  if (store_ && std::uncaught_exceptions() > exceptions_) leave_failed_job(*store_, size());
+  if (store_ && std::uncaught_exceptions() > exceptions_)
+    leave_failed_job(*store_, size(), comm::ranks_found_silent());
 }
 
 void World::barrier() {

@@ -1,6 +1,7 @@
 #include "thinwire/comm/failure/failure.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
@@ -24,6 +25,7 @@ namespace {
 using Kind = FailureReport::Kind;
 
 constexpr auto kPatience = std::chrono::seconds(2);
+std::atomic<int> silent_ranks = 0;  // in the last roll call
 // How often a rank that waits for a collective looks whether another rank has failed meanwhile.
 // A collective that finishes sooner never asks; the question costs two small messages.
 constexpr auto kAskEvery = std::chrono::milliseconds(200);
@@ -190,8 +192,13 @@ void raise_collective_failure(const c10d::ProcessGroup& group, const std::string
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
     throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());
   }
-  raise(call_roll(board, mine, group.getSize(), kPatience), mine, group, operation, sequence,
-        board.get());
+  const RollCall roll = call_roll(board, mine, group.getSize(), kPatience);
+  silent_ranks = static_cast<int>(roll.silent.size());
+  raise(roll, mine, group, operation, sequence, board.get());
+}
+
+int ranks_found_silent() noexcept {
+  return silent_ranks;
 }
 
 bool another_rank_has_failed(const c10d::ProcessGroup& group) {

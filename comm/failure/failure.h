@@ -29,6 +29,10 @@ namespace thinwire::comm {
 // is unreachable. For whoever waits for the others by other means than a collective.
 bool another_rank_has_failed(const c10d::ProcessGroup& group);
 
+// How many ranks had posted nothing when this process last raised a failure: they are dead, and
+// nobody need wait for them. Thread-safe.
+int ranks_found_silent() noexcept;
+
 // Waits for `work`, and looks meanwhile whether another rank has failed; on failure calls
 // raise_collective_failure().
 void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
