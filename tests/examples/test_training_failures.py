@@ -57,7 +57,7 @@ class Failures(training.TrainingTest):
         job = jobs.start_by_hand([self.command()] * 2, {1: {"WORLD_SIZE": 3}})
         self.check(job, "disagree on the size", "WORLD_SIZE")
 
-    def kill_in_training(self, victim):
+    def kill_in_training(self, victim, text):
         def kill(processes):
             for line in processes[0].stdout:
                 if re.match(r"step 1/", line):
@@ -67,13 +67,14 @@ class Failures(training.TrainingTest):
         # More steps than there is time for.
         job = jobs.start_by_hand([self.command(epochs=100000)] * 3, meanwhile=kill)
         self.assertEqual(job.ranks[victim].code, -signal.SIGKILL, str(job))
-        self.check(job, f"rank {victim}", ranks={0, 1, 2} - {victim})
+        self.check(job, text, f"rank {victim} is at fault", ranks={0, 1, 2} - {victim})
 
     def test_killed_rank_is_named(self):
-        self.kill_in_training(2)
+        self.kill_in_training(2, "rank(s) 2 of 3 are dead or hung")
 
     def test_killed_rank_0_is_named(self):
-        self.kill_in_training(0)
+        # It serves the store.
+        self.kill_in_training(0, "the store does not answer, so the rank that hosts it is gone too")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import pathlib
 import random
 import tempfile
+import time
 import unittest
 
 import jobs
@@ -51,7 +52,9 @@ class TrainingTest(unittest.TestCase):
         """`start` gets the command line and returns the job; returns the result it logged."""
         with tempfile.TemporaryDirectory() as folder:
             log = pathlib.Path(folder) / "log.jsonl"
+            begun = time.monotonic()
             job = start(self.command(log=log, **options))
+            self.job_seconds = time.monotonic() - begun
             self.assertEqual(job.code, 0, str(job))
             events = [json.loads(line) for line in log.read_text().splitlines()]
         self.assertEqual(events[0]["event"], "start")
