@@ -66,8 +66,11 @@ class LanguageModel(unittest.TestCase):
 
     def test_two_ranks_over_gloo_and_mpi(self):
         gloo = self.train(by_hand(2))
-        for key in ("gate_seconds", "exchange_seconds", "expert_seconds", "step_seconds"):
-            self.assertGreater(gloo[key], 0, key)
+        for key in ("gate_seconds", "exchange_seconds", "expert_seconds"):
+            part = gloo[key] / gloo["train_seconds"]
+            self.assertTrue(1e-4 < part < 1, (key, part))
+        # A median of all steps.
+        self.assertTrue(0.1 < gloo["step_seconds"] * gloo["steps"] / gloo["train_seconds"] < 2, gloo)
         self.assertEqual(gloo["hash_seconds"], 0)
         # Bytes of the experts and of the gradients.
         self.assertGreater(gloo["wire_bytes_per_step"], self.moe_bytes(gloo) / gloo["steps"])
@@ -102,7 +105,7 @@ class LanguageModel(unittest.TestCase):
     def test_merged_rows(self):
         result = self.train(by_hand(2), dedup="lsh(hashes=2, radius=0.9)", rows="quantize(bits=8)")
         self.assertLess(result["moe_rows_fraction"], 1)
-        self.assertGreater(result["hash_seconds"], 0)
+        self.assertTrue(1e-5 < result["hash_seconds"] / result["train_seconds"] < 1, result)
         self.assertTrue(0 < result["moe_mean_radius"] <= result["moe_worst_radius"] <= 0.9)
         self.assertEqual(result["moe_merged_passes"], 6)
         fast = self.train(by_hand(2), dedup="lsh(hashes=2, radius=0.9, bandwidth=1e12)")
