@@ -102,6 +102,60 @@ TEST_P(GradientPenalty, EqualsALoopOverExperts) {
   expect_close(gate_gradient, gate.grad(), "gate, summed over the ranks");
 }
 
+// The square of the gradients of the experts' own parameters, each element of which counts
+// differently. With kMean the function is divided by the number of ranks, see moe_layer.h.
+TEST(SecondDerivatives, OfTheExpertsOwnGradients) {
+  constexpr int kRanks = 3;
+  const auto square = [](const std::vector<at::Tensor>& gradients) {
+    at::Tensor sum = at::zeros({}, at::kDouble);
+    for (const at::Tensor& gradient : gradients) {
+      const at::Tensor of_expert = gradient.flatten();
+      sum = sum +
+            (of_expert.square() * (at::arange(1, of_expert.numel() + 1, at::kDouble) * 0.1)).sum();
+    }
+    return sum;
+  };
+  for (const ExpertGradient kind : {ExpertGradient::kMean, ExpertGradient::kSum}) {
+    const double scale = kind == ExpertGradient::kMean ? kRanks : 1;
+    const MoEOptions options = penalty_options(true, 1, kind);
+    MoELayer whole(options, {});
+    whole.to(at::kDouble);
+    const NamedTensors state = whole.full_state();
+    const ReferenceExperts experts(state, kExperts);
+    const at::Tensor gate = state.at("router.weight").clone().requires_grad_();
+    std::vector<at::Tensor> inputs, weights;
+    at::Tensor loss = at::zeros({}, at::kDouble);
+    for (int rank = 0; rank < kRanks; ++rank) {
+      inputs.push_back(tokens_of(rank).requires_grad_());
+      loss = loss + testing::reference_layer(inputs.back(), gate, experts, 2, 7).square().sum();
+    }
+    for (const auto& one : experts.experts) weights.push_back(one.w1);
+    std::vector<at::Tensor> gradients =
+        torch::autograd::grad({loss}, weights, {}, std::nullopt, true);
+    for (at::Tensor& gradient : gradients) gradient = gradient / scale;
+    (loss + square(gradients)).backward();
+
+    run_ranks(kRanks, [&](RankContext& context) {
+      MoELayer layer(options, context.group);
+      layer.to(at::kDouble);
+      const auto rank = static_cast<std::size_t>(context.rank);
+      const at::Tensor x = inputs[rank].detach().clone().requires_grad_();
+      const at::Tensor mine = layer.forward(x).output.square().sum();
+      at::Tensor w1;
+      for (const auto& item : layer.experts().named_parameters())
+        if (item.key() == "w1") w1 = item.value();
+      const auto own = torch::autograd::grad({mine}, {w1}, {}, std::nullopt, true)[0].unbind(0);
+      (mine + square(own) / scale).backward();
+      expect_close(x.grad(), inputs[rank].grad(), concat("input of rank ", rank));
+      for (std::int64_t i = 0; i < layer.experts().count(); ++i) {
+        const std::int64_t e = layer.experts().first_expert() + i;
+        expect_close(w1.grad()[i] * scale, experts.experts[static_cast<std::size_t>(e)].w1.grad(),
+                     concat("w1 of expert ", e));
+      }
+    });
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, GradientPenalty,
                          ::testing::Values(Setting{1, true, 1, ExpertGradient::kMean},
                                            Setting{2, true, 1, ExpertGradient::kMean},
