@@ -187,14 +187,18 @@ void raise_collective_failure(const c10d::ProcessGroup& group, const std::string
   const auto board = DuplicateStore::board_of(group.getStore());
   if (is_answered(cause, board.get())) std::rethrow_exception(std::move(cause));
   const FailureReport mine = describe(group.getRank(), concat(operation, " #", sequence), cause);
-  leave_postmortem(mine.rank, group.getSize(), mine.operation, mine.text);
   if (board == nullptr) {
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
     throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());
   }
   const RollCall roll = call_roll(board, mine, group.getSize(), kPatience);
   silent_ranks = static_cast<int>(roll.silent.size());
-  raise(roll, mine, group, operation, sequence, board.get());
+  try {
+    raise(roll, mine, group, operation, sequence, board.get());
+  } catch (const std::exception& error) {
+    leave_postmortem(mine.rank, group.getSize(), mine.operation, error.what());
+    throw;
+  }
 }
 
 int ranks_found_silent() noexcept {
