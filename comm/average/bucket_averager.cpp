@@ -197,9 +197,8 @@ void BucketAverager::fill_values(BucketInFlight& in_flight) {
       }
       const bool compressed = own.codec != nullptr;
       const bool keeps = compressed && (own.setting.uses_feedback() || own.setting.momentum);
-      const ErrorFeedback::Carried carried =
-          residuals_.correct(layer.name, values, own.setting, compressed, own.owned,
-                             group_->getSize(), in_flight.step);
+      const ErrorFeedback::Carried carried = residuals_.correct(
+          layer.name, values, own.setting, own.way(), group_->getSize(), in_flight.step);
       in_flight.residual_finite[i] = true;
       group_values.push_back(
           {.id = own.id,
@@ -212,7 +211,7 @@ void BucketAverager::fill_values(BucketInFlight& in_flight) {
            .residual = keeps ? values : std::span<float>(),
            .kept = carried.kept,
            .residual_finite = &in_flight.residual_finite[i],
-           .second = own.owned.empty() ? nullptr : &residuals_.second,
+           .second = own.keeps_second() ? &residuals_.second : nullptr,
            .second_decay = Residuals::second_decay(own.setting, in_flight.step)});
     }
   }
@@ -306,8 +305,7 @@ void BucketAverager::commit(BucketInFlight& in_flight) {
     group.reduction->commit();
     for (const std::size_t i : group.layers) {
       const BucketLayout::Layer& own = layout.layers[i];
-      residuals_.commit(in_flight.bucket.layers[i].name, own.setting, own.codec != nullptr,
-                        own.owned);
+      residuals_.commit(in_flight.bucket.layers[i].name, own.setting, own.way());
     }
   }
 }
@@ -343,6 +341,7 @@ AveragerMemory BucketAverager::memory() const {
   for (const auto& [name, start] : residuals_.warm_starts) {
     memory.warm_starts += start.q.capacity() * sizeof(float);
   }
+  for (const auto& [name, layer] : residuals_.bases) memory.bases += layer.basis.bytes();
   for (const auto& place : places_) memory.in_flight += place->workspace.bytes();
   return memory;
 }
@@ -352,16 +351,19 @@ AveragerState BucketAverager::state() const {
           .momentum = residuals_.momentum.state(),
           .second = residuals_.second.state(),
           .warm_starts = residuals_.warm_starts,
-          .shared_steps = residuals_.shared_steps.state()};
+          .shared_steps = residuals_.shared_steps.state(),
+          .bases = state_of(residuals_.bases)};
 }
 
 void BucketAverager::load_state(AveragerState state) {
+  LayerBases bases = bases_of(std::move(state.bases));  // throws before anything changes
   compressed_before_ = true;
   residuals_.momentum.load_state(std::move(state.momentum));
   residuals_.feedback.load_state(std::move(state.residuals));
   residuals_.second.load_state(std::move(state.second));
   residuals_.warm_starts = std::move(state.warm_starts);
   residuals_.shared_steps.load_state(std::move(state.shared_steps));
+  residuals_.bases = std::move(bases);
 }
 
 }  // namespace thinwire::comm

@@ -83,11 +83,12 @@ struct AveragerMemory {
   std::size_t second_residuals = 0;  // 4 / W a parameter, for codecs of fixed size with feedback
   std::size_t momentum = 0;          // of momentum correction: 8 a parameter
   std::size_t warm_starts = 0;       // of low rank
+  std::size_t bases = 0;             // of spectral
   std::size_t in_flight = 0;         // messages and scratch of the buckets on their way
   std::size_t layouts = 0;
 
   std::size_t total() const {
-    return residuals + second_residuals + momentum + warm_starts + in_flight + layouts;
+    return residuals + second_residuals + momentum + warm_starts + bases + in_flight + layouts;
   }
 };
 
@@ -110,6 +111,7 @@ class BucketAverager {
   // codecs; they are grouped by reduction and each group makes one exchange:
   //   codecs of fixed size, by block  -> scatter_reduce (ScatterReduce)
   //   ecsq                            -> scatter_reduce (SlotReduce)
+  //   spectral                        -> scatter_reduce (SpectralReduce)
   //   topk, ternary                   -> gather_reduce or sparse (GatherReduce, SparseReduce),
   //                                      whichever sends less
   //   randomk                         -> dense (SummableReduce)

@@ -13,6 +13,7 @@
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
 #include "thinwire/comm/average/reduce/slot_reduce.h"
 #include "thinwire/comm/average/reduce/sparse_reduce.h"
+#include "thinwire/comm/average/reduce/spectral_reduce.h"
 #include "thinwire/comm/average/reduce/summable_reduce.h"
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/wire/frame.h"
@@ -173,6 +174,11 @@ std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& buc
     case Strategy::kDense:
       return std::make_unique<SummableReduce>(layers, peers, options.chunk_bytes);
     case Strategy::kScatterReduce:
+      if (!key.slots.empty() && layers[0].codec->facts().id == CodecId::kSpectral) {
+        return std::make_unique<SpectralReduce>(
+            layers, peers, chunks,
+            SpectralMemory{residuals.shared_steps, residuals.bases, residuals.second});
+      }
       if (!key.slots.empty()) {
         return std::make_unique<SlotReduce>(layers, peers, chunks, residuals.shared_steps);
       }
@@ -275,6 +281,7 @@ std::shared_ptr<BucketLayout> make_layout(const Bucket& bucket, const Plan& plan
     LayerGroup& made = layout->groups.emplace_back();
     made.reduction =
         make_reduction(key, bucket, indices, *layout, options, group, peers, residuals);
+    for (const std::size_t i : indices) layout->layers[i].in_basis = made.reduction->uses_bases();
     for (const Piece& piece : made.reduction->owned()) {
       BucketLayout::Layer& owner = layout->layers[indices[piece.layer]];
       if (owner.codec && owner.setting.uses_second_residual()) {

@@ -33,6 +33,10 @@ struct BucketLayout {
     CodecPtr codec;                             // of this stage; null: uncompressed
     LayerSetting setting;                       // a copy: plans change while a bucket is on its way
     std::vector<SecondResidual::Extent> owned;  // in order
+    bool in_basis = false;                      // see Residuals::Way
+
+    Residuals::Way way() const { return {codec != nullptr, in_basis, owned}; }
+    bool keeps_second() const { return in_basis ? setting.uses_second_residual() : !owned.empty(); }
   };
   std::vector<Layer> layers;
   std::vector<LayerGroup> groups;

@@ -35,8 +35,8 @@ void start_dense_mean(c10d::ProcessGroup& group, BucketInFlight& in_flight, Resi
     if (!residuals.carries(layer.name)) continue;
     const auto debt = in_flight.workspace.arena.floats(static_cast<std::size_t>(layer.numel()));
     std::ranges::fill(debt, 0.0f);
-    residuals.correct(layer.name, debt, layout.layers[i].setting, /*compressed=*/false, {},
-                      group.getSize(), in_flight.step);
+    residuals.correct(layer.name, debt, layout.layers[i].setting, {}, group.getSize(),
+                      in_flight.step);
     at::Tensor part = gradient_of(bucket, i);
     part.add_(
         at::from_blob(debt.data(), {layer.numel()}, at::kFloat).to(bucket.buffer.scalar_type()));
@@ -75,7 +75,7 @@ std::uint64_t finish_dense_mean(c10d::ProcessGroup& group, BucketInFlight& in_fl
   }
   for (const std::size_t i : mean.paid) {
     if (!at::isfinite(gradient_of(bucket, i)).all().item<bool>()) continue;
-    residuals.commit(bucket.layers[i].name, layout.layers[i].setting, /*compressed=*/false, {});
+    residuals.commit(bucket.layers[i].name, layout.layers[i].setting, {});
   }
   mean = {};
   return ring_bytes(bytes, group.getSize());

@@ -110,6 +110,10 @@ LayerSetting parse_layer_setting(std::string_view text) {
   check(!(setting.momentum || setting.ramp_steps > 0) || setting.codec->facts().density.has_value(),
         "momentum and ramp are for codecs that send chosen entries (topk, randomk, ternary), got '",
         text, "'");
+  // Its second residuals become part of the first one whenever the basis changes.
+  check(setting.codec->facts().id != CodecId::kSpectral || setting.uses_feedback() ||
+            !setting.uses_second_residual(),
+        "second_residual=on needs error_feedback with spectral, got '", text, "'");
   if (setting.ramp_steps > 0) setting.ramp = ramp_of(*setting.codec);
   // identity would only add frames to what an all-reduce does better.
   if (setting.codec->traits().lossless) setting.codec = nullptr;

@@ -117,7 +117,7 @@ constexpr std::array kTable = {
         .name = "scatter_reduce",
         .takes = [](const CodecUse& use, int,
                     int) { return use.can_be_cut || use.facts.form == Form::kSlots; },
-        .needs = "payloads of fixed size, made block by block, or slots (ecsq)",
+        .needs = "payloads of fixed size, made block by block, or slots (ecsq, spectral)",
         .sent =
             [](const Terms& t) { return sent_there_and_back(t.payload + t.world * t.frame, t); },
         .seconds = [](const Terms&, double sent,
@@ -178,7 +178,7 @@ constexpr std::array kTable = {
                      use.facts.form != Form::kLowRank && use.facts.form != Form::kSlots;
             },
         .needs = "several hosts with the same number of ranks, more than one, on each, and a codec "
-                 "that takes parts of a layer (neither powersgd nor ecsq)",
+                 "that takes parts of a layer (neither powersgd nor ecsq nor spectral)",
         .sent = [](const Terms&) { return 0.0; },
         .seconds =
             [](const Terms& t, double, const BackendLink& link) {

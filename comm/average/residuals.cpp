@@ -19,6 +19,26 @@ void add(std::vector<double>& sum, std::span<const float> more, std::size_t begi
   for (std::size_t i = 0; i < more.size(); ++i) sum[begin + i] += factor * double{more[i]};
 }
 
+bool is_in_basis(const AveragerState& state, const std::string& name) {
+  const auto found = state.bases.find(name);
+  return found != state.bases.end() && found->second.holds_residuals;
+}
+
+// The residuals that a state holds in bases, as gradients; second ones are part of them.
+ErrorFeedback::State out_of_bases(const AveragerState& state, std::size_t world) {
+  ErrorFeedback::State residuals;
+  SecondResidual second;
+  second.load_state(state.second);
+  for (auto& [name, layer] : bases_of(state.bases)) {
+    const auto found = state.residuals.find(name);
+    if (!layer.holds_residuals || found == state.residuals.end()) continue;
+    std::vector<float>& residual = residuals[name] = found->second;
+    LayerBasis basis = layer;
+    bring_out_of(basis, name, residual, second, static_cast<int>(world));
+  }
+  return residuals;
+}
+
 std::vector<float> narrowed(const std::vector<double>& values) {
   return {values.begin(), values.end()};
 }
@@ -26,24 +46,33 @@ std::vector<float> narrowed(const std::vector<double>& values) {
 }  // namespace
 
 ErrorFeedback::Carried Residuals::correct(std::string_view name, std::span<float> values,
-                                          const LayerSetting& setting, bool compressed,
-                                          Extents owned, int world, std::int64_t step) {
-  const bool uses_momentum = compressed && setting.momentum.has_value();
-  const bool uses_feedback = compressed && setting.uses_feedback();
+                                          const LayerSetting& setting, const Way& way, int world,
+                                          std::int64_t step) {
+  const bool uses_momentum = way.compressed && setting.momentum.has_value();
+  const bool uses_feedback = way.compressed && setting.uses_feedback();
+  if (!way.in_basis || !uses_feedback) leave_basis(name, world);
   // Momentum comes first: what is owed must not enter the velocity.
   if (uses_momentum) momentum.correct(name, values, *setting.momentum);
   ErrorFeedback::Carried carried{};
   if (uses_feedback) {
     carried = feedback.carried(name, values.size(), setting.feedback, step);
-  } else if (!compressed || uses_momentum) {
+  } else if (!way.compressed || uses_momentum) {
     add(values, feedback.residual(name), 1);
   }
   if (!uses_momentum) add(values, momentum.residual(name), 1);
-  for (const SecondResidual::Range* range : second.unowned(name, owned)) {
+  if (way.in_basis) return carried;
+  for (const SecondResidual::Range* range : second.unowned(name, way.owned)) {
     add(values.subspan(static_cast<std::size_t>(range->begin)), range->values,
         static_cast<float>(world));
   }
   return carried;
+}
+
+// Before a layer's residuals are read as those of its elements.
+void Residuals::leave_basis(std::string_view name, int world) {
+  const auto found = bases.find(name);
+  if (found == bases.end() || !found->second.holds_residuals) return;
+  bring_out_of(found->second, name, feedback.held(name), second, world);
 }
 
 bool Residuals::carries(std::string_view name) const {
@@ -60,12 +89,14 @@ void Residuals::commit_momentum(std::string_view name, std::span<const float> re
   }
 }
 
-void Residuals::commit(std::string_view name, const LayerSetting& setting, bool compressed,
-                       Extents owned) {
-  const bool uses_momentum = compressed && setting.momentum.has_value();
+void Residuals::commit(std::string_view name, const LayerSetting& setting, const Way& way) {
+  const bool uses_momentum = way.compressed && setting.momentum.has_value();
   if (!uses_momentum) momentum.drop(name);
-  if (!compressed || uses_momentum) feedback.drop(name);
-  second.drop_unowned(name, owned);
+  if (!way.compressed || uses_momentum) feedback.drop(name);
+  if (way.in_basis) return;
+  second.drop_unowned(name, way.owned);
+  const auto basis = bases.find(name);
+  if (basis != bases.end()) bases.erase(basis);
 }
 
 float Residuals::second_decay(const LayerSetting& setting, std::int64_t step) {
@@ -83,13 +114,21 @@ AveragerState merge_states(std::span<const AveragerState> of_all_ranks) {
   for (const AveragerState& state : of_all_ranks) {
     check(state.warm_starts == of_all_ranks[0].warm_starts,
           "the states are of different steps or jobs: their warm starts differ");
-    for (const auto& [name, values] : state.residuals) add(sums[name].residual, values, 0, share);
+    check(state.bases == of_all_ranks[0].bases,
+          "the states are of different steps or jobs: their bases differ");
+    for (const auto& [name, values] : state.residuals) {
+      if (!is_in_basis(state, name)) add(sums[name].residual, values, 0, share);
+    }
     for (const auto& [name, layer] : state.momentum) {
       add(sums[name].velocity, layer.velocity, 0, share);
       add(sums[name].momentum_residual, layer.residual, 0, share);
     }
+    for (const auto& [name, residual] : out_of_bases(state, of_all_ranks.size())) {
+      add(sums[name].residual, residual, 0, share);
+    }
     // The owner holds what the mean lost, not its share of it.
     for (const auto& [name, ranges] : state.second) {
+      if (is_in_basis(state, name)) continue;
       for (const auto& range : ranges) {
         add(sums[name].residual, range.values, static_cast<std::size_t>(range.begin), 1.0);
       }
@@ -110,6 +149,8 @@ AveragerState merge_states(std::span<const AveragerState> of_all_ranks) {
   AveragerState merged;
   merged.warm_starts = of_all_ranks[0].warm_starts;
   merged.shared_steps = of_all_ranks[0].shared_steps;
+  merged.bases = of_all_ranks[0].bases;
+  for (auto& [name, layer] : merged.bases) layer.holds_residuals = false;
   for (const auto& [name, sum] : sums) {
     if (!sum.residual.empty()) merged.residuals[name] = narrowed(sum.residual);
     if (!sum.velocity.empty()) {
@@ -143,11 +184,21 @@ void check_fits(const AveragerState& state,
             "' is of elements ", range.begin, " to ", end, ", the layer has ", numel(name));
     }
   }
+  for (const auto& [name, layer] : state.bases) {
+    const spectral::MatrixShape& shape = layer.basis.shape;
+    expect(name, "basis", static_cast<std::size_t>(shape.rows * shape.cols));
+    check(!layer.holds_residuals || state.residuals.contains(name), "the state's residual of '",
+          name, "' is said to be in its basis, but there is none");
+  }
   for (const auto& [name, start] : state.warm_starts) {
     check(start.cols > 0 && numel(name) % static_cast<std::size_t>(start.cols) == 0,
           "the state's warm start of '", name, "' is for ", start.cols,
           " columns, which do not fit its ", numel(name), " elements");
   }
+}
+
+std::string describe_shared(const AveragerState& state) {
+  return describe(state.shared_steps) + describe(state.bases);
 }
 
 }  // namespace thinwire::comm

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "thinwire/comm/average/memory/error_feedback.h"
+#include "thinwire/comm/average/memory/layer_bases.h"
 #include "thinwire/comm/average/memory/momentum_correction.h"
 #include "thinwire/comm/average/memory/second_residual.h"
 #include "thinwire/comm/average/memory/shared_steps.h"
@@ -25,19 +26,23 @@ struct AveragerState {
   SecondResidual::State second;
   WarmStarts warm_starts;
   SharedSteps::State shared_steps;
+  LayerBasesState bases;
   bool operator==(const AveragerState&) const = default;
 };
 
 // What every rank of another world should start with, from the states of all ranks of the old one:
 // the mean of the residuals and velocities, so that what was owed to the parameters still is, and
-// the warm starts, which are equal on all ranks. Throws InvalidArgument for states of different
-// models.
+// the warm starts and bases, which are equal on all ranks; no residual is in its basis. Throws
+// InvalidArgument for states of different models.
 AveragerState merge_states(std::span<const AveragerState> of_all_ranks);
 
 // Throws InvalidArgument unless everything in the state belongs to one of the layers, given with
 // their numbers of elements, and has its size.
 void check_fits(const AveragerState& state,
                 const std::map<std::string, std::int64_t, std::less<>>& numel_of_layer);
+
+// What must be the same on all ranks, for them to compare: the shared steps and the bases.
+std::string describe_shared(const AveragerState& state);
 
 // Adds what a layer is owed to its gradient, and stores what it is owed afterwards. Whatever the
 // plan does with a layer from one step to the next, updates and residuals together hold every
@@ -49,13 +54,22 @@ class Residuals {
  public:
   using Extents = std::span<const SecondResidual::Extent>;
 
+  // How a layer is averaged in a step.
+  struct Way {
+    bool compressed = false;
+    // By a reduction that holds residuals in a basis (Reduction::uses_bases()), and knows itself
+    // which second residuals it keeps.
+    bool in_basis = false;
+    // Ranges of which this rank keeps the second residual, in order.
+    Extents owned = {};
+  };
+
   // values (the gradient) plus what is returned become the corrected gradient: a layer's residual
   // is left to be added where the gradient is read, and the new one to be kept once the step has
-  // proved finite. `owned` are the ranges of which this rank
-  // keeps the second residual in this step, in order, of a group of `world` ranks.
+  // proved finite; of a group of `world` ranks.
   ErrorFeedback::Carried correct(std::string_view name, std::span<float> values,
-                                 const LayerSetting& setting, bool compressed, Extents owned,
-                                 int world, std::int64_t step);
+                                 const LayerSetting& setting, const Way& way, int world,
+                                 std::int64_t step);
 
   // Whether correct() would change the gradient of a layer that goes uncompressed.
   bool carries(std::string_view name) const;
@@ -65,7 +79,7 @@ class Residuals {
   void commit_momentum(std::string_view name, std::span<const float> residual, bool count);
 
   // What the step has paid back is forgotten.
-  void commit(std::string_view name, const LayerSetting& setting, bool compressed, Extents owned);
+  void commit(std::string_view name, const LayerSetting& setting, const Way& way);
 
   // Factor of a layer's second residual in this step: its decay, 0 where it is reset.
   static float second_decay(const LayerSetting& setting, std::int64_t step);
@@ -75,6 +89,10 @@ class Residuals {
   SecondResidual second;
   WarmStarts warm_starts;
   SharedSteps shared_steps;
+  LayerBases bases;
+
+ private:
+  void leave_basis(std::string_view name, int world);
 };
 
 }  // namespace thinwire::comm

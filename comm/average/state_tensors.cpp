@@ -65,10 +65,60 @@ SharedSteps::Group to_group(const std::string& name, const at::Tensor& tensor) {
   return group;
 }
 
+using BasisPart = std::vector<float> spectral::MatrixBasis::State::*;
+using BasisState = spectral::MatrixBasis::State;
+constexpr std::array kBasisParts = {
+    std::pair<std::string_view, BasisPart>{"left", &BasisState::left},
+    std::pair<std::string_view, BasisPart>{"right", &BasisState::right},
+    std::pair<std::string_view, BasisPart>{"left_sketch", &BasisState::left_sketch},
+    std::pair<std::string_view, BasisPart>{"right_sketch", &BasisState::right_sketch},
+    std::pair<std::string_view, BasisPart>{"row_sizes", &BasisState::row_sizes},
+    std::pair<std::string_view, BasisPart>{"column_sizes", &BasisState::column_sizes},
+    std::pair<std::string_view, BasisPart>{"row_levels", &BasisState::row_levels},
+    std::pair<std::string_view, BasisPart>{"column_levels", &BasisState::column_levels}};
+
+void put_basis(const std::string& name, const LayerBasisState& layer,
+               std::map<std::string, at::Tensor>& tensors) {
+  const BasisState& basis = layer.basis;
+  for (const auto& [part, member] : kBasisParts) {
+    tensors[concat("basis/", part, "/", name)] = to_tensor(basis.*member);
+  }
+  const std::array values = {basis.shape.rows, basis.shape.cols, basis.directions, basis.steps,
+                             std::int64_t{layer.holds_residuals}};
+  at::Tensor shape = at::empty({static_cast<std::int64_t>(values.size())}, at::kDouble);
+  std::ranges::transform(values, shape.mutable_data_ptr<double>(),
+                         [](std::int64_t value) { return static_cast<double>(value); });
+  tensors["basis/shape/" + name] = shape;
+}
+
+void add_basis(const std::string& name, std::string_view rest, const at::Tensor& tensor,
+               LayerBasesState& bases) {
+  const std::size_t slash = std::min(rest.find('/'), rest.size());
+  const std::string_view part = rest.substr(0, slash);
+  check(slash + 1 < rest.size(), "'", name, "' of a saved state should be basis/PART/PARAMETER");
+  LayerBasisState& layer = bases[std::string(rest.substr(slash + 1))];
+  for (const auto& [known, member] : kBasisParts) {
+    if (part == known) layer.basis.*member = to_vector(name, tensor, 1);
+    if (part == known) return;
+  }
+  check(part == "shape" && tensor.defined() && tensor.scalar_type() == at::kDouble &&
+            tensor.is_cpu() && tensor.dim() == 1 && tensor.numel() == 5,
+        "'", name, "' of a saved state is no part of a basis");
+  const at::Tensor flat = tensor.contiguous();
+  const auto* v = flat.const_data_ptr<double>();
+  check(std::all_of(v, v + 5, [](double value) { return value >= 0 && value < 0x1p52; }), "'", name,
+        "' of a saved state holds no sizes");
+  const auto number = [&](int i) { return static_cast<std::int64_t>(v[i]); };
+  layer.basis.shape = {number(0), number(1)};
+  layer.basis.directions = number(2);
+  layer.basis.steps = number(3);
+  layer.holds_residuals = number(4) != 0;
+}
+
 [[noreturn]] void refuse(const std::string& name) {
   throw InvalidArgument(concat("a saved state has no tensor '", name,
                                "'; names begin with residual/, velocity/, momentum_residual/, "
-                               "second_residual/, warm_start/, shared_step/ or slots/"));
+                               "second_residual/, warm_start/, shared_step/, slots/ or basis/"));
 }
 
 void add_second(const std::string& name, std::string_view rest, const at::Tensor& tensor,
@@ -107,6 +157,7 @@ std::map<std::string, at::Tensor> to_tensors(const AveragerState& state) {
       tensors[concat("slots/", spec, "/", name)] = to_tensor(group);
     }
   }
+  for (const auto& [name, layer] : state.bases) put_basis(name, layer, tensors);
   return tensors;
 }
 
@@ -142,10 +193,13 @@ AveragerState state_from_tensors(const std::map<std::string, at::Tensor>& tensor
             "' of a saved state should be slots/CODEC/PARAMETER");
       state.shared_steps[layer.substr(0, end + 1)].groups[layer.substr(end + 2)] =
           to_group(name, tensor);
+    } else if (kind == "basis") {
+      add_basis(name, layer, tensor, state.bases);
     } else {
       refuse(name);
     }
   }
+  bases_of(state.bases);  // throws where parts are missing
   for (const auto& [name, layer] : state.momentum) {
     check(layer.velocity.size() == layer.residual.size(), "the saved velocity of '", name, "' has ",
           layer.velocity.size(), " elements and its residual ", layer.residual.size());

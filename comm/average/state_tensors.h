@@ -17,6 +17,9 @@ namespace thinwire::comm {
 //   shared_step/C                                 [2], C the spec of a codec with a shared step
 //   slots/C/P                                     [9] in float64, of the layers that begin with P:
 //                                                 a SharedSteps::Group
+//   basis/PART/P                                  parts of a spectral::MatrixBasis::State, and
+//                                                 basis/shape/P, [5] in float64: rows, columns,
+//                                                 directions, steps, whether residuals are in it
 std::map<std::string, at::Tensor> to_tensors(const AveragerState& state);
 
 // The inverse, bit for bit. Throws InvalidArgument that names a tensor of another type or shape, or

@@ -28,6 +28,7 @@ enum class CodecId : std::uint16_t {
   kTernary = 7,
   kPowerSgd = 8,
   kEcsq = 9,
+  kSpectral = 10,
 };
 
 // How codecs that send chosen entries store their values: coded, see value_levels.h.
@@ -39,7 +40,8 @@ enum class FactorType : std::uint8_t { kFloat32, kBFloat16, kInt8, kInt4 };
 // The parameters of a codec as numbers, for whoever plans with it: nobody reads its spec again.
 struct CodecFacts {
   // What a payload holds: values block by block (or of the whole tensor, where they cannot be cut);
-  // chosen entries with their indices; two factors; parts of many layers under one step (ecsq.h).
+  // chosen entries with their indices; two factors; parts of many layers under one step (ecsq.h,
+  // spectral.h).
   enum class Form { kBlocks, kSparse, kLowRank, kSlots };
 
   CodecId id = CodecId::kIdentity;
@@ -57,6 +59,9 @@ struct CodecFacts {
   int rank = 0;
   int iterations = 1;
   FactorType factors = FactorType::kFloat32;
+  // Of spectral: directions of a side of a matrix, and steps from one basis to the next.
+  int directions = 0;
+  int every = 0;
 };
 
 struct CodecTraits {

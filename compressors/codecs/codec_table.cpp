@@ -10,6 +10,7 @@
 #include "thinwire/compressors/codecs/powersgd.h"
 #include "thinwire/compressors/codecs/quantize.h"
 #include "thinwire/compressors/codecs/randomk.h"
+#include "thinwire/compressors/codecs/spectral.h"
 #include "thinwire/compressors/codecs/ternary.h"
 #include "thinwire/compressors/codecs/terngrad.h"
 #include "thinwire/compressors/codecs/topk.h"
@@ -41,6 +42,10 @@ constexpr std::array kTable = {
     CodecEntry{"ecsq", CodecId::kEcsq, "bits=2.5 (0.02..16) | step=F | error=F | as=SPEC",
                "one step with a dead zone, entropy-coded; Sullivan, IEEE Trans. Inf. Theory 1996",
                make_ecsq},
+    CodecEntry{"spectral", CodecId::kSpectral,
+               "bits=1 (0.02..16) | step=F | error=F, directions=16 (1..64), every=20 (1..1000000)",
+               "ecsq in a basis learned from the means, by predicted size; docs/ecsq.md",
+               make_spectral},
 };
 
 }  // namespace

@@ -22,7 +22,8 @@ struct EcsqScratch {
   entropy::StepEncoder encoder;
   entropy::StepDecoder decoder;
   entropy::StepCodes codes;
-  std::vector<float> input, values;
+  std::vector<float> input, values, lost;
+  std::vector<std::byte> payload;
   std::vector<std::span<const float>> parts;
   std::vector<std::size_t> sizes;
 };
@@ -47,24 +48,22 @@ class Ecsq final : public Codec {
   const EcsqOptions& options() const { return options_; }
 
   std::string spec() const override {
-    switch (options_.goal) {
-      case EcsqOptions::Goal::kBits:
-        return concat("ecsq(bits=", number_text(options_.value), ")");
-      case EcsqOptions::Goal::kStep:
-        return concat("ecsq(step=", number_text(options_.value), ")");
-      case EcsqOptions::Goal::kError:
-        return concat("ecsq(error=", number_text(options_.value), ")");
-      case EcsqOptions::Goal::kAs:
-        break;
-    }
-    return concat("ecsq(as=", options_.as->spec(), ")");
+    if (!options_.basis) return concat("ecsq(", goal(), ")");
+    return concat("spectral(", goal(), ", directions=", options_.basis->directions,
+                  ", every=", options_.basis->every, ")");
   }
 
   CodecTraits traits() const override {
     return {.fixed_size = options_.goal == EcsqOptions::Goal::kBits, .needs_error_feedback = true};
   }
   CodecFacts facts() const override {
-    return {.id = CodecId::kEcsq, .form = CodecFacts::Form::kSlots};
+    CodecFacts facts{.id = CodecId::kEcsq, .form = CodecFacts::Form::kSlots};
+    if (options_.basis) {
+      facts.id = CodecId::kSpectral;
+      facts.directions = options_.basis->directions;
+      facts.every = options_.basis->every;
+    }
+    return facts;
   }
   // A step is that of the whole tensor.
   std::int64_t block_size() const override { return 0; }
@@ -78,10 +77,10 @@ class Ecsq final : public Codec {
 
   std::size_t compress(ConstTensorView input, const RandomKey& key,
                        std::span<std::byte> output) const override {
-    check_view("ecsq", input);
-    check_on_cpu("ecsq", input);
+    check_view(name(), input);
+    check_on_cpu(name(), input);
     const std::size_t slot = max_compressed_bytes(input.numel, input.dtype);
-    check_output("ecsq", output, slot);
+    check_output(name(), output, slot);
     if (input.numel == 0) return 0;
     EcsqScratch& s = ecsq_scratch();
     const std::span<const float> values = as_floats(input, s.input);
@@ -118,10 +117,10 @@ class Ecsq final : public Codec {
 
   void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
                   WriteMode mode) const override {
-    check_view("ecsq", output);
-    check_on_cpu("ecsq", output);
-    if (output.numel == 0) return check_payload_size("ecsq", input, 0, 0);
-    check_payload_size("ecsq", input,
+    check_view(name(), output);
+    check_on_cpu(name(), output);
+    if (output.numel == 0) return check_payload_size(name(), input, 0, 0);
+    check_payload_size(name(), input,
                        traits().fixed_size ? max_compressed_bytes(output.numel, output.dtype)
                                            : entropy::StepDecoder::payload_bytes(input),
                        output.numel);
@@ -137,6 +136,22 @@ class Ecsq final : public Codec {
  private:
   // Where no number of bits is given; what would take more gets a coarser step.
   static constexpr double kMostBits = 16;
+
+  std::string goal() const {
+    switch (options_.goal) {
+      case EcsqOptions::Goal::kBits:
+        return concat("bits=", number_text(options_.value));
+      case EcsqOptions::Goal::kStep:
+        return concat("step=", number_text(options_.value));
+      case EcsqOptions::Goal::kError:
+        return concat("error=", number_text(options_.value));
+      case EcsqOptions::Goal::kAs:
+        break;
+    }
+    return concat("as=", options_.as->spec());
+  }
+
+  const char* name() const { return options_.basis ? "spectral" : "ecsq"; }
 
   static void apply_codes(std::span<float> values, entropy::Apply apply) {
     const entropy::StepCodes& codes = ecsq_scratch().codes;
@@ -183,13 +198,14 @@ class Ecsq final : public Codec {
 
   double error_of_other(std::span<const float> values, const ConstTensorView& input,
                         const RandomKey& key) const {
-    std::vector<float> lost(values.begin(), values.end());
-    std::vector<std::byte> payload(options_.as->max_compressed_bytes(input.numel, DType::kFloat32));
-    TensorView view = view_of(std::span(lost));
+    EcsqScratch& s = ecsq_scratch();
+    s.lost.assign(values.begin(), values.end());
+    s.payload.resize(options_.as->max_compressed_bytes(input.numel, DType::kFloat32));
+    TensorView view = view_of(std::span(s.lost));
     view.shape = input.shape;
-    options_.as->compress_and_subtract(view, key, payload);
+    options_.as->compress_and_subtract(view, key, s.payload);
     double error = 0;
-    for (const float value : lost) error += static_cast<double>(value) * value;
+    for (const float value : s.lost) error += static_cast<double>(value) * value;
     return error;
   }
 
@@ -231,8 +247,13 @@ CodecPtr make_ecsq(const Spec& spec) {
   if (has_error) options = {.goal = EcsqOptions::Goal::kError, .value = error};
   if (has_as) {
     options = {.goal = EcsqOptions::Goal::kAs, .as = make_codec(as)};
-    check(!ecsq_options(*options.as), "'", spec.str(), "': as names another codec than ecsq");
+    check(!ecsq_options(*options.as), "'", spec.str(),
+          "': as names another codec than ecsq and spectral");
   }
+  return make_step_codec(std::move(options));
+}
+
+CodecPtr make_step_codec(EcsqOptions options) {
   return std::make_shared<Ecsq>(std::move(options));
 }
 

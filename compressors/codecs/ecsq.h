@@ -19,17 +19,26 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/codecs/codec.h"
 
 namespace thinwire {
 
+// The basis of spectral(...).
+struct BasisOptions {
+  int directions = 16;  // of a side of a matrix, 1 to 64
+  int every = 20;       // steps from one basis to the next
+};
+
 struct EcsqOptions {
   enum class Goal { kBits, kStep, kError, kAs };
   Goal goal = Goal::kBits;
   double value = 2.5;  // bits, step or relative error
   CodecPtr as = {};    // for kAs
+  // Of spectral(...), which is this codec in a basis where a reduction has one.
+  std::optional<BasisOptions> basis = {};
   // What is added before a scaled magnitude is rounded down: 1/2 rounds to nearest, less makes more
   // of them zero, which saves more bits than it costs error at low rates.
   double rounding() const;
@@ -42,7 +51,10 @@ inline constexpr std::int64_t kEcsqPart = std::int64_t{1} << 18;
 // InvalidArgument for anything else.
 CodecPtr make_ecsq(const Spec& spec);
 
-// The options of a codec that make_ecsq() made; null for any other.
+// A codec with these options, which are in range.
+CodecPtr make_step_codec(EcsqOptions options);
+
+// The options of a codec that make_ecsq() or make_spectral() made; null for any other.
 const EcsqOptions* ecsq_options(const Codec& codec);
 
 }  // namespace thinwire

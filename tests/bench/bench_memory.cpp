@@ -94,7 +94,7 @@ void run(const std::string& spec, int steps) {
   std::printf("%-56s %6.2f %6.2f   %6.2f %6.2f %6.2f %6.2f %6.2f\n", spec.c_str(),
               (after - before) / count, (peak - before) / count, each(memory.residuals),
               each(memory.second_residuals), each(memory.momentum),
-              each(memory.in_flight + memory.layouts + memory.warm_starts),
+              each(memory.in_flight + memory.layouts + memory.warm_starts + memory.bases),
               each(summary.statistics_bytes));
 }
 

@@ -38,7 +38,8 @@ const std::vector<CodecPtr>& codecs() {
                              "powersgd(rank=2)",
                              "powersgd(rank=2, factors=int8)",
                              "ecsq(bits=2)",
-                             "ecsq(step=0.5)"})
+                             "ecsq(step=0.5)",
+                             "spectral(bits=1)"})
       made.push_back(make_codec(spec));
     return made;
   }();

@@ -350,7 +350,7 @@ void GradientExchange::load_state(const GradientState& state,
       adaptive_->check_fits(*plan);
     }
     return concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0,
-                  comm::describe(saved.averager.shared_steps), more ? more() : std::string());
+                  comm::describe_shared(saved.averager), more ? more() : std::string());
   };
   comm::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
                         make);

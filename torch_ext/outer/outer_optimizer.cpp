@@ -324,7 +324,7 @@ void OuterOptimizer::load_state(const OuterState& state) {
     return concat("inner steps ", saved.inner_steps, "\nouter steps ", saved.outer_steps,
                   "\nCRC-32C of the weights ", crc32c(bytes_of(saved.synchronised)),
                   "\nCRC-32C of the momentum ", crc32c(bytes_of(saved.momentum)),
-                  comm::describe(saved.averager.shared_steps));
+                  comm::describe_shared(saved.averager));
   };
   comm::agree_on_result(*averager_->group(), concat(name_, "/state", loads_++),
                         "the saved state of the outer optimizer", take);

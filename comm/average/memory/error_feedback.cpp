@@ -66,6 +66,11 @@ std::span<const float> ErrorFeedback::residual(std::string_view name) const {
   return found == residuals_.end() ? std::span<const float>{} : found->second;
 }
 
+std::span<float> ErrorFeedback::held(std::string_view name) {
+  const auto found = residuals_.find(name);
+  return found == residuals_.end() ? std::span<float>{} : found->second;
+}
+
 void ErrorFeedback::drop(std::string_view name) {
   const auto found = residuals_.find(name);
   if (found != residuals_.end()) residuals_.erase(found);

@@ -76,6 +76,8 @@ class ErrorFeedback {
 
   // The stored residual, empty if the layer has none yet.
   std::span<const float> residual(std::string_view name) const;
+  // The same, to be held in another way (memory/layer_bases.h).
+  std::span<float> held(std::string_view name);
 
   // Forgets the residual of one layer.
   void drop(std::string_view name);

@@ -18,7 +18,8 @@ inline constexpr std::size_t kToOwners = 0, kToAll = 1;
 // What one exchange took, an average over its slots; the same on all ranks, who read it in each
 // other's frames.
 struct SlotReport {
-  std::array<double, 2> bits{};          // an element, had every slot been large enough
+  // An element, had every slot been large enough, without what any payload takes.
+  std::array<double, 2> bits{};
   std::optional<double> log2_step = {};  // of those to the owners; none where everything was zero
   // The squared error over that of the goal; 1 for goals that are no errors.
   std::array<double, 2> error{1, 1};

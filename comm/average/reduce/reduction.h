@@ -69,6 +69,9 @@ class Reduction {
   // About the bytes that it holds between exchanges.
   virtual std::size_t bytes() const { return 0; }
 
+  // Whether its layers' residuals are held in bases (memory/layer_bases.h), where feedback is on.
+  virtual bool uses_bases() const { return false; }
+
   // The elements whose second residual this rank keeps; Piece::layer counts within the layers.
   virtual std::vector<Piece> owned() const { return {}; }
 

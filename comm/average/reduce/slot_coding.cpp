@@ -15,7 +15,7 @@ double sum_of_squares(std::span<const float> values) {
 }
 
 double lost_error(const entropy::StepCodes& codes, std::span<const std::span<const float>> parts) {
-  std::vector<float> lost;
+  std::vector<float>& lost = slot_coders().lost;
   double error = 0;
   for (std::size_t p = 0; p < parts.size(); ++p) {
     lost.assign(parts[p].begin(), parts[p].end());
@@ -35,9 +35,11 @@ double allowed_error(const EcsqOptions& options, std::span<const std::span<const
     return allowed * options.value * options.value;
   }
   if (options.goal != EcsqOptions::Goal::kAs) return 0;
+  std::vector<float>& lost = slot_coders().lost;
+  std::vector<std::byte>& payload = slot_coders().payload;
   for (const auto& part : parts) {
-    std::vector<float> lost(part.begin(), part.end());
-    std::vector<std::byte> payload(
+    lost.assign(part.begin(), part.end());
+    payload.resize(
         options.as->max_compressed_bytes(static_cast<std::int64_t>(part.size()), DType::kFloat32));
     options.as->compress_and_subtract(view_of(std::span(lost)), key, payload);
     allowed += sum_of_squares(lost);
@@ -71,7 +73,11 @@ SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, con
   const entropy::Encoded encoded =
       coders.encoder.encode(coders.parts, step, rounding, payload, coders.codes);
   SlotPrefix prefix;
-  prefix.wanted_bytes = static_cast<std::uint32_t>(std::min(encoded.wanted_bits / 8, 4e9));
+  // Slots have room of their own for what any payload takes: counted against the goal it would let
+  // the step of a small slice grow without end.
+  const auto least = static_cast<double>(entropy::StepEncoder::min_bytes(coders.parts.size()));
+  prefix.wanted_bytes =
+      static_cast<std::uint32_t>(std::clamp(encoded.wanted_bits / 8 - least, 0.0, 4e9));
   if (aims_at_error(options) && std::isfinite(allowed) && allowed > 0) {
     prefix.error =
         static_cast<float>(std::clamp(lost_error(coders.codes, coders.parts) / allowed, 1e-3, 1e3));

@@ -15,7 +15,7 @@ namespace thinwire::comm {
 
 // In front of the payload, see SlotReduce; both are the same on the two ways but for their number.
 struct SlotPrefix {
-  std::uint32_t wanted_bytes = 0;
+  std::uint32_t wanted_bytes = 0;  // beyond what any payload takes
   float error = 1;
 };
 struct MeanPrefix {
@@ -31,6 +31,9 @@ struct SlotCoders {
   entropy::StepCodes codes;
   std::vector<std::span<const float>> parts;
   std::vector<std::size_t> sizes;
+  // What a goal's other codec, or the encoding itself, loses of a part.
+  std::vector<float> lost;
+  std::vector<std::byte> payload;
 };
 SlotCoders& slot_coders();
 

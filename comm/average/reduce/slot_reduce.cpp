@@ -42,15 +42,25 @@ std::span<float> slot_part(std::span<float> values, std::size_t begin, const Pie
 }
 
 // What the frame of an owner's slice says when `sender` sends it.
-FrameHeader slot_header(const ReductionContext& context, const Slice& slice, int chunk,
-                        std::size_t leg, int sender, std::size_t slot_bytes) {
-  return {.codec_id = static_cast<std::uint16_t>(CodecId::kEcsq),
+FrameHeader slot_header(const Codec& codec, const ReductionContext& context, const Slice& slice,
+                        int chunk, std::size_t leg, int sender, std::size_t slot_bytes) {
+  return {.codec_id = static_cast<std::uint16_t>(codec.facts().id),
           .sender = static_cast<std::uint32_t>(context.peers->group_rank(sender)),
           .chunk = leg_number(chunk, leg),
           .layout = context.layout,
           .sequence = context.sequence,
           .numel = static_cast<std::uint64_t>(slice.numel),
           .payload_bytes = slot_bytes};
+}
+
+std::vector<std::vector<Slice>> slices_of(std::span<const PartitionLayer> layers, int world,
+                                          int chunks) {
+  std::vector<std::int64_t> sizes;
+  for (const PartitionLayer& layer : layers) {
+    THINWIRE_ASSERT(layer.codec->spec() == layers[0].codec->spec());
+    sizes.push_back(layer.numel);
+  }
+  return owner_slices(sizes, world, chunks);
 }
 
 }  // namespace
@@ -74,22 +84,23 @@ struct SlotReduce::Taken {
 
 SlotReduce::SlotReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
                        SharedSteps& steps)
+    : SlotReduce(slices_of(layers, peers.size(), chunks), *layers[0].codec, peers, steps) {}
+
+SlotReduce::SlotReduce(std::vector<std::vector<Slice>> slices, const Codec& codec,
+                       const Peers& peers, SharedSteps& steps)
     : rank_(peers.rank()),
       world_(peers.size()),
-      codec_(*layers[0].codec),
+      codec_(codec),
       options_(*ecsq_options(codec_)),
       spec_(codec_.spec()),
       rounding_(static_cast<float>(options_.rounding())),
       steps_(steps),
+      slices_(std::move(slices)),
       taken_(std::make_unique<Taken>()) {
-  std::vector<std::int64_t> sizes;
-  for (const PartitionLayer& layer : layers) {
-    THINWIRE_ASSERT(layer.codec->spec() == spec_);
-    sizes.push_back(layer.numel);
-    numel_ += layer.numel;
+  for (const std::vector<Slice>& owners : slices_) {
+    chunks_.push_back(std::make_unique<Chunk>());
+    for (const Slice& s : owners) numel_ += s.numel;
   }
-  slices_ = owner_slices(sizes, world_, chunks);
-  for (int c = 0; c < chunks; ++c) chunks_.push_back(std::make_unique<Chunk>());
 }
 
 SlotReduce::~SlotReduce() = default;
@@ -219,8 +230,8 @@ void SlotReduce::send_slices(int index) {
         note_residual(layer, rest);
       });
       if (owner == rank_) continue;
-      write_frame_header(slot_header(context_, s, index, kToOwners, rank_, slot.size()), slot,
-                         frame);
+      write_frame_header(slot_header(codec_, context_, s, index, kToOwners, rank_, slot.size()),
+                         slot, frame);
     }
   }
   if (!context_.peers->alone()) {
@@ -259,7 +270,7 @@ bool SlotReduce::add_up(int index) {
         const auto frame = chunk.in[kToOwners]->of(r);
         slot = frame.subspan(kFrameHeaderBytes);
         verify_frame(read_frame_header(frame),
-                     slot_header(context_, own, index, kToOwners, r, slot.size()), slot);
+                     slot_header(codec_, context_, own, index, kToOwners, r, slot.size()), slot);
       }
       SlotPrefix prefix;
       std::memcpy(&prefix, slot.data(), sizeof prefix);
@@ -327,7 +338,7 @@ void SlotReduce::send_mean(int index, bool refused) {
   const Slice& own = slice(index, rank_);
   if (own.numel > 0 && world_ > 1) {
     const std::span<std::byte> slot = chunk.own[kToAll];
-    FrameHeader header = slot_header(context_, own, index, kToAll, rank_, slot.size());
+    FrameHeader header = slot_header(codec_, context_, own, index, kToAll, rank_, slot.size());
     if (!chunk.finite) header.status = FrameHeader::Status::kNonFinite;
     if (refused) {
       std::ranges::fill(slot, std::byte{0});
@@ -366,7 +377,8 @@ void SlotReduce::receive_means(int index) {
         context_.refusal->note_second_hand(sender, found.blamed_rank);
         continue;
       }
-      verify_frame(found, slot_header(context_, s, index, kToAll, owner, slot.size()), slot);
+      verify_frame(found, slot_header(codec_, context_, s, index, kToAll, owner, slot.size()),
+                   slot);
       finite_ = finite_ && found.status == FrameHeader::Status::kOk;
       note_taken(index, owner, slot);
     } catch (const FrameError& error) {

@@ -38,6 +38,9 @@ class SlotReduce final : public Reduction {
   // All layers have one ecsq codec. `steps` outlives the object.
   SlotReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
              SharedSteps& steps);
+  // The same with slices by chunk and owner that are cut already; their pieces are the parts.
+  SlotReduce(std::vector<std::vector<Slice>> slices, const Codec& codec, const Peers& peers,
+             SharedSteps& steps);
   ~SlotReduce() override;
 
   void advance() override;

@@ -56,6 +56,8 @@ inline std::vector<ReductionCase> all_reductions() {
       {"ecsq(error=0.3)", {"scatter_reduce"}},
       {"ecsq(as=quantize(bits=4))", {"scatter_reduce", "gather_reduce"}},
       {"ecsq(step=0.5, residual_decay=1)", {"scatter_reduce"}},
+      {"spectral(bits=1)", {"scatter_reduce", "gather_reduce"}},
+      {"spectral(bits=3, directions=3, every=2)", {"scatter_reduce"}},
   };
   std::vector<ReductionCase> cases = {{"topk(density=0.3)", "", 4}, {"onebit", "", 2}};
   std::set<std::string> seen;
@@ -68,6 +70,7 @@ inline std::vector<ReductionCase> all_reductions() {
     }
     if (std::string(pair.spec).starts_with("powersgd")) continue;
     if (std::string(pair.spec).starts_with("ecsq")) continue;
+    if (std::string(pair.spec).starts_with("spectral")) continue;
     if (std::string(pair.spec).find("momentum") != std::string::npos) continue;
     const bool first = seen.insert("hierarchical").second;
     cases.push_back({pair.spec, "hierarchical", 4, {7, 3, 3, 7}});

@@ -68,6 +68,7 @@ INSTANTIATE_TEST_SUITE_P(
                                          Kind{"quantize(bits=4, bucket=64)", 0.5},
                                          Kind{"ecsq(bits=4)", 0.4}, Kind{"ecsq(error=0.05)", 0.2},
                                          Kind{"ecsq(step=0.01)", 0.01},
+                                         Kind{"spectral(bits=4)", 0.4},
                                          Kind{"quantize(bits=8, rounding=stochastic)", 0.1}),
                        ::testing::Values(1, 2, 3, 4)));
 

@@ -158,9 +158,11 @@ TEST_P(WarmAllocations, DoNotGrowWithTheBucket) {
 
 INSTANTIATE_TEST_SUITE_P(All, WarmAllocations, ::testing::ValuesIn([] {
                            std::vector<ReductionCase> cases = all_reductions();
-                           // The entropy coder of ecsq makes its tables anew for every payload.
+                           // A new basis is a new layout of the bucket: of those steps the warm
+                           // ones must be free.
                            std::erase_if(cases, [](const ReductionCase& c) {
-                             return c.world != 3 || std::string_view(c.spec).starts_with("ecsq");
+                             return c.world != 3 || std::string_view(c.spec).find("every=2") !=
+                                                        std::string_view::npos;
                            });
                            return cases;
                          }()));

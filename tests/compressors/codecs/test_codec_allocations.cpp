@@ -55,7 +55,7 @@ INSTANTIATE_TEST_SUITE_P(HotPath, Allocations,
                                            "quantize(bits=3, norm=l2, rounding=stochastic)",
                                            "cast(fp8_e4m3)", "topk",
                                            "topk(density=0.1, select=sampled)", "randomk", "onebit",
-                                           "terngrad", "ternary", "powersgd", "ecsq"));
+                                           "terngrad", "ternary", "powersgd", "ecsq", "spectral"));
 
 }  // namespace
 }  // namespace thinwire

@@ -45,7 +45,8 @@ std::vector<std::string> specs() {
                               "ecsq(bits=0.5)",
                               "ecsq(bits=8)",
                               "ecsq(error=0.2)",
-                              "ecsq(as=quantize(bits=4))"}) {
+                              "ecsq(as=quantize(bits=4))",
+                              "spectral(error=0.2, directions=4)"}) {
     all.emplace_back(variant);
   }
   return all;

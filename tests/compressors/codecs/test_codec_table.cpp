@@ -26,7 +26,7 @@ TEST(CodecTable, NamesAndIdsAreUnique) {
   // Part of the frame format.
   const std::vector<std::string_view> names = {"identity", "cast",   "quantize", "topk",
                                                "randomk",  "onebit", "terngrad", "ternary",
-                                               "powersgd", "ecsq"};
+                                               "powersgd", "ecsq",   "spectral"};
   for (std::size_t id = 0; id < names.size(); ++id) {
     EXPECT_EQ(static_cast<std::size_t>(codec_entry(names[id]).id), id) << names[id];
   }
@@ -51,6 +51,10 @@ TEST(CodecTable, FactsAreTheParameters) {
   EXPECT_EQ(facts("powersgd(rank=7, iterations=3)").rank, 7);
   EXPECT_EQ(facts("powersgd(rank=7, iterations=3)").iterations, 3);
   EXPECT_EQ(facts("powersgd").form, Form::kLowRank);
+  EXPECT_EQ(facts("spectral(directions=8, every=50)").directions, 8);
+  EXPECT_EQ(facts("spectral(directions=8, every=50)").every, 50);
+  EXPECT_EQ(facts("spectral").form, Form::kSlots);
+  EXPECT_EQ(facts("ecsq").directions, 0);
 }
 
 TEST(CodecTable, AnotherDensityChangesNothingElse) {
@@ -80,7 +84,8 @@ TEST(CodecTable, Claims) {
   EXPECT_THAT(claiming(&CodecTraits::exact_on_constants),
               ElementsAre("identity", "quantize", "terngrad"));
   EXPECT_THAT(claiming(&CodecTraits::needs_error_feedback),
-              ElementsAre("quantize", "topk", "randomk", "onebit", "ternary", "powersgd", "ecsq"));
+              ElementsAre("quantize", "topk", "randomk", "onebit", "ternary", "powersgd", "ecsq",
+                          "spectral"));
 }
 
 TEST(CodecTable, OnlyFixedBlocksCanBeCut) {

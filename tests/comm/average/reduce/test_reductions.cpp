@@ -191,10 +191,13 @@ TEST(ReductionBalance, HoldsWhileThePlanChanges) {
                          "topk(density=0.05, momentum=0)",
                          "none",
                          "powersgd(rank=1)",
-                         "topk(density=0.1)"};
+                         "spectral(bits=2)",
+                         "topk(density=0.1)",
+                         "spectral(bits=1, directions=4, every=2)",
+                         "spectral(bits=1, directions=5, every=2)"};
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
     const Ledger ledger = train(
-        3, {.chunk_bytes = 2048}, 33,
+        3, {.chunk_bytes = 2048}, 42,
         [&](int step) { return uniform_plan(kShapes, specs[step / 3]); },
         [&](int step, int rank) {
           return random_bucket(kShapes, static_cast<std::uint64_t>(step), rank, type);
@@ -222,16 +225,19 @@ TEST(ReductionBalance, HoldsWhileOwnersChange) {
 
 // A model that goes on with another number of ranks still owes what it owed.
 TEST(ReductionBalance, SurvivesAnotherWorld) {
-  const Plan plan = uniform_plan(kShapes, "onebit(bucket=64)");
-  Ledger ledger = train(
-      4, {}, 10, [&](int) { return plan; },
-      [](int step, int rank) {
-        return random_bucket(kShapes, static_cast<std::uint64_t>(step), rank);
-      });
-  const double before = ledger.carried();
-  ledger.states = std::vector<AveragerState>(3, merge_states(ledger.states));
-  EXPECT_NEAR(ledger.carried(), before, 1e-4 * before);
-  EXPECT_LE(ledger.imbalance(random_bucket(kShapes, 0, 0)), 2e-5);
+  for (const char* spec : {"onebit(bucket=64)", "spectral(bits=1, every=3)"}) {
+    const Plan plan = uniform_plan(kShapes, spec);
+    Ledger ledger = train(
+        4, {}, 10, [&](int) { return plan; },
+        [](int step, int rank) {
+          return random_bucket(kShapes, static_cast<std::uint64_t>(step), rank);
+        });
+    const double before = ledger.carried();
+    EXPECT_GT(before, 1) << spec;
+    ledger.states = std::vector<AveragerState>(3, merge_states(ledger.states));
+    EXPECT_NEAR(ledger.carried(), before, 1e-4 * before) << spec;
+    EXPECT_LE(ledger.imbalance(random_bucket(kShapes, 0, 0)), 2e-5) << spec;
+  }
 }
 
 TEST(StateTensors, RefuseWhatIsNoState) {
@@ -284,6 +290,7 @@ TEST_P(Bounded, ResidualsDoNotGrowOver4000Steps) {
 INSTANTIATE_TEST_SUITE_P(CodecsAndStrategies, Bounded,
                          ::testing::Values(ReductionCase{"onebit(bucket=64)", "scatter_reduce", 2},
                                            ReductionCase{"ecsq(bits=1)", "scatter_reduce", 2},
+                                           ReductionCase{"spectral(bits=1)", "scatter_reduce", 2},
                                            ReductionCase{"topk(density=0.1)", "gather_reduce", 2},
                                            ReductionCase{"powersgd(rank=1)", "low_rank", 2}));
 
