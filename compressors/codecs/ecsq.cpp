@@ -216,17 +216,19 @@ class Ecsq final : public Codec {
 
 double EcsqOptions::rounding() const {
   if (goal != Goal::kBits) return 0.42;
+  // In a basis few coefficients take most of the bits: the others are those of a lower rate.
+  const double rate = basis ? value / 2 : value;
   struct Point {
     double bits, rounding;
   };
   constexpr std::array kPoints = {Point{0.25, 0.15}, Point{0.5, 0.25}, Point{1, 0.35},
                                   Point{2, 0.42}, Point{3, 0.5}};
-  if (value <= kPoints.front().bits) return kPoints.front().rounding;
+  if (rate <= kPoints.front().bits) return kPoints.front().rounding;
   for (std::size_t i = 1; i < kPoints.size(); ++i) {
     const Point& a = kPoints[i - 1];
     const Point& b = kPoints[i];
-    if (value <= b.bits) {
-      return a.rounding + (b.rounding - a.rounding) * (value - a.bits) / (b.bits - a.bits);
+    if (rate <= b.bits) {
+      return a.rounding + (b.rounding - a.rounding) * (rate - a.bits) / (b.bits - a.bits);
     }
   }
   return kPoints.back().rounding;

@@ -9,8 +9,8 @@
 //   directions=16                     leading directions of either side of a matrix
 //   every=20                          steps from one basis to the next; the first ones come sooner
 //
-// MoE rows have a codec of the same name with other parameters, moe/rows/spectral_rows.h: whether
-// a spec means one or the other says the place where it stands.
+// MoE rows have a codec of the same name with other parameters, moe/rows/spectral_rows.h: the place
+// where a spec stands says which is meant.
 #pragma once
 
 #include "thinwire/common/spec.h"

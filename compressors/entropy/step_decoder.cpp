@@ -81,6 +81,7 @@ void StepDecoder::decode(std::span<const std::byte> slot, std::span<const std::s
   codes.step_ = in.get<float>();
   std::memcpy(codes.centroids_.data(), in.take(kCentroids).data(), kCentroids);
   codes.parts_.assign(sizes.size(), {});
+  tables_.reserve(sizes.size() + 1);
   tables_.clear();
   table_of_part_.assign(sizes.size(), 0);
   std::size_t numel = 0, symbols = 0;

@@ -197,6 +197,7 @@ double StepEncoder::make_tables(StepCodes& codes) {
   std::array<Open, 2> open;  // of codes and of pairs
   auto& merged = merged_counts_;
   merged.clear();
+  merged.reserve(codes.parts_.size() + 1);
   group_.assign(codes.parts_.size(), 0);
   std::size_t symbols = 0;
   for (std::size_t p = 0; p < codes.parts_.size(); ++p) {
@@ -232,6 +233,9 @@ double StepEncoder::make_tables(StepCodes& codes) {
   }
   if (!excess_symbols_.empty()) merged.push_back(count_symbols(excess_symbols_));
 
+  // As many as there may be: their number changes from payload to payload.
+  weights_.reserve(codes.parts_.size() + 1);
+  tables_.reserve(codes.parts_.size() + 1);
   weights_.clear();
   tables_.clear();
   double bits = 8.0 * static_cast<double>(min_bytes(codes.parts_.size()) + long_numbers_.size() +

@@ -304,7 +304,6 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Way{"quantize(bits=4, error_feedback=off)", "scatter_reduce", 2},
         Way{"ecsq(bits=4, error_feedback=off)", "scatter_reduce", 2},
-        Way{"spectral(bits=4, error_feedback=off)", "scatter_reduce", 2},
         Way{"topk(density=0.1, error_feedback=off)", "gather_reduce", 1},
         Way{"topk(density=0.1, error_feedback=off)", "sparse", 2},
         Way{"randomk(density=0.1, error_feedback=off)", "dense", 2},

@@ -249,7 +249,9 @@ TEST(StateTensors, RefuseWhatIsNoState) {
   for (const Tensors& wrong :
        {Tensors{{"other/a", two}}, Tensors{{"residual/a", two.to(at::kHalf)}},
         Tensors{{"warm_start/a", two}}, Tensors{{"velocity/a", two}},
-        Tensors{{"second_residual/a", two}}, Tensors{{"second_residual/-1/a", two}}}) {
+        Tensors{{"second_residual/a", two}}, Tensors{{"second_residual/-1/a", two}},
+        Tensors{{"basis/left/a", two}}, Tensors{{"basis/other/a", two}},
+        Tensors{{"basis/left", two}}, Tensors{{"basis/shape/a", at::ones({5}, at::kDouble)}}}) {
     EXPECT_THROW(state_from_tensors(wrong), InvalidArgument) << wrong.begin()->first;
   }
 }
