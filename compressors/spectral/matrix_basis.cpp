@@ -117,7 +117,7 @@ MatrixBasis::MatrixBasis(MatrixShape shape, int directions, const RandomKey& key
 MatrixBasis::MatrixBasis(State state) : state_(std::move(state)) {
   const auto [rows, cols] = state_.shape;
   const std::int64_t k = state_.directions;
-  const bool sound = rows > 0 && cols > 0 && k >= 0 && k <= std::min(rows, cols) &&
+  const bool sound = rows > 0 && cols >= 0 && k >= 0 && k <= std::min(rows, cols) &&
                      (k > 0) == (rows > 1) && state_.steps >= 0;
   check(sound, "a saved basis has ", k, " directions for a matrix of ", rows, " x ", cols);
   const auto expect = [](const char* what, std::size_t found, std::int64_t expected) {
@@ -174,6 +174,7 @@ void MatrixBasis::learn(std::span<const float> mean) {
   const std::size_t rows = size(state_.shape.rows), cols = size(state_.shape.cols);
   THINWIRE_ASSERT(mean.size() == rows * cols);
   ++state_.steps;
+  if (mean.empty()) return;
   const float scale = note_sizes(mean);
   const std::size_t k = size(state_.directions), padded = kernels::thin_columns(k);
   if (k == 0 || scale == 0) return;

@@ -158,6 +158,12 @@ TEST(MatrixBasis, StaysABasisWhateverItLearnsFrom) {
   }
 }
 
+TEST(MatrixBasis, TakesALayerWithoutElements) {
+  MatrixBasis basis(matrix_shape({}, 0), 16, kKey);
+  learn_from(basis, {}, true);
+  EXPECT_TRUE(MatrixBasis(basis.state()).state() == basis.state());
+}
+
 TEST(MatrixBasis, VectorsHaveOneLevel) {
   MatrixBasis basis({1, 100}, 16, kKey);
   EXPECT_EQ(basis.state().directions, 0);
