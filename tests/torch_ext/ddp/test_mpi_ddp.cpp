@@ -45,7 +45,7 @@ INSTANTIATE_TEST_SUITE_P(Graphs, OverMpi,
                                            Case{"find_unused", false, true, false},
                                            Case{"static", true, false, true},
                                            Case{"static_and_unused", true, false, false}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& instance) { return std::string(instance.param.name); });
 
 }  // namespace
 }  // namespace thinwire
