@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/printable.h"
 #include "thinwire/common/table.h"
 #include "thinwire/compressors/codecs/codec_table.h"
 #include "thinwire/launch/cli/commands.h"
@@ -120,7 +121,7 @@ void print(const Diagnosis& found, std::ostream& out) {
   print_environment(found, out);
   if (found.warnings.empty()) return;
   out << "\nWarnings\n";
-  for (const auto& warning : found.warnings) out << "  " << warning << "\n";
+  for (const auto& warning : found.warnings) out << "  " << printable(warning) << "\n";
 }
 
 }  // namespace

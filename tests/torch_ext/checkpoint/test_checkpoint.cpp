@@ -429,6 +429,19 @@ TEST_F(CheckpointTest, ARankThatCannotWriteIsNamedOnEveryRank) {
   EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 1"), HasSubstr("step-1"))));
 }
 
+// It returns once the tensors are copied, so what the disk says comes with the next call.
+TEST_F(CheckpointTest, AnAsynchronousSaveTellsItsFailureAtTheNextCall) {
+  const auto errors = errors_of<Error>(2, [&](RankContext& ctx) {
+    const fs::path folder = directory_ / concat("rank", ctx.rank);
+    fs::create_directories(directory_);
+    if (ctx.rank == 1) std::ofstream(folder) << "a file where the directory should be";
+    Training training(ctx, folder, /*asynchronous=*/true);
+    EXPECT_NO_THROW(training.checkpoint.save(1));
+    training.checkpoint.wait();
+  });
+  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 1"), HasSubstr("step-1"))));
+}
+
 TEST_F(CheckpointTest, MistakesAreRefused) {
   run_ranks(1, [&](RankContext& ctx) {
     EXPECT_THROW(Checkpoint(ctx.group, {.directory = ""}), InvalidArgument);
