@@ -228,8 +228,9 @@ def faults_of(case, launcher, outcome, exits):
         wrong.append(f"{launcher} ended with {exits[0]}")
     if None in exits or (failed and exits[0] == -signal.SIGKILL):
         wrong.append(f"{launcher} did not end")
-    if failed and not re.search(rf"rank\D{{0,12}}{VICTIM}\b|a fault in", outcome.output +
-                                "".join(outcome.texts), re.IGNORECASE):
+    # mpirun's own name of a process is [[JOB,1],RANK].
+    named = rf"rank\D{{0,12}}{VICTIM}\b|\],{VICTIM}\]|a fault in"
+    if failed and not re.search(named, outcome.output + "".join(outcome.texts), re.IGNORECASE):
         wrong.append("nobody names the rank")
     return wrong
 
