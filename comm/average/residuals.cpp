@@ -61,10 +61,7 @@ ErrorFeedback::Carried Residuals::correct(std::string_view name, std::span<float
   }
   if (!uses_momentum) add(values, momentum.residual(name), 1);
   if (way.in_basis) return carried;
-  for (const SecondResidual::Range* range : second.unowned(name, way.owned)) {
-    add(values.subspan(static_cast<std::size_t>(range->begin)), range->values,
-        static_cast<float>(world));
-  }
+  add_ranges(second.unowned(name, way.owned), static_cast<float>(world), values);
   return carried;
 }
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include <ATen/core/ivalue_inl.h>
@@ -213,7 +214,8 @@ bool another_rank_has_failed(const c10d::ProcessGroup& group) {
 void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
           const std::string& operation, std::uint64_t sequence) {
   try {
-    const RecordedOperation recorded(operation, sequence);
+    std::optional<RecordedOperation> recorded;
+    if (leaves_postmortems()) recorded.emplace(operation, sequence);
     if (!finished_before_any_failure(group, work))
       throw CommError(-1, operation, sequence, "another rank has failed");
     if (!work->wait()) throw CommError(-1, operation, sequence, "it was aborted");

@@ -74,6 +74,10 @@ std::string OperationRecord::json(int rank, int size, const std::string& operati
   return record.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
+bool leaves_postmortems() {
+  return !Env::get().postmortem.empty();
+}
+
 void leave_postmortem(int rank, int size, const std::string& operation,
                       const std::string& text) noexcept {
   static std::atomic<bool> has_left = false;

@@ -61,6 +61,9 @@ class RecordedOperation {
   int exceptions_ = std::uncaught_exceptions();
 };
 
+// Whether THINWIRE_POSTMORTEM names a folder: else nothing need be recorded.
+bool leaves_postmortems();
+
 // Writes the record as `folder`/rank-R.json where THINWIRE_POSTMORTEM names a folder; the first
 // failure of a process counts, later ones follow from it. Never throws: what cannot be written is
 // logged.

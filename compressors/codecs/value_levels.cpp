@@ -70,9 +70,9 @@ void round_to_levels(std::span<float> values) {
   if (counted == 0) return;
   const double spacing = kSpacing * (sum / static_cast<double>(counted) - least);
   const auto level_of = [&](float value) {
+    if (!(spacing > 0)) return 0;
     const double above = std::fabs(double{value}) - least;
-    if (!(spacing > 0) || above >= kMagnitudes * spacing) return spacing > 0 ? kMagnitudes - 1 : 0;
-    return std::min(static_cast<int>(above / spacing), kMagnitudes - 1);
+    return static_cast<int>(std::min(above / spacing, double{kMagnitudes - 1}));
   };
   std::array<double, kMagnitudes> sums{};
   std::array<std::size_t, kMagnitudes> counts{};

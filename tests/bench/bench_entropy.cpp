@@ -9,8 +9,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
-#include <limits>
 #include <vector>
 
 #ifdef THINWIRE_BENCH_HTSCODECS
@@ -25,6 +23,7 @@
 #include "thinwire/compressors/entropy/rate_model.h"
 #include "thinwire/compressors/entropy/step_coder.h"
 #include "thinwire/compressors/kernels/simd.h"
+#include "thinwire/tests/bench/least_seconds.h"
 
 namespace {
 
@@ -33,23 +32,6 @@ using namespace thinwire::entropy;
 
 constexpr int kTurns = 40;
 constexpr std::size_t kLayers = 8;
-
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-template <typename Body>
-double least_seconds(const Body& body) {
-  double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kTurns; ++i) {
-    const double begun = thread_seconds();
-    body();
-    least = std::min(least, thread_seconds() - begun);
-  }
-  return least;
-}
 
 // Two-sided exponential values, each layer half as large as the one before.
 std::vector<float> gradient(std::size_t count) {
@@ -97,7 +79,7 @@ void run_coder(const std::vector<std::uint8_t>& codes, bool pairs) {
                        .subspan(l * each, each);
   };
   const int lanes = lanes_for(pairs ? count / 2 : count);
-  const double encode = least_seconds([&] {
+  const double encode = least_seconds(kTurns, [&] {
     if (pairs) join_pairs(codes, joined.data());
     tables.clear();
     for (std::size_t l = 0; l < kLayers; ++l) {
@@ -108,7 +90,7 @@ void run_coder(const std::vector<std::uint8_t>& codes, bool pairs) {
     bytes = encoder.finish();
   });
   std::vector<std::uint8_t> symbols(each);
-  const double decode = least_seconds([&] {
+  const double decode = least_seconds(kTurns, [&] {
     RansDecoder decoder(std::span<const std::byte>(out).first(bytes), lanes);
     for (std::size_t l = 0; l < kLayers; ++l) {
       const auto target = std::span(back).subspan(l * each, each);
@@ -138,8 +120,8 @@ void run_values(std::span<const float> values, float step) {
   std::vector<float> back(each);
   std::size_t bytes = 0;
   const double encode =
-      least_seconds([&] { bytes = encoder.encode(parts, step, 0.4f, out, codes).bytes; });
-  const double decode = least_seconds([&] {
+      least_seconds(kTurns, [&] { bytes = encoder.encode(parts, step, 0.4f, out, codes).bytes; });
+  const double decode = least_seconds(kTurns, [&] {
     decoder.decode(std::span(out).first(bytes), sizes, codes);
     for (std::size_t l = 0; l < kLayers; ++l) codes.apply(l, Apply::kAssign, back);
   });
@@ -155,7 +137,7 @@ void run_other(const char* name, std::span<const std::uint8_t> in, double per_by
   constexpr std::size_t kBlock = std::size_t{1} << 20;
   std::vector<std::uint8_t> out(2 * in.size() + 65536), back(in.size() + 64);
   std::vector<std::size_t> sizes;
-  const double encode_seconds = least_seconds([&] {
+  const double encode_seconds = least_seconds(kTurns, [&] {
     sizes.clear();
     std::size_t at = 0;
     for (std::size_t i = 0; i < in.size(); i += kBlock) {
@@ -163,7 +145,7 @@ void run_other(const char* name, std::span<const std::uint8_t> in, double per_by
       at += sizes.back();
     }
   });
-  const double decode_seconds = least_seconds([&] {
+  const double decode_seconds = least_seconds(kTurns, [&] {
     std::size_t at = 0, i = 0;
     for (const std::size_t size : sizes) {
       const std::size_t count = std::min(kBlock, in.size() - i);
@@ -257,7 +239,8 @@ int main(int argc, char** argv) {
       (argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::size_t{1} << 22) / 1024 * 1024;
   const std::vector<float> values = gradient(count);
   std::vector<float> copy(count);
-  const double seconds = least_seconds([&] { std::memcpy(copy.data(), values.data(), 4 * count); });
+  const double seconds =
+      least_seconds(kTurns, [&] { std::memcpy(copy.data(), values.data(), 4 * count); });
   std::printf("%zu elements on %s; copying float32: %.2f G elements/s, %.1f GB/s both ways\n",
               count, kernels::simd_target().c_str(), static_cast<double>(count) / seconds / 1e9,
               8 * static_cast<double>(count) / seconds / 1e9);

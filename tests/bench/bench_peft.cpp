@@ -7,11 +7,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <vector>
 
 #include "thinwire/common/philox.h"
+#include "thinwire/common/thread_time.h"
 #include "thinwire/compressors/peft/container.h"
 #include "thinwire/compressors/peft/select.h"
 
@@ -22,12 +22,6 @@ using namespace thinwire::peft;
 
 constexpr int kRepeats = 9;
 volatile double sink;  // keeps results alive
-
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 // Median seconds of one call, after one that warms up.
 template <typename Body>

@@ -14,10 +14,11 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <ctime>
 #include <random>
 
 #include "thinwire/common/error.h"
+#include "thinwire/common/median.h"
+#include "thinwire/common/thread_time.h"
 #include "thinwire/compressors/codecs/codec_table.h"
 #include "thinwire/compressors/kernels/low_rank.h"
 
@@ -39,23 +40,10 @@ const std::vector<float>& gradient() {
   return values;
 }
 
-// Processor time of this thread: waiting for a processor that others use does not count.
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
 double seconds_of(const auto& call) {
   const double start = thread_seconds();
   call();
   return thread_seconds() - start;
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
 }
 
 // Reads every cache line and folds it: as fast as one core takes data in.

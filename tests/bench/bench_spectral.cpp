@@ -1,37 +1,20 @@
 // What the basis of a layer costs on one core, in ns an element: turning a gradient into it and a
 // mean out of it, learning from the mean, and a refresh, alone and spread over 20 steps. Processor
 // time of the thread, the least of the turns. Usage: bench_spectral [directions]
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
-#include <limits>
 #include <vector>
 
 #include "thinwire/common/philox.h"
 #include "thinwire/compressors/kernels/simd.h"
 #include "thinwire/compressors/spectral/matrix_basis.h"
+#include "thinwire/tests/bench/least_seconds.h"
 
 namespace {
 
 using namespace thinwire;
 
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-template <typename Body>
-double least_seconds(const Body& body) {
-  double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 30; ++i) {
-    const double begun = thread_seconds();
-    body();
-    least = std::min(least, thread_seconds() - begun);
-  }
-  return least;
-}
+constexpr int kTurns = 30;
 
 void run(std::int64_t rows, std::int64_t cols, int directions) {
   const RandomKey key{.seed = 9};
@@ -40,13 +23,14 @@ void run(std::int64_t rows, std::int64_t cols, int directions) {
   std::vector<float> values(static_cast<std::size_t>(rows * cols));
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = stream.uniform(i) - 0.5f;
   const double ns = 1e9 / static_cast<double>(values.size());
-  const double into = ns * least_seconds([&] { basis.turn_into(values); });
-  const double out_of = ns * least_seconds([&] { basis.turn_out_of(values); });
-  const double learn = ns * least_seconds([&] { basis.learn(values); });
-  const double refresh = ns * least_seconds([&] {
-                           basis.learn(values);
-                           basis.refresh(key);
-                         }) -
+  const double into = ns * least_seconds(kTurns, [&] { basis.turn_into(values); });
+  const double out_of = ns * least_seconds(kTurns, [&] { basis.turn_out_of(values); });
+  const double learn = ns * least_seconds(kTurns, [&] { basis.learn(values); });
+  const double refresh = ns * least_seconds(kTurns,
+                                            [&] {
+                                              basis.learn(values);
+                                              basis.refresh(key);
+                                            }) -
                          learn;
   std::printf("%5lld x %-5lld %8.2f %8.2f %8.2f %10.2f %14.2f\n", static_cast<long long>(rows),
               static_cast<long long>(cols), into, out_of, learn, refresh, learn + refresh / 20);

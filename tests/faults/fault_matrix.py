@@ -17,7 +17,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -132,12 +131,6 @@ class Outcome:
         return errors[-1] if errors else ""
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def run(case, launcher, command):
     with tempfile.TemporaryDirectory(prefix="thinwire-fault-") as name:
         folder = pathlib.Path(name)
@@ -174,7 +167,7 @@ def start(command, variables, shell=""):
 
 
 def start_plain(case, command, folder):
-    common = {"WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+    common = {"WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": jobs.free_port(),
               **case.everybody}
     processes = []
     for rank in range(SIZE):

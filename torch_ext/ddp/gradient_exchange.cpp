@@ -204,12 +204,7 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
   ++submitted_steps_;
   if (adaptive_ && adaptive_->schedule().closes_window(step)) {
     // A job of its own: the backward pass need not wait for it.
-    thread_->submit(
-        [this, step] {
-          comm::guard(*averager_.group(), "closing a window of statistics",
-                      static_cast<std::uint64_t>(step), [&] { adaptive_->close_window(); });
-        },
-        [](const std::exception_ptr&) {});
+    thread_->submit([this] { adaptive_->close_window(); }, [](const std::exception_ptr&) {});
   }
 }
 

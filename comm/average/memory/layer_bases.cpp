@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "thinwire/common/error.h"
-#include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/compressors/spectral/level_order.h"
 
 namespace thinwire::comm {
@@ -56,11 +55,7 @@ void add_second(const spectral::MatrixBasis& basis,
                 std::span<float> residual) {
   if (ranges.empty()) return;
   std::vector<float> second(residual.size());
-  for (const SecondResidual::Range* range : ranges) {
-    const auto part =
-        std::span(second).subspan(static_cast<std::size_t>(range->begin), range->values.size());
-    kernels::add_scaled(part.data(), range->values.data(), factor, part);
-  }
+  add_ranges(ranges, factor, second);
   std::vector<std::uint32_t> places(residual.size());
   spectral::order_by_level(basis.row_levels(), basis.column_levels(), places);
   for (std::size_t i = 0; i < residual.size(); ++i) residual[i] += second[places[i]];
@@ -69,11 +64,7 @@ void add_second(const spectral::MatrixBasis& basis,
 void bring_into(LayerBasis& layer, std::string_view name, std::span<float> residual,
                 SecondResidual& second, int world) {
   THINWIRE_ASSERT(!layer.holds_residuals);
-  for (const SecondResidual::Range* range : second.unowned(name, {})) {
-    const auto part =
-        residual.subspan(static_cast<std::size_t>(range->begin), range->values.size());
-    kernels::add_scaled(part.data(), range->values.data(), static_cast<float>(world), part);
-  }
+  add_ranges(second.unowned(name, {}), static_cast<float>(world), residual);
   second.drop_unowned(name, {});
   layer.basis.turn_into(residual);
   layer.holds_residuals = true;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "thinwire/compressors/kernels/float_arrays.h"
+
 namespace thinwire::comm {
 namespace {
 
@@ -70,6 +72,14 @@ void SecondResidual::drop_unowned(std::string_view name, std::span<const Extent>
   if (layer == ranges_.end()) return;
   std::erase_if(layer->second, [&](const Range& range) { return !is_owned(range, owned); });
   if (layer->second.empty()) ranges_.erase(layer);
+}
+
+void add_ranges(std::span<const SecondResidual::Range* const> ranges, float factor,
+                std::span<float> values) {
+  for (const SecondResidual::Range* range : ranges) {
+    const auto part = values.subspan(static_cast<std::size_t>(range->begin), range->values.size());
+    kernels::add_scaled(part.data(), range->values.data(), factor, part);
+  }
 }
 
 }  // namespace thinwire::comm

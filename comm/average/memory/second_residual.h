@@ -51,4 +51,8 @@ class SecondResidual {
   State ranges_;
 };
 
+// values[i] += factor · what the ranges hold of element i.
+void add_ranges(std::span<const SecondResidual::Range* const> ranges, float factor,
+                std::span<float> values);
+
 }  // namespace thinwire::comm

@@ -1,23 +1,12 @@
 #include "thinwire/comm/average/reduce/factor_mean.h"
 
-#include <numeric>
-
 namespace thinwire::comm {
-namespace {
-
-std::int64_t numel_of_parts(std::span<const PartitionLayer> parts) {
-  return std::accumulate(
-      parts.begin(), parts.end(), std::int64_t{0},
-      [](std::int64_t sum, const PartitionLayer& part) { return sum + part.numel; });
-}
-
-}  // namespace
 
 FactorMean::FactorMean(std::span<const PartitionLayer> parts, const Peers& peers,
                        std::size_t chunk_bytes)
     : parts_(parts.begin(), parts.end()),
       reduce_(std::make_unique<ScatterReduce>(
-          parts_, peers, Partition::chunks_for(numel_of_parts(parts), chunk_bytes))) {}
+          parts_, peers, Partition::chunks_for(total_numel(parts), chunk_bytes))) {}
 
 void FactorMean::start(const ReductionContext& context, std::span<const LayerValues* const> layers,
                        std::span<float> buffer, std::span<float> lost) {

@@ -21,13 +21,13 @@ std::size_t payload_bytes(const PartitionLayer& layer) {
   return layer.codec->max_compressed_bytes(layer.numel, DType::kFloat32);
 }
 
+}  // namespace
+
 std::int64_t total_numel(std::span<const PartitionLayer> layers) {
   std::int64_t numel = 0;
   for (const auto& layer : layers) numel += layer.numel;
   return numel;
 }
-
-}  // namespace
 
 std::size_t Slice::frame_bytes() const {
   return numel == 0 ? 0 : kFrameHeaderBytes + payload_bytes;

@@ -35,6 +35,9 @@ struct PartitionLayer {
   const Codec* codec;
 };
 
+// Of all of them.
+std::int64_t total_numel(std::span<const PartitionLayer> layers);
+
 // Slices in the order of memory: chunk by chunk, and within a chunk owner by owner. Slices are
 // within one codec block of equal size in bytes; every element is in exactly one slice.
 class Partition {

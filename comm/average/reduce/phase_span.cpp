@@ -1,6 +1,6 @@
 #include "thinwire/comm/average/reduce/phase_span.h"
 
-#include <time.h>
+#include "thinwire/common/thread_time.h"
 
 namespace thinwire::comm {
 namespace {
@@ -18,12 +18,6 @@ const PhaseNames& names_of(Phase phase) {
   return kPhaseNames[static_cast<std::size_t>(phase)];
 }
 
-double thread_cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
 }  // namespace
 
 PhaseSpan::PhaseSpan(Timeline* timeline, std::string_view track, PhaseSeconds* seconds, Phase phase,
@@ -35,14 +29,14 @@ PhaseSpan::PhaseSpan(Timeline* timeline, std::string_view track, PhaseSeconds* s
       seconds_(seconds),
       begin_(Clock::now()) {
   if (range_.isActive()) range_.before(names_of(phase).profiler);
-  if (seconds_) cpu_begin_ = thread_cpu_seconds();
+  if (seconds_) cpu_begin_ = thread_seconds();
 }
 
 PhaseSpan::~PhaseSpan() {
   if (!seconds_) return;
   const auto phase = static_cast<std::size_t>(phase_);
   seconds_->wall[phase] += seconds_since(begin_);
-  seconds_->cpu[phase] += thread_cpu_seconds() - cpu_begin_;
+  seconds_->cpu[phase] += thread_seconds() - cpu_begin_;
 }
 
 }  // namespace thinwire::comm

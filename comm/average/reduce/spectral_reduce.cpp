@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
-#include <numeric>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/ecsq.h"
@@ -12,12 +11,6 @@ namespace thinwire::comm {
 namespace {
 
 using spectral::MatrixBasis;
-
-std::int64_t numel_of_layers(std::span<const PartitionLayer> layers) {
-  return std::accumulate(
-      layers.begin(), layers.end(), std::int64_t{0},
-      [](std::int64_t sum, const PartitionLayer& layer) { return sum + layer.numel; });
-}
 
 // array[places[i]] = values[i] + factor · carried[i]
 void put_layer(std::span<const float> values, std::span<const float> carried, float factor,
@@ -49,7 +42,7 @@ SpectralReduce::SpectralReduce(std::span<const PartitionLayer> layers, const Pee
       codec_(*layers[0].codec),
       options_(*ecsq_options(codec_)->basis),
       chunks_(chunks),
-      numel_(numel_of_layers(layers)),
+      numel_(total_numel(layers)),
       memory_(memory) {
   check(numel_ <= std::numeric_limits<std::uint32_t>::max(), "the layers of a bucket have ", numel_,
         " elements under ", codec_.spec(), ", which takes 4294967295 at most");

@@ -1,6 +1,4 @@
 // The backend's functions in the library, which loads the part that has MPI.
-#include <dlfcn.h>
-
 #include <cstdlib>
 
 #include "thinwire/comm/backend/mpi/backend.h"
@@ -14,20 +12,23 @@ namespace {
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 
 #if THINWIRE_MPI_INSIDE
-const MpiFunctions& mpi_functions() {
-  return *thinwire_mpi_functions();
+const void* mpi_inside() {
+  return thinwire_mpi_functions();
 }
 #else
+constexpr auto mpi_inside = nullptr;
+#endif
+
 Part& mpi_part() {
   static Part part({
-      "MPI",
-      "libthinwire_mpi.so",
-      "thinwire_mpi_functions",
-      "install an MPI library with its headers (Debian: libopenmpi-dev) and build thinwire again; "
-      "the backend gloo works without",
-      "install the MPI library that it was built with (Debian: openmpi-bin); the backend gloo "
-      "works "
-      "without",
+      .title = "MPI",
+      .file = "libthinwire_mpi.so",
+      .function = "thinwire_mpi_functions",
+      .build = "install an MPI library with its headers (Debian: libopenmpi-dev) and build "
+               "thinwire again; the backend gloo works without",
+      .install = "install the MPI library that it was built with (Debian: openmpi-bin); the "
+                 "backend gloo works without",
+      .inside = mpi_inside,
   });
   return part;
 }
@@ -35,7 +36,6 @@ Part& mpi_part() {
 const MpiFunctions& mpi_functions() {
   return *static_cast<const MpiFunctions*>(mpi_part().table());
 }
-#endif
 
 }  // namespace
 
@@ -70,11 +70,7 @@ BackendPtr reconnect_mpi_backend(const BackendPtr& backend, const std::vector<in
 }
 
 void* find_mpi_function(const char* name) {
-#if THINWIRE_MPI_INSIDE
-  return dlsym(RTLD_DEFAULT, name);
-#else
   return mpi_part().find(name);
-#endif
 }
 
 void prepare_mpi_backend() {

@@ -1,28 +1,30 @@
 // The backend's functions in the library, which loads the part that has NCCL.
-#include <dlfcn.h>
-
+#include "thinwire/comm/backend/part/part.h"
 #include "thinwire/comm/backend/nccl/backend.h"
 #include "thinwire/comm/backend/nccl/functions.h"
-#include "thinwire/comm/backend/part/part.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
 namespace {
 
 #if THINWIRE_NCCL_INSIDE
-const NcclFunctions& nccl_functions() {
-  return *thinwire_nccl_functions();
+const void* nccl_inside() {
+  return thinwire_nccl_functions();
 }
 #else
+constexpr auto nccl_inside = nullptr;
+#endif
+
 Part& nccl_part() {
   static Part part({
-      "NCCL",
-      "libthinwire_nccl.so",
-      "thinwire_nccl_functions",
-      "it needs a CUDA build of LibTorch, the CUDA toolkit and nccl.h (Debian: libnccl-dev, "
-      "Python: "
-      "nvidia-nccl-cu13) when it is configured; the backends gloo and mpi work without",
-      "it needs a CUDA build of LibTorch; the backends gloo and mpi work without",
+      .title = "NCCL",
+      .file = "libthinwire_nccl.so",
+      .function = "thinwire_nccl_functions",
+      .build =
+          "it needs a CUDA build of LibTorch, the CUDA toolkit and nccl.h (Debian: libnccl-dev, "
+          "Python: nvidia-nccl-cu13) when it is configured; the backends gloo and mpi work without",
+      .install = "it needs a CUDA build of LibTorch; the backends gloo and mpi work without",
+      .inside = nccl_inside,
   });
   return part;
 }
@@ -30,7 +32,6 @@ Part& nccl_part() {
 const NcclFunctions& nccl_functions() {
   return *static_cast<const NcclFunctions*>(nccl_part().table());
 }
-#endif
 
 }  // namespace
 
@@ -60,11 +61,7 @@ c10::intrusive_ptr<c10d::Backend> reconnect_nccl_backend(
 }
 
 void* find_nccl_function(const char* name) {
-#if THINWIRE_NCCL_INSIDE
-  return dlsym(RTLD_DEFAULT, name);
-#else
   return nccl_part().find(name);
-#endif
 }
 
 }  // namespace thinwire::comm

@@ -1,5 +1,7 @@
 #include "thinwire/comm/backend/part/part.h"
 
+#include <dlfcn.h>
+
 #include <filesystem>
 #include <string_view>
 
@@ -23,6 +25,7 @@ std::unique_ptr<DynamicLibrary> load_part(const Part::Name& name, const std::str
 }  // namespace
 
 const void* Part::table() {
+  if (name_.inside != nullptr) return name_.inside();
   const std::lock_guard lock(mutex_);
   if (table_ != nullptr) return table_;
   const std::string path = beside_library_of(&kHere, name_.file);
@@ -41,6 +44,7 @@ const void* Part::table() {
 }
 
 void* Part::find(const char* function) {
+  if (name_.inside != nullptr) return dlsym(RTLD_DEFAULT, function);
   try {
     table();
   } catch (const InvalidArgument&) {

@@ -21,11 +21,12 @@ inline constexpr const char* kPartVersion = THINWIRE_VERSION " for torch " THINW
 class Part {
  public:
   struct Name {
-    const char* title;     // what it makes possible: "MPI"
-    const char* file;      // beside libthinwire
-    const char* function;  // that gives the table
-    const char* build;     // what to do where the installation has no such file
-    const char* install;   // what to do where the file cannot be loaded
+    const char* title;                  // what it makes possible: "MPI"
+    const char* file;                   // beside libthinwire
+    const char* function;               // that gives the table
+    const char* build;                  // what to do where the installation has no such file
+    const char* install;                // what to do where the file cannot be loaded
+    const void* (*inside)() = nullptr;  // gives the table where the library contains the part
   };
 
   explicit Part(const Name& name) : name_(name) {}

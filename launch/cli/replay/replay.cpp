@@ -1,7 +1,6 @@
 #include "thinwire/launch/cli/replay/replay.h"
 
 #include <ATen/ops/empty.h>
-#include <time.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,17 +14,12 @@
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/common/thread_time.h"
 #include "thinwire/compressors/allocation/schedule.h"
 #include "thinwire/torch_ext/ddp/gradient_exchange.h"
 
 namespace thinwire::launch {
 namespace {
-
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 std::vector<LayerInfo> infos_of(const Recording& recording) {
   std::vector<LayerInfo> infos;

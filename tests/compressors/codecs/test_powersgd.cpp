@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <random>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/codec_table.h"
@@ -11,17 +10,10 @@
 #include "thinwire/compressors/kernels/low_rank.h"
 #include "thinwire/compressors/kernels/low_rank_ref.h"
 #include "thinwire/compressors/kernels/simd.h"
+#include "thinwire/tests/support/standard_normal.h"
 
 namespace thinwire {
 namespace {
-
-std::vector<float> gaussian(std::size_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(n);
-  for (auto& value : values) value = normal(generator);
-  return values;
-}
 
 // Squared singular values, descending: one-sided Jacobi in double precision on the columns of M.
 std::vector<double> squared_singular_values(const std::vector<float>& m, std::size_t rows,
@@ -65,7 +57,8 @@ TEST(LowRankKernels, EqualTheReferenceOnEveryTarget) {
   for (const auto& [rows, cols] :
        {std::pair<std::size_t, std::size_t>{1, 1}, {3, 50}, {50, 3}, {17, 33}, {64, 128}}) {
     for (const std::size_t r : {std::size_t{1}, std::size_t{3}, std::size_t{4}, std::size_t{9}}) {
-      const auto m = gaussian(rows * cols, 1), q = gaussian(cols * r, 2);
+      const auto m = thinwire::testing::standard_normal(rows * cols, 1),
+                 q = thinwire::testing::standard_normal(cols * r, 2);
       std::vector<float> p(rows * r), q2(cols * r), m2(rows * cols);
       kernels::ref::low_rank_multiply(m.data(), rows, cols, q.data(), r, p.data());
       auto orthogonal = p;
@@ -92,7 +85,7 @@ TEST(LowRankKernels, EqualTheReferenceOnEveryTarget) {
 
 TEST(Orthogonalize, DropsDependentColumnsAndKeepsNan) {
   constexpr std::size_t kRows = 40;
-  auto p = gaussian(kRows * 4, 3);
+  auto p = thinwire::testing::standard_normal(kRows * 4, 3);
   for (std::size_t i = 0; i < kRows; ++i) {
     p[kRows + i] = 1e-30f * p[i];  // depends on the first, and is tiny
     p[2 * kRows + i] = 0;
@@ -114,7 +107,7 @@ TEST(Orthogonalize, DropsDependentColumnsAndKeepsNan) {
 // Warm start on one matrix is subspace iteration: it ends at the best error of any rank-r matrix.
 TEST(PowerSgd, WarmStartConvergesToTheSvdTail) {
   constexpr std::size_t kRows = 30, kCols = 20, kRank = 3;
-  auto m = gaussian(kRows * kCols, 4);
+  auto m = thinwire::testing::standard_normal(kRows * kCols, 4);
   for (std::size_t i = 0; i < m.size(); ++i) m[i] *= 1.0f / static_cast<float>(1 + i % kCols);
   const auto exact = squared_singular_values(m, kRows, kCols);
   double tail = 0;

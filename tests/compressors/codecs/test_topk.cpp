@@ -11,17 +11,10 @@
 #include "thinwire/compressors/kernels/simd.h"
 #include "thinwire/compressors/kernels/topk.h"
 #include "thinwire/compressors/kernels/topk_ref.h"
+#include "thinwire/tests/support/standard_normal.h"
 
 namespace thinwire {
 namespace {
-
-std::vector<float> gaussian(std::size_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(n);
-  for (auto& value : values) value = normal(generator);
-  return values;
-}
 
 void expect_reference(const std::vector<float>& x, std::size_t k, const char* what) {
   kernels::TopkSelection selection;
@@ -40,7 +33,7 @@ void expect_reference(const std::vector<float>& x, std::size_t k, const char* wh
 
 TEST(SelectTopk, EqualsTheSortOnEveryTarget) {
   for (const std::size_t n : {1, 2, 15, 16, 17, 1000, 4099}) {
-    auto x = gaussian(n, 1);
+    auto x = thinwire::testing::standard_normal(n, 1);
     for (const std::size_t k : {std::size_t{1}, (n + 9) / 10, (n + 1) / 2, n}) {
       expect_reference(x, k, "gaussian");
       expect_reference(std::vector<float>(n, -2.5f), k, "constant");
@@ -57,7 +50,7 @@ TEST(SelectTopk, EqualsTheSortOnEveryTarget) {
 // Large enough for the sampled threshold; the misleading tensors take the way back.
 TEST(SelectTopk, SampleNeverChangesTheResult) {
   constexpr std::size_t kNumel = 8 * kernels::kTopkSample + 13;
-  const auto x = gaussian(kNumel, 2);
+  const auto x = thinwire::testing::standard_normal(kNumel, 2);
   for (const std::size_t k : {std::size_t{1}, kNumel / 100, kNumel / 2}) {
     expect_reference(x, k, "large");
   }
@@ -71,7 +64,7 @@ TEST(SelectTopk, SampleNeverChangesTheResult) {
 
 TEST(SelectTopk, SampledStaysWithinItsBoundsAndKeepsTheLargest) {
   constexpr std::size_t kNumel = 300000;
-  const auto x = gaussian(kNumel, 3);
+  const auto x = thinwire::testing::standard_normal(kNumel, 3);
   kernels::TopkSelection selection;
   for (const std::size_t k : {std::size_t{1}, std::size_t{3000}, kNumel / 2}) {
     kernels::select_topk_sampled(x, k, PhiloxStream::of({.seed = 5}), selection);

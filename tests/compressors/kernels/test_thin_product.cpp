@@ -2,23 +2,15 @@
 
 #include <gtest/gtest.h>
 
-#include <random>
 #include <vector>
 
 #include "thinwire/common/text.h"
 #include "thinwire/compressors/kernels/simd.h"
 #include "thinwire/compressors/kernels/thin_product_ref.h"
+#include "thinwire/tests/support/standard_normal.h"
 
 namespace thinwire::kernels {
 namespace {
-
-std::vector<float> normal(std::size_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> distribution;
-  std::vector<float> values(n);
-  for (float& value : values) value = distribution(generator);
-  return values;
-}
 
 TEST(ThinProducts, EqualTheReferenceOnEveryTarget) {
   for (const auto& [rows, cols] : {std::pair<std::size_t, std::size_t>{1, 1},
@@ -28,7 +20,9 @@ TEST(ThinProducts, EqualTheReferenceOnEveryTarget) {
                                    {64, 128},
                                    {9, 77}}) {
     for (const std::size_t k : {std::size_t{16}, std::size_t{48}}) {
-      const auto m = normal(rows * cols, 1), w = normal(cols * k, 2), p = normal(rows * k, 3);
+      const auto m = thinwire::testing::standard_normal(rows * cols, 1),
+                 w = thinwire::testing::standard_normal(cols * k, 2),
+                 p = thinwire::testing::standard_normal(rows * k, 3);
       std::vector<float> product(rows * k), of_rows(rows), of_columns(cols);
       ref::thin_multiply(m.data(), rows, cols, w.data(), k, product.data());
       auto less = m;

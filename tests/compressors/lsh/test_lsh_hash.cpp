@@ -7,24 +7,16 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <random>
 #include <set>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/lsh/cross_polytope.h"
 #include "thinwire/compressors/lsh/hash_ref.h"
 #include "thinwire/tests/support/simd_targets.h"
+#include "thinwire/tests/support/standard_normal.h"
 
 namespace thinwire::lsh {
 namespace {
-
-std::vector<float> normal_tokens(std::size_t elements, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> tokens(elements);
-  for (float& x : tokens) x = normal(engine);
-  return tokens;
-}
 
 std::vector<HashCode> hash_all(const CrossPolytopeHash& hash, std::span<const float> tokens) {
   const std::size_t count = tokens.size() / static_cast<std::size_t>(hash.dim());
@@ -55,7 +47,7 @@ TEST_P(HashTargets, EveryTargetEqualsTheScalarDefinition) {
   const auto [dim, hash_dim, kind] = GetParam();
   const CrossPolytopeHash hash(dim, {.hashes = 3, .hash_dim = hash_dim, .rotation = kind});
   for (const std::size_t count : {0, 1, 7, 16, 37}) {
-    auto tokens = normal_tokens(count * static_cast<std::size_t>(dim), 5);
+    auto tokens = thinwire::testing::standard_normal(count * static_cast<std::size_t>(dim), 5);
     if (count > 20) {  // the odd ones among them
       const auto d = static_cast<std::size_t>(dim);
       std::fill_n(tokens.begin(), d, 0.0f);
@@ -94,8 +86,8 @@ std::vector<double> collision_rates(RotationKind kind, double cosine, int hashes
                                         .hash_dim = 0,
                                         .rotation = kind,
                                         .seed = static_cast<std::uint64_t>(family)});
-    auto tokens = normal_tokens(2 * kDim * static_cast<std::size_t>(pairs),
-                                1000 + static_cast<unsigned>(family));
+    auto tokens = thinwire::testing::standard_normal(2 * kDim * static_cast<std::size_t>(pairs),
+                                                     1000 + static_cast<unsigned>(family));
     for (std::size_t pair = 0; pair < static_cast<std::size_t>(pairs); ++pair) {
       float* x = tokens.data() + 2 * pair * kDim;
       float* y = x + kDim;
@@ -181,7 +173,7 @@ struct BasisImages {
 double collision_of_orthogonal_vectors() {
   constexpr std::size_t kDim = 64;
   constexpr std::size_t kPairs = 100000;
-  auto samples = normal_tokens(2 * kDim * kPairs, 11);
+  auto samples = thinwire::testing::standard_normal(2 * kDim * kPairs, 11);
   std::int64_t equal = 0;
   for (std::size_t pair = 0; pair < kPairs; ++pair) {
     const std::span<float> x(samples.data() + 2 * pair * kDim, kDim);
@@ -219,7 +211,7 @@ TEST(HadamardRotation, BasisVectorsNeedThreeRounds) {
 TEST(HadamardRotation, FoldedTransformIsTheFullOne) {
   const Rotation full(RotationKind::kHadamard, 128, 128, {.seed = 3});
   const Rotation folded(RotationKind::kHadamard, 128, 16, {.seed = 3});
-  const auto token = normal_tokens(128, 1);
+  const auto token = thinwire::testing::standard_normal(128, 1);
   const auto all = rotate_ref(full, token);
   const auto some = rotate_ref(folded, token);
   double norm = 0;
@@ -234,7 +226,7 @@ TEST(HadamardRotation, FoldedTransformIsTheFullOne) {
 }
 
 TEST(Rotation, IsAFunctionOfItsSeedAlone) {
-  const auto tokens = normal_tokens(32 * 200, 2);
+  const auto tokens = thinwire::testing::standard_normal(32 * 200, 2);
   const HashOptions base{.hashes = 4, .hash_dim = 16, .seed = 7, .layer = 2};
   const auto codes = [&](auto change, RotationKind kind) {
     HashOptions options = base;
@@ -279,7 +271,7 @@ TEST(CrossPolytope, TiesGoToTheLowerIndexAndTheSignCounts) {
   const CrossPolytopeHash hash(16, {.hashes = 2});
   EXPECT_EQ(hash_all(hash, std::vector<float>(16, 0.0f)), (std::vector<HashCode>{0, 0}));
   // x and -x are at opposite vertices, and a positive factor changes nothing.
-  auto tokens = normal_tokens(16, 3);
+  auto tokens = thinwire::testing::standard_normal(16, 3);
   const auto plus = hash_all(hash, tokens);
   for (float& x : tokens) x *= -4;
   const auto minus = hash_all(hash, tokens);
@@ -292,7 +284,7 @@ TEST(CrossPolytope, NonFiniteTokensAreUnhashable) {
   for (const auto kind : {RotationKind::kHadamard, RotationKind::kGaussian}) {
     const CrossPolytopeHash hash(24, {.hashes = 3, .hash_dim = 8, .rotation = kind});
     for (const float bad : kBad) {
-      std::vector<float> tokens = normal_tokens(3 * 24, 4);
+      std::vector<float> tokens = thinwire::testing::standard_normal(3 * 24, 4);
       std::fill_n(tokens.begin() + 24, 24, bad);  // every element: 3e38 must overflow
       const auto codes = hash_all(hash, tokens);
       for (std::size_t h = 0; h < 3; ++h) {

@@ -3,18 +3,11 @@
 
 #include <cmath>
 #include <cstddef>
-#include <random>
 #include <vector>
 
-namespace thinwire::spectral::testing {
+#include "thinwire/tests/support/standard_normal.h"
 
-inline std::vector<float> normal(std::size_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> distribution;
-  std::vector<float> values(n);
-  for (float& value : values) value = distribution(generator);
-  return values;
-}
+namespace thinwire::spectral::testing {
 
 // Gradients of one layer: few directions that stay, with new weights in every step, and noise.
 struct Gradients {
@@ -22,8 +15,10 @@ struct Gradients {
   float noise = 0.1f;
 
   std::vector<float> of(unsigned step) const {
-    const auto left = normal(rows * rank, 1000), right = normal(cols * rank, 2000);
-    const auto weight = normal(rank, 3000 + step), rest = normal(rows * cols, 4000 + step);
+    const auto left = thinwire::testing::standard_normal(rows * rank, 1000),
+               right = thinwire::testing::standard_normal(cols * rank, 2000);
+    const auto weight = thinwire::testing::standard_normal(rank, 3000 + step),
+               rest = thinwire::testing::standard_normal(rows * cols, 4000 + step);
     std::vector<float> m(rows * cols);
     for (std::size_t i = 0; i < rows; ++i) {
       for (std::size_t j = 0; j < cols; ++j) {

@@ -6,16 +6,16 @@
 #include "thinwire/common/text.h"
 #include "thinwire/compressors/kernels/low_rank.h"
 #include "thinwire/compressors/kernels/simd.h"
+#include "thinwire/tests/support/standard_normal.h"
 
 namespace thinwire::spectral {
 namespace {
 
 using testing::distance;
 using testing::energy;
-using testing::normal;
 
 std::vector<float> orthonormal(std::size_t n, std::size_t k, unsigned seed) {
-  auto columns = normal(n * k, seed);
+  auto columns = thinwire::testing::standard_normal(n * k, seed);
   kernels::orthogonalize(columns.data(), n, k);
   return columns;
 }
@@ -71,7 +71,7 @@ TEST(BlockReflector, TurnsBothSidesAndBack) {
   const std::size_t rows = 37, cols = 90;
   auto left_columns = orthonormal(rows, 9, 1), right_columns = orthonormal(cols, 20, 2);
   const BlockReflector left(left_columns, rows, 9), right(right_columns, cols, 20);
-  const auto given = normal(rows * cols, 3);
+  const auto given = thinwire::testing::standard_normal(rows * cols, 3);
   auto m = given;
   turn(left, right, Direction::kInto, rows, cols, m);
   // Lᵀ M R by the matrices themselves.
@@ -104,7 +104,7 @@ TEST(BlockReflector, GivesTheSameBitsOnEveryTarget) {
     kernels::set_simd_target(target);
     auto left_columns = orthonormal(rows, 16, 1), right_columns = orthonormal(cols, 5, 2);
     const BlockReflector left(left_columns, rows, 16), right(right_columns, cols, 5);
-    auto m = normal(rows * cols, 3);
+    auto m = thinwire::testing::standard_normal(rows * cols, 3);
     turn(left, right, Direction::kInto, rows, cols, m);
     if (expected.empty()) expected = m;
     EXPECT_EQ(m, expected) << target;

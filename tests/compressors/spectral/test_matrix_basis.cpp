@@ -8,6 +8,7 @@
 #include "spectral_fixture.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/kernels/simd.h"
+#include "thinwire/tests/support/standard_normal.h"
 
 namespace thinwire::spectral {
 namespace {
@@ -132,7 +133,7 @@ TEST(MatrixBasis, RefusesStatesThatDoNotFit) {
 // Zeros, fewer directions than were asked for, and what overflows.
 TEST(MatrixBasis, StaysABasisWhateverItLearnsFrom) {
   const auto check_orthogonal = [](const MatrixBasis& basis, const char* what) {
-    const auto given = testing::normal(20 * 30, 5);
+    const auto given = thinwire::testing::standard_normal(20 * 30, 5);
     auto m = given;
     basis.turn_into(m);
     EXPECT_NEAR(energy(m), energy(given), 1e-5 * energy(given)) << what;
@@ -167,7 +168,7 @@ TEST(MatrixBasis, TakesALayerWithoutElements) {
 TEST(MatrixBasis, VectorsHaveOneLevel) {
   MatrixBasis basis({1, 100}, 16, kKey);
   EXPECT_EQ(basis.state().directions, 0);
-  const auto given = testing::normal(100, 6);
+  const auto given = thinwire::testing::standard_normal(100, 6);
   learn_from(basis, given, true);
   auto same = given;
   basis.turn_into(same);
