@@ -1,5 +1,6 @@
 #include "thinwire/tests/support/ptx/memory.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace thinwire::testing::ptx {
@@ -10,10 +11,21 @@ bool WatchedBytes::unordered(const Access& access, const Actor& actor) {
   return access.actor.epoch == actor.epoch && (access.many || access.actor.thread != actor.thread);
 }
 
+WatchedBytes::Record& WatchedBytes::record(std::size_t at) {
+  std::vector<Record>& page = pages_[at / kPage];
+  if (page.empty()) {
+    const std::size_t first = at / kPage * kPage;
+    page.resize(std::min(kPage, bytes_.size() - first));
+    if (is_defined_)
+      for (std::size_t i = 0; i < page.size(); ++i) page[i].defined = is_defined_(first + i);
+  }
+  return page[at % kPage];
+}
+
 std::string WatchedBytes::read(std::size_t at, std::size_t count, const Actor& actor,
                                std::byte* into) {
   for (std::size_t i = at; i < at + count; ++i) {
-    Record& record = records_[i];
+    Record& record = this->record(i);
     if (!record.defined) return "byte " + std::to_string(i) + " was never written";
     if (unordered(record.written, actor)) {
       return "byte " + std::to_string(i) + ": race with a write of block " +
@@ -30,7 +42,7 @@ std::string WatchedBytes::read(std::size_t at, std::size_t count, const Actor& a
 std::string WatchedBytes::write(std::size_t at, std::size_t count, const Actor& actor,
                                 const std::byte* from) {
   for (std::size_t i = at; i < at + count; ++i) {
-    Record& record = records_[i];
+    Record& record = this->record(i);
     for (const auto* access : {&record.written, &record.read}) {
       if (!unordered(*access, actor)) continue;
       return "byte " + std::to_string(i) + ": race with a " +
@@ -46,7 +58,8 @@ std::string WatchedBytes::write(std::size_t at, std::size_t count, const Actor& 
 }
 
 void WatchedBytes::forget_contents() {
-  for (Record& record : records_) record = {{}, {}, false};
+  is_defined_ = [](std::size_t) { return false; };
+  for (std::vector<Record>& page : pages_) page.clear();
 }
 
 void GlobalMemory::add(void* data, std::size_t bytes, bool defined) {
@@ -58,12 +71,21 @@ void GlobalMemory::add(void* data, std::size_t bytes, bool defined) {
   if (!defined) range.forget_contents();
 }
 
-WatchedBytes* GlobalMemory::find(std::uint64_t address, std::size_t count, std::size_t& offset) {
+WatchedBytes* GlobalMemory::known(std::uint64_t address, std::size_t count, std::size_t& offset) {
   auto after = ranges_.upper_bound(address);
   if (after == ranges_.begin()) return nullptr;
   auto& [begin, range] = *std::prev(after);
   offset = address - begin;
   return offset + count <= range.size() ? &range : nullptr;
+}
+
+WatchedBytes* GlobalMemory::find(std::uint64_t address, std::size_t count, std::size_t& offset) {
+  if (WatchedBytes* range = known(address, count, offset)) return range;
+  if (!source_) return nullptr;
+  auto found = source_(address);
+  if (!found) return nullptr;
+  ranges_.try_emplace(found->begin, found->bytes, std::move(found->is_defined));
+  return known(address, count, offset);
 }
 
 }  // namespace thinwire::testing::ptx

@@ -109,9 +109,9 @@ class Parser {
       inside_ = false;
     } else if (std::regex_match(line, found, parameter)) {
       const std::size_t element = type_of(std::string(found[1]))->bytes();
-      add_symbol(found[2], kernel().parameter_bytes,
-                 element * (found[3].matched ? std::stoul(found[3]) : 1),
-                 element * (found[3].matched ? 8 : 1));
+      const std::size_t bytes = element * (found[3].matched ? std::stoul(found[3]) : 1);
+      add_symbol(found[2], kernel().parameter_bytes, bytes, element * (found[3].matched ? 8 : 1));
+      kernel().parameters.push_back({kernel().parameter_bytes - bytes, bytes});
     } else if (std::regex_match(line, found, variable)) {
       add_symbol(found[3], found[1] == "shared" ? kernel().shared_bytes : kernel().local_bytes,
                  std::stoul(found[4]), std::stoul(found[2]));

@@ -81,8 +81,14 @@ struct Instruction {
   int line = 0;     // of the text, for messages
 };
 
+// Where an argument of a kernel lies among all of them.
+struct Parameter {
+  std::size_t offset = 0, bytes = 0;
+};
+
 struct Kernel {
   std::string name;  // mangled
+  std::vector<Parameter> parameters = {};
   std::size_t parameter_bytes = 0, shared_bytes = 0, local_bytes = 0;
   int registers = 0;
   std::vector<Instruction> code = {};

@@ -1,0 +1,17 @@
+// Names for memory and streams, for the sentences of findings().
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace thinwire::fake_gpu {
+
+// The bytes have no name of their own any more: they are given to another tensor.
+void rename_memory(const void* begin, std::size_t bytes, std::string name);
+
+// The name of the memory at an address, else the allocation that it lies in.
+std::string describe_memory(const void* address);
+std::string describe_stream(std::size_t stream);
+void name_stream_number(std::size_t stream, std::string name);
+
+}  // namespace thinwire::fake_gpu
