@@ -35,6 +35,7 @@ class Detector {
   }
 
   void give(const TaskPtr& task, std::uintptr_t begin, std::uintptr_t end, Contents contents) {
+    if (begin >= end) return;
     for_each_segment(begin, end, [&](std::uintptr_t at, Segment& segment) {
       mark(task, at, segment, /*write=*/true);
       segment.contents = contents;
@@ -43,10 +44,11 @@ class Detector {
   }
 
   void forget(std::uintptr_t begin, std::uintptr_t end, Contents contents) {
+    if (begin >= end) return;
     split(begin);
     split(end);
     memory_.erase(memory_.lower_bound(begin), memory_.lower_bound(end));
-    if (contents != Contents::kWritten && begin < end) memory_[begin] = {end, contents};
+    if (contents != Contents::kWritten) memory_[begin] = {end, contents};
   }
 
   bool is_written(std::uintptr_t address) const {
@@ -69,8 +71,7 @@ class Detector {
 
   // One segment in place of all of a range, which give() has made equal.
   void merge(std::uintptr_t begin, std::uintptr_t end) {
-    auto first = memory_.find(begin);
-    if (first == memory_.end()) return;
+    const auto first = memory_.find(begin);
     first->second.end = end;
     memory_.erase(std::next(first), memory_.lower_bound(end));
   }
@@ -96,23 +97,21 @@ class Detector {
                              bool write) {
     const auto* address = reinterpret_cast<const void*>(at);
     const std::string who = concat("'", task.what, "' on ", describe_stream(task.stream));
+    const char* does = write ? " writes " : " reads ";
     if (segment.contents == Contents::kFreed) {
-      add_finding(concat("use after free: ", who, write ? " writes " : " reads ",
-                         describe_memory(address)));
+      add_finding(concat("use after free: ", who, does), address, "");
     } else if (segment.contents == Contents::kNobodys) {
-      add_finding(concat("out of bounds: ", who, write ? " writes" : " reads", " past the end of ",
-                         describe_memory(address)));
+      add_finding(concat("out of bounds: ", who, does, "past the end of "), address, "");
     } else if (segment.contents == Contents::kUnwritten && !write) {
-      add_finding(concat("never written: ", who, " reads ", describe_memory(address),
-                         " before anything wrote it"));
+      add_finding(concat("never written: ", who, does), address, " before anything wrote it");
     }
   }
 
   static void check_order(const Task& before, bool before_writes, const Task& task, bool writes,
                           std::uintptr_t at) {
     if (ordered(before, task)) return;
-    add_finding(concat("race on ", describe_memory(reinterpret_cast<const void*>(at)), ": '",
-                       before.what, "' on ", describe_stream(before.stream),
+    add_finding("race on ", reinterpret_cast<const void*>(at),
+                concat(": '", before.what, "' on ", describe_stream(before.stream),
                        before_writes ? " writes" : " reads", " and '", task.what, "' on ",
                        describe_stream(task.stream), writes ? " writes" : " reads",
                        ", and nothing orders them"));
@@ -185,6 +184,14 @@ void add_finding(const std::string& text) {
   Findings& all = all_findings();
   const std::lock_guard lock(all.mutex);
   if (all.told.insert(text).second) all.list.push_back(text);
+}
+
+void add_finding(const std::string& before, const void* address, const std::string& after) {
+  const auto [name, place] = words_for_memory(address);
+  Findings& all = all_findings();
+  const std::lock_guard lock(all.mutex);
+  if (all.told.insert(before + name + after).second)
+    all.list.push_back(before + name + place + after);
 }
 
 std::vector<std::string> take_findings() {

@@ -39,6 +39,8 @@ void forget(const void* begin, std::size_t bytes, Contents contents);
 
 // A sentence for findings(), once however often it is told.
 void add_finding(const std::string& text);
+// The same about memory: `before`, the memory's name and byte, `after`. Told for one byte only.
+void add_finding(const std::string& before, const void* address, const std::string& after);
 std::vector<std::string> take_findings();
 
 }  // namespace thinwire::fake_gpu

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -48,10 +49,11 @@ std::string demangled(const char* name) {
 // Without namespaces and arguments: what a sentence needs.
 std::string short_name(const char* name) {
   std::string text = demangled(name);
-  text.resize(std::min(text.find('('), text.size()));
-  if (const auto space = text.find("::", text.rfind("namespace)")); space != std::string::npos)
-    text.erase(0, space + 2);
-  return text;
+  constexpr std::string_view kAnonymous = "(anonymous namespace)";
+  if (const auto at = text.find(kAnonymous); at != std::string::npos)
+    text.erase(at, kAnonymous.size());
+  text.resize(std::min(text.find_first_of("<("), text.size()));
+  return text.substr(text.find_last_of(": ") + 1);
 }
 
 std::unordered_map<std::string, ptx::Kernel> compiled_in(const std::filesystem::path& folder) {

@@ -41,25 +41,26 @@ void name_memory(const void* data, std::size_t bytes, std::string name) {
   rename_memory(data, bytes, concat("'", name, "'"));
 }
 
-std::string describe_memory(const void* address) {
+MemoryWords words_for_memory(const void* address) {
   const auto at = reinterpret_cast<std::uintptr_t>(address);
+  const auto byte_of = [at](std::uintptr_t begin) { return concat(" at byte ", at - begin); };
   Names& all = names();
   {
     const std::lock_guard lock(all.mutex);
     auto after = all.memory.upper_bound(at);
-    // What lies behind a tensor's end is told by the tensor before it.
     if (after != all.memory.begin()) {
       const auto& [begin, named] = *std::prev(after);
-      if (at < named.end) return concat(named.name, " at byte ", at - begin);
-      if (at < named.end + 512) return concat(named.name, " (", named.end - begin, " bytes)");
+      // What lies behind the end is told by the tensor before it.
+      if (at < named.end + 512) return {named.name, byte_of(begin)};
     }
   }
-  if (const auto allocation = device_allocation_of(address))
-    return concat("an allocation of ", allocation->bytes, " bytes of device ", device_of(address),
-                  " at byte ", at - allocation->begin);
+  if (const auto device = device_allocation_of(address))
+    return {concat("an allocation of ", device->bytes, " bytes of device ", device_of(address)),
+            byte_of(device->begin)};
   if (const auto pinned = pinned_allocation_of(address))
-    return concat("pinned memory of ", pinned->bytes, " bytes at byte ", at - pinned->begin);
-  return is_device(address) ? "memory that was freed or never allocated" : "memory of the host";
+    return {concat("pinned memory of ", pinned->bytes, " bytes"), byte_of(pinned->begin)};
+  return {is_device(address) ? "memory that was freed or never allocated" : "memory of the host",
+          ""};
 }
 
 std::string describe_stream(std::size_t stream) {

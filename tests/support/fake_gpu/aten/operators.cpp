@@ -176,16 +176,24 @@ struct Recorded {
   std::vector<Access> accesses;
 };
 
+// Whether what it writes in place it does not read before.
+bool fills_in_place(const c10::FunctionSchema& schema) {
+  for (const char* name : {"normal_", "uniform_", "random_", "bernoulli_", "exponential_"})
+    if (schema.name().ends_with(name)) return true;
+  return false;
+}
+
 Recorded record(const c10::FunctionSchema& schema, const Stack& arguments) {
   Recorded recorded;
+  const bool fills = fills_in_place(schema);
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const c10::Argument& argument = schema.arguments()[i];
     recorded.arguments.push_back(for_cpu(arguments[i], [&](const at::Tensor& tensor) {
       if (!tensor.is_cuda()) return is_number(tensor) ? tensor : tensor.clone();
       recorded.places.push_back(TensorPlace::of(tensor));
       const TensorPlace& place = recorded.places.back();
-      // What is only written is not read: an `out`.
-      if (!argument.is_out()) recorded.accesses.push_back(place.access(false));
+      if (!argument.is_out() && !(is_written(argument) && fills))
+        recorded.accesses.push_back(place.access(false));
       if (is_written(argument)) recorded.accesses.push_back(place.access(true));
       return at::Tensor(at::empty_strided({0}, {1}, at::TensorOptions(at::kMeta)));
     }));

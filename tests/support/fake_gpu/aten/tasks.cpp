@@ -37,7 +37,12 @@ void queue(at::Device device, const std::string& what, std::function<void()> run
                  [run = std::move(run)] {
                    const at::AutoDispatchBelowAutograd below;
                    const c10::NoGradGuard no_grad;
-                   run();
+                   try {
+                     run();
+                   } catch (const c10::Error& error) {
+                     add_finding("'" + current_task()->what +
+                                 "' fails: " + error.what_without_backtrace());
+                   }
                  },
                  std::move(accesses)});
 }
