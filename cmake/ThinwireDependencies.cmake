@@ -38,46 +38,7 @@ if(NOT THINWIRE_WITH_MPI STREQUAL "OFF")
 endif()
 thinwire_resolve(MPI "${MPI_CXX_FOUND}" "no MPI 3 library was found (Debian: libopenmpi-dev)")
 
-if(NOT THINWIRE_WITH_CUDA STREQUAL "OFF")
-  include(CheckLanguage)
-  # Without a word from the user: nvcc of the PATH, then of the usual folder. What an earlier
-  # configuration did not find may be there by now.
-  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
-    unset(CMAKE_CUDA_COMPILER CACHE)
-    find_program(THINWIRE_NVCC nvcc PATHS /usr/local/cuda/bin NO_CACHE)
-    if(THINWIRE_NVCC)
-      set(ENV{CUDACXX} ${THINWIRE_NVCC})
-    endif()
-  endif()
-  check_language(CUDA)
-  if(CMAKE_CUDA_COMPILER AND THINWIRE_TORCH_HAS_CUDA)
-    if(NOT CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
-    endif()
-    enable_language(CUDA)
-    # CMake 3.25 does not know that nvcc speaks C++20.
-    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
-      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
-    endif()
-    set(CMAKE_CUDA_STANDARD 20)
-    find_package(CUDAToolkit)
-  endif()
-endif()
-if(CMAKE_CUDA_COMPILER AND THINWIRE_TORCH_HAS_CUDA AND CUDAToolkit_FOUND)
-  set(cuda_found ON)
-endif()
-thinwire_resolve(CUDA "${cuda_found}"
-  "it needs nvcc (found: '${CMAKE_CUDA_COMPILER}') and a CUDA build of LibTorch (${THINWIRE_TORCH_HAS_CUDA})")
-
-# NCCL's header comes with the toolkit or with the nvidia-nccl package beside torch.
-set(THINWIRE_HAS_NCCL OFF)
-if(THINWIRE_HAS_CUDA)
-  find_path(THINWIRE_NCCL_INCLUDE_DIR nccl.h
-    HINTS ${CUDAToolkit_INCLUDE_DIRS} ${THINWIRE_TORCH_ROOT}/../nvidia/nccl/include)
-  if(THINWIRE_NCCL_INCLUDE_DIR)
-    set(THINWIRE_HAS_NCCL ON)
-  endif()
-endif()
+include(ThinwireCuda)
 
 if(NOT THINWIRE_WITH_PYTHON STREQUAL "OFF")
   # libtorch_python serves one Python: that of the environment in which torch lies.

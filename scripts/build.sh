@@ -9,10 +9,11 @@ jobs=${2:?usage: build.sh PRESET JOBS [--configure-only | TARGET...]}
 shift 2
 
 # Ninja configures again by itself when a CMake file changes. Another LibTorch than the one that
-# was configured, or a change of the preset, needs a configure from here.
+# was configured, a change of the preset, or an nvcc that came since needs a configure from here.
 folder=build/$preset
 configured=$folder/configured.stamp
-key=$(cat CMakePresets.json requirements.txt | sha256sum | cut -c1-64)
+nvcc=$(compgen -G ".venv/lib/python*/site-packages/nvidia/cu*/bin/nvcc" || true)
+key=$({ cat CMakePresets.json requirements.txt; echo "$nvcc"; } | sha256sum | cut -c1-64)
 if [[ ! -f $folder/build.ninja || ! -f $configured || $(<"$configured") != "$key" ]]; then
   printf '\n== configure %s\n' "$preset"
   cmake --preset "$preset"
