@@ -20,6 +20,12 @@ function(thinwire_wheel_binary target folder rpath)
   if(type STREQUAL "SHARED_LIBRARY")
     set(name $<TARGET_SONAME_FILE_NAME:${target}>)
   endif()
+  if(THINWIRE_WHEEL)
+    # A file can be given another path only where it has one, and one that is no shorter.
+    string(REPLACE "\\$" "$" path "${rpath}")
+    string(REPLACE ":" ";" path "${path}")
+    set_property(TARGET ${target} APPEND PROPERTY BUILD_RPATH ${path})
+  endif()
   install(PROGRAMS ${file} DESTINATION ${folder} RENAME ${name} COMPONENT wheel EXCLUDE_FROM_ALL)
   install(CODE "file(RPATH_SET FILE \"\${CMAKE_INSTALL_PREFIX}/${folder}/${name}\"
     NEW_RPATH \"${rpath}\")" COMPONENT wheel EXCLUDE_FROM_ALL)
