@@ -20,7 +20,7 @@ _HOME = {
     "Compression": "_compress", "compress": "_compress", "plan": "_compress",
     "ProcessGroupOptions": "_groups", "feedback_key": "_groups", "stats": "_groups",
     "state_dict": "_groups", "load_state_dict": "_groups",
-    "MoELayer": "_moe", "OuterOptimizer": "_outer",
+    "MoELayer": "_moe", "OuterOptimizer": "_outer", "ignore_experts": "_experts",
     "codecs": "_load", "merge_states": "_load", "__version__": "_load",
 }
 _MODULES = ("errors", "fsdp", "peft", "scalars")
@@ -29,6 +29,7 @@ __all__ = sorted([*_HOME, *_MODULES])
 if _typing.TYPE_CHECKING:
     from thinwire import errors, fsdp, peft, scalars
     from thinwire._compress import Compression, compress, plan
+    from thinwire._experts import ignore_experts
     from thinwire._groups import (ProcessGroupOptions, feedback_key, load_state_dict, state_dict,
                                   stats)
     from thinwire._load import __version__, codecs, merge_states

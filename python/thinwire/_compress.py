@@ -7,7 +7,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from thinwire import _load
-from thinwire._agreement import agreed, checked, tensors_of
+from thinwire._agreement import agreed, checked
+from thinwire._experts import experts_in, ignore_experts
+from thinwire._states import state_of_this_rank, tensors_of_this_rank
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
@@ -53,11 +55,19 @@ def _check_model(model):
     if not isinstance(model, torch.nn.Module):
         raise InvalidArgument("thinwire.compress() takes a module or a DistributedDataParallel, "
                               f"got {type(model).__name__}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidArgument(f"this {type(model).__name__} has no parameter that requires a "
+                              "gradient, so there is nothing to average")
     for name in _sparse_parameters(model):
         raise InvalidArgument(f"parameter '{name}' has sparse gradients, which are not averaged; "
                               "make its module with sparse=False")
     if not isinstance(model, DistributedDataParallel):
         return
+    averaged = [name for name in experts_in(model.module) if name not in model.parameters_to_ignore]
+    if averaged:
+        raise InvalidArgument(f"DistributedDataParallel would average '{averaged[0]}', of an expert "
+                              "that lies on one rank alone: call thinwire.ignore_experts(model) "
+                              "before it wraps the model")
     if getattr(model, "_thinwire_compression", None) is not None:
         raise InvalidArgument("thinwire.compress() was called for this model before, as "
                               f"'{model._thinwire_compression.spec}': a model has one compression, "
@@ -97,6 +107,9 @@ class Compression:
                           for name, parameter in parameters]
         self._checks = ddp.register_forward_pre_hook(self._check)
 
+    def __repr__(self):
+        return f"thinwire.Compression({self.spec!r}, {self._exchange.stats()['steps']} steps)"
+
     def __call__(self, *inputs, **keywords):
         return self.module(*inputs, **keywords)
 
@@ -112,15 +125,15 @@ class Compression:
 
     def state_dict(self):
         """What compression carries to the next step on this rank (residuals, warm starts, plan):
-        a dict of CPU tensors. Between steps only. Differs from rank to rank, so with
-        torch.distributed.checkpoint save it under a key with the rank in it."""
-        return self._exchange.state()
+        {"rank 1": bytes}, for torch.save() and for torch.distributed.checkpoint, which also takes
+        the handle itself. Between steps only."""
+        return state_of_this_rank(self._exchange.state())
 
     def load_state_dict(self, state):
         """Goes on from state_dict(). Collective; raises InvalidArgument on every rank where a
         rank's state is not of this model, compression and number of ranks."""
         self._exchange.load_state(agreed(self.module.process_group, "the saved state",
-                                         lambda: tensors_of(state)))
+                                         lambda: tensors_of_this_rank(state)))
 
     def _check(self, _module, _inputs):
         if not torch.is_grad_enabled():
@@ -212,11 +225,18 @@ def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=Fals
 
     def options_of_this_rank():
         _check_model(model)
+        if require_ratio is not None and not (isinstance(require_ratio, (int, float))
+                                              and require_ratio > 0):
+            raise InvalidArgument(f"require_ratio must be a positive number, got {require_ratio!r}")
         return _options(spec, warmup_steps, min_numel, compress_1d, overrides, seed, link_model,
                         strategy, record_gradients, record_from, record_steps)
 
     options = agreed(model.process_group if wrapped else dist.group.WORLD,
-                     "the arguments of thinwire.compress()", options_of_this_rank)
+                     "the arguments of thinwire.compress()", options_of_this_rank,
+                     lambda _: f"{'DistributedDataParallel' if wrapped else 'a module to wrap'}\n"
+                               f"require_ratio {require_ratio}")
+    if not wrapped:
+        ignore_experts(model)
     ddp = model if wrapped else DistributedDataParallel(model)
     parameters = _parameters_of(ddp)
     exchange = _C.compress(ddp.reducer, ddp.process_group, parameters, options,

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from thinwire import _load
-from thinwire._agreement import agreed, tensors_of
+from thinwire._agreement import agreed
+from thinwire._states import state_of_this_rank, tensors_of_this_rank
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
@@ -78,20 +79,31 @@ def _gloo(options):
     return backend
 
 
-def _mpi(options):
-    ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
+def _check_mpi(options):
     if dist.is_initialized():
         _C.check_mpi_backend(dist.get_rank(), dist.get_world_size())
     else:
         _C.check_mpi_backend(options.group_rank, options.group_size)
+
+
+def _mpi(options):
+    ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
     return _C.make_mpi_backend(ranks, options.timeout)
 
 
 def create(inner, options, group_options):
     """A CompressedBackend over `inner` ("gloo" or "mpi"), for torch.distributed."""
-    compiled = _compiled(group_options)
-    backend = _gloo(options) if inner == "gloo" else _mpi(options)
     store = dist.PrefixStore("thinwire", options.store)
+
+    def options_of_this_rank():
+        if inner == "mpi":
+            _check_mpi(options)
+        return _compiled(group_options)
+
+    # Before any rank waits in the constructor of a backend for one that is refused here.
+    ranks = dist.ProcessGroup(store, options.group_rank, options.group_size)
+    compiled = agreed(ranks, "the options of the process group", options_of_this_rank)
+    backend = _gloo(options) if inner == "gloo" else _mpi(options)
     return _C.CompressedBackend(backend, store, compiled)
 
 
@@ -101,7 +113,10 @@ def backend_of(group=None):
         raise Error("there is no process group yet: call torch.distributed.init_process_group() "
                     "before this")
     group = dist.group.WORLD if group is None else group
-    backend = group._get_backend(torch.device("cpu"))
+    try:
+        backend = group._get_backend(torch.device("cpu"))
+    except RuntimeError:
+        backend = None  # a group of NCCL's alone
     if not isinstance(backend, _C.CompressedBackend):
         raise InvalidArgument(
             f"the process group's backend is '{dist.get_backend(group)}': statistics and state are "
@@ -116,7 +131,17 @@ def stats(group=None):
     would have sent), "sent_bytes" (what they sent, headers included), "ratio" of the two, and
     "operations", the same for each kind of call.
     """
-    operations = backend_of(group).statistics()
+    return totals([backend_of(group)])
+
+
+def totals(backends):
+    """stats() of several backends together."""
+    operations = {}
+    for backend in backends:
+        for operation, counts in backend.statistics().items():
+            sums = operations.setdefault(operation, dict.fromkeys(counts, 0))
+            for key, value in counts.items():
+                sums[key] += value
     total = {key: sum(one[key] for one in operations.values())
              for key in ("coded", "exact", "without_key", "dense_bytes", "sent_bytes")}
     total["ratio"] = total["dense_bytes"] / total["sent_bytes"] if total["sent_bytes"] else 1.0
@@ -125,15 +150,17 @@ def stats(group=None):
 
 
 def state_dict(group=None):
-    """What feedback keys carry from call to call on this rank: a dict of CPU tensors."""
-    return backend_of(group).state()
+    """What feedback keys carry from call to call on this rank: {"rank 1": bytes}, for torch.save()
+    and torch.distributed.checkpoint."""
+    return state_of_this_rank(backend_of(group).state())
 
 
 def load_state_dict(state, group=None):
     """Goes on from state_dict(). Collective, between calls: states of different steps are refused."""
     backend = backend_of(group)
     backend.load_state(agreed(dist.group.WORLD if group is None else group,
-                              "the saved state of a process group", lambda: tensors_of(state)))
+                              "the saved state of a process group",
+                              lambda: tensors_of_this_rank(state)))
 
 
 def feedback_key(name):
@@ -142,4 +169,6 @@ def feedback_key(name):
     What one call lost is added to the next call under the same name, so a name belongs to one
     tensor of the program. All ranks must use the same names.
     """
+    if not isinstance(name, str):
+        raise InvalidArgument(f"a feedback key is a str, got {type(name).__name__}")
     return _C.FeedbackKey(name)

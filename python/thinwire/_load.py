@@ -42,7 +42,9 @@ def codecs():
 def merge_states(states, world_size):
     """The state that every rank of a job of `world_size` ranks starts with, from those of all ranks
     of the old one (state_dict() of compress() or of an OuterOptimizer), in order of the ranks."""
-    return module().merge_states([dict(state) for state in states], world_size)
+    from thinwire import _states
+
+    return _states.merged(states, lambda tensors: module().merge_states(tensors, world_size))
 
 
 def __getattr__(name):

@@ -4,8 +4,10 @@ import torch
 import torch.distributed as dist
 
 from thinwire import _load
-from thinwire._agreement import agreed, checked, tensors_of
-from thinwire.errors import Error
+from thinwire._agreement import agreed, checked
+from thinwire._experts import mark_expert
+from thinwire._states import tensors_by_name
+from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
 
@@ -15,7 +17,10 @@ class MoELayer(torch.nn.Module):
 
     Every rank brings its own tokens and holds experts / world of the experts. Router and shared
     expert are replicated: their gradients must be averaged over the ranks, those of the experts
-    must not (`expert_parameters()`).
+    must not: call `thinwire.ignore_experts(model)` before DistributedDataParallel wraps a model
+    with such layers. An expert's parameters have the numbers of the rank's first and last expert in
+    their names, `experts.2_3.w1` [experts / world, dim, hidden], so that no checkpoint takes those
+    of one rank for those of another; full_state() is for another number of ranks.
 
     Args:
         dim, hidden: width of the tokens and of the experts' hidden layer.
@@ -49,10 +54,16 @@ class MoELayer(torch.nn.Module):
             dim, hidden, experts, top_k, gate, activation, bias, capacity_factor, rows, dedup,
             balance_factor, z_factor, shared_hidden, expert_gradient, layer, seed))
         self._layer = _C.MoELayer(group, options)
+        here = experts // (1 if group is None else dist.get_world_size(group))
+        first = here * (0 if group is None else dist.get_rank(group))
         self._own = []  # (name, the dict of a submodule that holds it, key there, tensor)
         for name, tensor in self._layer.named_parameters():
             # The very tensor of the C++ layer, which a new Parameter would be a copy of.
             tensor._is_param = True
+            if name.startswith("experts."):
+                # Other ranks have others: under one name a checkpoint would keep those of one rank.
+                name = name.replace("experts.", f"experts.{first}_{first + here - 1}.", 1)
+                mark_expert(tensor)
             place, leaf = self._place(name), name.rpartition(".")[2]
             place.register_parameter(leaf, tensor)
             self._own.append((name, place._parameters, leaf, tensor))
@@ -91,8 +102,15 @@ class MoELayer(torch.nn.Module):
                 raise Error(f"'{name}' of a thinwire.MoELayer was replaced by another tensor, which "
                             "the C++ layer does not see: copy_() values into it")
 
+    def _check_call(self, tokens, padding):
+        for what, tensor in (("tokens", tokens), ("padding", padding)):
+            if not torch.is_tensor(tensor) and not (what == "padding" and tensor is None):
+                raise InvalidArgument(f"{what} of a thinwire.MoELayer must be a tensor, got "
+                                      f"{type(tensor).__name__}")
+        self._check_own()
+
     def forward(self, tokens, padding=None):
-        checked(self._group, "a mixture of experts", self._check_own)
+        checked(self._group, "a mixture of experts", lambda: self._check_call(tokens, padding))
         output, loss = self._layer.forward(tokens, padding)
         return output, tokens.new_zeros(()) if loss is None else loss
 
@@ -119,4 +137,4 @@ class MoELayer(torch.nn.Module):
 
         Collective."""
         self._layer.load_state(agreed(self._group, "the saved state of a mixture of experts",
-                                      lambda: tensors_of(state)))
+                                      lambda: tensors_by_name(state)))

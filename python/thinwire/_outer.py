@@ -4,7 +4,8 @@ import torch
 import torch.distributed as dist
 
 from thinwire import _load
-from thinwire._agreement import agreed, checked, tensors_of
+from thinwire._agreement import agreed, checked
+from thinwire._states import state_of_this_rank, tensors_of_this_rank
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
@@ -45,6 +46,9 @@ class OuterOptimizer:
         self._skipped = 0
 
         def options_of_this_rank():
+            if not callable(getattr(inner, "step", None)):
+                raise InvalidArgument("thinwire.OuterOptimizer takes a torch.optim.Optimizer as "
+                                      f"`inner`, got {type(inner).__name__}")
             pairs = overrides.items() if hasattr(overrides, "items") else overrides
             options = _C.OuterOptimizerOptions(
                 inner_steps, learning_rate, momentum, nesterov, compression, granularity, min_numel,
@@ -134,11 +138,12 @@ class OuterOptimizer:
         return self._outer.plan()
 
     def state_dict(self):
-        """Everything but the parameters and the inner optimizer's state: a dict of CPU tensors.
-        Differs from rank to rank."""
-        return self._outer.state()
+        """Everything but the parameters and the inner optimizer's state: {"rank 1": bytes}, for
+        torch.save() and for torch.distributed.checkpoint, which also takes the OuterOptimizer
+        itself."""
+        return state_of_this_rank(self._outer.state())
 
     def load_state_dict(self, state):
         """Goes on with the same bits, given the parameters of then. Collective."""
         self._outer.load_state(agreed(self._group, "the saved state of the outer optimizer",
-                                      lambda: tensors_of(state)))
+                                      lambda: tensors_of_this_rank(state)))

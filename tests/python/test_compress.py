@@ -106,21 +106,41 @@ def resume_job(rank, world):
     again.load_state_dict(state)
     train(kept, rank, 5, first=6)
     train(fresh, rank, 5, first=6)
-    refused = error_of(lambda: again.load_state_dict({"nonsense": torch.zeros(1)}))
+    refused = [error_of(lambda: again.load_state_dict(wrong)) for wrong in (
+        {"nonsense": torch.zeros(1)}, {f"rank {1 - rank}": state[f"rank {rank}"]},
+        {f"rank {rank}": state[f"rank {rank}"][:-100]}, {f"rank {rank}": torch.zeros(3)})]
     return torch.equal(flat(kept), flat(fresh)), refused
 
 
 def checkpoint_job(rank, world, folder):
+    """Bits after going on from a checkpoint of the handle itself, of its state, and without one,
+    beside those of a job that was never interrupted."""
     import thinwire
     import torch.distributed.checkpoint as dcp
-    ddp = DDP(make_net())
-    handle = thinwire.compress(ddp, "quantize(bits=4)")
-    train(ddp, rank, 3)
-    state = handle.state_dict()
-    dcp.save({f"thinwire/{rank}": state}, checkpoint_id=folder)
-    target = {f"thinwire/{rank}": {name: torch.zeros_like(t) for name, t in state.items()}}
-    dcp.load(target, checkpoint_id=folder)
-    return all(torch.equal(target[f"thinwire/{rank}"][name], t) for name, t in state.items())
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    def start(seed):
+        ddp = DDP(make_net(seed))
+        return ddp, thinwire.compress(ddp, "topk(density=0.05)")
+
+    kept, handle = start(0)
+    train(kept, rank, 4)
+    dcp.save({"model": get_model_state_dict(kept), "handle": handle,
+              "state": handle.state_dict()}, checkpoint_id=folder)
+    train(kept, rank, 4, first=4)
+    same = []
+    for how in ("handle", "state", "neither"):
+        fresh, again = start(1)
+        saved = {"model": get_model_state_dict(fresh)}
+        if how != "neither":
+            saved[how] = again if how == "handle" else again.state_dict()
+        dcp.load(saved, checkpoint_id=folder)
+        set_model_state_dict(fresh, saved["model"])
+        if how == "state":
+            again.load_state_dict(saved["state"])
+        train(fresh, rank, 4, first=4)
+        same.append(torch.equal(flat(fresh), flat(kept)))
+    return same
 
 
 def errors_job(rank, world):
@@ -185,6 +205,15 @@ def one_rank_job(rank, world):
     found["twice"] = error_of(lambda: thinwire.compress(good if wrong else hooked, "topk"))
     state = handle.state_dict()
     found["state"] = error_of(lambda: handle.load_state_dict([state] if wrong else state))
+    frozen = make_net().requires_grad_(not wrong)
+    found["frozen"] = error_of(lambda: thinwire.compress(frozen, "topk"))
+    found["ratio"] = error_of(lambda: thinwire.compress(
+        DDP(make_net()), "topk", require_ratio="five" if wrong else 5))
+    found["ratios"] = error_of(lambda: thinwire.compress(
+        DDP(make_net()), "topk", require_ratio=None if wrong else 5))
+    wrapped = DDP(make_net())
+    found["wrapped"] = error_of(lambda: thinwire.compress(make_net() if wrong else wrapped,
+                                                          "topk"))
     handle.load_state_dict(state)
     if wrong:
         good.module[2].weight = nn.Parameter(torch.zeros(96, 96))
@@ -282,11 +311,19 @@ class Compress(unittest.TestCase):
     def test_a_saved_state_goes_on_with_the_same_bits(self):
         for same, refused in run_ranks(2, resume_job):
             self.assertTrue(same)
-            self.assertEqual(refused[0], "InvalidArgument")
+            for (kind, text), words in zip(refused, (
+                    "the state holds 'nonsense' and this is rank R: each rank loads what it",
+                    "rank R: the state holds 'rank OTHER' and this is rank R",
+                    "rank R: the state of rank R is damaged",
+                    "rank R: a state is what state_dict() or merge_states() returned, got Tensor")):
+                self.assertEqual(kind, "InvalidArgument")
+                first = int(text[len("rank ")])  # both are wrong, and either may be it
+                self.assertIn(words, text.replace(f"rank {first}", "rank R").replace(
+                    f"rank {1 - first}", "rank OTHER"))
 
     def test_states_go_through_distributed_checkpoint(self):
         with tempfile.TemporaryDirectory() as folder:
-            self.assertEqual(run_ranks(2, checkpoint_job, folder), [True, True])
+            self.assertEqual(run_ranks(2, checkpoint_job, folder), [[True, True, False]] * 2)
 
     def test_mistakes_get_one_sentence(self):
         for found in run_ranks(2, errors_job):
@@ -312,7 +349,12 @@ class Compress(unittest.TestCase):
                                 ("sparse", "rank 1: parameter '0.weight' has sparse gradients"),
                                 ("overrides", "rank 1: "),
                                 ("twice", "rank 1: thinwire.compress() was called for this model"),
-                                ("state", "rank 1: a state is a dict of tensors, got list"),
+                                ("state", "rank 1: a state is what state_dict() or "
+                                          "merge_states() returned, got list"),
+                                ("frozen", "rank 1: this Sequential has no parameter that requires"),
+                                ("ratio", "rank 1: require_ratio must be a positive number, got 'five'"),
+                                ("wrapped", "'DistributedDataParallel' on rank 0 and 'a module to"),
+                                ("ratios", "'require_ratio 5' on rank 0 and 'require_ratio None'"),
                                 ("replaced", "parameters were replaced by other tensors")):
                 with self.subTest(name):
                     # torch's backward pass makes it a RuntimeError on the rank that waits in it.

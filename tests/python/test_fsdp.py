@@ -1,18 +1,21 @@
 """FSDP2 and HSDP over the compressing backend."""
 
+import io
+import tempfile
 import unittest
 
 from ranks import error_of, run_ranks
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 
-def make_net():
-    torch.manual_seed(0)
+def make_net(seed=0):
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(),
                          nn.Linear(128, 8))
 
@@ -25,10 +28,10 @@ def batch(step, rank, world):
     return x, x[:, :8].argmax(1)
 
 
-def train(net, rank, world, steps):
-    optimizer = torch.optim.SGD(net.parameters(), 0.2, momentum=0.9)
+def train(net, rank, world, steps, optimizer=None, first=0):
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), 0.2, momentum=0.9)
     losses = []
-    for step in range(steps):
+    for step in range(first, first + steps):
         x, y = batch(step, rank, world)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(net(x), y)
@@ -43,6 +46,12 @@ def whole(net):
                       for p in net.parameters()])
 
 
+def names_of(group):
+    """Names of the tensors that this rank's state of a process group holds."""
+    import thinwire
+    return sorted(torch.load(io.BytesIO(thinwire.state_dict(group)[f"rank {dist.get_rank()}"])))
+
+
 def job(rank, world, weights, steps, mesh_shape=None):
     import thinwire
     net = make_net()
@@ -51,11 +60,13 @@ def job(rank, world, weights, steps, mesh_shape=None):
     for layer in (net[0], net[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(net, mesh=mesh)
-    groups = thinwire.fsdp.compress(net, weights) if weights else 0
+    handle = thinwire.fsdp.compress(net, weights) if weights else None
     losses = train(net, rank, world, steps)
     stats = thinwire.stats(mesh.get_group(mesh.ndim - 1))
-    state = thinwire.state_dict(mesh.get_group(mesh.ndim - 1))
-    return sum(losses[-5:]) / 5, groups, stats, sorted(state), whole(net)
+    if handle and mesh_shape is None:
+        assert handle.stats() == stats
+    return (sum(losses[-5:]) / 5, len(handle.keys) if handle else 0, stats,
+            names_of(mesh.get_group(mesh.ndim - 1)), whole(net))
 
 
 def hybrid_job(rank, world):
@@ -66,10 +77,92 @@ def hybrid_job(rank, world):
     for layer in (net[0], net[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(net, mesh=mesh)
-    thinwire.fsdp.compress(net)
+    handle = thinwire.fsdp.compress(net)
     train(net, rank, world, 3)
     groups = [mesh.get_group(name) for name in ("shard", "replicate")]
-    return [(thinwire.stats(group), sorted(thinwire.state_dict(group))) for group in groups]
+    parts = [(thinwire.stats(group), names_of(group)) for group in groups]
+    total = handle.stats()
+    assert total["coded"] == sum(stats["coded"] for stats, _ in parts)
+    state = handle.state_dict()
+    assert list(state) == ["shards", "replicas"]
+    handle.load_state_dict(state)
+    assert handle.state_dict() == state
+    return parts
+
+
+def checkpoint_job(rank, world, folder):
+    """[whether a job has the bits of the one that went on, with what thinwire saved, without]"""
+    import thinwire
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    def start(seed):
+        net = make_net(seed)
+        mesh = init_device_mesh("cpu", (world,))
+        for layer in (net[0], net[2]):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(net, mesh=mesh)
+        handle = thinwire.fsdp.compress(net, "deltas")
+        return net, torch.optim.AdamW(net.parameters(), 1e-2), handle
+
+    def everything(net, optimizer, handle):
+        weights, moments = get_state_dict(net, optimizer)
+        return {"model": weights, "optimizer": moments, "thinwire": handle}
+
+    net, optimizer, handle = start(0)
+    train(net, rank, world, 4, optimizer)
+    dcp.save(everything(net, optimizer, handle), checkpoint_id=folder)
+    train(net, rank, world, 4, optimizer, first=4)
+    want = whole(net)
+    same = []
+    for forget in (False, True):
+        del net, optimizer, handle
+        net, optimizer, handle = start(1)
+        saved = everything(net, optimizer, handle)
+        if forget:
+            saved.pop("thinwire")
+        dcp.load(saved, checkpoint_id=folder)
+        set_state_dict(net, optimizer, model_state_dict=saved["model"],
+                       optim_state_dict=saved["optimizer"])
+        train(net, rank, world, 4, optimizer, first=4)
+        same.append(torch.equal(whole(net), want))
+    return same
+
+
+def mistakes_job(rank, world):
+    """Of each mistake, most of them on rank 1 alone, what this rank is told."""
+    import thinwire
+    found, wrong = {}, rank == 1
+
+    def sharded():
+        net = make_net()
+        fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
+        return net
+
+    net = sharded()
+    compress = thinwire.fsdp.compress
+    found["weights"] = error_of(lambda: compress(net, 7 if wrong else "deltas"))
+    found["different"] = error_of(lambda: compress(net, "as_they_are" if wrong else "deltas"))
+    found["module"] = error_of(lambda: compress(make_net() if wrong else net))
+    found["no module"] = error_of(lambda: compress(None if wrong else net))
+    handle = compress(net)
+    found["twice"] = error_of(lambda: compress(net))
+    other = sharded()
+    found["name"] = error_of(lambda: compress(other))
+    train(other, rank, world, 1)
+    compress(other, name="critic")
+    state = handle.state_dict()
+    found["state"] = error_of(lambda: handle.load_state_dict([] if wrong else state))
+    handle.load_state_dict(state)
+    plain = dist.new_group(backend="gloo")
+    gloo = make_net()
+    fully_shard(gloo, mesh=DeviceMesh.from_group(plain, "cpu"))
+    found["gloo"] = error_of(lambda: compress(gloo))
+    none = dist.new_group(backend="thinwire", pg_options="none")
+    exact = make_net()
+    fully_shard(exact, mesh=DeviceMesh.from_group(none, "cpu"))
+    found["no codec"] = error_of(lambda: compress(exact, "deltas"))
+    return found
 
 
 def options(**specs):
@@ -145,14 +238,27 @@ class Fsdp(unittest.TestCase):
         self.assertIn("'as_they_are' or 'deltas'",
                       error_of(lambda: thinwire.fsdp.compress(make_net(), "all"))[1])
 
-        def twice(rank, world):
-            net = make_net()
-            fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
-            thinwire.fsdp.compress(net)
-            return error_of(lambda: thinwire.fsdp.compress(net))
+        for found in run_ranks(2, mistakes_job, backend="thinwire",
+                               options=options(all_gather="quantize(bits=6)")):
+            for name, words in (
+                    ("weights", "rank 1: weights must be 'as_they_are' or 'deltas', got 7"),
+                    ("different", "'weights deltas' on rank 0 and 'weights as_they_are' on rank 1"),
+                    ("module", "rank 1: the module has no FSDP parameter group: call fully_shard()"),
+                    ("no module", "rank 1: thinwire.fsdp.compress() takes a module after"),
+                    ("twice", "was called for this module before"),
+                    ("name", "another model on this mesh has the feedback key 'fsdp/': give each"),
+                    ("state", "rank 1: a state of FSDP's process groups has the entries ['shards']"),
+                    ("gloo", "the process group's backend is 'gloo'"),
+                    ("no codec", "weights='deltas' needs a codec for all_gather")):
+                with self.subTest(name):
+                    self.assertEqual(found[name][0], "InvalidArgument", found[name][1])
+                    self.assertIn(words, found[name][1])
 
-        for _, text in run_ranks(2, twice, backend="thinwire"):
-            self.assertIn("was called for this module before", text)
+    def test_a_checkpoint_goes_on_with_the_same_bits(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results = run_ranks(2, checkpoint_job, folder, backend="thinwire", options=options(
+                compression="quantize(bits=4)", all_gather="quantize(bits=6)"))
+        self.assertEqual(results, [[True, False]] * 2)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def outer_job(rank, world):
     state = outer.state_dict()
     again = thinwire.OuterOptimizer(model, inner, inner_steps=5, compression="quantize(bits=8)")
     again.load_state_dict(state)
-    same = all(torch.equal(again.state_dict()[name], tensor) for name, tensor in state.items())
+    same = again.state_dict() == state
     return met, weights, outer.stats(), same, error_of(
         lambda: thinwire.OuterOptimizer(model, inner, inner_steps=0))
 
@@ -175,6 +175,12 @@ def one_rank_job(rank, world):
 
     found["granularity"] = error_of(lambda: outer(granularity="row" if wrong else "tensor"))
     found["type"] = error_of(lambda: outer(inner_steps="many" if wrong else 5))
+    found["inner"] = error_of(lambda: thinwire.OuterOptimizer(model, 3 if wrong else inner))
+    found["group options"] = error_of(lambda: dist.new_group(
+        backend="thinwire", pg_options=3 if wrong else "quantize(bits=8)"))
+    group = dist.new_group(backend="thinwire", pg_options="quantize(bits=8)")
+    kept = thinwire.state_dict(group)
+    found["group state"] = error_of(lambda: thinwire.load_state_dict(None if wrong else kept, group))
     made = outer(inner_steps=5)
     state = made.state_dict()
     found["state"] = error_of(lambda: made.load_state_dict({"a": 3} if wrong else state))
@@ -182,6 +188,11 @@ def one_rank_job(rank, world):
     found["rows"] = error_of(lambda: thinwire.MoELayer(8, 16, 4, rows="spectral(" if wrong else ""))
     layer = thinwire.MoELayer(8, 16, 4)
     found["full state"] = error_of(lambda: layer.load_full_state(3 if wrong else {}))
+    found["width"] = error_of(lambda: layer(torch.randn(6, 7 if wrong else 8)))
+    # Groups of their own: a rank that was refused may have left the other one in a collective.
+    layer = thinwire.MoELayer(8, 16, 4, group=dist.new_group())
+    found["tokens"] = error_of(lambda: layer([1.0] if wrong else torch.randn(6, 8)))
+    layer = thinwire.MoELayer(8, 16, 4, group=dist.new_group())
     if wrong:
         layer.router.weight = torch.nn.Parameter(layer.router.weight.detach().clone())
     found["replaced"] = error_of(lambda: layer(torch.randn(6, 8)))
@@ -220,7 +231,177 @@ def moe_job(rank, world):
             replaced)
 
 
+class Mixture(torch.nn.Module):
+    """Its output is the loss."""
+
+    def __init__(self, seed):
+        import thinwire
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.mixture = torch.nn.Linear(8, 8), thinwire.MoELayer(8, 16, 4, seed=seed)
+
+    def forward(self, x):
+        output, loss = self.mixture(self.first(x))
+        return (output - 1).pow(2).mean() + loss
+
+
+def checkpoint_job(rank, world, folder):
+    """A compressed mixture of experts and an OuterOptimizer, saved half-way and loaded by
+    torch.distributed.checkpoint: whether the weights have the bits of the job that went on; and
+    without the handle, and without the OuterOptimizer."""
+    import thinwire
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions, get_state_dict, set_state_dict)
+
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+
+    def start(seed):
+        torch.manual_seed(seed)
+        model = Mixture(seed)
+        handle = thinwire.compress(model, "topk(density=0.2)", min_numel=1)
+        dense = torch.nn.Linear(64, 64)
+        adam = torch.optim.Adam(model.parameters(), 1e-2)
+        sgd = torch.optim.SGD(dense.parameters(), 0.1)
+        return handle, adam, dense, thinwire.OuterOptimizer(dense, sgd, inner_steps=3)
+
+    def train(handle, adam, dense, outer, steps):
+        for step in steps:
+            torch.manual_seed(10 * step + rank)
+            adam.zero_grad()
+            outer.zero_grad()
+            handle(torch.randn(6, 8)).backward()
+            adam.step()
+            (dense(torch.randn(4, 64)) - 1).pow(2).mean().backward()
+            outer.step()
+        return torch.cat([p.detach().flatten() for model in (handle.module, dense)
+                          for p in model.parameters()])
+
+    def parts(handle, adam, dense, outer):
+        weights, moments = get_state_dict(handle.module, adam, options=options)
+        # Between two meetings each rank has weights of its own.
+        return {"model": weights, "moments": moments, "handle": handle, "outer": outer,
+                "dense": {f"rank {rank}": dense.state_dict()}}
+
+    job = start(0)
+    train(*job, range(4))
+    dcp.save(parts(*job), checkpoint_id=folder)
+    want = train(*job, range(4, 8))
+    same = []
+    for without in ("", "handle", "outer"):
+        again = start(1)
+        saved = parts(*again)
+        saved.pop(without, None)
+        dcp.load(saved, checkpoint_id=folder)
+        set_state_dict(again[0].module, again[1], model_state_dict=saved["model"],
+                       optim_state_dict=saved["moments"], options=options)
+        again[2].load_state_dict(saved["dense"][f"rank {rank}"])
+        same.append(torch.equal(train(*again, range(4, 8)), want))
+    return same
+
+
+def experts_job(rank, world):
+    """Experts and router after three steps of DistributedDataParallel with compress()."""
+    import thinwire
+    DDP = torch.nn.parallel.DistributedDataParallel
+    averaged = error_of(lambda: thinwire.compress(DDP(Mixture(3)), "none"))
+    net = Mixture(3)
+    net._ddp_params_and_buffers_to_ignore = {"first.bias"}
+    thinwire.ignore_experts(net)
+    ignored = set(net._ddp_params_and_buffers_to_ignore)
+    net = Mixture(3)
+    handle = thinwire.compress(net, "quantize(bits=8)", min_numel=1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    first = net.mixture.expert_parameters()[0].detach().clone()
+    for step in range(3):
+        torch.manual_seed(10 * step + rank)
+        optimizer.zero_grad()
+        handle(torch.randn(6, 8)).backward()
+        optimizer.step()
+    return (averaged, ignored, sorted(handle.plan()), first,
+            net.mixture.expert_parameters()[0].detach(), net.mixture.router.weight.detach())
+
+
+RESTARTED = """
+import os, pathlib, torch, torch.distributed as dist, thinwire
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+def start():
+    torch.manual_seed(0)
+    ddp = DDP(torch.nn.Sequential(torch.nn.Linear(40, 96), torch.nn.ReLU(), torch.nn.Linear(96, 4)))
+    return ddp, thinwire.compress(ddp, "topk(density=0.05)"), torch.optim.Adam(ddp.parameters(), 1e-2)
+
+def train(ddp, optimizer, step):
+    torch.manual_seed(100 * step + rank)
+    optimizer.zero_grad()
+    ddp(torch.randn(16, 40)).pow(2).mean().backward()
+    optimizer.step()
+
+dist.init_process_group("gloo")
+rank, attempt = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+ddp, handle, optimizer = start()
+file = pathlib.Path(os.environ["FOLDER"], f"{rank}.pt")
+first = 0
+if file.exists():
+    saved = torch.load(file)
+    first = saved["step"]
+    ddp.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    handle.load_state_dict(saved["thinwire"])
+for step in range(first, 8):
+    train(ddp, optimizer, step)
+    if step == 4:
+        torch.save({"step": step + 1, "model": ddp.state_dict(), "thinwire": handle.state_dict(),
+                    "optimizer": optimizer.state_dict()}, file)
+        dist.barrier()
+    if attempt == 0 and step == 6 and rank == 1:
+        os._exit(3)
+uninterrupted, _, other = start()
+for step in range(8):
+    train(uninterrupted, other, step)
+same = all(torch.equal(a, b) for a, b in zip(ddp.parameters(), uninterrupted.parameters()))
+print("rank", rank, "attempt", attempt, "from step", first, "same bits", same, flush=True)
+dist.destroy_process_group()
+"""
+
+
 class Parts(unittest.TestCase):
+    def test_checkpoints_of_all_parts(self):
+        import tempfile
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertEqual(run_ranks(2, checkpoint_job, folder), [[True, False, False]] * 2)
+
+    def test_experts_stay_with_their_ranks_under_ddp(self):
+        zero, one = run_ranks(2, experts_job)
+        for rank, (averaged, ignored, plan, first, expert, router) in enumerate((zero, one)):
+            self.assertEqual(averaged[0], "InvalidArgument")
+            self.assertIn("call thinwire.ignore_experts(model) before", averaged[1])
+            mine = f"mixture.experts.{2 * rank}_{2 * rank + 1}."
+            self.assertEqual(ignored, {"first.bias", *(mine + n for n in ("w1", "w2", "b1", "b2"))})
+            self.assertEqual(plan, ["first.bias", "first.weight", "mixture.router.weight"])
+            self.assertFalse(torch.equal(first, expert))
+            self.assertTrue(torch.equal(router, zero[5]))
+        self.assertFalse(torch.equal(zero[3], one[3]))
+        self.assertFalse(torch.equal(zero[4], one[4]))
+
+    def test_an_elastic_restart_goes_on_with_the_same_bits(self):
+        import tempfile
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, "train.py")
+            with open(script, "w", encoding="utf-8") as file:
+                file.write(RESTARTED)
+            paths = os.pathsep.join([str(BUILD / "python"), os.environ.get("PYTHONPATH", "")])
+            done = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                 "--max-restarts=1", "--monitor-interval=0.1", script], capture_output=True,
+                text=True, timeout=100, check=False,
+                env={**os.environ, "PYTHONPATH": paths, "FOLDER": folder,
+                     # Else torch's ranks of the second round meet the addresses of the first one's.
+                     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for rank in range(2):
+            self.assertIn(f"rank {rank} attempt 1 from step 5 same bits True", done.stdout)
+
     def test_outer_optimizer(self):
         results = run_ranks(2, outer_job)
         for met, weights, stats, same, error in results:
@@ -248,7 +429,12 @@ class Parts(unittest.TestCase):
         for found, seconds in run_ranks(2, one_rank_job):
             self.assertLess(seconds, 40)  # the group's timeout is 60 s
             for name, words in (("granularity", "rank 1: "), ("type", "rank 1: "),
-                                ("state", "rank 1: a state is a dict of tensors by name, got int"),
+                                ("state", "rank 1: the state holds 'a' and this is rank 1"),
+                                ("inner", "rank 1: thinwire.OuterOptimizer takes a torch.optim."),
+                                ("group options", "rank 1: pg_options of a thinwire group must be"),
+                                ("group state", "rank 1: a state is what state_dict()"),
+                                ("tokens", "tokens of a thinwire.MoELayer must be a tensor, got list"),
+                                ("width", "tokens of shape [..., 8] expected, got [6, 7]"),
                                 ("gate", "rank 1: "), ("rows", "rank 1: "),
                                 ("full state", "rank 1: a state is a dict of tensors, got int"),
                                 ("replaced", "'router.weight' of a thinwire.MoELayer was replaced")):
