@@ -10,9 +10,15 @@
 docs/python.md has the rest.
 """
 
-# `import torch` imports this file on its way to _autoload, half of torch still missing: so nothing
-# is imported here, and every name when it is first used.
+# Every name is imported when it is first used, so that this works where the compiled part does not,
+# and before `import torch`.
+import os as _os
 import typing as _typing
+
+# Note [Flight recorder] of comm/backend/gloo/backend.cpp: Gloo's record of its operations is not
+# made for groups that are used from several threads. torch reads this at its first operation.
+if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in _os.environ:
+    _os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
 
 _HOME = {
     "CommError": "errors", "Error": "errors", "FileError": "errors", "FrameError": "errors",

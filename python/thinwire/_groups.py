@@ -1,7 +1,6 @@
 """Process groups that compress: what torch.distributed calls when it makes one."""
 
 import dataclasses
-import os
 
 import torch
 import torch.distributed as dist
@@ -12,10 +11,6 @@ from thinwire._states import state_of_this_rank, tensors_of_this_rank
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
-
-# Note [Flight recorder] of comm/backend/gloo/backend.cpp: Gloo's record of its operations is not
-# made for groups that are used from several threads.
-os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import importlib
 
 import torch  # noqa: F401  its libraries must be there first
 
-from thinwire import _autoload, _torch
+import thinwire_autoload
+from thinwire import _torch
 from thinwire.errors import Error
 
 
@@ -30,7 +31,7 @@ def module():
         raise Error(f"thinwire's compiled part cannot be loaded: {error}") from error
     _torch.check_version(compiled.torch_version)
     # Where torch looked for no entry points (TORCH_DEVICE_BACKEND_AUTOLOAD=0).
-    _autoload.register()
+    thinwire_autoload.register()
     return compiled
 
 

@@ -1,5 +1,6 @@
 """Ranks as forked processes, for tests of the Python package."""
 
+import datetime
 import multiprocessing
 import os
 import pathlib
@@ -15,13 +16,17 @@ BUILD = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"])
 if "THINWIRE_PYTHON_PACKAGE" not in os.environ:  # else that of the environment
     sys.path.insert(0, str(BUILD / "python"))
 
+# What nearly every rank uses is loaded here, once, and not by every process that is forked.
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import torch._dynamo  # noqa: E402, F401  the optimizers need it
+
+import thinwire  # noqa: E402
+
+thinwire.compress, thinwire.fsdp, thinwire.MoELayer  # noqa: B018  the compiled part
+
 
 def _rank(body, rank, world, folder, backend, options, arguments, results):
-    import datetime
-
-    import torch
-    import torch.distributed as dist
-
     torch.set_num_threads(1)
     try:
         if backend is not None:

@@ -12,24 +12,36 @@ import torch
 import torch.distributed as dist
 
 
-def run_python(code, **environment):
+def run_python(code, unset=(), **environment):
     paths = os.pathsep.join([str(BUILD / "python"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           timeout=100, check=False,
-                          env={**os.environ, "PYTHONPATH": paths, **environment})
+                          env={name: value for name, value in {
+                              **os.environ, "PYTHONPATH": paths}.items() if name not in unset}
+                          | environment)
 
 
 class Import(unittest.TestCase):
     def test_importing_torch_makes_the_backends_known(self):
-        done = run_python("import torch, sys; print(torch.distributed.Backend.backend_list); "
-                          "print([m for m in sys.modules if m.startswith('thinwire')])")
+        done = run_python("import torch, os, sys; print(torch.distributed.Backend.backend_list); "
+                          "print('record', os.environ.get('TORCH_FR_BUFFER_SIZE')); "
+                          "print([m for m in sys.modules if m.startswith('thinwire')])", unset=("TORCH_FR_BUFFER_SIZE",))
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("'thinwire', 'thinwire_mpi'", done.stdout)
-        self.assertNotIn("thinwire._C", done.stdout)  # nothing compiled was loaded
+        self.assertIn("['thinwire_autoload']", done.stdout)  # and nothing else was loaded
+        self.assertIn("record None", done.stdout)
 
     def test_the_package_may_be_imported_before_torch(self):
         done = run_python("import thinwire, torch; print(thinwire.codecs()[0][0])")
         self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_the_package_keeps_gloo_from_its_record(self):
+        """Which is not made for several threads, unless the program has asked for one."""
+        code = "import os, thinwire; print(os.environ.get('TORCH_FR_BUFFER_SIZE'))"
+        for asked, found in (({}, "0"), ({"TORCH_FR_BUFFER_SIZE": "20"}, "20"),
+                             ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "20"}, "None")):
+            done = run_python(code, unset=("TORCH_FR_BUFFER_SIZE",), **asked)
+            self.assertEqual(done.stdout.strip(), found, done.stderr)
 
     def test_a_package_that_cannot_be_loaded_does_not_break_torch(self):
         code = ("import sys; sys.modules['thinwire._C'] = None\n"

@@ -15,12 +15,12 @@ SOURCE = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"])
 BUILD = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"])
 
 
-def run(*command, **keywords):
+def run(*command, stderr_too=False, **keywords):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
                           timeout=250, check=False, **keywords)
     if done.returncode != 0:
         raise AssertionError(f"{command}:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
+    return done.stdout + (done.stderr if stderr_too else "")
 
 
 def quick_start():
@@ -45,13 +45,13 @@ class Wheel(unittest.TestCase):
         names = zipfile.ZipFile(self.wheel).namelist()
         for wanted in (r"thinwire/_C\..*\.so", r"thinwire/lib/libthinwire\.so\.\d+\.\d+",
                        r"thinwire/lib/libthinwire_core\.so\.\d+\.\d+", r"thinwire/bin/thinwire",
-                       r"thinwire/_autoload\.py", r"thinwire/_built\.py", r"thinwire/py\.typed"):
+                       r"thinwire_autoload/__init__\.py", r"thinwire/_built\.py", r"thinwire/py\.typed"):
             self.assertTrue(any(re.fullmatch(wanted, name) for name in names), wanted)
         self.assertFalse([name for name in names if "torch" in name.lower() and ".so" in name])
         self.assertFalse([name for name in names if "bindings" in name])
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
         text = zipfile.ZipFile(self.wheel).read(entry_points).decode()
-        self.assertIn("thinwire = thinwire._autoload:register", text)
+        self.assertIn("thinwire = thinwire_autoload:register", text)
         metadata = next(name for name in names if name.endswith("METADATA"))
         self.assertIn("Requires-Dist: torch==2.11.*",
                       zipfile.ZipFile(self.wheel).read(metadata).decode())
@@ -102,8 +102,9 @@ class Wheel(unittest.TestCase):
         script = pathlib.Path(self.folder.name) / "train.py"
         script.write_text(quick_start(), encoding="utf-8")
         output = run(environment / "bin" / "python", "-m", "torch.distributed.run",
-                     "--nproc-per-node=2", script, env=clean, cwd=self.folder.name)
+                     "--nproc-per-node=2", script, env=clean, cwd=self.folder.name, stderr_too=True)
         self.assertRegex(output, r"'ratio': [4-9]\.")
+        self.assertNotIn("warn:", output)
         self.assertLess(time.monotonic() - begin, 60)
         program = environment / "bin" / "thinwire"
         self.assertIn((SOURCE / "VERSION").read_text().strip(), run(program, "--version", env=clean))

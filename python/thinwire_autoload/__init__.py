@@ -1,7 +1,8 @@
 """Makes the backends known to torch.distributed, without importing anything compiled.
 
 torch calls register() at the end of `import torch` (entry point "torch.backends"), and an exception
-here would break that import for every program of the environment.
+here would break that import for every program of the environment. A package of its own, for what
+`import thinwire` does is not for programs that import torch alone.
 """
 
 
