@@ -1,9 +1,22 @@
 """What is wrong on one rank becomes known to all, before anyone waits for that rank."""
 
+import torch.distributed as dist
+
 from thinwire import _load
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
+
+
+def _give_default_backend(group):
+    """torch leaves a group that is made for devices, "cpu:gloo", without a default backend where a
+    plug-in is registered, as ours is."""
+    if group.name() != "undefined" or not group._device_types:
+        return
+    kind = dist.ProcessGroup.BackendType
+    backend = group._get_backend(group._device_types[0])
+    group._set_default_backend(kind.GLOO if isinstance(backend, dist.ProcessGroupGloo)
+                               else kind.CUSTOM)
 
 
 def agreed(group, what, make, text=None):
@@ -12,6 +25,7 @@ def agreed(group, what, make, text=None):
     a single rank."""
     if group is None:
         return make()
+    _give_default_backend(group)
     made, cause, compared = None, None, ""
     try:
         made = make()

@@ -1,9 +1,11 @@
 """Compression of the gradients of torch's DistributedDataParallel."""
 
+import collections
 import os
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from thinwire import _load
@@ -50,6 +52,17 @@ def _sparse_parameters(model):
             and part.weight.requires_grad and f"{name}.weight" not in ignored]
 
 
+def _check_not_parallel_inside(model):
+    for name, part in model.named_modules():
+        if part is not model and isinstance(part, DistributedDataParallel):
+            raise InvalidArgument(f"this {type(model).__name__} holds a DistributedDataParallel, "
+                                  f"'{name}': compress that one, and before torch.compile()")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            raise InvalidArgument(f"parameter '{name}' is a DTensor: what fully_shard() has sharded is "
+                                  "compressed by thinwire.fsdp.compress()")
+
+
 def _check_model(model):
     """Raises for what this rank cannot compress, whatever the others have."""
     if not isinstance(model, torch.nn.Module):
@@ -61,6 +74,7 @@ def _check_model(model):
     for name in _sparse_parameters(model):
         raise InvalidArgument(f"parameter '{name}' has sparse gradients, which are not averaged; "
                               "make its module with sparse=False")
+    _check_not_parallel_inside(model)
     if not isinstance(model, DistributedDataParallel):
         return
     averaged = [name for name in experts_in(model.module) if name not in model.parameters_to_ignore]
@@ -68,7 +82,7 @@ def _check_model(model):
         raise InvalidArgument(f"DistributedDataParallel would average '{averaged[0]}', of an expert "
                               "that lies on one rank alone: call thinwire.ignore_experts(model) "
                               "before it wraps the model")
-    if getattr(model, "_thinwire_compression", None) is not None:
+    if hasattr(model, "_thinwire_compression") and not model._thinwire_compression.is_copied:
         raise InvalidArgument("thinwire.compress() was called for this model before, as "
                               f"'{model._thinwire_compression.spec}': a model has one compression, "
                               "so keep the handle of the first call")
@@ -107,7 +121,19 @@ class Compression:
                           for name, parameter in parameters]
         self._checks = ddp.register_forward_pre_hook(self._check)
 
+    # A DistributedDataParallel is copied, by copy or pickle, with a Reducer of its own, which has no
+    # hook. The copy of the handle in it remembers that.
+    def __getstate__(self):
+        return {"spec": self.spec}
+
+    @property
+    def is_copied(self):
+        return "_exchange" not in self.__dict__
+
     def __repr__(self):
+        if self.is_copied:
+            return f"thinwire.Compression({self.spec!r}, of another model)"
+
         return f"thinwire.Compression({self.spec!r}, {self._exchange.stats()['steps']} steps)"
 
     def __call__(self, *inputs, **keywords):
@@ -138,6 +164,9 @@ class Compression:
     def _check(self, _module, _inputs):
         if not torch.is_grad_enabled():
             return
+        if self.is_copied:
+            raise Error("this DistributedDataParallel is a copy of one that is compressed with "
+                        f"'{self.spec}', and is not compressed itself: call thinwire.compress() for it")
         checked(self.module.process_group, "a forward pass", self._check_parameters)
         if self._require_ratio is not None and self.stats()["steps"] >= RATIO_STEPS:
             self._check_ratio()
@@ -237,6 +266,10 @@ def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=Fals
                                f"require_ratio {require_ratio}")
     if not wrapped:
         ignore_experts(model)
+    elif hasattr(model, "_thinwire_compression"):  # of the model that this is a copy of
+        model._forward_pre_hooks = collections.OrderedDict(
+            (key, hook) for key, hook in model._forward_pre_hooks.items()
+            if getattr(hook, "__self__", None) is not model._thinwire_compression)
     ddp = model if wrapped else DistributedDataParallel(model)
     parameters = _parameters_of(ddp)
     exchange = _C.compress(ddp.reducer, ddp.process_group, parameters, options,

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """FSDP2 on a small language model: gradients at 4 bits against uncompressed ones, over 3 seeds.
 
-    PYTHONPATH=build/release/python fsdp_lm.py [--seeds 3] [--steps 200] [--out results/fsdp_lm]
+    PYTHONPATH=build/release/python fsdp_lm.py [--seeds 3] [--first-seed 0] [--steps 200]
+        [--only deltas] [--out results/fsdp_lm]
 
 A Transformer that predicts the next character of an English text (Debian's package bible-kjv),
 fully_shard()ed over two ranks of this machine. Every setting sees the same batches. Prints, for each,
@@ -126,14 +127,16 @@ def rank_job(rank, seed, steps, setting, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="settings whose name holds this text")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=pathlib.Path, default="results/fsdp_lm")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for setting in SETTINGS:
+    for setting in [name for name in SETTINGS if options.only in name]:
         results[setting] = []
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 torch.multiprocessing.spawn(
                     rank_job, (seed, options.steps, setting, folder), nprocs=WORLD)
@@ -142,7 +145,7 @@ def main():
             print(f"{setting}, seed {seed}: {run['bits']:.3f} bits per character", flush=True)
     (options.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     # What goes through a codec is counted; uncompressed, the same calls send their dense bytes.
-    dense = results[list(SETTINGS)[-1]][0]
+    dense = results[list(results)[-1]][0]
     print("| setting | bits per character | gradients, KB a step and rank | weights, KB |")
     print("| --- | --- | --- | --- |")
     for setting, runs in results.items():

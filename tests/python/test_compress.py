@@ -1,5 +1,7 @@
 """thinwire.compress() on torch's own DistributedDataParallel."""
 
+import copy
+import io
 import json
 import subprocess
 import tempfile
@@ -12,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 
@@ -173,6 +177,11 @@ def errors_job(rank, world):
     found["type"] = error_of(lambda: thinwire.compress(3, "topk"))
     sparse = DDP(nn.Sequential(nn.Embedding(20, 64, sparse=True), nn.Linear(64, 4)))
     found["sparse"] = error_of(lambda: thinwire.compress(sparse, "topk"))
+    compiled = torch.compile(DDP(make_net()), backend="eager")
+    found["compiled"] = error_of(lambda: thinwire.compress(compiled, "topk"))
+    sharded = make_net()
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (world,)))
+    found["sharded"] = error_of(lambda: thinwire.compress(sharded, "topk"))
     loaded = DDP(make_net())
     thinwire.compress(loaded, "quantize(bits=4)")
     loaded.module.load_state_dict(make_net(1).state_dict(), assign=True)
@@ -219,6 +228,30 @@ def one_rank_job(rank, world):
         good.module[2].weight = nn.Parameter(torch.zeros(96, 96))
     found["replaced"] = error_of(lambda: train(good, rank, 1))
     return found, time.monotonic() - begun
+
+
+def copies_job(rank, world):
+    """Of a copy and of a saved and loaded DistributedDataParallel that was compressed: what it says,
+    and whether it trains like one that never was, once it is compressed itself."""
+    import thinwire
+    ddp = DDP(make_net())
+    thinwire.compress(ddp, "quantize(bits=4)")
+    train(ddp, rank, 2)
+    file = io.BytesIO()
+    torch.save(ddp, file)
+    file.seek(0)
+    plain = make_net()
+    plain.load_state_dict(ddp.module.state_dict())
+    plain = DDP(plain)
+    thinwire.compress(plain, "topk(density=0.05)")
+    train(plain, rank, 2, first=2)
+    found = []
+    for other in (copy.deepcopy(ddp), torch.load(file, weights_only=False)):
+        said = error_of(lambda: train(other, rank, 1))
+        thinwire.compress(other, "topk(density=0.05)")
+        train(other, rank, 2, first=2)
+        found.append((*said, torch.equal(flat(other), flat(plain))))
+    return found
 
 
 class ComplexNet(nn.Module):
@@ -336,6 +369,8 @@ class Compress(unittest.TestCase):
                                 ("sparse", "parameter '0.weight' has sparse gradients"),
                                 ("assign", "replaced by other tensors (load_state_dict(assign=True), "
                                            "or an assignment): 0.weight, 0.bias, 2.weight"),
+                                ("compiled", "holds a DistributedDataParallel, '_orig_mod': "),
+                                ("sharded", "compressed by thinwire.fsdp.compress()"),
                                 ("replaced", "an assignment): 2.weight, after")):
                 with self.subTest(name):
                     self.assertIn(words, found[name][1])
@@ -374,7 +409,16 @@ class Compress(unittest.TestCase):
                     self.assertEqual(dense, 4 * (2 * 40 * 40 + 40 * 10 + 10))
 
     def test_a_module_is_wrapped(self):
-        self.assertEqual(run_ranks(2, wrapped_job), [(1, True)] * 2)
+        # torch leaves the second one without a default backend.
+        for backend in ("gloo", "cpu:gloo"):
+            self.assertEqual(run_ranks(2, wrapped_job, backend=backend), [(1, True)] * 2)
+
+    def test_copies_of_a_compressed_model_say_that_they_are_not(self):
+        for found in run_ranks(2, copies_job):
+            for kind, text, same in found:
+                self.assertEqual(kind, "Error")
+                self.assertIn("is a copy of one that is compressed with 'quantize(bits=4)'", text)
+                self.assertTrue(same)
 
     def test_stats_become_json_lines_and_scalars(self):
         with tempfile.TemporaryDirectory() as folder:

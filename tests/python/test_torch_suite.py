@@ -1,9 +1,11 @@
 """A short selection of torch's own distributed tests; `make torch-suite` runs them all."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -34,6 +36,24 @@ class TorchSuite(unittest.TestCase):
         gloo, ours = (line.split()[1:] for line in done.stdout.splitlines()[2:4])
         self.assertEqual(gloo, ours)
         self.assertGreaterEqual(int(gloo[1]), 15, done.stdout)
+
+    def test_any_backend_from_outside_fails_the_one_that_is_known(self):
+        """It reads ProcessGroup::getBackendName(), which is "custom" for all of them: Gloo itself,
+        registered as a plug-in, fails it and passes another one."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("barrier", "test_dir", "init_dir"):
+                os.makedirs(os.path.join(folder, name))
+            results = os.path.join(folder, "results.json")
+            subprocess.run(
+                [sys.executable, "-B", str(HERE / "torch_suite" / "one_backend.py"), "plug_in",
+                 results, "", "test_ddp_logging_data_cpu", "test_all_reduce_sum"],
+                capture_output=True, text=True, timeout=280, check=False,
+                env={**os.environ, "BACKEND": "gloo", "WORLD_SIZE": "2", "TEMP_DIR": folder,
+                     "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
+            with open(results, encoding="utf-8") as file:
+                outcomes = {name: outcome for name, (outcome, _) in json.load(file).items()}
+        self.assertEqual(outcomes, {"test_ddp_logging_data_cpu": "failed",
+                                    "test_all_reduce_sum": "passed"})
 
     def test_what_only_gloo_passes_is_counted(self):
         sys.path.insert(0, str(HERE / "torch_suite"))

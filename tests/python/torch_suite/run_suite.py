@@ -1,12 +1,15 @@
 """torch's own distributed tests on plain Gloo and on thinwire's backend, side by side.
 
-    run_suite.py [--world 2] [--spec none] [--only REGEX] [TEST...]
+    run_suite.py [--world 2] [--spec none] [--min-numel 1024] [--only REGEX] [TEST...]
 
 The tests ship with torch (torch.testing._internal.distributed.distributed_test). They know Gloo by
 its name: what they skip, and which profiler events they look for. So on thinwire's backend "gloo"
 means "thinwire" to init_process_group() and new_group(), and get_backend() answers "gloo". Prints run /
 passed / failed / skipped of both and the tests whose outcome differs; ends with 1 where a test that
 passes on Gloo does not pass on thinwire.
+
+The spec is used for every kind of call. With one that loses something tests fail, and should: where the
+loss is less than what they allow, they pass.
 """
 
 import argparse
@@ -33,7 +36,8 @@ def outcomes(backend, arguments):
         results = os.path.join(folder, "results.json")
         environment = {**os.environ, "BACKEND": "gloo", "WORLD_SIZE": str(arguments.world),
                        "TEMP_DIR": folder, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-                       "TORCH_FR_BUFFER_SIZE": "0", "THINWIRE_COMPRESSION": arguments.spec}
+                       "TORCH_FR_BUFFER_SIZE": "0", "THINWIRE_SUITE_SPEC": arguments.spec,
+                       "THINWIRE_SUITE_MIN_NUMEL": str(arguments.min_numel)}
         command = [sys.executable, str(HERE / "one_backend.py"), backend, results, arguments.only,
                    *arguments.tests]
         done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
@@ -67,6 +71,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", type=int, default=2)
     parser.add_argument("--spec", default="none")
+    parser.add_argument("--min-numel", type=int, default=1024,
+                        help="of fewer elements tensors stay as they are, and theirs have few")
     parser.add_argument("--only", default="", help="regular expression on the tests' names")
     parser.add_argument("tests", nargs="*")
     arguments = parser.parse_args()
