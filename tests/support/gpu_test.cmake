@@ -38,6 +38,7 @@ if(THINWIRE_HAS_FAKE_GPU)
     ${fake_gpu}/cudart/memory.cpp
     ${fake_gpu}/cudart/stream.cpp
     ${fake_gpu}/detector.cpp
+    ${fake_gpu}/event.cpp
     ${fake_gpu}/faults.cpp
     ${fake_gpu}/host_sync.cpp
     ${fake_gpu}/kernels.cpp
@@ -48,6 +49,7 @@ if(THINWIRE_HAS_FAKE_GPU)
     ${fake_gpu}/nccl/group.cpp
     ${fake_gpu}/nccl/pipes.cpp
     ${fake_gpu}/nccl/reduce.cpp
+    ${fake_gpu}/queue.cpp
     ${fake_gpu}/settings.cpp
     ${fake_gpu}/stream.cpp
     ${PROJECT_SOURCE_DIR}/common/text.cpp
