@@ -19,7 +19,7 @@ help: ## List these commands
 	  while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
 
 .PHONY: run
-run: setup ## Train on Fashion-MNIST on two emulated hosts, uncompressed and with 4-bit gradients
+run: setup ## Train on Fashion-MNIST on two emulated hosts: uncompressed, with 4 bits, and with auto
 	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist
 	@scripts/run_main_job.sh $(BUILD)
 

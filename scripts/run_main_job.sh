@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job: trains a small CNN on Fashion-MNIST on two ranks, once uncompressed and once with
-# 4-bit gradients, and compares the two. Where this machine allows namespaces each rank has a host of
+# The main job: trains a small CNN on Fashion-MNIST on two ranks, uncompressed, with 4-bit gradients
+# and with `auto`, and compares the three. Where this machine allows namespaces each rank has a host of
 # its own, emulated, on a link of THINWIRE_RUN_RATE (100mbit); elsewhere, or with the rate "none", the
 # ranks share this machine under mpirun, and nothing is gained by sending less.
 # Usage: run_main_job.sh BUILD [ARGUMENT of train_fashion_mnist...]
@@ -48,6 +48,7 @@ train() {
 
 train dense identity "$@"
 train quantize4 "quantize(bits=4)" "$@"
+train auto auto "$@"
 
-printf '\n== uncompressed and 4-bit gradients side by side (%s)\n' "$where"
-python3 scripts/compare_runs.py results/dense.jsonl results/quantize4.jsonl
+printf '\n== side by side (%s)\n' "$where"
+python3 scripts/compare_runs.py results/dense.jsonl results/quantize4.jsonl results/auto.jsonl

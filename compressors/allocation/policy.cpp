@@ -56,6 +56,10 @@ Spec parse_reference(Family family, const std::string& text) {
 
 }  // namespace
 
+bool is_policy(std::string_view name) {
+  return std::ranges::find(kPolicies, name) != kPolicies.end();
+}
+
 void check_compression_name(std::string_view name) {
   std::vector<std::string> known = {"none"};
   std::string codecs, policies;

@@ -12,7 +12,8 @@
 namespace thinwire::lgreco {
 
 // What gives every layer a codec, by the names that a spec for a whole model may begin with.
-inline constexpr std::array<std::string_view, 1> kPolicies = {"lgreco"};
+inline constexpr std::array<std::string_view, 2> kPolicies = {"lgreco", "auto"};
+bool is_policy(std::string_view name);
 
 // For the spec of a whole model. Throws InvalidArgument for a name that is none of a codec, none of
 // a policy and not "none": one sentence with all of them and the nearest.

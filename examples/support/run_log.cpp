@@ -99,7 +99,7 @@ comm::LinkModel measure_link(const launch::World& world, const std::string& comp
     model.codecs[codec->spec()] = comm::probe_codec(*world.group(), *codec);
   };
   for (const Spec& spec : Spec::parse_list(std::string(kMeasuredCodecs))) measure(make_codec(spec));
-  if (Spec::parse(compression).name != "lgreco")
+  if (!lgreco::is_policy(Spec::parse(compression).name))
     measure(comm::parse_layer_setting(compression).codec);
   return model;
 }

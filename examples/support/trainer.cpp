@@ -94,17 +94,22 @@ MetricFields traffic_fields(const CommunicationSummary& traffic) {
 }
 
 void log_result(MetricsLog& log, const TrainingResult& result) {
-  log.write("result", {{"backend", result.backend},
-                       {"compression", result.compression},
-                       {"world_size", std::int64_t{result.world_size}},
-                       {"model", result.model},
-                       {"epochs", std::int64_t{result.epochs}},
-                       {"test_accuracy", result.test_accuracy},
-                       {"train_seconds", result.train_seconds},
-                       {"wire_bytes_per_step", result.traffic.wire_bytes_per_step()},
-                       {"dense_bytes_per_step", result.traffic.dense_bytes_per_step()},
-                       {"parameters_crc32c", std::int64_t{result.parameters_crc32c}},
-                       {"replicas_equal", result.replicas_equal}});
+  MetricFields fields = {{"backend", result.backend},
+                         {"compression", result.compression},
+                         {"world_size", std::int64_t{result.world_size}},
+                         {"model", result.model},
+                         {"epochs", std::int64_t{result.epochs}},
+                         {"test_accuracy", result.test_accuracy},
+                         {"train_seconds", result.train_seconds},
+                         {"wire_bytes_per_step", result.traffic.wire_bytes_per_step()},
+                         {"dense_bytes_per_step", result.traffic.dense_bytes_per_step()},
+                         {"parameters_crc32c", std::int64_t{result.parameters_crc32c}},
+                         {"replicas_equal", result.replicas_equal}};
+  if (const AutomaticSummary& automatic = result.traffic.automatic; !automatic.setting.empty()) {
+    fields.emplace_back("setting", automatic.setting);
+    fields.emplace_back("reason", automatic.reason);
+  }
+  log.write("result", fields);
 }
 
 }  // namespace
@@ -264,8 +269,11 @@ TrainingResult train_classifier(launch::World& world, std::shared_ptr<Classifier
 
 namespace {
 
-// A line on what lgreco(...) did; nothing without it.
+// A line on what lgreco(...) or auto did; nothing without them.
 std::string adaptation_text(const CommunicationSummary& traffic) {
+  if (const AutomaticSummary& automatic = traffic.automatic; !automatic.reason.empty()) {
+    return concat("  chosen            ", automatic.setting, ": ", automatic.reason, "\n");
+  }
   const AdaptationSummary& adaptation = traffic.adaptation;
   if (adaptation.plans == 0) return "";
   return concat("  plans             ", adaptation.plans, ", which took ", adaptation.seconds(),

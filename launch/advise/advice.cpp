@@ -8,6 +8,7 @@
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/compressors/allocation/policy.h"
 
 namespace thinwire::launch {
 namespace {
@@ -175,8 +176,8 @@ comm::StepWork Advisor::work(const SettingOf& setting_of, const comm::BackendLin
 
 comm::StepPrediction Advisor::predict(const std::string& setting) {
   const Spec spec = Spec::parse(setting);
-  check(spec.name != "lgreco" && spec.name != "auto", "advise cannot foretell ", spec.name,
-        "(...), whose plan depends on the gradients; train a few steps with it and read its log");
+  check(!lgreco::is_policy(spec.name), "advise cannot foretell ", spec.name,
+        "(...), whose plan depends on the training; train a few steps with it and read its log");
   comm::StepWork step = work(
       [&](const LoggedLayer& layer) {
         return is_compressed(layer, log_.min_numel) ? setting : std::string("none");
@@ -199,7 +200,7 @@ std::vector<std::string> usual_settings(const RunLog& log) {
       "onebit", "topk(density=0.01)", "powersgd(rank=4)"};
   const std::string own = log.compression.empty() ? "none" : log.compression;
   const Spec spec = Spec::parse(own);
-  if (spec.name == "lgreco" || spec.name == "auto" || spec.name == "identity") return settings;
+  if (lgreco::is_policy(spec.name) || spec.name == "identity") return settings;
   // Whatever it is written like.
   const std::string text = comm::parse_layer_setting(own).text();
   const auto same = [&](const std::string& each) {

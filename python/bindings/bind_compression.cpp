@@ -53,6 +53,10 @@ py::dict as_dict(const CommunicationSummary& summary) {
   made["dense_bytes_per_step"] = summary.dense_bytes_per_step();
   made["sent_bytes_per_step"] = summary.wire_bytes_per_step();
   made["ratio"] = summary.ratio();
+  if (!summary.automatic.setting.empty()) {
+    made["setting"] = summary.automatic.setting;
+    made["reason"] = summary.automatic.reason;
+  }
   return made;
 }
 

@@ -5,6 +5,7 @@
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/compressors/allocation/policy.h"
 
 namespace thinwire {
 namespace {
@@ -13,8 +14,8 @@ thread_local std::string current_feedback_key;
 
 comm::LayerSetting setting_for(const char* operation, const std::string& spec) {
   check(
-      spec.empty() || Spec::parse(spec).name != "lgreco", "a process group takes a codec for its ",
-      operation, ", got '", spec,
+      spec.empty() || !lgreco::is_policy(Spec::parse(spec).name),
+      "a process group takes a codec for its ", operation, ", got '", spec,
       "'; policies are for thinwire.compress() and DistributedDataParallel, which know the layers");
   comm::LayerSetting setting = comm::parse_layer_setting(spec.empty() ? "none" : spec);
   // Nothing would be gained, and other bits than those of the wrapped backend risked.

@@ -1,14 +1,17 @@
 #include "thinwire/torch_ext/compression/compression.h"
 
 #include <algorithm>
+#include <array>
 #include <iterator>
 #include <map>
+#include <string_view>
 
 #include "thinwire/comm/average/gradient_recorder.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/pattern.h"
 #include "thinwire/common/shape.h"
+#include "thinwire/compressors/allocation/automatic.h"
 
 namespace thinwire {
 namespace {
@@ -22,23 +25,50 @@ std::string usual_spec(const CompressionOptions& options) {
   return spec.empty() ? "none" : spec;
 }
 
-// The policy without layers, where the spec is one.
-std::optional<AdaptiveCompression> parse_adaptive(const std::string& text) {
+// What a spec for the model as a whole names.
+struct ParsedSpec {
+  comm::LayerSetting usual;  // of the layers to begin with
+  std::optional<AdaptiveCompression> adaptive = {};
+  std::optional<AutomaticCompression> automatic = {};
+
+  PolicyLayers* policy() {
+    if (adaptive) return &*adaptive;
+    return automatic ? &*automatic : nullptr;
+  }
+};
+
+ParsedSpec parse_spec(const std::string& text) {
   Spec spec = Spec::parse(text);
   lgreco::check_compression_name(spec.name);
-  if (spec.name != "lgreco") return std::nullopt;
-  AdaptiveCompression adaptive;
-  std::copy_if(spec.arguments.begin(), spec.arguments.end(),
-               std::back_inserter(adaptive.layer_arguments), is_every_layers);
+  if (!lgreco::is_policy(spec.name)) return {.usual = comm::parse_layer_setting(text)};
+  PolicyLayers layers;
+  std::ranges::copy_if(spec.arguments, std::back_inserter(layers.layer_arguments), is_every_layers);
   std::erase_if(spec.arguments, is_every_layers);
-  adaptive.policy = lgreco::parse_policy(spec);
-  return adaptive;
+  if (spec.name == "auto") {
+    AutomaticCompression automatic{layers, automatic_ladder(spec)};
+    // What is wrong with an argument of all layers is noticed now.
+    for (const std::string& candidate : automatic.ladder) automatic.setting(candidate);
+    return {.usual = {}, .automatic = std::move(automatic)};
+  }
+  AdaptiveCompression adaptive{layers, lgreco::parse_policy(spec)};
+  const comm::LayerSetting usual = adaptive.setting(adaptive.policy.reference.str());
+  return {.usual = usual, .adaptive = std::move(adaptive)};
 }
 
 comm::LayerSetting parse_override(const std::string& pattern, const std::string& text) {
-  check(Spec::parse(text).name != "lgreco", "the override '", pattern,
-        "' must name a codec; lgreco(...) is for the model as a whole, got '", text, "'");
+  const std::string name = Spec::parse(text).name;
+  check(!lgreco::is_policy(name), "the override '", pattern, "' must name a codec; ", name,
+        "(...) is for the model as a whole, got '", text, "'");
   return comm::parse_layer_setting(text);
+}
+
+// auto goes from one codec to the next, which not every reduction can average.
+void check_strategy_of_auto(const std::string& strategy) {
+  constexpr std::array<std::string_view, 4> kPossible = {"auto", "scatter_reduce", "gather_reduce",
+                                                         "hierarchical"};
+  check(std::ranges::find(kPossible, strategy) != kPossible.end(),
+        "auto averages by the strategy auto, scatter_reduce, gather_reduce or hierarchical, got '",
+        strategy, "'");
 }
 
 const std::pair<std::string, std::string>* override_of(const LayerInfo& layer,
@@ -67,19 +97,28 @@ LayerInfo layer_of(const std::string& name, const at::Tensor& parameter) {
   return layer;
 }
 
-comm::LayerSetting AdaptiveCompression::setting(const std::string& candidate) const {
+comm::LayerSetting PolicyLayers::setting(const std::string& candidate) const {
+  if (candidate == "none") return {};
   Spec spec = Spec::parse(candidate);
   spec.arguments.insert(spec.arguments.end(), layer_arguments.begin(), layer_arguments.end());
   return comm::parse_layer_setting(spec.str());
 }
 
 std::string CompressionPlan::text() const {
-  if (!adaptive) return plan.text();
-  std::string text = concat("policy ", adaptive->policy.str(), "\n");
-  for (const Spec::Argument& argument : adaptive->layer_arguments)
+  if (!adaptive && !automatic) return plan.text();
+  const PolicyLayers& policy = adaptive ? static_cast<const PolicyLayers&>(*adaptive) : *automatic;
+  std::string text = "policy ";
+  if (adaptive) {
+    text += adaptive->policy.str();
+  } else {
+    text += "auto";
+    for (const std::string& setting : automatic->ladder) text += concat(" ", setting);
+  }
+  text += "\n";
+  for (const Spec::Argument& argument : policy.layer_arguments)
     text += concat(argument.key, "=", argument.text, "\n");
   text += plan.text();
-  for (const LayerInfo& layer : adaptive->layers) text += concat("allocates ", layer.name, "\n");
+  for (const LayerInfo& layer : policy.layers) text += concat("allocates ", layer.name, "\n");
   return text;
 }
 
@@ -88,11 +127,9 @@ CompressionPlan make_plan(const std::vector<LayerInfo>& layers, const Compressio
   check(options.min_numel >= 0, "min_numel must not be negative, got ", options.min_numel);
   if (!options.record_gradients.empty())
     comm::GradientRecorder::check_steps(options.record_from, options.record_steps);
-  const std::string spec = usual_spec(options);
-  CompressionPlan made{.plan = {}, .adaptive = parse_adaptive(spec)};
-  const comm::LayerSetting usual =
-      made.adaptive ? made.adaptive->setting(made.adaptive->policy.reference.str())
-                    : comm::parse_layer_setting(spec);
+  ParsedSpec parsed = parse_spec(usual_spec(options));
+  if (parsed.automatic) check_strategy_of_auto(options.strategy);
+  CompressionPlan made;
 
   std::map<std::string, comm::LayerSetting> overrides;
   for (const auto& [pattern, text] : options.overrides) {
@@ -110,10 +147,12 @@ CompressionPlan make_plan(const std::vector<LayerInfo>& layers, const Compressio
     } else if (stays_uncompressed(layer, options)) {
       made.plan.set(layer.name, {});
     } else {
-      made.plan.set(layer.name, usual);
-      if (made.adaptive) made.adaptive->layers.push_back(layer);
+      made.plan.set(layer.name, parsed.usual);
+      if (PolicyLayers* policy = parsed.policy()) policy->layers.push_back(layer);
     }
   }
+  made.adaptive = std::move(parsed.adaptive);
+  made.automatic = std::move(parsed.automatic);
   return made;
 }
 

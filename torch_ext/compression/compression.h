@@ -25,11 +25,10 @@ struct LayerInfo {
 // dimension of 2.
 LayerInfo layer_of(const std::string& name, const at::Tensor& parameter);
 
-// What lgreco(...) is to do with a model.
-struct AdaptiveCompression {
-  lgreco::Policy policy;
-  // The layers that it allocates: those to which neither an override nor the rules for small and
-  // flat layers apply, in the order given.
+// What a policy gives settings to.
+struct PolicyLayers {
+  // Those to which neither an override nor the rules for small and flat layers apply, in the order
+  // given.
   std::vector<LayerInfo> layers;
   // Arguments of the spec that are not the policy's but every layer's: error_feedback and the like.
   std::vector<Spec::Argument> layer_arguments;
@@ -38,12 +37,23 @@ struct AdaptiveCompression {
   comm::LayerSetting setting(const std::string& candidate) const;
 };
 
+// What lgreco(...) is to do with a model.
+struct AdaptiveCompression : PolicyLayers {
+  lgreco::Policy policy;
+};
+
+// What auto(...) is to do with it.
+struct AutomaticCompression : PolicyLayers {
+  std::vector<std::string> ladder;  // see automatic_ladder()
+};
+
 struct CompressionPlan {
-  // The settings of all layers after warm-up; for lgreco(...) its uniform reference, which training
-  // starts from.
+  // The settings of all layers after warm-up; for lgreco(...) its uniform reference, for auto no
+  // compression: what training starts from.
   comm::Plan plan;
-  // Nothing where the spec names a codec.
+  // Nothing where the spec names a codec, at most one where it names a policy.
   std::optional<AdaptiveCompression> adaptive;
+  std::optional<AutomaticCompression> automatic;
 
   // All that must be equal on the ranks, a line each.
   std::string text() const;

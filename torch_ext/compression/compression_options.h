@@ -14,10 +14,10 @@ struct CompressionOptions {
   CompressionOptions(std::string text) : spec(std::move(text)) {}
   CompressionOptions(const char* text) : spec(text) {}
 
-  // Spec of a codec, `quantize(bits=4)`, or of the policy that gives every layer its own,
-  // `lgreco(family=powersgd, reference=4)`, see docs/lgreco.md; either with
-  // error_feedback=auto|on|off where wanted. "none" sends everything uncompressed. Empty:
-  // THINWIRE_COMPRESSION, else none.
+  // Spec of a codec, `quantize(bits=4)`, of the policy that gives every layer its own,
+  // `lgreco(family=powersgd, reference=4)`, see docs/lgreco.md, or of the one that finds by trying
+  // what makes steps short, `auto`, see docs/auto.md; all with error_feedback=auto|on|off where
+  // wanted. "none" sends everything uncompressed. Empty: THINWIRE_COMPRESSION, else none.
   std::string spec;
   // The first so many steps are sent uncompressed, while gradients are large and turn quickly.
   std::int64_t warmup_steps = 0;

@@ -63,6 +63,12 @@ std::unique_ptr<AdaptivePlan> make_adaptive(const c10::intrusive_ptr<c10d::Proce
                                         link);
 }
 
+std::unique_ptr<AutomaticPlan> make_automatic(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                                              const CompressionPlan& start, std::int64_t first) {
+  if (!start.automatic) return nullptr;
+  return std::make_unique<AutomaticPlan>(group, *start.automatic, start.plan, first);
+}
+
 // The link model, if one is named, once all ranks are known to have the same or none.
 std::optional<comm::LinkModel> agreed_link_model(const c10d::ProcessGroup& group,
                                                  const std::string& name,
@@ -160,6 +166,7 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
                                   averager_options(*group, name, options_, link_, timeline));
                             })),
       adaptive_(make_adaptive(averager_.group(), start_, options_, link_)),
+      automatic_(make_automatic(averager_.group(), start_, options_.warmup_steps)),
       warmup_steps_(adaptive_ ? adaptive_->schedule().warmup() : options_.warmup_steps),
       current_plan_(std::make_shared<const comm::Plan>(start_.plan)),
       thread_(comm::guard(*group, "starting the communication thread", 0, [&] {
@@ -249,17 +256,27 @@ void GradientExchange::finish_in_flight(const std::exception_ptr& failure) {
 }
 
 const comm::Plan& GradientExchange::plan_at(const comm::Bucket& bucket, std::int64_t step) {
-  const comm::Plan* plan = &start_.plan;
-  if (adaptive_) {
-    if (adaptive_->begin_step(step)) {
-      std::lock_guard lock(mutex_);
-      current_plan_ = std::make_shared<const comm::Plan>(adaptive_->plan());
-      allocation_ = adaptive_->allocation();
-    }
-    adaptive_->observe(bucket, step);
-    plan = &adaptive_->plan();
+  const comm::Plan& plan = adaptive_    ? adaptive_->plan()
+                           : automatic_ ? automatic_->plan()
+                                        : start_.plan;
+  if (adapt_plan(step)) {
+    std::lock_guard lock(mutex_);
+    current_plan_ = std::make_shared<const comm::Plan>(plan);
+    if (adaptive_) allocation_ = adaptive_->allocation();
   }
-  return step < warmup_steps_ ? uncompressed_ : *plan;
+  if (adaptive_) adaptive_->observe(bucket, step);
+  return step < warmup_steps_ ? uncompressed_ : plan;
+}
+
+bool GradientExchange::adapt_plan(std::int64_t step) {
+  if (adaptive_) return adaptive_->begin_step(step);
+  if (!automatic_) return false;
+  return automatic_->begin_step(step, [this](std::int64_t steps) -> WindowTimes {
+    const StepProfile profile = clock_.profile(steps);
+    return {.averaged = profile.backward + profile.exposed,
+            .exposed = profile.exposed,
+            .exchange = profile.exchange};
+  });
 }
 
 void GradientExchange::measure(const comm::Bucket& bucket, const comm::Plan& plan) {
@@ -285,6 +302,7 @@ void GradientExchange::finish_step(std::int64_t step) {
     summary_.adaptation = adaptive_->summary();
     now.sent_bytes += summary_.adaptation.sent_bytes;
   }
+  if (automatic_) summary_.automatic = automatic_->summary();
   summary_.adaptation.training_seconds = seconds_since(*began_);
   if (step == measured_step_) layer_reports_ = std::exchange(measuring_, {});
   ++summary_.steps;

@@ -18,6 +18,7 @@
 #include "thinwire/comm/average/bucket_averager.h"
 #include "thinwire/comm/average/communication_thread.h"
 #include "thinwire/torch_ext/adaptive/adaptive_plan.h"
+#include "thinwire/torch_ext/adaptive/automatic_plan.h"
 #include "thinwire/torch_ext/compression/compression.h"
 #include "thinwire/torch_ext/ddp/gradient_state.h"
 #include "thinwire/torch_ext/ddp/layer_report.h"
@@ -38,6 +39,7 @@ struct CommunicationSummary {
   std::size_t statistics_bytes = 0;
   // What lgreco(...) has done; its bytes are part of `total` and `after_warmup`.
   AdaptationSummary adaptation;
+  AutomaticSummary automatic;
 
   double wire_bytes_per_step() const;  // mean over the steps after warm-up, else over all
   double dense_bytes_per_step() const;
@@ -80,7 +82,7 @@ class GradientExchange {
   void measure_layers() { measured_step_ = submitted_steps_; }
   // Of the last such step that has finished; empty before.
   std::vector<LayerReport> layer_reports() const;
-  // The plan in use after warm-up; lgreco(...) changes it now and then.
+  // The plan in use after warm-up; lgreco(...) and auto change it now and then.
   comm::Plan plan() const;
   // What that plan was solved from; null without lgreco(...) and before its first plan.
   std::shared_ptr<const lgreco::SolvedPlan> allocation() const;
@@ -120,6 +122,7 @@ class GradientExchange {
   // Looks at the gradients before they are averaged where the plan depends on them.
   const comm::Plan& plan_at(const comm::Bucket& bucket, std::int64_t step);
   void measure(const comm::Bucket& bucket, const comm::Plan& plan);
+  bool adapt_plan(std::int64_t step);
   void finish_step(std::int64_t step);
   const std::string name_;
   std::uint64_t loads_ = 0;
@@ -131,7 +134,9 @@ class GradientExchange {
   StepClock clock_;
   const std::optional<comm::LinkModel> link_;
   comm::BucketAverager averager_;
-  const std::unique_ptr<AdaptivePlan> adaptive_;  // null: the plan stays
+  // At most one of them, else the plan stays.
+  const std::unique_ptr<AdaptivePlan> adaptive_;
+  const std::unique_ptr<AutomaticPlan> automatic_;
   const std::int64_t warmup_steps_;
   std::int64_t submitted_steps_ = 0;
   std::atomic<std::int64_t> measured_step_ = -1;
@@ -142,7 +147,7 @@ class GradientExchange {
   mutable std::mutex mutex_;
   CommunicationSummary summary_;
   std::vector<LayerReport> layer_reports_;
-  // What others than the communication thread see of adaptive_.
+  // What others than the communication thread see of adaptive_ and automatic_.
   std::shared_ptr<const comm::Plan> current_plan_;
   std::shared_ptr<const lgreco::SolvedPlan> allocation_;
   // Last, so that it is destroyed first: its jobs use everything above.

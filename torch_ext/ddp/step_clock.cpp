@@ -104,7 +104,7 @@ void StepClock::draw(const Step& step) const {
   timeline_->record("training", "WAIT", step.last_ready, step.finished);
 }
 
-StepProfile StepClock::profile() const {
+StepProfile StepClock::profile(std::int64_t steps) const {
   const std::lock_guard lock(mutex_);
   StepProfile profile;
   if (last_ended_ < 0) return profile;
@@ -114,7 +114,8 @@ StepProfile StepClock::profile() const {
   const Step& newest = at(last_ended_);
   std::vector<const Step*> ended;
   // Steps before the Reducer's buckets were rebuilt are of another kind.
-  for (std::int64_t n = last_ended_; n >= 0 && last_ended_ - n < kProfiledSteps; --n) {
+  for (std::int64_t n = last_ended_; n >= 0 && last_ended_ - n < std::min(steps, kProfiledSteps);
+       --n) {
     const Step& step = at(n);
     if (step.number != n || !step.ended || step.buckets.size() != newest.buckets.size()) break;
     ended.push_back(&step);

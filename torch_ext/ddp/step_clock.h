@@ -32,7 +32,8 @@ class StepClock {
   // `total`: of all steps so far.
   void step_ends(std::int64_t step, const comm::PhaseSeconds& total);
 
-  StepProfile profile() const;
+  // Over the last so many steps that have ended, at most kProfiledSteps.
+  StepProfile profile(std::int64_t steps = kProfiledSteps) const;
 
  private:
   using Time = Clock::time_point;

@@ -41,7 +41,7 @@ void check_numbers(const OuterOptimizerOptions& options) {
 // What the ranks compare beside the plan.
 std::string settings_of(const OuterOptimizerOptions& options, const CompressionPlan& made) {
   check_numbers(options);
-  check(!made.adaptive, "outer steps take a codec, got '", options.compression,
+  check(!made.adaptive && !made.automatic, "outer steps take a codec, got '", options.compression,
         "'; parts that need another get it by `overrides`");
   return concat("inner steps ", options.inner_steps, "\nouter learning rate ",
                 options.learning_rate, "\nouter momentum ", options.momentum,

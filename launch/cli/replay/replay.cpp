@@ -45,6 +45,9 @@ struct Run {
 // lgreco(...) with its first plan as soon as can be.
 std::string at_once(const std::string& text) {
   Spec spec = Spec::parse(text);
+  check(spec.name != "auto",
+        "replay cannot foretell auto, which goes by the time of training steps; "
+        "name the settings that it chooses from, such as 'cast(bf16);quantize(bits=4)'");
   if (spec.name != "lgreco") return text;
   std::erase_if(spec.arguments, [](const Spec::Argument& argument) {
     return argument.key == "warmup" || argument.key == "first";

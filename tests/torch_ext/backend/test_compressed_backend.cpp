@@ -335,8 +335,10 @@ TEST(CompressedBackend, OptionsThatDifferAreRefusedOnAllRanks) {
               Each(HasSubstr("min_numel")));
   EXPECT_THAT(errors([](int, auto& o) { o.compression = "quantise"; }),
               Each(HasSubstr("quantize")));
-  EXPECT_THAT(errors([](int, auto& o) { o.compression = "lgreco"; }),
-              Each(HasSubstr("a process group takes a codec")));
+  for (const char* policy : {"lgreco", "auto"}) {
+    EXPECT_THAT(errors([policy](int, auto& o) { o.compression = policy; }),
+                Each(HasSubstr("a process group takes a codec")));
+  }
   EXPECT_THAT(errors([](int, auto& o) { o.all_to_all = "topk"; }),
               Each(HasSubstr("all_to_all has no feedback")));
 }

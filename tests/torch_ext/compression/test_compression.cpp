@@ -73,8 +73,8 @@ TEST(MakePlan, AnUnknownNameIsToldTheKnownOnes) {
       ThrowsMessage<InvalidArgument>(
           "unknown compression 'lgrecco': it is none of the codecs (identity, cast, quantize, "
           "topk, "
-          "randomk, onebit, terngrad, ternary, powersgd, ecsq, spectral), of the policies (lgreco) "
-          "or "
+          "randomk, onebit, terngrad, ternary, powersgd, ecsq, spectral), of the policies (lgreco, "
+          "auto) or "
           "'none'; did "
           "you mean 'lgreco'?"));
   EXPECT_THAT(plan("quantise"),

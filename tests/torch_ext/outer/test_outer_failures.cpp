@@ -87,6 +87,8 @@ TEST(OuterFailures, RanksThatDisagreeAllSaySo) {
               Each(HasSubstr("ternery")));
   EXPECT_THAT(errors([](int, auto& o) { o.compression = "lgreco(family=quantize)"; }),
               Each(HasSubstr("take a codec, got 'lgreco(family=quantize)'")));
+  EXPECT_THAT(errors([](int, auto& o) { o.compression = "auto"; }),
+              Each(HasSubstr("take a codec, got 'auto'")));
   EXPECT_THAT(
       errors([](int rank, auto& o) { o.compression = rank ? "lgreco" : "quantize(bits=4)"; }),
       Each(AllOf(HasSubstr("rank 1"), HasSubstr("take a codec, got 'lgreco'"))));

@@ -1,0 +1,56 @@
+"""--compression auto where the network decides: two emulated hosts with a slow link."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import unittest
+
+import training
+from training import jobs
+
+import emulated_hosts
+
+CLUSTER = pathlib.Path(__file__).resolve().parents[1] / "cluster" / "cluster.py"
+
+
+@dataclasses.dataclass
+class Ended:
+    code: int
+    output: str
+
+
+class Automatic(training.TrainingTest):
+    def test_a_slow_link_is_sent_little(self):
+        reason = emulated_hosts.why_impossible()
+        if reason:
+            self.skipTest(reason)
+        ended = []
+
+        def start(command):
+            done = subprocess.run(
+                [sys.executable, "-B", str(CLUSTER), "--hosts", "2", "--rate", "32mbit", "--launch",
+                 "torchrun-env", "--timeout", "100", "--", *command],
+                capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
+            ended.append(Ended(done.returncode, done.stdout + done.stderr))
+            return ended[-1]
+
+        # An uncompressed step waits for 2.1 MB at 4 MB/s; computing takes a few milliseconds.
+        result = self.train(start, compression="auto", epochs=6, timeout=60)
+        self.assertTrue(result["replicas_equal"])
+        self.assertIn(result["setting"], ("quantize(bits=4)", "ecsq(as=quantize(bits=4))"))
+        for tried in ("none", "cast(bf16)", "quantize(bits=8)"):
+            self.assertIn(f"with {tried}", result["reason"])
+        lines = [line for line in ended[0].output.splitlines() if "auto: " in line]
+        self.assertEqual(len(lines), 1, ended[0].output)
+        self.assertIn(f"auto: {result['setting']} from step 37", lines[0])
+
+    def test_one_rank_has_nothing_to_choose(self):
+        result = self.train(jobs.start_alone, compression="auto")
+        self.assertEqual(result["wire_bytes_per_step"], 0)
+        self.assertEqual(result["setting"], "none")
+        self.assertEqual(result["reason"], "")
+
+
+if __name__ == "__main__":
+    unittest.main()

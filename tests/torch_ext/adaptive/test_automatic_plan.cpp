@@ -1,0 +1,206 @@
+#include "thinwire/torch_ext/adaptive/automatic_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/generated/variable_factories.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "thinwire/common/error.h"
+#include "thinwire/tests/support/rank_errors.h"
+#include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
+
+namespace thinwire {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::ElementsAre;
+using testing::errors_of;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::RankContext;
+using testing::run_ranks;
+using ::testing::ThrowsMessage;
+
+const std::vector<LayerInfo> kLayers = {{"big", {64, 64}}, {"bias", {64}}, {"named", {64, 64}}};
+
+CompressionPlan made(const std::string& spec) {
+  CompressionOptions options(spec);
+  options.overrides = {{"named", "topk(density=0.1)"}};
+  return make_plan(kLayers, options);
+}
+
+// Makes the calls of a training whose steps take as long as the setting of "big" says; each rank
+// sees something else of it.
+class Steps {
+ public:
+  Steps(const RankContext& ctx, const std::string& spec, std::int64_t first = 0)
+      : rank_(ctx.rank), plan_(ctx.group, *made(spec).automatic, made(spec).plan, first) {}
+
+  // The settings that `big` had, each with the step from which on.
+  std::vector<std::string> run(std::int64_t from, std::int64_t to,
+                               const std::map<std::string, double>& exposed) {
+    std::vector<std::string> changes;
+    for (std::int64_t step = from; step < to; ++step) {
+      const auto measure = [&](std::int64_t) -> WindowTimes {
+        // Only what the slowest of the ranks waits for counts, and it waits least.
+        const double waits = exposed.at(plan_.summary().setting);
+        return {
+            .averaged = 1 + waits - 0.1 * rank_, .exposed = waits + 5 * rank_, .exchange = waits};
+      };
+      if (plan_.begin_step(step, measure)) {
+        changes.push_back(concat(step, " ", plan_.summary().setting));
+      }
+      EXPECT_FALSE(plan_.begin_step(step, measure)) << "the second bucket of a step";
+    }
+    return changes;
+  }
+
+  const AutomaticPlan& plan() const { return plan_; }
+
+ private:
+  int rank_;
+  AutomaticPlan plan_;
+};
+
+const std::map<std::string, double> kSlow = {{"none", 4},
+                                             {"cast(bf16)", 2},
+                                             {"quantize(bits=8)", 1},
+                                             {"quantize(bits=4)", 0.005},
+                                             {"ecsq(as=quantize(bits=4))", 0.004}};
+const std::map<std::string, double> kFast = {{"none", 0.01}, {"quantize(bits=4)", 0.0001}};
+
+TEST(AutomaticPlan, TriesOneSettingAfterTheOtherAndSettles) {
+  run_ranks(3, [](RankContext& ctx) {
+    Steps steps(ctx, "auto", /*first=*/10);
+    EXPECT_THAT(steps.run(0, 100, kSlow),
+                ElementsAre("19 cast(bf16)", "26 quantize(bits=8)", "33 quantize(bits=4)"));
+    EXPECT_THAT(steps.plan().plan().of("big").text(), HasSubstr("quantize(bits=4"));
+    EXPECT_EQ(steps.plan().plan().of("bias").text(), "none");
+    EXPECT_THAT(steps.plan().plan().of("named").text(), HasSubstr("topk"));
+    const AutomaticSummary& summary = steps.plan().summary();
+    EXPECT_EQ(summary.searches, 1);
+    EXPECT_THAT(summary.reason, AllOf(HasSubstr("5 ms after the backward pass, which hides it"),
+                                      HasSubstr("5000 ms with none")));
+    ASSERT_EQ(summary.tried.size(), 4u);
+    EXPECT_EQ(summary.tried[0].setting, "none");
+    EXPECT_EQ(summary.tried[0].averaged, 5);
+  });
+}
+
+TEST(AutomaticPlan, StaysUncompressedWhereThatHides) {
+  run_ranks(2, [](RankContext& ctx) {
+    Steps steps(ctx, "auto(error_feedback=off)");
+    EXPECT_THAT(steps.run(0, 60, kFast), IsEmpty());
+    EXPECT_EQ(steps.plan().summary().setting, "none");
+    EXPECT_EQ(steps.plan().summary().searches, 1);
+  });
+}
+
+TEST(AutomaticPlan, SearchesAnewAfterStepsThatItDidNotSee) {
+  run_ranks(2, [](RankContext& ctx) {
+    Steps steps(ctx, "auto");
+    steps.run(0, 60, kSlow);
+    EXPECT_THAT(steps.run(1000, 1060, kFast), ElementsAre("1000 none"));
+    EXPECT_EQ(steps.plan().plan().of("big").text(), "none");
+  });
+}
+
+TEST(AutomaticPlan, FollowsTheNetworkWithinTwentySteps) {
+  run_ranks(2, [](RankContext& ctx) {
+    Steps steps(ctx, "auto");
+    EXPECT_THAT(steps.run(0, 50, kFast), IsEmpty());
+    const auto changes = steps.run(50, 150, kSlow);
+    ASSERT_EQ(changes.size(), 3u);
+    EXPECT_LE(std::stoi(changes.front()), 70);
+    EXPECT_THAT(changes.back(), HasSubstr("quantize(bits=4)"));
+  });
+}
+
+TEST(AutomaticPlan, ACeilingEndsTheSettings) {
+  const auto ladder = [](const std::string& spec) { return made(spec).automatic->ladder; };
+  EXPECT_THAT(ladder("auto"), ElementsAre("none", "cast(bf16)", "quantize(bits=8)",
+                                          "quantize(bits=4)", "ecsq(as=quantize(bits=4))"));
+  EXPECT_THAT(ladder("auto(max_error=cast(bf16))"), ElementsAre("none", "cast(bf16)"));
+  EXPECT_THAT(ladder("auto(max_error=quantize(bits=8))"),
+              ElementsAre("none", "cast(bf16)", "quantize(bits=8)", "ecsq(as=quantize(bits=8))"));
+  EXPECT_THAT(ladder("auto(max_error=quantize(bits=2))"),
+              ElementsAre("none", "cast(bf16)", "quantize(bits=8)", "quantize(bits=4)",
+                          "quantize(bits=2)", "ecsq(as=quantize(bits=2))"));
+}
+
+TEST(AutomaticPlan, RefusesWhatCannotBeMeant) {
+  const auto plan = [](const std::string& spec, const std::string& strategy = "auto") {
+    return [spec, strategy] {
+      CompressionOptions options(spec);
+      options.strategy = strategy;
+      make_plan(kLayers, options);
+    };
+  };
+  EXPECT_THAT(plan("auto(max_error=topk)"),
+              ThrowsMessage<InvalidArgument>(AllOf(HasSubstr("topk"), HasSubstr("cast(bf16)"))));
+  EXPECT_THAT(plan("auto(max_error=quantize(bits=1))"),
+              ThrowsMessage<InvalidArgument>(HasSubstr("bits")));
+  EXPECT_THAT(plan("auto(bits=4)"), ThrowsMessage<InvalidArgument>(HasSubstr("max_error")));
+  EXPECT_THAT(plan("auto", "sparse"), ThrowsMessage<InvalidArgument>(
+                                          AllOf(HasSubstr("sparse"), HasSubstr("hierarchical"))));
+  EXPECT_THAT(plan("atuo"), ThrowsMessage<InvalidArgument>(HasSubstr("did you mean 'auto'?")));
+  CompressionOptions overridden("quantize(bits=4)");
+  overridden.overrides = {{"big", "auto"}};
+  EXPECT_THAT([&] { make_plan(kLayers, overridden); },
+              ThrowsMessage<InvalidArgument>(HasSubstr("the model as a whole")));
+}
+
+// With real steps, whatever their times make of it.
+TEST(AutomaticTraining, KeepsReplicasEqualThroughEverySetting) {
+  run_ranks(2, [](RankContext& ctx) {
+    torch::manual_seed(1);
+    auto net = std::make_shared<torch::nn::LinearImpl>(128, 128);
+    CompressionOptions compression("auto");
+    compression.warmup_steps = 3;
+    DistributedDataParallel<std::shared_ptr<torch::nn::LinearImpl>> ddp(
+        net, ctx.group, {.compression = compression});
+    torch::optim::SGD optimizer(net->parameters(), 0.1);
+    EXPECT_EQ(ddp.plan().of("weight").text(), "none");
+    double first = 0, last = 0;
+    for (int step = 0; step < 80; ++step) {
+      auto generator =
+          at::detail::createCPUGenerator(static_cast<std::uint64_t>(2 * step + ctx.rank));
+      const at::Tensor x = at::randn({32, 128}, generator, at::kFloat);
+      const at::Tensor loss = (ddp.forward(x) - x.flip({1})).pow(2).mean();
+      ddp.zero_grad();
+      loss.backward();
+      optimizer.step();
+      (step == 0 ? first : last) = loss.item<double>();
+    }
+    EXPECT_LT(last, 0.9 * first);
+    EXPECT_TRUE(ddp.replicas_equal());
+    const CommunicationSummary summary = ddp.summary();
+    EXPECT_EQ(summary.steps, 80);
+    EXPECT_GE(summary.automatic.searches, 1);
+    EXPECT_FALSE(summary.automatic.reason.empty());
+    ASSERT_FALSE(summary.automatic.tried.empty());
+    EXPECT_EQ(summary.automatic.tried[0].setting, "none");
+    EXPECT_GT(summary.automatic.tried[0].averaged, 0);
+    const std::string setting = ddp.plan().of("weight").text();
+    EXPECT_THAT(setting, HasSubstr(summary.automatic.setting.substr(0, 4)));
+  });
+}
+
+TEST(AutomaticTraining, OneRankWithAnotherCeilingIsNamed) {
+  const auto errors = errors_of<InvalidArgument>(2, [](RankContext& ctx) {
+    auto net = std::make_shared<torch::nn::LinearImpl>(64, 64);
+    DistributedDataParallel<std::shared_ptr<torch::nn::LinearImpl>> ddp(
+        net, ctx.group,
+        {.compression = ctx.rank == 0 ? "auto" : "auto(max_error=quantize(bits=8))"});
+  });
+  EXPECT_THAT(errors, Each(HasSubstr("policy auto")));
+}
+
+}  // namespace
+}  // namespace thinwire

@@ -1,0 +1,110 @@
+#include "thinwire/torch_ext/adaptive/automatic_choice.h"
+
+#include <algorithm>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire {
+namespace {
+
+// Averaging hides where less than this part of it comes after the last gradient: nothing that sends
+// less could gain more.
+constexpr double kHidden = 0.02;
+// Medians of a few steps differ by so much without a reason. A setting that loses more must gain
+// more than that.
+constexpr double kAsFast = 1.03;
+// What is no noise. Messages are watched more coarsely, for what they take depends on how the
+// ranks' backward passes meet.
+constexpr double kOtherStep = 1.25, kOtherMessages = 1.6;
+constexpr int kLongestRest = 64;
+
+std::string milliseconds(double seconds) {
+  return concat(static_cast<double>(static_cast<long>(seconds * 1e4 + 0.5)) / 10, " ms");
+}
+
+}  // namespace
+
+AutomaticChoice::AutomaticChoice(std::vector<std::string> ladder)
+    : ladder_(std::move(ladder)), trying_(ladder_.size()), tried_(ladder_.size()) {
+  THINWIRE_ASSERT(!ladder_.empty());
+}
+
+bool AutomaticChoice::note(const WindowTimes& times) {
+  return searching_ ? search(times) : watch(times);
+}
+
+bool AutomaticChoice::search(const WindowTimes& times) {
+  const std::size_t before = current_;
+  trying_[current_] = times;
+  const bool hidden = times.exposed <= kHidden * times.averaged;
+  if (!hidden && current_ + 1 < ladder_.size()) {
+    ++current_;
+  } else {
+    settle();
+  }
+  return current_ != before;
+}
+
+void AutomaticChoice::settle() {
+  double fastest = 0;
+  for (const auto& times : trying_) {
+    if (times && (fastest == 0 || times->averaged < fastest)) fastest = times->averaged;
+  }
+  const auto chosen = std::ranges::find_if(trying_, [fastest](const auto& times) {
+    return times && times->averaged <= kAsFast * fastest;
+  });
+  const std::size_t last = current_;
+  current_ = static_cast<std::size_t>(chosen - trying_.begin());
+  chosen_ = **chosen;
+  tried_ = trying_;
+  searching_ = false;
+  ++searches_;
+  rest_ = next_rest_ = current_ == before_ ? std::min(kLongestRest, 2 * next_rest_ + 1) : 0;
+
+  const bool hides = chosen_.exposed <= kHidden * chosen_.averaged;
+  reason_ = concat("averaging ends ", milliseconds(chosen_.averaged), " after the forward pass, ",
+                   milliseconds(chosen_.exposed), " after the backward pass",
+                   hides ? ", which hides it" : "");
+  for (std::size_t i = 0; i <= last; ++i) {
+    if (!tried_[i] || i == current_) continue;
+    reason_ += concat("; ", milliseconds(tried_[i]->averaged), " with ", ladder_[i]);
+  }
+}
+
+AutomaticChoice::Change AutomaticChoice::change_of(const WindowTimes& times) const {
+  if (times.exchange > kOtherMessages * chosen_.exchange &&
+      times.averaged > kAsFast * chosen_.averaged) {
+    return current_ + 1 < ladder_.size() ? Change::kSlowerMessages : Change::kNone;
+  }
+  const bool faster_messages = current_ > 0 && kOtherMessages * times.exchange < chosen_.exchange;
+  const bool other_step = times.averaged > kOtherStep * chosen_.averaged ||
+                          kOtherStep * times.averaged < chosen_.averaged;
+  return faster_messages || other_step ? Change::kOther : Change::kNone;
+}
+
+bool AutomaticChoice::watch(const WindowTimes& times) {
+  if (rest_ > 0) {
+    --rest_;
+    return false;
+  }
+  const Change change = change_of(times);
+  const bool twice = change != Change::kNone && change == last_change_;
+  last_change_ = change;
+  if (!twice) return false;
+  last_change_ = Change::kNone;
+  if (change == Change::kOther) {
+    begin_search(0);
+    return current_ != before_;
+  }
+  begin_search(current_);
+  return search(times);
+}
+
+void AutomaticChoice::begin_search(std::size_t first) {
+  before_ = current_;
+  current_ = first;
+  trying_.assign(ladder_.size(), std::nullopt);
+  searching_ = true;
+}
+
+}  // namespace thinwire

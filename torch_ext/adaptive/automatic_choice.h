@@ -1,0 +1,67 @@
+// Which setting a training is best off with, by the time that its steps take: the part of `auto`
+// that only reckons.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace thinwire {
+
+// Medians over the steps of a window, in seconds, as the ranks have agreed on them.
+struct WindowTimes {
+  double averaged = 0;  // from the end of the forward pass to the last mean, of the slowest rank
+  double exposed = 0;   // of it, after the last gradient, of the rank that had the least of it
+  double exchange = 0;  // in which messages were waited for, of the rank that had the most of it
+};
+
+// A search tries the settings from the one with the least error on, until one hides behind the
+// backward pass or there are no more, and chooses the one with the least error among those that are
+// as fast as the fastest. Then it watches: where the network or the computing changes by much, for
+// two windows, there is another search: of what sends less where messages have become slower, of
+// all settings otherwise. Searches that change nothing come less and less often.
+//
+// Deterministic, so that all ranks that are told the same choose the same. Not thread-safe.
+class AutomaticChoice {
+ public:
+  // `ladder`: settings in order of growing error and fewer bytes; not empty.
+  explicit AutomaticChoice(std::vector<std::string> ladder);
+
+  // The setting for the next steps: its place in the ladder.
+  std::size_t current() const { return current_; }
+  const std::vector<std::string>& ladder() const { return ladder_; }
+  bool searching() const { return searching_; }
+
+  // A window with the current setting is over. True where another setting begins.
+  bool note(const WindowTimes& times);
+
+  // Of the last search that has ended: the times of each setting that it tried.
+  const std::vector<std::optional<WindowTimes>>& tried() const { return tried_; }
+  // Why the current setting was chosen, in a sentence; empty while the first search goes on.
+  const std::string& reason() const { return reason_; }
+  // Searches that have ended.
+  int searches() const { return searches_; }
+
+ private:
+  enum class Change { kNone, kSlowerMessages, kOther };
+  bool search(const WindowTimes& times);
+  bool watch(const WindowTimes& times);
+  void settle();
+  void begin_search(std::size_t first);
+  Change change_of(const WindowTimes& times) const;
+
+  std::vector<std::string> ladder_;
+  std::size_t current_ = 0;
+  bool searching_ = true;
+  std::size_t before_ = 0;  // the setting when the search began
+  std::vector<std::optional<WindowTimes>> trying_, tried_;
+  WindowTimes chosen_;  // what the current setting had when it was chosen
+  Change last_change_ = Change::kNone;
+  int rest_ = 0;  // windows before which no search begins
+  int next_rest_ = 0;
+  int searches_ = 0;
+  std::string reason_;
+};
+
+}  // namespace thinwire
