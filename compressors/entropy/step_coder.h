@@ -75,6 +75,10 @@ class StepCodes {
   Levels levels_, pair_levels_;
 };
 
+// What stands for the values of a bin: their mean, or the multiple of the step. Values that noise
+// was added to, so that rounding is right on average, must have the latter.
+enum class Reconstruct { kMeanOfBin, kMultiple };
+
 struct Encoded {
   std::size_t bytes = 0;  // of the payload
   float step = 0;         // that was used
@@ -89,14 +93,15 @@ class StepEncoder {
   // that does not fit `out`; with none at all, every value being zero, where `step` is 0 or so
   // small that it has no inverse. `out` holds at least min_bytes(). `codes` is what was written.
   Encoded encode(std::span<const std::span<const float>> parts, float step, float rounding,
-                 std::span<std::byte> out, StepCodes& codes);
+                 std::span<std::byte> out, StepCodes& codes,
+                 Reconstruct reconstruct = Reconstruct::kMeanOfBin);
 
   // What a payload of so many parts takes at least.
   static std::size_t min_bytes(std::size_t parts);
 
  private:
   bool quantise_parts(std::span<const std::span<const float>> parts, float step, float rounding,
-                      StepCodes& codes);
+                      Reconstruct reconstruct, StepCodes& codes);
   double make_tables(StepCodes& codes);
   std::size_t write(StepCodes& codes, std::span<std::byte> out);
   std::span<const std::uint8_t> coded(const StepCodes& codes, std::size_t part) const;

@@ -87,9 +87,13 @@ std::size_t pairs_at(std::size_t first, std::size_t part) {
   return (first + part) / 2;
 }
 
+// The byte of a centroid at the multiple itself.
+constexpr std::uint8_t kNoCentroid = 128;
+
 std::uint8_t centroid_of(std::int64_t count, std::int64_t fraction) {
-  if (count == 0) return 128;
-  return static_cast<std::uint8_t>(std::clamp<std::int64_t>(128 + fraction / count, 0, 255));
+  if (count == 0) return kNoCentroid;
+  return static_cast<std::uint8_t>(
+      std::clamp<std::int64_t>(kNoCentroid + fraction / count, 0, 255));
 }
 
 }  // namespace
@@ -99,15 +103,18 @@ std::size_t StepEncoder::min_bytes(std::size_t parts) {
 }
 
 Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, float step,
-                            float rounding, std::span<std::byte> out, StepCodes& codes) {
+                            float rounding, std::span<std::byte> out, StepCodes& codes,
+                            Reconstruct reconstruct) {
   check(out.size() >= min_bytes(parts.size()), "a slot of ", out.size(), " bytes cannot hold ",
         parts.size(), " parts, which take ", min_bytes(parts.size()), " at least");
   // Each try shrinks the payload; in the last one nothing is sent.
   constexpr int kTries = 24;
+  constexpr float kMoreGrowth = 1.07f;  // 27 octaves in all tries
+  float least_growth = 1;
   Encoded encoded;
   for (int attempt = 0;; ++attempt) {
     if (attempt == kTries) step = 0;
-    const bool coded = quantise_parts(parts, step, rounding, codes);
+    const bool coded = quantise_parts(parts, step, rounding, reconstruct, codes);
     const double bits = coded ? make_tables(codes) : 0;
     if (attempt == 0) encoded.wanted_bits = bits;
     const double over = bits / (8 * static_cast<double>(out.size()));
@@ -115,8 +122,10 @@ Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, float
       encoded.bytes = write(codes, out);
       if (encoded.bytes > 0) break;
     }
-    // An octave takes a bit an element at high rates and about half of the bits at low ones.
-    step *= static_cast<float>(std::clamp(over, 1.0625, 2.0));
+    // An octave takes a bit an element at high rates and about half of the bits at low ones; where
+    // there are few elements, almost nothing of what tables take: each try goes further.
+    step *= std::max(static_cast<float>(std::clamp(over, 1.0625, 2.0)), least_growth);
+    least_growth *= kMoreGrowth;
   }
   encoded.step = codes.step_;
   if (encoded.wanted_bits == 0) encoded.wanted_bits = 8 * static_cast<double>(encoded.bytes);
@@ -127,7 +136,7 @@ Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, float
 
 // False where the payload is without codes.
 bool StepEncoder::quantise_parts(std::span<const std::span<const float>> parts, float step,
-                                 float rounding, StepCodes& codes) {
+                                 float rounding, Reconstruct reconstruct, StepCodes& codes) {
   std::size_t numel = 0;
   for (const auto& part : parts) numel += part.size();
   const bool usable = step >= kSmallestStep && step <= kLargestStep;
@@ -172,7 +181,8 @@ bool StepEncoder::quantise_parts(std::span<const std::span<const float>> parts, 
   }
   codes.excess_count_ = sums.excess;
   for (std::size_t c = 0; c < kCentroids; ++c) {
-    codes.centroids_[c] = centroid_of(sums.count[c], sums.fraction[c]);
+    const bool measured = reconstruct == Reconstruct::kMeanOfBin;
+    codes.centroids_[c] = measured ? centroid_of(sums.count[c], sums.fraction[c]) : kNoCentroid;
   }
   return any;
 }

@@ -8,6 +8,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "thinwire/comm/failure/backward_failure.h"
@@ -37,6 +38,18 @@ std::int64_t padded(std::int64_t mask_bytes, const RowCodec& codec, at::ScalarTy
 at::Tensor with_masks(const at::Tensor& rows, const at::Tensor& masks, std::int64_t room) {
   return at::cat({rows, at::constant_pad_nd(masks, {0, room - masks.size(1)}).to(rows.device())},
                  1);
+}
+
+// Where the rows of messages lie among the rows of bytes that these take, as a tensor of int64.
+at::Tensor places_in_messages(const RowCodec& codec, std::int64_t dim,
+                              const std::vector<std::int64_t>& counts) {
+  std::vector<std::int32_t> places;
+  std::int64_t begin = 0;
+  for (const std::int64_t count : counts) {
+    for (std::int64_t i = 0; i < count; ++i) places.push_back(static_cast<std::int32_t>(begin + i));
+    begin += codec.message_rows(count, dim);
+  }
+  return index_tensor(places, at::kCPU);
 }
 
 std::int64_t sum(const std::vector<std::int64_t>& values) {
@@ -264,8 +277,16 @@ std::int64_t TokenDispatcher::start(RowRoutes& routes, std::size_t chunk, Leg le
   const std::int64_t row_bytes = pending.outgoing.size(1);
   pending.with_masks = leg == Leg::kDispatch && !part.has_arrived && part.masks.defined();
   if (pending.with_masks) {
+    at::Tensor masks = part.masks;
+    if (pending.outgoing.size(0) > masks.size(0)) {
+      masks = at::zeros({pending.outgoing.size(0), masks.size(1)}, masks.options())
+                  .index_copy_(0, places_in_messages(codec, options_.dim, send), masks);
+    }
     pending.outgoing =
-        with_masks(pending.outgoing, part.masks, padded(part.masks.size(1), codec, pending.dtype));
+        with_masks(pending.outgoing, masks, padded(part.masks.size(1), codec, pending.dtype));
+  }
+  for (auto* counts : {&send, &receive}) {
+    for (std::int64_t& count : *counts) count = codec.message_rows(count, options_.dim);
   }
   add_seconds(&MoESeconds::code, seconds_since(begin));
   if (leg == Leg::kDispatch && routes.keep_dispatched) part.dispatched = pending.outgoing;
@@ -303,10 +324,14 @@ at::Tensor TokenDispatcher::finish(RowRoutes& routes, std::size_t chunk, Leg leg
   if (leg == Leg::kDispatch && !part.has_arrived) {
     at::Tensor masks;
     if (pending.with_masks) {
-      const std::int64_t room = padded(mask_bytes(placement_),
-                                       routes.codecs[static_cast<std::size_t>(leg)], pending.dtype);
+      const RowCodec& codec = routes.codecs[static_cast<std::size_t>(leg)];
+      const std::vector<std::int64_t>& counts = counts_of(part, leg, true);
+      const std::int64_t room = padded(mask_bytes(placement_), codec, pending.dtype);
       const std::int64_t row_bytes = bytes.size(1) - room;
       masks = bytes.narrow(1, row_bytes, mask_bytes(placement_)).to(at::kCPU).contiguous();
+      if (masks.size(0) > sum(counts)) {
+        masks = masks.index_select(0, places_in_messages(codec, options_.dim, counts));
+      }
       bytes = bytes.narrow(1, 0, row_bytes);
     }
     fill_arrived(part, placement_, rank(), masks);

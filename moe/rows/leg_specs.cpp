@@ -5,19 +5,27 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/spec.h"
+#include "thinwire/moe/rows/entropy_rows.h"
 #include "thinwire/moe/rows/spectral_rows.h"
 
 namespace thinwire::moe {
 namespace {
 
-// Fewer stochastic bits drown gradients in their noise.
-constexpr double kLeastGradientBits = 3;
+// Fewer stochastic bits drown gradients in their noise; entropy-coded ones are finer.
+constexpr double kLeastGradientBits = 3, kLeastEntropyBits = 2.5;
 
 // The codec of the backward legs where `spec` is given for all.
 std::string backward_of(const std::string& text) {
   const Spec spec = Spec::parse(text);
+  const auto entropy_coded = [](double bits) {
+    return spec_of(
+        EntropyRowOptions{.bits = std::max(kLeastEntropyBits, bits), .stochastic = true});
+  };
+  if (spec.name == "ecsq") return entropy_coded(parse_entropy_rows(spec).bits);
   if (spec.name != "spectral") return text;
-  const double bits = std::max(kLeastGradientBits, std::ceil(parse_spectral(spec).bits));
+  const SpectralOptions options = parse_spectral(spec);
+  if (options.entropy) return entropy_coded(options.bits);
+  const double bits = std::max(kLeastGradientBits, std::ceil(options.bits));
   return concat("quantize(bits=", bits, ", rounding=stochastic)");
 }
 

@@ -19,9 +19,10 @@ struct LegSpecs {
 };
 
 // "SPEC" for all legs, "FORWARD; BACKWARD", or the four legs in the order above, for example
-// `spectral(bits=3); quantize(bits=8, rounding=stochastic)`. A single spectral(bits=B) is for the
-// forward legs; gradients, which must not lose what is small in every row, go back by
-// quantize(bits=max(3, ⌈B⌉), rounding=stochastic). Throws InvalidArgument for another number of
+// `spectral(bits=3); quantize(bits=8, rounding=stochastic)`. A single spectral(bits=B) or
+// ecsq(bits=B) is for the forward legs; gradients, which must not lose what is small in every row,
+// go back by quantize(bits=max(3, ⌈B⌉), rounding=stochastic) or ecsq(bits=max(2.5, B),
+// rounding=stochastic). Throws InvalidArgument for another number of
 // specs; the specs themselves are checked by RowCodec.
 LegSpecs parse_rows(const std::string& text);
 

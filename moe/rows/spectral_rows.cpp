@@ -126,13 +126,15 @@ SpectralOptions parse_spectral(const Spec& spec) {
   options.refresh = read.integer("refresh", options.refresh, 1, 1 << 30);
   options.drift = read.number("drift", options.drift, 1, 1e30);
   options.start = read.text("start", options.start);
+  options.entropy = read.choice("coding", {"levels", "entropy"}, 0) == 1;
   read.finish();
   return options;
 }
 
 std::string spec_of(const SpectralOptions& options) {
   return concat("spectral(bits=", options.bits, ", refresh=", options.refresh,
-                ", drift=", options.drift, ", start=", options.start, ")");
+                ", drift=", options.drift, ", start=", options.start,
+                ", coding=", options.entropy ? "entropy)" : "levels)");
 }
 
 std::int64_t spectral_row_bytes(double bits, std::int64_t dim) {
@@ -167,7 +169,11 @@ std::vector<std::uint8_t> allocate_bits(const std::vector<double>& variance, std
 SpectralBasis::SpectralBasis(const at::Tensor& mean, const at::Tensor& deviation,
                              std::vector<std::uint8_t> bits, const at::Tensor& basis,
                              std::int64_t row_bytes)
-    : row_bytes_(row_bytes), bits_(std::move(bits)), mean_(mean.contiguous()) {
+    : row_bytes_(row_bytes),
+      bits_(std::move(bits)),
+      mean_(mean.contiguous()),
+      axes_(basis.contiguous()),
+      deviations_(deviation.contiguous()) {
   const std::int64_t dim = mean.numel();
   check(mean.dim() == 1 && deviation.sizes() == mean.sizes() &&
             static_cast<std::int64_t>(bits_.size()) == dim &&
@@ -178,6 +184,7 @@ SpectralBasis::SpectralBasis(const at::Tensor& mean, const at::Tensor& deviation
   check(total <= 8 * (row_bytes - kScaleBytes) &&
             std::all_of(bits_.begin(), bits_.end(), [](int b) { return b <= kMostLevelBits; }),
         "a spectral basis of ", total, " bits does not fit rows of ", row_bytes, " bytes");
+  mean_in_basis_ = at::mv(axes_, mean_);
   // Components with equal bits side by side.
   std::vector<std::int64_t> used;
   for (std::int64_t j = 0; j < dim; ++j) {

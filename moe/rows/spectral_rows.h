@@ -10,6 +10,10 @@
 // Every component has a quantiser of fixed size (spectral_levels.h), so every row costs the same
 // bytes. s minimises the error of the decoded row.
 //
+// With coding=entropy a row is sent as its length, and its coordinates around that times μ go
+// through the entropy coder with those of all rows of the message, in classes of equal σ
+// (entropy_rows.h): the same error in about three quarters of the bits.
+//
 // Where B comes from, and how the ranks agree on it: basis_agreement.h.
 #pragma once
 
@@ -34,9 +38,11 @@ struct SpectralOptions {
   double drift = 1.5;
   // Codec of the rows meanwhile.
   std::string start = "quantize(bits=8)";
+  bool entropy = false;  // how coordinates are coded
 };
 
-// spectral(bits=2.5, refresh=20, drift=1.5, start=quantize(bits=8)). Throws InvalidArgument.
+// spectral(bits=2.5, refresh=20, drift=1.5, start=quantize(bits=8), coding=levels|entropy). Throws
+// InvalidArgument.
 SpectralOptions parse_spectral(const Spec& spec);
 std::string spec_of(const SpectralOptions& options);
 // Bytes of a row of `dim` elements: the whole bytes that `bits` pay for, at least three.
@@ -56,6 +62,11 @@ class SpectralBasis {
                 const at::Tensor& basis, std::int64_t row_bytes);
 
   std::int64_t dim() const { return mean_.size(0); }
+  // [d, d] float32, a row a component, in order of falling deviations; [d] of these; and [d] of the
+  // mean of normalised rows, in the basis.
+  const at::Tensor& axes() const { return axes_; }
+  const at::Tensor& deviations() const { return deviations_; }
+  const at::Tensor& mean_in_basis() const { return mean_in_basis_; }
   std::int64_t row_bytes() const { return row_bytes_; }
   // Bits of every component in the order of the constructor.
   const std::vector<std::uint8_t>& bits() const { return bits_; }
@@ -83,6 +94,7 @@ class SpectralBasis {
   std::int64_t row_bytes_;
   std::vector<std::uint8_t> bits_;
   at::Tensor mean_;
+  at::Tensor axes_, deviations_, mean_in_basis_;
   at::Tensor expand_;             // [m + 1, d]: used components, then the mean
   at::Tensor project_;            // its transpose
   std::vector<float> deviation_;  // [m]

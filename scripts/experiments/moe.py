@@ -49,6 +49,8 @@ SETTINGS = {
     "spectral-3-all-legs": ("spectral(bits=3); spectral(bits=3)", "off"),
     "spectral-2.5+int3-back": (f"spectral(bits=2.5); {BACK}", "off"),
     "spectral-2+int3-back": (f"spectral(bits=2); {BACK}", "off"),
+    "ecsq-1.75": ("ecsq(bits=1.75)", "off"),
+    "spectral-coded-1.5": ("spectral(bits=1.5, start=ecsq(bits=3), coding=entropy)", "off"),
     "lsh-tuned+int8": ("quantize(bits=8)", TUNED),
     "lsh-tuned+spectral-2.5+int3-back": (f"spectral(bits=2.5); {BACK}", TUNED),
 }

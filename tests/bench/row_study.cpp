@@ -40,8 +40,20 @@ constexpr std::array<std::int64_t, 3> kTokens = {1024, 4096, 16384};
 constexpr std::array<int, 4> kHashes = {1, 2, 4, 6};
 constexpr std::array<std::int64_t, 2> kHashDims = {16, 0};
 constexpr std::array<double, 4> kRadii = {0.3, 0.4, 0.6, std::numeric_limits<double>::infinity()};
-constexpr std::array kSpecs = {"quantize(bits=8)", "quantize(bits=4)",   "spectral(bits=4)",
-                               "spectral(bits=3)", "spectral(bits=2.5)", "spectral(bits=2)"};
+constexpr std::array kSpecs = {"quantize(bits=8)",
+                               "quantize(bits=4)",
+                               "ecsq(bits=5.6)",
+                               "ecsq(bits=3.5)",
+                               "ecsq(bits=2.5)",
+                               "ecsq(bits=1.6)",
+                               "spectral(bits=4)",
+                               "spectral(bits=3)",
+                               "spectral(bits=2.5)",
+                               "spectral(bits=2)",
+                               "spectral(bits=5.1, coding=entropy)",
+                               "spectral(bits=3, coding=entropy)",
+                               "spectral(bits=2, coding=entropy)",
+                               "spectral(bits=1.05, coding=entropy)"};
 
 // The tokens of every expert, as a linear gate with random weights would route them: similar tokens
 // mostly go the same way.
@@ -112,16 +124,19 @@ void study_coding(const std::string& layer, const at::Tensor& tokens) {
       codec =
           codec.with_basis(moe::basis_of(moments.basis_message(*spectral, true), *spectral, dim));
     }
-    const at::Tensor decoded =
-        codec.decode(codec.encode(rows, RandomKey{}), dim, at::kFloat, RandomKey{});
+    // What one rank sends to another at a time.
+    std::vector<moe::RowSegment> messages;
+    for (std::int64_t at = 0; at < rows.size(0); at += 512)
+      messages.push_back({std::min<std::int64_t>(512, rows.size(0) - at), {}});
+    const at::Tensor bytes = codec.encode(rows, messages);
+    const at::Tensor decoded = codec.decode(bytes, dim, at::kFloat, messages);
     const double error = decoded.sub(rows).norm().item<double>() / rows.norm().item<double>();
     std::cout << nlohmann::json{{"layer", layer},
                                 {"kind", "code"},
                                 {"spec", spec},
                                 {"tokens", rows.size(0)},
-                                {"bits", 8.0 *
-                                             static_cast<double>(codec.row_bytes(dim, at::kFloat)) /
-                                             static_cast<double>(dim)},
+                                {"bits", 8.0 * static_cast<double>(bytes.numel()) /
+                                             static_cast<double>(rows.numel())},
                                 {"relative_error", error}}
               << "\n";
   }

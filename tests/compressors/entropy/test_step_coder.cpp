@@ -127,6 +127,26 @@ TEST(StepCoder, WhatDoesNotFitIsCodedCoarser) {
   EXPECT_THROW(encoder.encode(views(parts), 1, 0.4f, too_small, codes), InvalidArgument);
 }
 
+// What tables take is then most of the payload, and hardly less with a coarser step.
+TEST(StepCoder, AFewElementsInLittleRoomAreNotGivenUp) {
+  StepEncoder encoder;
+  StepCodes codes;
+  for (const std::size_t count : {1, 2, 6, 20, 60}) {
+    const Parts parts = {testing::normal_values(count, 7, 1)};
+    for (const std::size_t room : {24, 48, 80}) {
+      std::vector<std::byte> out(StepEncoder::min_bytes(1) + room + count / 2);
+      encoder.encode(views(parts), 0x1p-20f, 0.5f, out, codes);
+      const std::vector<float> received = decoded(out, parts)[0];
+      double error = 0, norm = 0;
+      for (std::size_t i = 0; i < count; ++i) {
+        error += std::pow(received[i] - parts[0][i], 2);
+        norm += std::pow(parts[0][i], 2);
+      }
+      EXPECT_LT(error, 0.1 * norm) << count << " elements, room " << room;
+    }
+  }
+}
+
 TEST(StepCoder, AnyStepIsTaken) {
   const Parts parts = {part_of(3000, 1, 1)};
   StepEncoder encoder;

@@ -167,17 +167,40 @@ TEST(Chunks, RowCodecsDoNotNoticeThem) {
   }
 }
 
+// A message takes more rows of bytes than it has rows, and masks lie beside the latter.
+TEST(SharedRows, MasksFindTheirRowsInMessagesThatAreCodedTogether) {
+  for (const int ranks : {1, 2, 3}) {
+    run_ranks(ranks, [](RankContext& context) {
+      const at::Tensor x = tokens_of(context.rank, 9);
+      const Results plain = run(options_with(false, 1, 60, 40), context, x);
+      for (const int chunks : {1, 3}) {
+        MoEOptions options = options_with(true, chunks, 60, 40);
+        options.rows = parse_rows("ecsq(bits=8)");
+        const Results coded = run(options, context, x);
+        for (std::size_t i = 0; i < plain.tensors.size(); ++i) {
+          const at::Tensor difference = coded.tensors[i] - plain.tensors[i];
+          EXPECT_LT(difference.norm().item<double>(),
+                    0.1 * plain.tensors[i].norm().item<double>() + 1e-12)
+              << i << " in " << chunks;
+        }
+      }
+    });
+  }
+}
+
 TEST(Chunks, StochasticCodecsRepeatThemselves) {
-  run_ranks(2, [](RankContext& context) {
-    MoEOptions options = options_with(true, 2);
-    options.rows = parse_rows("quantize(bits=4, rounding=stochastic)");
-    const at::Tensor x = tokens_of(context.rank, 17);
-    const Results first = run(options, context, x);
-    const Results second = run(options, context, x);
-    for (std::size_t i = 0; i < first.tensors.size(); ++i) {
-      EXPECT_TRUE(at::equal(first.tensors[i], second.tensors[i])) << i;
-    }
-  });
+  for (const char* rows : {"quantize(bits=4, rounding=stochastic)", "ecsq(bits=3)"}) {
+    run_ranks(2, [rows](RankContext& context) {
+      MoEOptions options = options_with(true, 2);
+      options.rows = parse_rows(rows);
+      const at::Tensor x = tokens_of(context.rank, 17);
+      const Results first = run(options, context, x);
+      const Results second = run(options, context, x);
+      for (std::size_t i = 0; i < first.tensors.size(); ++i) {
+        EXPECT_TRUE(at::equal(first.tensors[i], second.tensors[i])) << i;
+      }
+    });
+  }
 }
 
 TEST(Summary, CountsTrainingPassesOfAllLegs) {

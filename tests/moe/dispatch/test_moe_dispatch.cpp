@@ -48,7 +48,9 @@ c10::intrusive_ptr<c10d::ProcessGroup> counted_group(const RankContext& context,
 
 TEST(Wire, TelemetryIsWhatTheBackendSends) {
   for (const char* codec :
-       {"", "cast(bf16)", "quantize(bits=4)", "spectral(bits=4, refresh=2, drift=1e30)"}) {
+       {"", "cast(bf16)", "quantize(bits=4)", "ecsq(bits=4)",
+        "spectral(bits=4, refresh=2, drift=1e30)",
+        "spectral(bits=4, refresh=2, drift=1e30, start=ecsq(bits=6), coding=entropy)"}) {
     for (const char* dedup : {"off", "lsh(hashes=2, radius=1)"}) {
       MoEOptions options = small_options();
       options.share_rows = std::string(dedup) != "off";
@@ -126,17 +128,17 @@ TEST(RowCodec, RowsAreCodedOneByOne) {
   const at::Tensor rows = tokens_of(0, 7);
   const at::Tensor bytes = codec.encode(rows, RandomKey{});
   EXPECT_EQ(bytes.sizes(), at::IntArrayRef({7, codec.row_bytes(kDim, at::kFloat)}));
-  const at::Tensor decoded = codec.decode(bytes, kDim, at::kFloat, RandomKey{});
+  const at::Tensor decoded = codec.decode(bytes, kDim, at::kFloat, {{7, {}}});
   for (std::int64_t i = 0; i < 7; ++i) {
-    const at::Tensor one = codec.decode(codec.encode(rows.narrow(0, i, 1), RandomKey{}), kDim,
-                                        at::kFloat, RandomKey{});
+    const at::Tensor one =
+        codec.decode(codec.encode(rows.narrow(0, i, 1), RandomKey{}), kDim, at::kFloat, {{1, {}}});
     EXPECT_TRUE(at::equal(one[0], decoded[i]));
     const double step = (rows[i].max() - rows[i].min()).item<double>() / 255;
     EXPECT_LE((rows[i] - decoded[i]).abs().max().item<double>(), 0.51 * step);
   }
   const at::Tensor constant = at::full({2, kDim}, 3.25f);
   EXPECT_TRUE(at::equal(
-      codec.decode(codec.encode(constant, RandomKey{}), kDim, at::kFloat, RandomKey{}), constant));
+      codec.decode(codec.encode(constant, RandomKey{}), kDim, at::kFloat, {{2, {}}}), constant));
   EXPECT_THROW(RowCodec("quantise(bits=8)"), InvalidArgument);
 }
 

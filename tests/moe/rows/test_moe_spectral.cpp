@@ -94,7 +94,7 @@ TEST(SpectralRows, LoseLessThanFourBitRowsAtThreeBits) {
   const double spectral = relative_error(basis->decode(basis->encode(fresh), at::kFloat), fresh);
   const RowCodec four("quantize(bits=4)");
   const double plain = relative_error(
-      four.decode(four.encode(fresh, RandomKey{}), kDim, at::kFloat, RandomKey{}), fresh);
+      four.decode(four.encode(fresh, RandomKey{}), kDim, at::kFloat, {{fresh.size(0), {}}}), fresh);
   EXPECT_LT(basis->row_bytes(), four.row_bytes(kDim, at::kFloat));
   EXPECT_LT(spectral, 0.7 * plain);
   double last = 1;
@@ -173,7 +173,7 @@ TEST(RowMoments, SurviveTheWire) {
 TEST(SpectralSpec, RoundTripsAndNamesMistakes) {
   const std::string text = RowCodec("spectral(start=cast(bf16))").spec();
   EXPECT_EQ(text, concat("spectral(bits=2.5, refresh=20, drift=1.5, start=",
-                         RowCodec("cast(bf16)").spec(), ")"));
+                         RowCodec("cast(bf16)").spec(), ", coding=levels)"));
   EXPECT_EQ(RowCodec(text).spec(), text);
   EXPECT_EQ(RowCodec("spectral").spectral()->bits, 2.5);
   EXPECT_THROW(RowCodec("spectral(bits=9)"), InvalidArgument);
