@@ -13,32 +13,31 @@
 #include "thinwire/compressors/codecs/ecsq.h"
 #include "thinwire/compressors/entropy/rate_model.h"
 #include "thinwire/compressors/entropy/step_coder.h"
+#include "thinwire/moe/rows/column_classes.h"
 
 namespace thinwire::moe {
 namespace {
 
-// Elements that share a table, as in ecsq.
-constexpr std::size_t kPartElements = static_cast<std::size_t>(kEcsqPart);
+// What tells the classes and means of columns pays in messages of so many rows.
+constexpr std::int64_t kFewestForColumns = 96;
+// Estimated steps are right within 2 % of the bits. Of those with noise, from smaller samples,
+// within 4.
+constexpr double kUse = 0.98, kStochasticUse = 0.96;
+constexpr int kStochasticTries = 24;
+// More bits an element than any message is given, however few elements it has.
+constexpr double kMostBits = 16;
+
 // Room of a message for tables and the coder's states, beside the bits that were asked for: of more
 // bits more symbols are in use.
 std::int64_t table_bytes(double bits) {
   return 16 + static_cast<std::int64_t>(8 * bits);
 }
 
-// Estimated steps are right within 2 % of the bits. Of those with noise, from smaller samples,
-// within 4.
-constexpr double kUse = 0.98, kStochasticUse = 0.96;
-constexpr int kStochasticTries = 24;
-
-// Components of a basis whose deviations differ by at most half an octave share a table.
-constexpr int kClassesAnOctave = 2;
-constexpr std::size_t kMostClasses = 24;
-
 struct RowScratch {
   entropy::StepEncoder encoder;
   entropy::StepDecoder decoder;
   entropy::StepCodes codes;
-  std::vector<float> noisy, coordinates;
+  std::vector<float> coordinates, noisy;
   std::vector<std::span<const float>> parts;
   std::vector<std::size_t> sizes;
 };
@@ -47,49 +46,65 @@ RowScratch& row_scratch() {
   return instance;
 }
 
-std::int64_t parts_of_message(std::int64_t elements) {
-  return (elements + kEcsqPart - 1) / kEcsqPart;
-}
-
 std::int64_t rows_for_any_payload(std::size_t parts, double bits, std::int64_t row_bytes) {
   const auto least =
       static_cast<std::int64_t>(entropy::StepEncoder::min_bytes(parts)) + table_bytes(bits);
   return (least + row_bytes - 1) / row_bytes;
 }
 
-// Where the classes of a basis' components end.
-std::vector<std::int64_t> class_ends(const SpectralBasis& basis) {
-  const auto deviations = basis.deviations();
-  const float* deviation = deviations.const_data_ptr<float>();
-  std::vector<std::int64_t> ends;
-  int current = 0;
-  for (std::int64_t j = 0; j < basis.dim(); ++j) {
-    const double octaves =
-        deviation[j] > 0 ? std::log2(double{deviation[0]} / deviation[j]) : double{kMostClasses};
-    const int each =
-        std::min(static_cast<int>(kMostClasses) - 1, static_cast<int>(kClassesAnOctave * octaves));
-    if (j > 0 && each > current) ends.push_back(j);
-    current = std::max(current, each);
+// [rows, columns], in any order of the columns, to parts by class.
+void gather(const float* values, std::size_t rows, std::size_t columns,
+            const ColumnClasses& classes) {
+  RowScratch& s = row_scratch();
+  s.coordinates.resize(rows * columns);
+  s.parts.clear();
+  float* to = s.coordinates.data();
+  std::size_t first = 0;
+  for (const std::size_t end : classes.ends) {
+    const float* const begin = to;
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t c = first; c < end; ++c) *to++ = values[i * columns + classes.order[c]];
+    }
+    s.parts.emplace_back(begin, static_cast<std::size_t>(to - begin));
+    first = end;
   }
-  ends.push_back(basis.dim());
-  return ends;
 }
 
-// A row's length as the receiver knows it: the upper half of a float32, rounded down.
-struct RowLength {
-  std::uint16_t bits;
-  explicit RowLength(std::uint16_t of_message) : bits(of_message) {}
-  explicit RowLength(double length)
-      : bits(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(length)) >>
-                                        16)) {}
-  float value() const { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
-};
-
-void cut_into_parts(std::span<const float> values, std::vector<std::span<const float>>& parts) {
-  parts.clear();
-  for (std::size_t at = 0; at < values.size(); at += kPartElements) {
-    parts.push_back(values.subspan(at, std::min(kPartElements, values.size() - at)));
+// The inverse of gather(), from codes.
+void scatter(float* values, std::size_t rows, std::size_t columns, const ColumnClasses& classes) {
+  RowScratch& s = row_scratch();
+  std::size_t first = 0;
+  for (std::size_t p = 0; p < classes.ends.size(); ++p) {
+    s.coordinates.resize(s.sizes[p]);
+    s.codes.apply(p, entropy::Apply::kAssign, s.coordinates);
+    const float* from = s.coordinates.data();
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t c = first; c < classes.ends[p]; ++c)
+        values[i * columns + classes.order[c]] = *from++;
+    }
+    first = classes.ends[p];
   }
+}
+
+void decode_parts(std::span<const std::byte> payload, std::size_t rows,
+                  const ColumnClasses& classes) {
+  RowScratch& s = row_scratch();
+  s.sizes.clear();
+  std::size_t first = 0;
+  for (const std::size_t end : classes.ends) {
+    s.sizes.push_back(rows * (end - first));
+    first = end;
+  }
+  s.decoder.decode(payload, s.sizes, s.codes);
+}
+
+// Bits for codes in a payload.
+double room_of(std::span<const std::byte> payload, std::size_t parts) {
+  std::size_t numel = 0;
+  for (const auto& part : row_scratch().parts) numel += part.size();
+  return std::min(
+      8.0 * static_cast<double>(payload.size() - entropy::StepEncoder::min_bytes(parts)),
+      kMostBits * static_cast<double>(numel));
 }
 
 // Bits of values that are rounded up or down at random, so that they are right on average.
@@ -150,6 +165,76 @@ void add_noise(std::span<const float> values, float step, const RandomKey& key,
   }
 }
 
+// Encodes the scratch's parts with the step that fills the payload.
+void encode_nearest(double rounding, std::span<std::byte> payload) {
+  RowScratch& s = row_scratch();
+  std::vector<entropy::MagnitudeCounts> classes;
+  for (const auto& part : s.parts) classes.emplace_back(part);
+  const float step =
+      entropy::step_for_bits(classes, kUse * room_of(payload, s.parts.size()), rounding);
+  s.encoder.encode(s.parts, step, static_cast<float>(rounding), payload, s.codes);
+}
+
+void encode_stochastic(const RandomKey& key, std::span<std::byte> payload) {
+  RowScratch& s = row_scratch();
+  const std::span<const float> values = s.coordinates;
+  const double bits = kStochasticUse * room_of(payload, s.parts.size());
+  float step = stochastic_step(values, bits / static_cast<double>(values.size()));
+  std::vector<std::span<const float>> noisy_parts;
+  for (int attempt = 0; attempt < kStochasticTries; ++attempt) {
+    add_noise(values, step, key, s.noisy);
+    noisy_parts.clear();
+    std::size_t at = 0;
+    for (const auto& part : s.parts) {
+      noisy_parts.push_back(std::span<const float>(s.noisy).subspan(at, part.size()));
+      at += part.size();
+    }
+    const entropy::Encoded encoded = s.encoder.encode(noisy_parts, step, 0.5f, payload, s.codes,
+                                                      entropy::Reconstruct::kMultiple);
+    // Noise of a finer step than the one that was used is not right on average.
+    if (encoded.step == step || encoded.step == 0) return;
+    step = encoded.step;
+  }
+}
+
+// Whether a message begins with two bytes for each column.
+bool tells_columns(std::size_t rows, std::size_t columns, std::size_t message_bytes) {
+  return static_cast<std::int64_t>(rows) >= kFewestForColumns && 16 * columns <= message_bytes;
+}
+
+// From gathered values.
+void subtract_means(const ColumnCodes& codes, const ColumnClasses& classes, std::size_t rows) {
+  if (std::ranges::all_of(codes.mean, [](std::int8_t mean) { return mean == 0; })) return;
+  float* value = row_scratch().coordinates.data();
+  std::size_t first = 0;
+  for (const std::size_t end : classes.ends) {
+    std::vector<float> means;
+    for (std::size_t c = first; c < end; ++c)
+      means.push_back(codes.mean_of(static_cast<std::size_t>(classes.order[c])));
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (const float mean : means) *value++ -= mean;
+    }
+    first = end;
+  }
+}
+
+std::vector<std::int8_t> scales_of(const SpectralBasis& basis) {
+  const float* deviation = basis.deviations().const_data_ptr<float>();
+  std::vector<std::int8_t> scales;
+  for (std::int64_t j = 0; j < basis.dim(); ++j) scales.push_back(scale_code(deviation[j]));
+  return scales;
+}
+
+// A row's length as the receiver knows it: the upper half of a float32.
+struct RowLength {
+  std::uint16_t bits;
+  explicit RowLength(std::uint16_t of_message) : bits(of_message) {}
+  explicit RowLength(double length)
+      : bits(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(length)) >>
+                                        16)) {}
+  float value() const { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
+};
+
 }  // namespace
 
 EntropyRowOptions parse_entropy_rows(const Spec& spec) {
@@ -172,7 +257,7 @@ std::int64_t entropy_row_bytes(double bits, std::int64_t dim) {
 
 std::int64_t entropy_message_rows(double bits, std::int64_t dim, std::int64_t rows) {
   if (rows == 0) return 0;
-  const auto parts = static_cast<std::size_t>(parts_of_message(rows * dim));
+  const std::size_t parts = rows < kFewestForColumns ? 1 : kMostClasses;
   return rows + rows_for_any_payload(parts, bits, entropy_row_bytes(bits, dim));
 }
 
@@ -182,110 +267,75 @@ std::int64_t rotated_message_rows(double bits, std::int64_t dim, std::int64_t ro
 }
 
 void encode_entropy_rows(const EntropyRowOptions& options, std::span<const float> values,
-                         const RandomKey& key, std::span<std::byte> message) {
-  RowScratch& s = row_scratch();
-  cut_into_parts(values, s.parts);
-  const double room =
-      8 * static_cast<double>(message.size() - entropy::StepEncoder::min_bytes(s.parts.size()));
-  if (!options.stochastic) {
-    const double rounding = EcsqOptions{.value = options.bits}.rounding();
-    const std::array classes = {entropy::MagnitudeCounts(values)};
-    const float step = entropy::step_for_bits(classes, kUse * room, rounding);
-    s.encoder.encode(s.parts, step, static_cast<float>(rounding), message, s.codes);
-    return;
+                         std::size_t columns, const RandomKey& key, std::span<std::byte> message) {
+  const std::size_t rows = values.size() / columns;
+  ColumnCodes codes(columns);
+  std::span<std::byte> payload = message;
+  if (tells_columns(rows, columns, message.size())) {
+    codes = ColumnCodes(values, columns);
+    std::memcpy(message.data(), codes.scale.data(), columns);
+    std::memcpy(message.data() + columns, codes.mean.data(), columns);
+    payload = message.subspan(2 * columns);
   }
-  float step = stochastic_step(values, kStochasticUse * room / static_cast<double>(values.size()));
-  for (int attempt = 0; attempt < kStochasticTries; ++attempt) {
-    add_noise(values, step, key, s.noisy);
-    cut_into_parts(s.noisy, s.parts);
-    const entropy::Encoded encoded =
-        s.encoder.encode(s.parts, step, 0.5f, message, s.codes, entropy::Reconstruct::kMultiple);
-    // Noise of a finer step than the one that was used is not right on average.
-    if (encoded.step == step || encoded.step == 0) return;
-    step = encoded.step;
+  const ColumnClasses classes = classes_of(codes.scale);
+  gather(values.data(), rows, columns, classes);
+  subtract_means(codes, classes, rows);
+  if (options.stochastic) {
+    encode_stochastic(key, payload);
+  } else {
+    encode_nearest(EcsqOptions{.value = options.bits}.rounding(), payload);
   }
 }
 
-void decode_entropy_rows(std::span<const std::byte> message, std::span<float> values) {
-  RowScratch& s = row_scratch();
-  s.sizes.clear();
-  for (std::size_t at = 0; at < values.size(); at += kPartElements) {
-    s.sizes.push_back(std::min(kPartElements, values.size() - at));
+void decode_entropy_rows(std::span<const std::byte> message, std::size_t columns,
+                         std::span<float> values) {
+  const std::size_t rows = values.size() / columns;
+  ColumnCodes codes(columns);
+  std::span<const std::byte> payload = message;
+  if (tells_columns(rows, columns, message.size())) {
+    std::memcpy(codes.scale.data(), message.data(), columns);
+    std::memcpy(codes.mean.data(), message.data() + columns, columns);
+    payload = message.subspan(2 * columns);
   }
-  s.decoder.decode(message, s.sizes, s.codes);
-  for (std::size_t p = 0; p < s.codes.parts(); ++p) {
-    s.codes.apply(p, entropy::Apply::kAssign, values.subspan(p * kPartElements, s.sizes[p]));
+  const ColumnClasses classes = classes_of(codes.scale);
+  decode_parts(payload, rows, classes);
+  scatter(values.data(), rows, columns, classes);
+  std::vector<float> means(columns);
+  for (std::size_t j = 0; j < columns; ++j) means[j] = codes.mean_of(j);
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = 0; j < columns; ++j) values[i * columns + j] += means[j];
   }
 }
 
 void encode_rotated_rows(double bits, const SpectralBasis& basis, const at::Tensor& rows,
                          std::span<std::byte> message) {
-  RowScratch& s = row_scratch();
-  const std::int64_t count = rows.size(0), dim = basis.dim();
+  const auto count = static_cast<std::size_t>(rows.size(0));
   at::Tensor rotated = at::mm(rows, basis.axes().t());
   const at::Tensor lengths = rows.norm(2, 1).contiguous();
-  const float* length = lengths.const_data_ptr<float>();
-  const at::Tensor known = at::empty({count, 1}, at::kFloat);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const RowLength narrow(double{length[i]});
-    std::memcpy(message.data() + static_cast<std::size_t>(i) * sizeof narrow.bits, &narrow.bits,
-                sizeof narrow.bits);
+  const at::Tensor known = at::empty({rows.size(0), 1}, at::kFloat);
+  for (std::size_t i = 0; i < count; ++i) {
+    const RowLength narrow(double{lengths.const_data_ptr<float>()[i]});
+    std::memcpy(message.data() + i * sizeof narrow.bits, &narrow.bits, sizeof narrow.bits);
     known.mutable_data_ptr<float>()[i] = narrow.value();
   }
   rotated.sub_(known * basis.mean_in_basis());
-  // Class after class, so that each is a part of its own.
-  const float* coordinate = rotated.const_data_ptr<float>();
-  s.coordinates.resize(static_cast<std::size_t>(count * dim));
-  s.parts.clear();
-  std::vector<entropy::MagnitudeCounts> classes;
-  float* to = s.coordinates.data();
-  std::int64_t first = 0;
-  for (const std::int64_t end : class_ends(basis)) {
-    float* const begin = to;
-    for (std::int64_t i = 0; i < count; ++i) {
-      to = std::copy(coordinate + i * dim + first, coordinate + i * dim + end, to);
-    }
-    s.parts.emplace_back(begin, static_cast<std::size_t>(to - begin));
-    classes.emplace_back(s.parts.back());
-    first = end;
-  }
-  const auto payload = message.subspan(static_cast<std::size_t>(count) * sizeof(RowLength::bits));
-  const double room =
-      8 * static_cast<double>(payload.size() - entropy::StepEncoder::min_bytes(s.parts.size()));
-  const double rounding = EcsqOptions{.value = bits, .basis = BasisOptions{}}.rounding();
-  const float step = entropy::step_for_bits(classes, kUse * room, rounding);
-  s.encoder.encode(s.parts, step, static_cast<float>(rounding), payload, s.codes);
+  gather(rotated.const_data_ptr<float>(), count, static_cast<std::size_t>(basis.dim()),
+         classes_of(scales_of(basis)));
+  encode_nearest(EcsqOptions{.value = bits, .basis = BasisOptions{}}.rounding(),
+                 message.subspan(count * sizeof(RowLength::bits)));
 }
 
 at::Tensor decode_rotated_rows(const SpectralBasis& basis, std::span<const std::byte> message,
                                std::int64_t rows) {
-  RowScratch& s = row_scratch();
-  const std::int64_t dim = basis.dim();
-  const std::vector<std::int64_t> ends = class_ends(basis);
-  s.sizes.clear();
-  std::int64_t first = 0;
-  for (const std::int64_t end : ends) {
-    s.sizes.push_back(static_cast<std::size_t>(rows * (end - first)));
-    first = end;
-  }
-  const std::size_t lengths_bytes = static_cast<std::size_t>(rows) * sizeof(RowLength::bits);
-  s.decoder.decode(message.subspan(lengths_bytes), s.sizes, s.codes);
-  at::Tensor rotated = at::empty({rows, dim}, at::kFloat);
-  float* coordinate = rotated.mutable_data_ptr<float>();
-  first = 0;
-  for (std::size_t c = 0; c < ends.size(); ++c) {
-    s.coordinates.resize(s.sizes[c]);
-    s.codes.apply(c, entropy::Apply::kAssign, s.coordinates);
-    const float* from = s.coordinates.data();
-    for (std::int64_t i = 0; i < rows; ++i, from += ends[c] - first) {
-      std::copy_n(from, ends[c] - first, coordinate + i * dim + first);
-    }
-    first = ends[c];
-  }
+  const auto count = static_cast<std::size_t>(rows);
+  const ColumnClasses classes = classes_of(scales_of(basis));
+  decode_parts(message.subspan(count * sizeof(RowLength::bits)), count, classes);
+  at::Tensor rotated = at::empty({rows, basis.dim()}, at::kFloat);
+  scatter(rotated.mutable_data_ptr<float>(), count, static_cast<std::size_t>(basis.dim()), classes);
   at::Tensor lengths = at::empty({rows, 1}, at::kFloat);
-  for (std::int64_t i = 0; i < rows; ++i) {
+  for (std::size_t i = 0; i < count; ++i) {
     std::uint16_t bits = 0;
-    std::memcpy(&bits, message.data() + static_cast<std::size_t>(i) * sizeof bits, sizeof bits);
+    std::memcpy(&bits, message.data() + i * sizeof bits, sizeof bits);
     lengths.mutable_data_ptr<float>()[i] = RowLength(bits).value();
   }
   rotated.add_(lengths * basis.mean_in_basis());

@@ -107,7 +107,8 @@ at::Tensor RowCodec::encode_messages(const at::Tensor& input,
       encode_rotated_rows(spectral_->bits, *basis_, part, {out, bytes});
     } else if (segment.rows > 0) {
       const std::span values(part.const_data_ptr<float>(), static_cast<std::size_t>(part.numel()));
-      encode_entropy_rows(*entropy_, values, segment.key, {out, bytes});
+      encode_entropy_rows(*entropy_, values, static_cast<std::size_t>(dim), segment.key,
+                          {out, bytes});
     }
     first += segment.rows;
     out += bytes;
@@ -138,7 +139,7 @@ at::Tensor RowCodec::decode_messages(const at::Tensor& bytes, std::int64_t dim,
     if (segment.rows > 0 && basis_) {
       part.copy_(decode_rotated_rows(*basis_, {in, size}, segment.rows));
     } else if (segment.rows > 0) {
-      decode_entropy_rows({in, size},
+      decode_entropy_rows({in, size}, static_cast<std::size_t>(dim),
                           {part.mutable_data_ptr<float>(), static_cast<std::size_t>(part.numel())});
     }
     first += segment.rows;

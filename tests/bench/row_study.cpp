@@ -42,18 +42,18 @@ constexpr std::array<std::int64_t, 2> kHashDims = {16, 0};
 constexpr std::array<double, 4> kRadii = {0.3, 0.4, 0.6, std::numeric_limits<double>::infinity()};
 constexpr std::array kSpecs = {"quantize(bits=8)",
                                "quantize(bits=4)",
-                               "ecsq(bits=5.6)",
+                               "ecsq(bits=5.85)",
                                "ecsq(bits=3.5)",
                                "ecsq(bits=2.5)",
-                               "ecsq(bits=1.6)",
+                               "ecsq(bits=1.75)",
                                "spectral(bits=4)",
                                "spectral(bits=3)",
                                "spectral(bits=2.5)",
                                "spectral(bits=2)",
-                               "spectral(bits=5.1, coding=entropy)",
+                               "spectral(bits=5.4, coding=entropy)",
                                "spectral(bits=3, coding=entropy)",
                                "spectral(bits=2, coding=entropy)",
-                               "spectral(bits=1.05, coding=entropy)"};
+                               "spectral(bits=1.2, coding=entropy)"};
 
 // The tokens of every expert, as a linear gate with random weights would route them: similar tokens
 // mostly go the same way.

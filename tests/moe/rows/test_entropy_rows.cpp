@@ -76,6 +76,19 @@ TEST(EntropyRows, AMessageTakesItsBitsAndAFewRowsWhateverIsInIt) {
   }
 }
 
+// Columns have means and deviations of their own, of which large messages tell.
+TEST(EntropyRows, MeansOfColumnsCostNothing) {
+  const at::Tensor rows = rows_of(256, 11);
+  const RowCodec codec("ecsq(bits=2.5)");
+  const double centred = (through(codec, rows) - rows).norm().item<double>();
+  auto generator = at::detail::createCPUGenerator(12);
+  const at::Tensor offset = at::randn({kDim}, generator, at::kFloat) * 10 * rows.std(0);
+  const double moved = (through(codec, rows + offset) - rows - offset).norm().item<double>();
+  EXPECT_LT(moved, 1.15 * centred);
+  const at::Tensor constant = at::full({200, kDim}, 3.25f);
+  EXPECT_LT(relative_error(through(codec, constant), constant), 0.01);
+}
+
 // Each sender's rows are a message of their own; an empty one takes nothing.
 TEST(EntropyRows, SegmentsAreMessages) {
   const at::Tensor rows = rows_of(20, 5);
