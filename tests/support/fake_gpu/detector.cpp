@@ -9,14 +9,52 @@
 #include <utility>
 
 #include "thinwire/common/text.h"
-#include "thinwire/tests/support/fake_gpu/fake_gpu.h"
-#include "thinwire/tests/support/fake_gpu/memory.h"
 #include "thinwire/tests/support/fake_gpu/names.h"
 
 namespace thinwire::fake_gpu {
 namespace {
 
 using TaskPtr = std::shared_ptr<const Task>;
+
+std::uintptr_t number(const void* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
+class Findings {
+ public:
+  // `key` is the text without what differs from byte to byte.
+  void add(const std::string& key, const std::string& text) {
+    // For programs that do not ask.
+    static const bool tells = std::getenv("FAKE_GPU_TELL") != nullptr;
+    const std::lock_guard lock(mutex_);
+    if (!told_.insert(key).second) return;
+    list_.push_back(text);
+    if (tells) std::fprintf(stderr, "fake GPU: %s\n", text.c_str());
+  }
+
+  std::vector<std::string> take() {
+    const std::lock_guard lock(mutex_);
+    told_.clear();
+    return std::exchange(list_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::string> list_;
+  std::set<std::string> told_;
+};
+
+Findings& all_findings() {
+  static auto* all = new Findings;
+  return *all;
+}
+
+// About the byte at an address, once for all bytes of one name.
+void tell(const std::string& before, const Access& access, std::uintptr_t at,
+          const std::string& after) {
+  const std::string place = place_in(access.name, reinterpret_cast<const void*>(at));
+  all_findings().add(before + access.name.text + after, before + access.name.text + place + after);
+}
 
 // Bytes that were always accessed together.
 struct Segment {
@@ -28,21 +66,25 @@ struct Segment {
 
 class Detector {
  public:
-  void access(const TaskPtr& task, std::uintptr_t begin, std::uintptr_t end, bool write) {
-    for_each_segment(begin, end, [&](std::uintptr_t at, Segment& segment) {
-      check_contents(*task, at, segment, write);
-      mark(task, at, segment, write);
-      if (write && segment.contents == Contents::kUnwritten) segment.contents = Contents::kWritten;
+  void note(const TaskPtr& task, const Access& access) {
+    for_each_segment(access, [&](std::uintptr_t at, Segment& segment) {
+      check_contents(*task, access, at, segment.contents);
+      mark(task, access, at, segment);
+      if (access.write && segment.contents == Contents::kUnwritten)
+        segment.contents = Contents::kWritten;
     });
   }
 
-  void give(const TaskPtr& task, std::uintptr_t begin, std::uintptr_t end, Contents contents) {
-    if (begin >= end) return;
-    for_each_segment(begin, end, [&](std::uintptr_t at, Segment& segment) {
-      mark(task, at, segment, /*write=*/true);
+  void give(const TaskPtr& task, const Access& access, Contents contents) {
+    if (access.bytes == 0) return;
+    for_each_segment(access, [&](std::uintptr_t at, Segment& segment) {
+      mark(task, access, at, segment);
       segment.contents = contents;
     });
-    merge(begin, end);
+    // They are all equal now, and one for the next user.
+    const auto first = memory_.find(number(access.begin));
+    first->second.end = number(access.begin) + access.bytes;
+    memory_.erase(std::next(first), memory_.lower_bound(first->second.end));
   }
 
   void forget(std::uintptr_t begin, std::uintptr_t end, Contents contents) {
@@ -71,15 +113,9 @@ class Detector {
     memory_.emplace(at, std::move(rest));
   }
 
-  // One segment in place of all of a range, which give() has made equal.
-  void merge(std::uintptr_t begin, std::uintptr_t end) {
-    const auto first = memory_.find(begin);
-    first->second.end = end;
-    memory_.erase(std::next(first), memory_.lower_bound(end));
-  }
-
   template <typename Visit>
-  void for_each_segment(std::uintptr_t begin, std::uintptr_t end, const Visit& visit) {
+  void for_each_segment(const Access& access, const Visit& visit) {
+    const std::uintptr_t begin = number(access.begin), end = begin + access.bytes;
     if (begin >= end) return;
     split(begin);
     split(end);
@@ -95,34 +131,34 @@ class Detector {
     }
   }
 
-  static void check_contents(const Task& task, std::uintptr_t at, const Segment& segment,
-                             bool write) {
-    const auto* address = reinterpret_cast<const void*>(at);
-    const std::string who = concat("'", task.what, "' on ", describe_stream(task.stream));
-    const char* does = write ? " writes " : " reads ";
-    if (segment.contents == Contents::kFreed) {
-      add_finding(concat("use after free: ", who, does), address, "");
-    } else if (segment.contents == Contents::kNobodys) {
-      add_finding(concat("out of bounds: ", who, does, "past the end of "), address, "");
-    } else if (segment.contents == Contents::kUnwritten && !write) {
-      add_finding(concat("never written: ", who, does), address, " before anything wrote it");
+  static void check_contents(const Task& task, const Access& access, std::uintptr_t at,
+                             Contents contents) {
+    if (contents == Contents::kWritten) return;
+    const std::string who = concat("'", task.what, "' on ", describe_stream(task.stream),
+                                   access.write ? " writes " : " reads ");
+    if (contents == Contents::kFreed) {
+      tell(concat("use after free: ", who), access, at, "");
+    } else if (contents == Contents::kNobodys) {
+      tell(concat("out of bounds: ", who, "past the end of "), access, at, "");
+    } else if (contents == Contents::kUnwritten && !access.write) {
+      tell(concat("never written: ", who), access, at, " before anything wrote it");
     }
   }
 
-  static void check_order(const Task& before, bool before_writes, const Task& task, bool writes,
-                          std::uintptr_t at) {
+  static void check_order(const Task& before, bool before_writes, const Task& task,
+                          const Access& access, std::uintptr_t at) {
     if (ordered(before, task)) return;
-    add_finding("race on ", reinterpret_cast<const void*>(at),
-                concat(": '", before.what, "' on ", describe_stream(before.stream),
-                       before_writes ? " writes" : " reads", " and '", task.what, "' on ",
-                       describe_stream(task.stream), writes ? " writes" : " reads",
-                       ", and nothing orders them"));
+    tell("race on ", access, at,
+         concat(": '", before.what, "' on ", describe_stream(before.stream),
+                before_writes ? " writes" : " reads", " and '", task.what, "' on ",
+                describe_stream(task.stream), access.write ? " writes" : " reads",
+                ", and nothing orders them"));
   }
 
-  static void mark(const TaskPtr& task, std::uintptr_t at, Segment& segment, bool write) {
-    if (segment.write != nullptr) check_order(*segment.write, true, *task, write, at);
-    if (write) {
-      for (const TaskPtr& read : segment.reads) check_order(*read, false, *task, true, at);
+  static void mark(const TaskPtr& task, const Access& access, std::uintptr_t at, Segment& segment) {
+    if (segment.write != nullptr) check_order(*segment.write, true, *task, access, at);
+    if (access.write) {
+      for (const TaskPtr& read : segment.reads) check_order(*read, false, *task, access, at);
       segment.reads.clear();
       segment.write = task;
     } else {
@@ -145,38 +181,16 @@ Detector& detector() {
   return *one;
 }
 
-struct Findings {
-  std::mutex mutex;
-  std::vector<std::string> list;
-  std::set<std::string> told;
-
-  // FAKE_GPU_TELL is for programs that do not ask: what they find goes to stderr as well.
-  void keep(const std::string& text) {
-    list.push_back(text);
-    static const bool tells = std::getenv("FAKE_GPU_TELL") != nullptr;
-    if (tells) std::fprintf(stderr, "fake GPU: %s\n", text.c_str());
-  }
-};
-
-Findings& all_findings() {
-  static auto* all = new Findings;
-  return *all;
-}
-
-std::uintptr_t number(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer);
-}
-
 }  // namespace
 
 void note(const TaskPtr& task, const Access& access) {
   const std::lock_guard lock(detector_mutex());
-  detector().access(task, number(access.begin), number(access.begin) + access.bytes, access.write);
+  detector().note(task, access);
 }
 
-void note_contents(const TaskPtr& task, const void* begin, std::size_t bytes, Contents contents) {
+void note_contents(const TaskPtr& task, const Access& access, Contents contents) {
   const std::lock_guard lock(detector_mutex());
-  detector().give(task, number(begin), number(begin) + bytes, contents);
+  detector().give(task, access, contents);
 }
 
 bool is_written(std::uintptr_t address) {
@@ -190,23 +204,11 @@ void forget(const void* begin, std::size_t bytes, Contents contents) {
 }
 
 void add_finding(const std::string& text) {
-  Findings& all = all_findings();
-  const std::lock_guard lock(all.mutex);
-  if (all.told.insert(text).second) all.keep(text);
-}
-
-void add_finding(const std::string& before, const void* address, const std::string& after) {
-  const auto [name, place] = words_for_memory(address);
-  Findings& all = all_findings();
-  const std::lock_guard lock(all.mutex);
-  if (all.told.insert(before + name + after).second) all.keep(before + name + place + after);
+  all_findings().add(text, text);
 }
 
 std::vector<std::string> take_findings() {
-  Findings& all = all_findings();
-  const std::lock_guard lock(all.mutex);
-  all.told.clear();
-  return std::exchange(all.list, {});
+  return all_findings().take();
 }
 
 }  // namespace thinwire::fake_gpu

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "thinwire/tests/support/fake_gpu/names.h"
 #include "thinwire/tests/support/fake_gpu/order.h"
 
 namespace thinwire::fake_gpu {
@@ -20,7 +21,12 @@ struct Access {
   const void* begin = nullptr;
   std::size_t bytes = 0;
   bool write = false;
+  MemoryName name = {};  // enqueue() fills it in
 };
+inline Access named(Access access) {
+  access.name = name_of_memory(access.begin);
+  return access;
+}
 
 enum class Contents : std::uint8_t {
   kWritten,
@@ -31,7 +37,7 @@ enum class Contents : std::uint8_t {
 
 void note(const std::shared_ptr<const Task>& task, const Access& access);
 // As note() of a write, which leaves contents of this kind: what an allocator does.
-void note_contents(const std::shared_ptr<const Task>& task, const void* begin, std::size_t bytes,
+void note_contents(const std::shared_ptr<const Task>& task, const Access& access,
                    Contents contents);
 bool is_written(std::uintptr_t address);
 // What happened to these bytes so far; they are kUnwritten, or of no interest (host memory).
@@ -39,8 +45,6 @@ void forget(const void* begin, std::size_t bytes, Contents contents);
 
 // A sentence for findings(), once however often it is told.
 void add_finding(const std::string& text);
-// The same about memory: `before`, the memory's name and byte, `after`. Told for one byte only.
-void add_finding(const std::string& before, const void* address, const std::string& after);
 std::vector<std::string> take_findings();
 
 }  // namespace thinwire::fake_gpu

@@ -119,8 +119,8 @@ void execute(const ptx::Kernel& kernel, const Grid& grid, const std::vector<std:
   // interpreter's to check.
   memory.for_each_touched([&](std::uint64_t address, std::size_t bytes, bool read, bool written) {
     const auto* begin = reinterpret_cast<const void*>(address);
-    if (read && !written) note(task, {begin, bytes, false});
-    if (written) note(task, {begin, bytes, true});
+    if (read && !written) note(task, named({begin, bytes, false}));
+    if (written) note(task, named({begin, bytes, true}));
   });
 }
 

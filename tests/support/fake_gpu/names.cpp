@@ -41,9 +41,8 @@ void name_memory(const void* data, std::size_t bytes, std::string name) {
   rename_memory(data, bytes, concat("'", name, "'"));
 }
 
-MemoryWords words_for_memory(const void* address) {
+MemoryName name_of_memory(const void* address) {
   const auto at = reinterpret_cast<std::uintptr_t>(address);
-  const auto byte_of = [at](std::uintptr_t begin) { return concat(" at byte ", at - begin); };
   Names& all = names();
   {
     const std::lock_guard lock(all.mutex);
@@ -51,16 +50,20 @@ MemoryWords words_for_memory(const void* address) {
     if (after != all.memory.begin()) {
       const auto& [begin, named] = *std::prev(after);
       // What lies behind the end is told by the tensor before it.
-      if (at < named.end + 512) return {named.name, byte_of(begin)};
+      if (at < named.end + 512) return {named.name, begin};
     }
   }
   if (const auto device = device_allocation_of(address))
     return {concat("an allocation of ", device->bytes, " bytes of device ", device_of(address)),
-            byte_of(device->begin)};
+            device->begin};
   if (const auto pinned = pinned_allocation_of(address))
-    return {concat("pinned memory of ", pinned->bytes, " bytes"), byte_of(pinned->begin)};
-  return {is_device(address) ? "memory that was freed or never allocated" : "memory of the host",
-          ""};
+    return {concat("pinned memory of ", pinned->bytes, " bytes"), pinned->begin};
+  return {is_device(address) ? "memory that was freed or never allocated" : "memory of the host"};
+}
+
+std::string place_in(const MemoryName& name, const void* address) {
+  if (name.begin == 0) return {};
+  return concat(" at byte ", reinterpret_cast<std::uintptr_t>(address) - name.begin);
 }
 
 std::string describe_stream(std::size_t stream) {

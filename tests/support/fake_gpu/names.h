@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace thinwire::fake_gpu {
@@ -9,15 +10,21 @@ namespace thinwire::fake_gpu {
 // The bytes have no name of their own any more: they are given to another tensor.
 void rename_memory(const void* begin, std::size_t bytes, std::string name);
 
-// Words for memory: its name, else the allocation that it lies in; and where in it an address is.
-struct MemoryWords {
-  std::string name, place;
+// What memory is called: a name, else the allocation that it lies in. Asked for when work is
+// queued, since the memory may be another tensor's when it runs.
+struct MemoryName {
+  std::string text;
+  std::uintptr_t begin = 0;  // of what has the name; 0: nothing that has bytes
 };
-MemoryWords words_for_memory(const void* address);
+MemoryName name_of_memory(const void* address);
+
+// " at byte 12", from the begin of what has the name.
+std::string place_in(const MemoryName& name, const void* address);
 inline std::string describe_memory(const void* address) {
-  const auto [name, place] = words_for_memory(address);
-  return name + place;
+  const MemoryName name = name_of_memory(address);
+  return name.text + place_in(name, address);
 }
+
 std::string describe_stream(std::size_t stream);
 void name_stream_number(std::size_t stream, std::string name);
 

@@ -81,6 +81,7 @@ void name_stream(const void* stream, std::string name) {
 }
 
 void enqueue(Stream* stream, Work work) {
+  for (Access& access : work.accesses) access = named(access);
   const std::lock_guard lock(order_mutex());
   stream->push(std::move(work));
 }

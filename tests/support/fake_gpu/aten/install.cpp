@@ -83,14 +83,17 @@ void follow_tensors() {
     if (given) rename_memory(begin, room, "a tensor of " + std::to_string(bytes) + " bytes");
     Stream* const stream =
         entry.stream_ == nullptr ? default_stream(entry.device_) : stream_of(entry.stream_);
-    enqueue(stream, {given ? "allocation" : "free", [=] {
-                       if (!given) {
-                         note_contents(current_task(), begin, room, Contents::kFreed);
-                         return;
-                       }
-                       note_contents(current_task(), begin, bytes, Contents::kUnwritten);
-                       note_contents(current_task(), begin + bytes, room - bytes,
-                                     Contents::kNobodys);
+    if (!given) {
+      enqueue(stream, {"free", [all = named({begin, room, true})] {
+                         note_contents(current_task(), all, Contents::kFreed);
+                       }});
+      return;
+    }
+    const Access tensor = named({begin, bytes, true});
+    const Access rest = named({begin + bytes, room - bytes, true});
+    enqueue(stream, {"allocation", [=] {
+                       note_contents(current_task(), tensor, Contents::kUnwritten);
+                       note_contents(current_task(), rest, Contents::kNobodys);
                        std::fill_n(static_cast<std::byte*>(shadow(begin)), room, std::byte{0xFF});
                      }});
   });
