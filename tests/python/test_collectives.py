@@ -11,6 +11,8 @@ import torch.distributed._functional_collectives as funcol
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (ColwiseParallel, RowwiseParallel,
+                                               parallelize_module)
 
 N = 4096
 
@@ -164,6 +166,23 @@ def dtensor(rank, world):
     return (torch.cat([sharded.full_tensor().flatten(),
                        partial.redistribute(placements=[Replicate()]).to_local()]),
             torch.cat([whole.flatten(), all_of(world).sum(0)]))
+
+
+@call("DTensor: `parallelize_module()`, whose all_reduce carries activations")
+def tensor_parallel(rank, world):
+    def make_net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(32, 96), nn.ReLU(), nn.Linear(96, 64))
+
+    whole, shared = make_net(), make_net()
+    parallelize_module(shared, init_device_mesh("cpu", (world,)),
+                       {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    x = mine(0).view(128, 32)
+    have = [shared(x).detach(), *torch.autograd.grad(shared(x).pow(2).sum(), [shared[0].weight])]
+    want = [whole(x).detach(), *torch.autograd.grad(whole(x).pow(2).sum(), [whole[0].weight])]
+    # Gradients of 128 examples, relative to their size.
+    return (torch.cat([have[0].flatten(), have[1].full_tensor().flatten() / want[1].abs().max()]),
+            torch.cat([want[0].flatten(), want[1].flatten() / want[1].abs().max()]))
 
 
 @call("groups of some ranks")
