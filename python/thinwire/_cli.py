@@ -4,16 +4,14 @@ import os
 import pathlib
 import sys
 
-from thinwire.errors import Error
-
 
 def main():
     import torch  # for the place of its libraries
 
     program = pathlib.Path(__file__).parent / "bin" / "thinwire"
     if not program.exists():
-        raise Error(f"the program {program} is not there: install thinwire's wheel, or run "
-                    "build/release/bin/thinwire of a source tree")
+        sys.exit(f"thinwire: the program {program} is not there: install thinwire's wheel, or run "
+                 "build/release/bin/thinwire of a source tree")
     libraries = [str(pathlib.Path(torch.__file__).parent / "lib"),
                  *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)

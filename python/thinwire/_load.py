@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import importlib.machinery
+import os
 
 import torch  # noqa: F401  its libraries must be there first
 
@@ -28,7 +30,13 @@ def module():
     try:
         compiled = importlib.import_module("thinwire._C")
     except ImportError as error:
-        raise Error(f"thinwire's compiled part cannot be loaded: {error}") from error
+        advice = ""
+        if isinstance(error, ModuleNotFoundError):
+            advice = (f"; {os.path.dirname(__file__)} has none for this Python "
+                      f"({importlib.machinery.EXTENSION_SUFFIXES[0]}): install the wheel of `make "
+                      "wheel`, made with this Python, or put build/release/python of a source tree "
+                      "on PYTHONPATH")
+        raise Error(f"thinwire's compiled part cannot be loaded: {error}{advice}") from error
     _torch.check_version(compiled.torch_version)
     # Where torch looked for no entry points (TORCH_DEVICE_BACKEND_AUTOLOAD=0).
     thinwire_autoload.register()

@@ -35,6 +35,11 @@ class Import(unittest.TestCase):
         done = run_python("import thinwire, torch; print(thinwire.codecs()[0][0])")
         self.assertEqual(done.returncode, 0, done.stderr)
 
+    def test_a_command_without_its_program_says_where_it_is(self):
+        done = run_python("from thinwire import _cli; _cli.main()")
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"^thinwire: the program \S+ is not there: install thinwire's")
+
     def test_the_package_keeps_gloo_from_its_record(self):
         """Which is not made for several threads, unless the program has asked for one."""
         code = "import os, thinwire; print(os.environ.get('TORCH_FR_BUFFER_SIZE'))"
@@ -53,6 +58,7 @@ class Import(unittest.TestCase):
         done = run_python(code)
         self.assertIn("torch is there", done.stdout, done.stderr)
         self.assertIn("cannot be loaded", done.stdout)
+        self.assertIn("install the wheel of `make wheel`, made with this Python", done.stdout)
 
     def test_another_torch_is_refused_with_a_sentence(self):
         from thinwire import _torch

@@ -80,8 +80,10 @@ class Recorder(unittest.TestResult):
         self.note(test, "skipped", reason)
 
     def failed(self, test, error):
-        lines = [line for line in str(error[1]).splitlines() if line.strip()]
-        self.note(test, "failed", lines[-1][:300] if lines else error[0].__name__)
+        # The ranks' tracebacks, one after the other: the first one's error, and how far it was off.
+        lines = [line.strip() for line in str(error[1]).splitlines() if line.strip()]
+        telling = [line for line in lines if re.match(r"[\w.]*Error: |Greatest absolute", line)]
+        self.note(test, "failed", " ".join(list(dict.fromkeys(telling))[:2] or lines[-1:])[:300] or error[0].__name__)
 
     addFailure = addError = failed
 
