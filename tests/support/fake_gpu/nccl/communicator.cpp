@@ -54,9 +54,9 @@ ncclResult_t ncclCommFinalize(ncclComm_t) {
   return ncclSuccess;
 }
 
-// The handle stays: tasks that are still queued look at it.
+// The handle stays: tasks that are still queued look at it. Null is none, as NCCL has it.
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
-  comm->aborted = true;
+  if (comm != nullptr) comm->aborted = true;
   return ncclSuccess;
 }
 
