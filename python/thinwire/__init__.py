@@ -32,29 +32,31 @@ _HOME = {
 _MODULES = ("errors", "fsdp", "peft", "scalars")
 __all__ = sorted([*_HOME, *_MODULES])
 
-if _typing.TYPE_CHECKING:
-    from thinwire import errors, fsdp, peft, scalars
-    from thinwire._compress import Compression, compress, plan
-    from thinwire._experts import ignore_experts
-    from thinwire._groups import (ProcessGroupOptions, feedback_key, load_state_dict, state_dict,
-                                  stats)
-    from thinwire._load import __version__, codecs, merge_states
-    from thinwire._moe import MoELayer
-    from thinwire._outer import OuterOptimizer
-    from thinwire.errors import (CommError, Error, FileError, FrameError, InternalError,
-                                 InvalidArgument)
+if _typing.TYPE_CHECKING:  # "as": what a type checker takes for exported
+    from thinwire import errors as errors, fsdp as fsdp, peft as peft, scalars as scalars
+    from thinwire._compress import Compression as Compression, compress as compress, plan as plan
+    from thinwire._experts import ignore_experts as ignore_experts
+    from thinwire._groups import (
+        ProcessGroupOptions as ProcessGroupOptions, feedback_key as feedback_key,
+        load_state_dict as load_state_dict, state_dict as state_dict, stats as stats)
+    from thinwire._load import (
+        __version__ as __version__, codecs as codecs, merge_states as merge_states)
+    from thinwire._moe import MoELayer as MoELayer
+    from thinwire._outer import OuterOptimizer as OuterOptimizer
+    from thinwire.errors import (
+        CommError as CommError, Error as Error, FileError as FileError, FrameError as FrameError,
+        InternalError as InternalError, InvalidArgument as InvalidArgument)
+else:
+    def __getattr__(name):
+        import importlib
 
-
-def __getattr__(name):
-    import importlib
-
-    if name in _MODULES:
-        return importlib.import_module(f"thinwire.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'thinwire' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"thinwire.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+        if name in _MODULES:
+            return importlib.import_module(f"thinwire.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'thinwire' has no attribute '{name}'")
+        value = getattr(importlib.import_module(f"thinwire.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__():

@@ -6,12 +6,12 @@ import sys
 
 
 def main():
-    import torch  # for the place of its libraries
-
     program = pathlib.Path(__file__).parent / "bin" / "thinwire"
     if not program.exists():
         sys.exit(f"thinwire: the program {program} is not there: install thinwire's wheel, or run "
                  "build/release/bin/thinwire of a source tree")
+    import torch  # for the place of its libraries
+
     libraries = [str(pathlib.Path(torch.__file__).parent / "lib"),
                  *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)

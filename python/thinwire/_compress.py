@@ -2,6 +2,8 @@
 
 import collections
 import os
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,9 @@ from thinwire._states import state_of_this_rank, tensors_of_this_rank
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
+
+Overrides = Mapping[str, str] | Iterable[tuple[str, str]]
+State = Mapping[str, Any]
 
 # Steps after which `require_ratio` is looked at.
 RATIO_STEPS = 50
@@ -93,7 +98,7 @@ def _check_model(model):
                               "register_comm_hook()")
 
 
-def plan(model, spec, **options):
+def plan(model: torch.nn.Module, spec: str, **options: Any) -> dict[str, str]:
     """The codec of every parameter that compress() would choose: a dict from name to spec.
 
     `options` are those of compress(). Needs no process group. For lgreco(...) the plan that
@@ -112,6 +117,9 @@ class Compression:
             it.
     """
 
+    module: DistributedDataParallel
+    spec: str
+
     def __init__(self, ddp, spec, require_ratio, exchange, parameters):
         self.module = ddp
         self.spec = spec
@@ -127,35 +135,35 @@ class Compression:
         return {"spec": self.spec}
 
     @property
-    def is_copied(self):
+    def is_copied(self) -> bool:
         return "_exchange" not in self.__dict__
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self.is_copied:
             return f"thinwire.Compression({self.spec!r}, of another model)"
 
         return f"thinwire.Compression({self.spec!r}, {self._exchange.stats()['steps']} steps)"
 
-    def __call__(self, *inputs, **keywords):
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         return self.module(*inputs, **keywords)
 
-    def stats(self):
+    def stats(self) -> dict[str, Any]:
         """A dict of what this rank sent: "steps", "dense_bytes" (what an uncompressed ring
         all-reduce would have sent), "sent_bytes", both in all; "ratio", after the warm-up steps;
         "spec"; "warmup_steps", "dense_bytes_per_step" and "sent_bytes_per_step"."""
         return {**self._exchange.stats(), "spec": self.spec}
 
-    def plan(self):
+    def plan(self) -> dict[str, str]:
         """The codec of every parameter now: a dict from name to spec, "none" for uncompressed."""
         return self._exchange.plan()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, bytes]:
         """What compression carries to the next step on this rank (residuals, warm starts, plan):
         {"rank 1": bytes}, for torch.save() and for torch.distributed.checkpoint, which also takes
         the handle itself. Between steps only."""
         return state_of_this_rank(self._exchange.state())
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: State) -> None:
         """Goes on from state_dict(). Collective; raises InvalidArgument on every rank where a
         rank's state is not of this model, compression and number of ranks."""
         self._exchange.load_state(agreed(self.module.process_group, "the saved state",
@@ -214,9 +222,11 @@ class Compression:
                 "min_numel elements are not compressed, see plan()")
 
 
-def compress(model, spec="", *, warmup_steps=0, min_numel=1024, compress_1d=False, overrides=(),
-             seed=0, link_model="", strategy="auto", require_ratio=None, record_gradients="",
-             record_from=0, record_steps=20):
+def compress(model: torch.nn.Module, spec: str = "", *, warmup_steps: int = 0,
+             min_numel: int = 1024, compress_1d: bool = False, overrides: Overrides = (),
+             seed: int = 0, link_model: str = "", strategy: str = "auto",
+             require_ratio: float | None = None, record_gradients: str | os.PathLike = "",
+             record_from: int = 0, record_steps: int = 20) -> Compression:
     """Compresses the gradients of a model that trains data-parallel.
 
     Everything of DistributedDataParallel stays as it is: no_sync(), gradient accumulation,

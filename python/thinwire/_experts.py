@@ -1,5 +1,6 @@
 """Parameters that belong to one rank alone, in a model whose other ones are averaged."""
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -13,7 +14,7 @@ def experts_in(model):
             if getattr(parameter, "_thinwire_expert", False)]
 
 
-def ignore_experts(model):
+def ignore_experts(model: torch.nn.Module) -> None:
     """Makes DistributedDataParallel leave the experts of MoELayers to the ranks that hold them.
 
     Call it before DistributedDataParallel wraps `model`, which would otherwise copy rank 0's experts

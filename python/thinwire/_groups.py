@@ -1,6 +1,9 @@
 """Process groups that compress: what torch.distributed calls when it makes one."""
 
 import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -119,7 +122,7 @@ def backend_of(group=None):
     return backend
 
 
-def stats(group=None):
+def stats(group: dist.ProcessGroup | None = None) -> dict[str, Any]:
     """What this rank's collectives of a thinwire group were and cost.
 
     Returns a dict with "coded" and "exact" (numbers of calls), "dense_bytes" (what the coded ones
@@ -144,13 +147,13 @@ def totals(backends):
     return total
 
 
-def state_dict(group=None):
+def state_dict(group: dist.ProcessGroup | None = None) -> dict[str, bytes]:
     """What feedback keys carry from call to call on this rank: {"rank 1": bytes}, for torch.save()
     and torch.distributed.checkpoint."""
     return state_of_this_rank(backend_of(group).state())
 
 
-def load_state_dict(state, group=None):
+def load_state_dict(state: Mapping[str, Any], group: dist.ProcessGroup | None = None) -> None:
     """Goes on from state_dict(). Collective, between calls: states of different steps are refused."""
     backend = backend_of(group)
     backend.load_state(agreed(dist.group.WORLD if group is None else group,
@@ -158,7 +161,7 @@ def load_state_dict(state, group=None):
                               lambda: tensors_of_this_rank(state)))
 
 
-def feedback_key(name):
+def feedback_key(name: str) -> AbstractContextManager[None]:
     """A context manager: collectives inside keep what compression loses under `name`.
 
     What one call lost is added to the next call under the same name, so a name belongs to one

@@ -4,6 +4,8 @@ import functools
 import importlib
 import importlib.machinery
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch  # noqa: F401  its libraries must be there first
 
@@ -22,7 +24,7 @@ def _built_for():
 
 
 @functools.cache
-def module():
+def module() -> Any:
     """thinwire._C. Raises Error with what to do where it cannot be loaded."""
     if _built_for():
         # With another torch the module would not load, for some undefined symbol.
@@ -43,12 +45,12 @@ def module():
     return compiled
 
 
-def codecs():
+def codecs() -> list[tuple[str, str, str]]:
     """All codecs: a list of (name, parameters with defaults and ranges, one line)."""
     return module().codecs()
 
 
-def merge_states(states, world_size):
+def merge_states(states: Sequence[Mapping[str, Any]], world_size: int) -> dict[str, bytes]:
     """The state that every rank of a job of `world_size` ranks starts with, from those of all ranks
     of the old one (state_dict() of compress() or of an OuterOptimizer), in order of the ranks."""
     from thinwire import _states
@@ -56,7 +58,10 @@ def merge_states(states, world_size):
     return _states.merged(states, lambda tensors: module().merge_states(tensors, world_size))
 
 
-def __getattr__(name):
+__version__: str
+
+
+def __getattr__(name: str) -> Any:
     if name == "__version__":
         return module().version
     raise AttributeError(name)

@@ -1,5 +1,7 @@
 """A Mixture-of-Experts layer whose experts are spread over the ranks."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 
@@ -42,10 +44,12 @@ class MoELayer(torch.nn.Module):
     auxiliary loss, a scalar). Collective, and so are its backward pass and the constructor.
     """
 
-    def __init__(self, dim, hidden, experts, top_k=2, group=None, *, gate="topk",
-                 activation="gelu", bias=True, capacity_factor=0.0, rows="", dedup="off",
-                 balance_factor=0.01, z_factor=0.0, shared_hidden=0, expert_gradient="mean",
-                 layer=0, seed=0):
+    def __init__(self, dim: int, hidden: int, experts: int, top_k: int = 2,
+                 group: dist.ProcessGroup | None = None, *, gate: str = "topk",
+                 activation: str = "gelu", bias: bool = True, capacity_factor: float = 0.0,
+                 rows: str = "", dedup: str = "off", balance_factor: float = 0.01,
+                 z_factor: float = 0.0, shared_hidden: int = 0, expert_gradient: str = "mean",
+                 layer: int = 0, seed: int = 0) -> None:
         super().__init__()
         if group is None and dist.is_initialized():
             group = dist.group.WORLD
@@ -109,7 +113,8 @@ class MoELayer(torch.nn.Module):
                                       f"{type(tensor).__name__}")
         self._check_own()
 
-    def forward(self, tokens, padding=None):
+    def forward(self, tokens: torch.Tensor, padding: torch.Tensor | None = None
+                ) -> tuple[torch.Tensor, torch.Tensor]:
         checked(self._group, "a mixture of experts", lambda: self._check_call(tokens, padding))
         output, loss = self._layer.forward(tokens, padding)
         return output, tokens.new_zeros(()) if loss is None else loss
@@ -119,20 +124,20 @@ class MoELayer(torch.nn.Module):
             self._layer.train(mode)
         return super().train(mode)
 
-    def expert_parameters(self):
+    def expert_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of this rank's experts, which must not be averaged over the ranks."""
         mine = {tensor.data_ptr() for tensor in self._layer.expert_parameters()}
         return [parameter for parameter in self.parameters() if parameter.data_ptr() in mine]
 
-    def update_expert_bias(self):
+    def update_expert_bias(self) -> None:
         """For the sigmoid_bias gate, once per optimizer step. Collective."""
         self._layer.update_expert_bias()
 
-    def full_state(self):
+    def full_state(self) -> dict[str, torch.Tensor]:
         """A dict of all ranks' tensors, experts by their global number. Collective."""
         return self._layer.full_state()
 
-    def load_full_state(self, state):
+    def load_full_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes this rank's part of full_state(), whatever the number of ranks that made it.
 
         Collective."""

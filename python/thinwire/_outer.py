@@ -1,5 +1,8 @@
 """Training that meets seldom: local SGD and DiLoCo."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -9,6 +12,8 @@ from thinwire._states import state_of_this_rank, tensors_of_this_rank
 from thinwire.errors import Error, InvalidArgument
 
 _C = _load.module()
+
+Overrides = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 class OuterOptimizer:
@@ -34,9 +39,12 @@ class OuterOptimizer:
     Raises InvalidArgument on every rank where the ranks differ.
     """
 
-    def __init__(self, module, inner, group=None, *, inner_steps=50, learning_rate=0.7,
-                 momentum=0.9, nesterov=True, compression="ternary(density=0.05)",
-                 granularity="tensor", min_numel=1024, overrides=(), seed=0, check_replicas=True):
+    def __init__(self, module: torch.nn.Module, inner: torch.optim.Optimizer,
+                 group: dist.ProcessGroup | None = None, *, inner_steps: int = 50,
+                 learning_rate: float = 0.7, momentum: float = 0.9, nesterov: bool = True,
+                 compression: str = "ternary(density=0.05)", granularity: str = "tensor",
+                 min_numel: int = 1024, overrides: Overrides = (), seed: int = 0,
+                 check_replicas: bool = True) -> None:
         if not dist.is_initialized():
             raise Error("thinwire.OuterOptimizer needs a process group: call "
                         "torch.distributed.init_process_group() before it")
@@ -64,7 +72,7 @@ class OuterOptimizer:
         with torch.enable_grad():
             self.inner.step()
 
-    def step(self):
+    def step(self) -> bool:
         """One step of the inner optimizer and, when due, an outer step; returns whether one was."""
         checked(self._group, "an inner step", self._follow_the_module)
         met = self._outer.step()
@@ -72,7 +80,7 @@ class OuterOptimizer:
             self._after_meeting()
         return met
 
-    def outer_step(self):
+    def outer_step(self) -> None:
         """Meets now. Collective."""
         checked(self._group, "an outer step", self._follow_the_module)
         self._outer.outer_step()
@@ -121,29 +129,29 @@ class OuterOptimizer:
             if not all(bool(value.isfinite().all()) for value in tensors):
                 del self.inner.state[parameter]
 
-    def zero_grad(self, set_to_none=True):
+    def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none=set_to_none)
 
-    def set_learning_rate(self, learning_rate):
+    def set_learning_rate(self, learning_rate: float) -> None:
         """Of the outer step."""
         self._outer.set_learning_rate(learning_rate)
 
-    def stats(self):
+    def stats(self) -> dict[str, Any]:
         """A dict: inner_steps, outer_steps, skipped_steps, dense_bytes, sent_bytes, ratio,
         wait_seconds, exchange_seconds."""
         return self._outer.stats()
 
-    def plan(self):
+    def plan(self) -> dict[str, str]:
         """The codec of every part: a dict from name to spec."""
         return self._outer.plan()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, bytes]:
         """Everything but the parameters and the inner optimizer's state: {"rank 1": bytes}, for
         torch.save() and for torch.distributed.checkpoint, which also takes the OuterOptimizer
         itself."""
         return state_of_this_rank(self._outer.state())
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with the same bits, given the parameters of then. Collective."""
         self._outer.load_state(agreed(self._group, "the saved state of the outer optimizer",
                                       lambda: tensors_of_this_rank(state)))

@@ -7,6 +7,8 @@ step, under the name of its module.
 
 import gc
 import weakref
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -138,22 +140,24 @@ class Compression:
         keys: the feedback keys of the parameter groups, "fsdp/" and the name of the module.
     """
 
+    keys: list[str]
+
     def __init__(self, keys, process_groups, group):
         self.keys = keys
         self._process_groups = process_groups
         self._group = group
 
-    def stats(self):
+    def stats(self) -> dict[str, Any]:
         """thinwire.stats() of the groups of the mesh, over shards and replicas, together."""
         return _groups.totals([_groups.backend_of(g) for g in self._process_groups.values()])
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, dict[str, bytes]]:
         """What the process groups of the mesh carry to the next step on this rank: residuals, and
         with weights="deltas" the copy of the weights. For torch.save() and for
         torch.distributed.checkpoint, which also takes the handle itself. Between steps only."""
         return {name: _groups.state_dict(g) for name, g in self._process_groups.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from state_dict(). Collective; raises InvalidArgument on every rank where a
         rank's state does not fit."""
 
@@ -169,11 +173,12 @@ class Compression:
         for name, process_group in self._process_groups.items():
             _groups.load_state_dict(state[name], process_group)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"thinwire.fsdp.Compression({len(self.keys)} parameter groups)"
 
 
-def compress(module, weights="as_they_are", group=None, *, name=""):
+def compress(module: torch.nn.Module, weights: str = "as_they_are",
+             group: dist.ProcessGroup | None = None, *, name: str = "") -> Compression:
     """Gives every parameter group of a fully_shard()ed module its feedback.
 
     With HSDP the all_reduce over the replicas has its feedback too, in that group's state.

@@ -8,10 +8,18 @@ work.
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 
 from thinwire import _load
 
 _files = _load.module().peft
+
+Path = str | os.PathLike
+# A directory of the PEFT library, a safetensors file, or tensors by name.
+Source = Path | Mapping[str, torch.Tensor]
 
 
 def _path(path):
@@ -27,8 +35,10 @@ def _as_file(source, folder, name):
     return path
 
 
-def pack(source, out, density=0.05, *, scale="mean", granularity="", base=None,
-         base_one=False, parent="", target_bytes=None, target_error=None, overwrite=False):
+def pack(source: Source, out: Path, density: float = 0.05, *, scale: str = "mean",
+         granularity: str = "", base: Source | None = None, base_one: bool = False,
+         parent: Path = "", target_bytes: int | None = None, target_error: float | None = None,
+         overwrite: bool = False) -> dict[str, Any]:
     """Packs `source` into the file `out` and returns what came of it.
 
     Args:
@@ -52,7 +62,8 @@ def pack(source, out, density=0.05, *, scale="mean", granularity="", base=None,
                            base_one, _path(parent), target_bytes, target_error, overwrite)
 
 
-def unpack(file, directory=None, overwrite=False):
+def unpack(file: Path, directory: Path | None = None, overwrite: bool = False
+           ) -> dict[str, torch.Tensor] | None:
     """Rebuilds what was packed: in `directory`, or without one as {name: tensor}."""
     if directory is not None:
         _files.unpack(_path(file), _path(directory), overwrite)
@@ -62,7 +73,8 @@ def unpack(file, directory=None, overwrite=False):
         return _files.read_tensors(os.path.join(folder, "adapter_model.safetensors"))
 
 
-def apply(base, files, out=None, overwrite=False):
+def apply(base: Source, files: Path | Sequence[Path], out: Path | None = None,
+          overwrite: bool = False) -> dict[str, torch.Tensor] | None:
     """base plus the deltas of a chain of packed files, written to `out` or returned as a dict."""
     files = [files] if isinstance(files, (str, os.PathLike)) else files
     with tempfile.TemporaryDirectory() as folder:
@@ -72,17 +84,18 @@ def apply(base, files, out=None, overwrite=False):
         return _files.read_tensors(result) if out is None else None
 
 
-def merge(files, out, method="ties", weights=(), overwrite=False):
+def merge(files: Sequence[Path], out: Path, method: str = "ties", weights: Sequence[float] = (),
+          overwrite: bool = False) -> None:
     """Merges packed files into one: ties, majority, average or task_arithmetic."""
     _files.merge(method, [_path(f) for f in files], list(weights), _path(out), overwrite)
 
 
-def similarity(files):
+def similarity(files: Sequence[Path]) -> list[list[float]]:
     """Cosines of the deltas of all pairs, [n][n]."""
     flat, n = _files.similarity([_path(f) for f in files]), len(files)
     return [flat[row * n:(row + 1) * n] for row in range(n)]
 
 
-def manifest(file):
+def manifest(file: Path) -> dict[str, Any]:
     """What a packed file says of itself: a dict."""
     return json.loads(_files.manifest(_path(file)))

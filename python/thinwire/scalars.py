@@ -8,6 +8,8 @@
 
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from thinwire.errors import Error, InvalidArgument
 
@@ -21,7 +23,7 @@ class Writer:
             package tensorboard); None for none.
     """
 
-    def __init__(self, path=None, tensorboard=None):
+    def __init__(self, path: str | None = None, tensorboard: Any = None) -> None:
         if isinstance(tensorboard, str):
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -31,7 +33,7 @@ class Writer:
         self._file = open(path, "a", encoding="utf-8") if path is not None else None
         self._tensorboard = tensorboard
 
-    def write(self, stats):
+    def write(self, stats: Mapping[str, Any]) -> None:
         """Of a dict with "steps"; numbers in it become scalars thinwire/NAME."""
         if self._file is not None:
             self._file.write(json.dumps({"time": time.time(), **stats}) + "\n")
@@ -41,14 +43,15 @@ class Writer:
                 if name != "steps" and isinstance(value, (int, float)):
                     self._tensorboard.add_scalar(f"thinwire/{name}", value, stats["steps"])
 
-    def close(self):
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
-def compress_trainer(trainer, spec="", *, writer=None, **options):
+def compress_trainer(trainer: Any, spec: str = "", *, writer: Writer | None = None,
+                     **options: Any) -> Any:
     """Compresses the gradients of a transformers.Trainer, or of accelerate under it.
 
     Call it before trainer.train(). The model is compressed at the first step, when the Trainer has

@@ -1,5 +1,6 @@
 """FSDP2 and HSDP over the compressing backend."""
 
+import functools
 import io
 import tempfile
 import unittest
@@ -170,20 +171,24 @@ def options(**specs):
     return thinwire.ProcessGroupOptions(**specs)
 
 
+STEPS = 60
+
+
+@functools.cache
+def reference(world):
+    """What an uncompressed job of STEPS ends with."""
+    return run_ranks(world, job, "", STEPS, backend="thinwire",
+                     options=options(compression="none"))[0]
+
+
 class Fsdp(unittest.TestCase):
-    STEPS = 60
-
-    def reference(self, world):
-        return run_ranks(world, job, "", self.STEPS, backend="thinwire",
-                         options=options(compression="none"))[0]
-
     def test_gradients_at_4_bits_train_as_well_as_uncompressed(self):
-        want, _, none, _, _ = self.reference(2)
+        want, _, none, _, _ = reference(2)
         self.assertEqual(none["coded"], 0)
         for weights, all_gather in (("as_they_are", "cast(bf16)"), ("deltas", "quantize(bits=6)")):
             with self.subTest(weights):
                 results = run_ranks(
-                    2, job, weights, self.STEPS, backend="thinwire",
+                    2, job, weights, STEPS, backend="thinwire",
                     options=options(compression="quantize(bits=4)", all_gather=all_gather))
                 for loss, groups, stats, state, parameters in results:
                     self.assertLess(abs(loss - want), 0.1 * want + 0.05)
@@ -199,9 +204,9 @@ class Fsdp(unittest.TestCase):
 
     def test_feedback_needs_the_keys(self):
         """Two bits without feedback lose more than with it."""
-        want = self.reference(2)[0]
+        want = reference(2)[0]
         spec = options(compression="quantize(bits=2, bucket=4096)", all_gather="none")
-        keyed = run_ranks(2, job, "as_they_are", self.STEPS, backend="thinwire", options=spec)[0]
+        keyed = run_ranks(2, job, "as_they_are", STEPS, backend="thinwire", options=spec)[0]
         self.assertLess(abs(keyed[0] - want), 0.15 * want + 0.1)
         topk = options(compression="topk(density=0.1)")
         without = run_ranks(2, job, "", 3, backend="thinwire", options=topk)[0][2]

@@ -68,6 +68,44 @@ class Stubs(unittest.TestCase):
         self.check_members("_C", tree.body, vars(module))
         self.check_members("peft", peft.body, vars(module.peft))
 
+    def check_annotated(self, name, function):
+        signature = inspect.signature(function)
+        self.assertIsNot(signature.return_annotation, signature.empty, name)
+        for parameter in signature.parameters.values():
+            if parameter.name != "self":
+                self.assertIsNot(parameter.annotation, signature.empty, f"{name}({parameter.name})")
+
+    def test_what_users_call_has_types(self):
+        import thinwire
+        places = [thinwire, *(getattr(thinwire, name) for name in ("fsdp", "peft", "scalars"))]
+        checked = 0
+        for place in places:
+            names = thinwire.__all__ if place is thinwire else vars(place)
+            for name in names:
+                value = getattr(place, name)
+                if name.startswith("_") or (place is not thinwire and getattr(
+                        value, "__module__", "") != place.__name__):
+                    continue
+                if inspect.isfunction(value):
+                    self.check_annotated(name, value)
+                    checked += 1
+                elif inspect.isclass(value) and name in (
+                        "Compression", "OuterOptimizer", "MoELayer", "Writer"):
+                    for method, function in vars(value).items():
+                        if inspect.isfunction(function) and not method.startswith("_") and (
+                                method != "train"):  # torch's own
+                            self.check_annotated(f"{name}.{method}", function)
+                            checked += 1
+        self.assertGreater(checked, 35)
+
+    def test_a_type_checker_finds_every_public_name(self):
+        import thinwire
+        tree = ast.parse((SOURCE / "python" / "thinwire" / "__init__.py").read_text("utf-8"))
+        checking, = [node for node in tree.body if isinstance(node, ast.If)
+                     and "TYPE_CHECKING" in ast.unparse(node.test)]
+        exported = [alias.asname for node in checking.body for alias in node.names]
+        self.assertEqual(sorted(exported), thinwire.__all__)
+
     def test_every_public_name_says_what_it_is(self):
         import thinwire
         for name in thinwire.__all__:
