@@ -7,7 +7,9 @@
 """
 
 import json
+import pathlib
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +57,8 @@ def compress_trainer(trainer: Any, spec: str = "", *, writer: Writer | None = No
     """Compresses the gradients of a transformers.Trainer, or of accelerate under it.
 
     Call it before trainer.train(). The model is compressed at the first step, when the Trainer has
-    wrapped it with DistributedDataParallel.
+    wrapped it with DistributedDataParallel. Each rank adds its state to the Trainer's checkpoints,
+    thinwire-RANK.pt, and trainer.train(resume_from_checkpoint=True) goes on from it.
 
     Args:
         spec, options: as thinwire.compress().
@@ -64,12 +67,35 @@ def compress_trainer(trainer: Any, spec: str = "", *, writer: Writer | None = No
     Returns:
         an object whose `handle` is what compress() returned, None before the first step.
     """
+    import torch
+    import torch.distributed as dist
     from transformers import TrainerCallback
 
+    from thinwire._agreement import agreed
     from thinwire._compress import compress
+
+    def file_of(arguments, state):
+        return pathlib.Path(arguments.output_dir, f"checkpoint-{state.global_step}",
+                            f"thinwire-{dist.get_rank()}.pt")
 
     class Callback(TrainerCallback):
         handle = None
+
+        def on_save(self, arguments, state, control, **keywords):
+            if self.handle is not None:
+                file = file_of(arguments, state)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(self.handle.state_dict(), file)
+
+        def resume(self, file):
+            found = agreed(self.handle.module.process_group, "the Trainer's checkpoint", file.exists,
+                           lambda found: "with thinwire's state" if found else "without it")
+            if not found:
+                warnings.warn(f"{file.parent} has no state of thinwire's: what compression had put off "
+                              "until later steps is lost", stacklevel=2)
+                return
+            self.handle.load_state_dict(agreed(self.handle.module.process_group, str(file.parent),
+                                               lambda: torch.load(file)))
 
         def on_step_begin(self, arguments, state, control, **keywords):
             if self.handle is not None:
@@ -78,6 +104,8 @@ def compress_trainer(trainer: Any, spec: str = "", *, writer: Writer | None = No
                 raise InvalidArgument("the Trainer has not wrapped the model, so there is nothing "
                                       "to compress: start several ranks, as torchrun does")
             self.handle = compress(trainer.model_wrapped, spec, **options)
+            if state.global_step > 0:
+                self.resume(file_of(arguments, state))
 
         def on_log(self, arguments, state, control, **keywords):
             if self.handle is not None and writer is not None:
