@@ -81,61 +81,149 @@ std::size_t EncodeGroups(const SymbolTable& table, const std::uint8_t* symbols, 
   return done;
 }
 
+HWY_INLINE void StoreSymbols(hn::Vec<DI> symbols, std::uint8_t* to) {
+  const DU du;
+  const hn::Rebind<std::uint8_t, DU> d8;
+  hn::StoreU(hn::TruncateTo(d8, hn::BitCast(du, symbols)), d8, to);
+}
+
+// The words that are due, from before `at`, which moves there; false where there are not so many.
+HWY_INLINE bool Refill(hn::Vec<DI>& x, const std::byte* begin, const std::byte*& at) {
+  const DI di;
+  const DU du;
+  const hn::Rebind<std::uint16_t, DU> d16;
+  const auto due = hn::Lt(x, hn::Set(di, static_cast<std::int32_t>(kStateLow)));
+  const auto bytes = static_cast<std::ptrdiff_t>(2 * hn::CountTrue(di, due));
+  if (at - begin < bytes) return false;
+  at -= bytes;
+  // The states behind the words are as long as any vector that is loaded from among these.
+  const auto loaded = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(at));
+  const auto word = Expand(hn::BitCast(di, hn::PromoteTo(du, loaded)), due);
+  x = hn::IfThenElse(due, hn::Or(hn::ShiftLeft<16>(x), word), x);
+  return true;
+}
+
+#if HWY_TARGET <= HWY_AVX3
+
+// The symbols of a group, two vectors at a time.
+template <int kVectors, bool kWide>
+class GroupDecoder {
+ public:
+  static constexpr int kAtATime = 2;
+
+  explicit HWY_INLINE GroupDecoder(const SymbolTable& table)
+      : search_(table.start.data()),
+        frequency_([&table](std::size_t i) { return table.packed[i] >> 14 & (kTableTotal - 1); }),
+        start_([&table](std::size_t i) { return table.packed[i] & (kTableTotal - 1); }) {}
+
+  HWY_INLINE void Step(hn::Vec<DI>* x, int v) {
+    const auto low14 = hn::Set(DI(), static_cast<std::int32_t>(kTableTotal - 1));
+    hn::Vec<DI>& first = x[v];
+    hn::Vec<DI>& second = x[v + 1];
+    const auto slot = Pair(hn::And(first, low14), hn::And(second, low14));
+    const auto symbol = search_.Symbol(slot);
+    const auto frequency = frequency_.At(symbol);
+    const auto rest = hn::Sub(slot, start_.At(symbol));
+    first = hn::Add(hn::Mul(FirstOf(frequency), hn::ShiftRight<kTableBits>(first)), FirstOf(rest));
+    second =
+        hn::Add(hn::Mul(SecondOf(frequency), hn::ShiftRight<kTableBits>(second)), SecondOf(rest));
+    symbols_[v / 2] = symbol;
+  }
+
+  HWY_INLINE void Store(std::uint8_t* group) const {
+    if constexpr (kVectors == 2) {
+      StoreSymbols(FirstOf(symbols_[0]), group);
+      StoreSymbols(SecondOf(symbols_[0]), group + kLanes);
+    } else {
+      for (std::size_t p = 0; p < kVectors / 2; p += 2)
+        StoreFour(symbols_[p], symbols_[p + 1], group + 2 * p * kLanes);
+    }
+  }
+
+ private:
+  // Of four vectors, a and b, c and d: their bytes are a c b d in each lane.
+  static HWY_INLINE void StoreFour(hn::Vec<DP> ab, hn::Vec<DP> cd, std::uint8_t* to) {
+    const DI di;
+    const hn::Repartition<std::uint8_t, DI> d8;
+    HWY_ALIGN static constexpr std::uint8_t kBytes[16] = {0, 4, 8, 12, 2, 6, 10, 14,
+                                                          1, 5, 9, 13, 3, 7, 11, 15};
+    HWY_ALIGN static constexpr std::int32_t kLanesOf[16] = {0, 4, 8,  12, 1, 5, 9,  13,
+                                                            2, 6, 10, 14, 3, 7, 11, 15};
+    const auto bytes = hn::Or(hn::BitCast(di, ab), hn::ShiftLeft<8>(hn::BitCast(di, cd)));
+    const auto sorted = hn::TableLookupBytes(hn::BitCast(d8, bytes), hn::LoadDup128(d8, kBytes));
+    const auto lanes =
+        hn::TableLookupLanes(hn::BitCast(di, sorted), hn::SetTableIndices(di, kLanesOf));
+    hn::StoreU(hn::BitCast(d8, lanes), d8, to);
+  }
+
+  PairSearch<kWide> search_;
+  PairTable frequency_, start_;
+  hn::Vec<DP> symbols_[kVectors / 2];
+};
+
+#else
+
+template <int kVectors, bool kWide>
+class GroupDecoder {
+ public:
+  static constexpr int kAtATime = 1;
+
+  explicit HWY_INLINE GroupDecoder(const SymbolTable& table)
+      : search_(table.start.data()), packed_of_(table.packed.data()) {}
+
+  HWY_INLINE void Step(hn::Vec<DI>* x, int v) {
+    const auto low14 = hn::Set(DI(), static_cast<std::int32_t>(kTableTotal - 1));
+    const auto slot = hn::And(x[v], low14);
+    symbols_[v] = search_.Symbol(slot);
+    const auto packed = packed_of_.At(symbols_[v]);
+    const auto frequency = hn::And(hn::ShiftRight<14>(packed), low14);
+    x[v] = hn::Add(hn::Mul(frequency, hn::ShiftRight<kTableBits>(x[v])),
+                   hn::Sub(slot, hn::And(packed, low14)));
+  }
+
+  HWY_INLINE void Store(std::uint8_t* group) const {
+    for (std::size_t v = 0; v < kVectors; ++v) StoreSymbols(symbols_[v], group + v * kLanes);
+  }
+
+ private:
+  SlotSearch<kWide> search_;
+  LaneTable<kWide> packed_of_;
+  hn::Vec<DI> symbols_[kVectors];
+};
+
+#endif
+
+// A group's words lie in the order of its lanes and are read from the end: the last vector takes
+// its words before the others are looked at, so that no vector waits for another but for the place.
 template <int kVectors, bool kWide>
 std::size_t DecodeGroups(const SymbolTable& table, std::uint8_t* symbols, std::size_t groups,
                          std::uint32_t* states, const std::byte* begin, const std::byte*& in) {
   const DI di;
   const DU du;
-  const hn::Rebind<std::uint8_t, DU> d8;
-  const hn::Rebind<std::uint16_t, DU> d16;
   constexpr std::size_t kGroup = kVectors * kLanes;
-  const SlotSearch<kWide> search(table.start.data());
-  const LaneTable<kWide> packed_of(table.packed.data());
-  const auto low14 = hn::Set(di, static_cast<std::int32_t>(kTableTotal - 1));
-  const auto least = hn::Set(di, static_cast<std::int32_t>(kStateLow));
+  GroupDecoder<kVectors, kWide> decoder(table);
+  constexpr int kAtATime = GroupDecoder<kVectors, kWide>::kAtATime;
   hn::Vec<DI> x[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     x[v] = hn::BitCast(di, hn::Load(du, states + static_cast<std::size_t>(v) * kLanes));
   }
   const std::byte* at = in;
-  std::size_t done = 0;
-  for (; done < groups; ++done) {
-    hn::Mask<DI> due[kVectors];
-    std::size_t words[kVectors];
-    std::size_t all = 0;
-    std::uint8_t* group = symbols + done * kGroup;
-    for (int v = 0; v < kVectors; ++v) {
-      const auto slot = hn::And(x[v], low14);
-      const auto symbol = search.Symbol(slot);
-      const auto packed = packed_of.At(symbol);
-      const auto frequency = hn::And(hn::ShiftRight<14>(packed), low14);
-      hn::StoreU(hn::TruncateTo(d8, hn::BitCast(du, symbol)), d8,
-                 group + static_cast<std::size_t>(v) * kLanes);
-      x[v] = hn::Add(hn::Mul(frequency, hn::ShiftRight<kTableBits>(x[v])),
-                     hn::Sub(slot, hn::And(packed, low14)));
-      due[v] = hn::Lt(x[v], least);
-      words[v] = hn::CountTrue(di, due[v]);
-      all += words[v];
+  for (std::size_t done = 0; done < groups; ++done) {
+    for (int first = kVectors - kAtATime; first >= 0; first -= kAtATime) {
+      decoder.Step(x, first);
+      for (int v = first + kAtATime - 1; v >= first; --v) {
+        if (Refill(x[v], begin, at)) continue;
+        in = nullptr;
+        return done;
+      }
     }
-    if (at - begin < static_cast<std::ptrdiff_t>(2 * all)) {
-      in = nullptr;
-      return done;
-    }
-    at -= 2 * all;
-    // The states behind the words are as long as any vector that is loaded from among these.
-    const std::byte* next = at;
-    for (int v = 0; v < kVectors; ++v) {
-      const auto loaded = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(next));
-      next += 2 * words[v];
-      const auto word = Expand(hn::BitCast(di, hn::PromoteTo(du, loaded)), due[v]);
-      x[v] = hn::IfThenElse(due[v], hn::Or(hn::ShiftLeft<16>(x[v]), word), x[v]);
-    }
+    decoder.Store(symbols + done * kGroup);
   }
   for (int v = 0; v < kVectors; ++v) {
     hn::Store(hn::BitCast(du, x[v]), du, states + static_cast<std::size_t>(v) * kLanes);
   }
   in = at;
-  return done;
+  return groups;
 }
 
 // Calls run(constant number of vectors, constant whether there are more than 16 symbols).

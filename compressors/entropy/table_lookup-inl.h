@@ -118,6 +118,78 @@ class SlotSearch {
   LaneTable<kWide> by4_, by2_, by1_;
 };
 
+#if HWY_TARGET <= HWY_AVX3
+// Two vectors of numbers below 2^15 in one, those of the second in the upper halves of the lanes: a
+// comparison or a lookup then serves both, and they are put together and taken apart by shifts.
+using DP = hn::Repartition<std::int16_t, DI>;
+
+HWY_INLINE hn::Vec<DP> Pair(hn::Vec<DI> first, hn::Vec<DI> second) {
+  return hn::BitCast(DP(), hn::Or(first, hn::ShiftLeft<16>(second)));
+}
+HWY_INLINE hn::Vec<DI> FirstOf(hn::Vec<DP> pair) {
+  return hn::And(hn::BitCast(DI(), pair), hn::Set(DI(), 0xFFFF));
+}
+HWY_INLINE hn::Vec<DI> SecondOf(hn::Vec<DP> pair) {
+  return hn::ShiftRight<16>(hn::BitCast(DI(), pair));
+}
+
+// of(i) for a lane with i, below 32.
+class PairTable {
+ public:
+  template <typename Of>
+  explicit HWY_INLINE PairTable(const Of& of) {
+    HWY_ALIGN std::int16_t numbers[32];
+    for (std::size_t i = 0; i < 32; ++i) numbers[i] = static_cast<std::int16_t>(of(i));
+    table_ = hn::Load(DP(), numbers);
+  }
+  HWY_INLINE hn::Vec<DP> At(hn::Vec<DP> index) const {
+    return hn::Vec<DP>{_mm512_permutexvar_epi16(index.raw, table_.raw)};
+  }
+
+ private:
+  hn::Vec<DP> table_;
+};
+
+// SlotSearch for pairs.
+template <bool kWide>
+class PairSearch {
+ public:
+  explicit HWY_INLINE PairSearch(const std::uint32_t* start)
+      : middle_(Same(start[16])),
+        eighth_(Same(start[8])),
+        upper_(Same(start[24])),
+        by4_([start](std::size_t i) { return start[i + 4]; }),
+        by2_([start](std::size_t i) { return start[i + 2]; }),
+        by1_([start](std::size_t i) { return start[i + 1]; }) {}
+
+  HWY_INLINE hn::Vec<DP> Symbol(hn::Vec<DP> slot) const {
+    auto symbol = hn::Zero(DP());
+    auto bound = eighth_;
+    if constexpr (kWide) {
+      const auto below = hn::Lt(slot, middle_);
+      symbol = hn::IfThenZeroElse(below, Same(16));
+      bound = hn::IfThenElse(below, eighth_, upper_);
+    }
+    symbol = Step(slot, bound, symbol, 8);
+    symbol = Step(slot, by4_.At(symbol), symbol, 4);
+    symbol = Step(slot, by2_.At(symbol), symbol, 2);
+    return Step(slot, by1_.At(symbol), symbol, 1);
+  }
+
+ private:
+  static HWY_INLINE hn::Vec<DP> Same(std::uint32_t value) {
+    return hn::Set(DP(), static_cast<std::int16_t>(value));
+  }
+  static HWY_INLINE hn::Vec<DP> Step(hn::Vec<DP> slot, hn::Vec<DP> bound, hn::Vec<DP> symbol,
+                                     std::uint32_t step) {
+    return hn::IfThenElse(hn::Lt(slot, bound), symbol, hn::Add(symbol, Same(step)));
+  }
+
+  hn::Vec<DP> middle_, eighth_, upper_;
+  PairTable by4_, by2_, by1_;
+};
+#endif
+
 // Lane i of the result, where the mask is set, is the n-th of `values`, n being the number of set
 // lanes before it; 0 in the others.
 HWY_INLINE hn::Vec<DI> Expand(hn::Vec<DI> values, hn::Mask<DI> mask) {

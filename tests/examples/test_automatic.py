@@ -29,13 +29,13 @@ class Automatic(training.TrainingTest):
 
         def start(command):
             done = subprocess.run(
-                [sys.executable, "-B", str(CLUSTER), "--hosts", "2", "--rate", "32mbit", "--launch",
+                [sys.executable, "-B", str(CLUSTER), "--hosts", "2", "--rate", "64mbit", "--launch",
                  "torchrun-env", "--timeout", "100", "--", *command],
                 capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
             ended.append(Ended(done.returncode, done.stdout + done.stderr))
             return ended[-1]
 
-        # An uncompressed step waits for 2.1 MB at 4 MB/s; computing takes a few milliseconds.
+        # An uncompressed step waits for 2.1 MB at 8 MB/s; computing takes a few milliseconds.
         result = self.train(start, compression="auto", epochs=6, timeout=60)
         self.assertTrue(result["replicas_equal"])
         self.assertIn(result["setting"], ("quantize(bits=4)", "ecsq(as=quantize(bits=4))"))
