@@ -147,6 +147,19 @@ def checkpoint_job(rank, world, folder):
     return same
 
 
+def other_size_job(rank, world, state=None):
+    """Trains; from a state of another number of ranks, if given."""
+    import thinwire
+    ddp = DDP(make_net())
+    handle = thinwire.compress(ddp, "topk(density=0.05)")
+    refused = ""
+    if state is not None:
+        handle.load_state_dict(thinwire.merge_states(state, world))
+        refused = error_of(lambda: thinwire.merge_states(state[::-1], world))[1]
+    train(ddp, rank, 3)
+    return handle.state_dict(), flat(ddp), refused
+
+
 def errors_job(rank, world):
     import thinwire
     found = {}
@@ -359,6 +372,15 @@ class Compress(unittest.TestCase):
                 first = int(text[len("rank ")])  # both are wrong, and either may be it
                 self.assertIn(words, text.replace(f"rank {first}", "rank R").replace(
                     f"rank {1 - first}", "rank OTHER"))
+
+    def test_merged_states_are_for_another_number_of_ranks(self):
+        states = [state for state, *_ in run_ranks(2, other_size_job)]
+        fresh = run_ranks(3, other_size_job)
+        resumed = run_ranks(3, other_size_job, states)
+        for _, weights, refused in resumed:
+            self.assertTrue(torch.equal(weights, resumed[0][1]))
+            self.assertFalse(torch.equal(weights, fresh[0][1]))
+            self.assertIn("state 0 of those to merge must be of rank 0, got 'rank 1'", refused)
 
     def test_states_go_through_distributed_checkpoint(self):
         with tempfile.TemporaryDirectory() as folder:
