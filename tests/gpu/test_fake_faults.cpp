@@ -103,10 +103,9 @@ TEST_P(FakeFaults, ATensorFreedWhileAnotherStreamStillUsesIt) {
     if (recorded) {
       EXPECT_THAT(findings, IsEmpty());
     } else {
-      EXPECT_THAT(findings, Contains(AllOf(HasSubstr("race on"),
-                                           HasSubstr("'aten::sum' on stream "
-                                                     "'side' reads"),
-                                           HasSubstr("'free'"))));
+      // With whatever ran last: the free, the allocation, or the new owner's write.
+      EXPECT_THAT(findings, Contains(AllOf(HasSubstr("race on 'message'"),
+                                           HasSubstr("'aten::sum' on stream 'side' reads"))));
     }
     event.record(side);
     event.block(main);
@@ -173,23 +172,43 @@ TEST_P(FakeFaults, AStreamThatWaitsForAnotherIsSeen) {
   EXPECT_FALSE(fake_gpu::waits_for(handle(main), handle(side)));
 }
 
+// Queues the kernel that encodes a tensor.
+void encode(const at::Tensor& values, const at::Tensor& payload, const c10::Stream& stream) {
+  TensorView view = comm::view_of(values);
+  view.stream = c10::cuda::CUDAStream(stream).stream();
+  const auto codec = make_codec("quantize(bits=4)");
+  // As long as it has to be, whatever the tensor is.
+  const std::span<std::byte> bytes(static_cast<std::byte*>(payload.data_ptr()),
+                                   codec->max_compressed_bytes(view.numel, view.dtype));
+  codec->compress(as_const(view), {.seed = 1}, bytes);
+}
+constexpr std::int64_t kPayloadBytes = 136;  // of 256 values: two floats, and half a byte each
+
 // What our kernels touch is known when they ran, and found all the same.
 TEST_P(FakeFaults, AKernelThatDoesNotWaitForItsInput) {
-  const auto codec = make_codec("quantize(bits=4)");
   at::Tensor payload;
-  on_side([&] {
-    payload = at::empty(
-        {static_cast<std::int64_t>(codec->max_compressed_bytes(x.numel(), DType::kFloat32))},
-        kOnDevice.dtype(at::kByte));
-  });
+  on_side([&] { payload = at::empty({kPayloadBytes}, kOnDevice.dtype(at::kByte)); });
   x.mul_(2);
-  TensorView view = comm::view_of(x);
-  view.stream = c10::cuda::CUDAStream(side).stream();
-  codec->compress(as_const(view), {.seed = 1},
-                  {static_cast<std::byte*>(payload.data_ptr()), payload.nbytes()});
+  encode(x, payload, side);
   EXPECT_THAT(fake_gpu::findings(),
               Contains(AllOf(HasSubstr("race on 'gradient'"), HasSubstr("'aten::mul'"),
-                             HasSubstr("quantize_kernel"), HasSubstr("stream 'side' reads"))));
+                             HasSubstr("'quantize_kernel' on stream 'side'"))));
+}
+
+TEST_P(FakeFaults, AKernelThatWritesPastTheEndOfATensor) {
+  const at::Tensor payload =
+      named("payload", at::empty({kPayloadBytes - 1}, kOnDevice.dtype(at::kByte)));
+  encode(x, payload, main);
+  EXPECT_THAT(fake_gpu::findings(),
+              ElementsAre("out of bounds: 'quantize_kernel' on stream 'default of device 0' writes "
+                          "past the end of 'payload' at byte 135"));
+}
+
+TEST_P(FakeFaults, AKernelThatReadsWhatNothingWrote) {
+  encode(at::empty({256}, kOnDevice), at::empty({kPayloadBytes}, kOnDevice.dtype(at::kByte)), main);
+  EXPECT_THAT(fake_gpu::findings(),
+              Contains(AllOf(HasSubstr("kernel quantize_kernel on stream 'default of device 0': "),
+                             HasSubstr("was never written"))));
 }
 
 TEST(FakeFaultsOfTheHost, AnAddressOfTheDeviceThatTheHostFollows) {

@@ -1,6 +1,7 @@
 // Runs a test program's tests; with --ranks=N as N processes at once, which all have to pass.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -27,6 +28,8 @@ pid_t start_rank(int rank, int ranks, const std::string& store,
                  const std::vector<std::string>& arguments) {
   const pid_t child = fork();
   if (child != 0) return child;
+  // A rank that waits for a dead one would wait for ever: it ends with whoever started it.
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   setenv("FAKE_GPU_RANK", std::to_string(rank).c_str(), 1);
   setenv("FAKE_GPU_RANKS", std::to_string(ranks).c_str(), 1);
   setenv("FAKE_GPU_STORE", store.c_str(), 1);
