@@ -36,6 +36,15 @@ class Cast final : public Codec {
 
   std::int64_t block_size() const override { return static_cast<std::int64_t>(format_.block); }
 
+  std::optional<kernels::PieceFormat> piece_format() const override {
+    constexpr auto kFirst = static_cast<std::ptrdiff_t>(kernels::PieceCodec::kBFloat16);
+    const std::ptrdiff_t row = &format_ - kernels::cast_formats().data();
+    return kernels::PieceFormat{
+        .codec = static_cast<kernels::PieceCodec>(kFirst + row),
+        .tile = kernels::kTileElements,
+        .tile_bytes = static_cast<std::uint32_t>(format_.bytes(kernels::kTileElements))};
+  }
+
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
     return format_.bytes(static_cast<std::size_t>(numel));
   }

@@ -7,6 +7,10 @@
 
 namespace thinwire {
 
+std::optional<kernels::PieceFormat> Codec::piece_format() const {
+  return std::nullopt;
+}
+
 std::shared_ptr<const Codec> Codec::with_density(double) const {
   return nullptr;
 }

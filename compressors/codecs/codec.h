@@ -12,6 +12,7 @@
 
 #include "thinwire/common/dtype.h"
 #include "thinwire/common/philox.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire {
@@ -115,6 +116,9 @@ class Codec {
   // Whether a tensor can be cut between ranks, each of which encodes its part: pieces decode to
   // what the whole does, and everyone knows how long they are.
   bool can_be_cut() const { return block_size() > 0 && traits().fixed_size; }
+
+  // How the kernels of averaging in GPU memory code it; none where they do not.
+  virtual std::optional<kernels::PieceFormat> piece_format() const;
 
   // The same codec with another density, in (0, 1]; null for codecs without one.
   virtual std::shared_ptr<const Codec> with_density(double density) const;

@@ -25,6 +25,12 @@ class Identity final : public Codec {
 
   std::int64_t block_size() const override { return 1; }
 
+  std::optional<kernels::PieceFormat> piece_format() const override {
+    return kernels::PieceFormat{.codec = kernels::PieceCodec::kIdentity,
+                                .tile = kernels::kTileElements,
+                                .tile_bytes = kernels::kTileElements * sizeof(float)};
+  }
+
   std::size_t max_compressed_bytes(std::int64_t numel, DType dtype) const override {
     return static_cast<std::size_t>(numel) * size_of(dtype);
   }

@@ -34,6 +34,16 @@ class Quantize final : public Codec {
 
   std::int64_t block_size() const override { return config_.bucket; }
 
+  std::optional<kernels::PieceFormat> piece_format() const override {
+    return kernels::PieceFormat{.codec = kernels::PieceCodec::kQuantize,
+                                .stochastic = config_.stochastic,
+                                .bits = static_cast<std::uint8_t>(config_.bits),
+                                .norm = config_.norm,
+                                .tile = static_cast<std::uint32_t>(config_.bucket),
+                                .tile_bytes = static_cast<std::uint32_t>(
+                                    kernels::quantized_bytes(config_, config_.bucket))};
+  }
+
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
     return kernels::quantized_bytes(config_, numel);
   }

@@ -73,6 +73,11 @@ CudaModule::CudaModule(const Places& places) {
   look_up(module, "thinwire_cuda_error", error_);
   look_up(module, "thinwire_cuda_quantize", quantize_);
   look_up(module, "thinwire_cuda_dequantize", dequantize_);
+  look_up(module, "thinwire_cuda_encode_pieces", encode_pieces_);
+  look_up(module, "thinwire_cuda_reduce_pieces", reduce_pieces_);
+  look_up(module, "thinwire_cuda_decode_pieces", decode_pieces_);
+  look_up(module, "thinwire_cuda_sum_frames", sum_frames_);
+  look_up(module, "thinwire_cuda_frames", handle_frames_);
 }
 
 void CudaModule::check_launch(const char* what, std::int32_t error) const {
@@ -90,6 +95,26 @@ void CudaModule::quantize(const kernels::QuantizeTask& task, void* stream) const
 void CudaModule::dequantize(const kernels::DequantizeTask& task, void* stream) const {
   check_aligned(task.output, task.shape.dtype);
   check_launch("dequantize", dequantize_(&task, stream));
+}
+
+void CudaModule::encode_pieces(const kernels::EncodeTask& task, void* stream) const {
+  check_launch("encoding a bucket", encode_pieces_(&task, stream));
+}
+
+void CudaModule::reduce_pieces(const kernels::ReduceTask& task, void* stream) const {
+  check_launch("the means of a bucket", reduce_pieces_(&task, stream));
+}
+
+void CudaModule::decode_pieces(const kernels::DecodeTask& task, void* stream) const {
+  check_launch("decoding a bucket", decode_pieces_(&task, stream));
+}
+
+void CudaModule::sum_frames(const kernels::SumTask& task, void* stream) const {
+  check_launch("the sums of frames", sum_frames_(&task, stream));
+}
+
+void CudaModule::handle_frames(const kernels::FrameTask& task, void* stream) const {
+  check_launch("the headers of frames", handle_frames_(&task, stream));
 }
 
 }  // namespace thinwire

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
 
 namespace thinwire {
@@ -41,6 +42,12 @@ class CudaModule {
   // own words where the launch fails.
   void quantize(const kernels::QuantizeTask& task, void* stream) const;
   void dequantize(const kernels::DequantizeTask& task, void* stream) const;
+  // Parts of an exchange, see piece_task.h; one launch each.
+  void encode_pieces(const kernels::EncodeTask& task, void* stream) const;
+  void reduce_pieces(const kernels::ReduceTask& task, void* stream) const;
+  void decode_pieces(const kernels::DecodeTask& task, void* stream) const;
+  void sum_frames(const kernels::SumTask& task, void* stream) const;
+  void handle_frames(const kernels::FrameTask& task, void* stream) const;
 
   // The file that was loaded.
   const std::string& path() const { return path_; }
@@ -52,6 +59,11 @@ class CudaModule {
   const char* (*error_)(std::int32_t) = nullptr;
   std::int32_t (*quantize_)(const kernels::QuantizeTask*, void*) = nullptr;
   std::int32_t (*dequantize_)(const kernels::DequantizeTask*, void*) = nullptr;
+  std::int32_t (*encode_pieces_)(const kernels::EncodeTask*, void*) = nullptr;
+  std::int32_t (*reduce_pieces_)(const kernels::ReduceTask*, void*) = nullptr;
+  std::int32_t (*decode_pieces_)(const kernels::DecodeTask*, void*) = nullptr;
+  std::int32_t (*sum_frames_)(const kernels::SumTask*, void*) = nullptr;
+  std::int32_t (*handle_frames_)(const kernels::FrameTask*, void*) = nullptr;
 };
 
 }  // namespace thinwire

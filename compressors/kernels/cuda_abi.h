@@ -4,16 +4,18 @@
 
 #include <cstdint>
 
+#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
 
 namespace thinwire::kernels {
 
-// Raise it whenever a function or a struct of this file or of quantize_task.h changes.
-inline constexpr std::int32_t kCudaAbi = 1;
+// Raise it whenever a function or a struct of this file, of quantize_task.h or of piece_task.h
+// changes.
+inline constexpr std::int32_t kCudaAbi = 2;
 
 }  // namespace thinwire::kernels
 
-// Both kernels are queued on `stream` (a cudaStream_t, null: the default stream) of the calling
+// All kernels are queued on `stream` (a cudaStream_t, null: the default stream) of the calling
 // thread's current device, to which all memory must belong; the functions do not wait for it. They
 // return a cudaError_t, 0 for success, whose text thinwire_cuda_error() gives.
 extern "C" {
@@ -21,4 +23,9 @@ std::int32_t thinwire_cuda_abi();
 const char* thinwire_cuda_error(std::int32_t error);
 std::int32_t thinwire_cuda_quantize(const thinwire::kernels::QuantizeTask* task, void* stream);
 std::int32_t thinwire_cuda_dequantize(const thinwire::kernels::DequantizeTask* task, void* stream);
+std::int32_t thinwire_cuda_encode_pieces(const thinwire::kernels::EncodeTask* task, void* stream);
+std::int32_t thinwire_cuda_reduce_pieces(const thinwire::kernels::ReduceTask* task, void* stream);
+std::int32_t thinwire_cuda_decode_pieces(const thinwire::kernels::DecodeTask* task, void* stream);
+std::int32_t thinwire_cuda_sum_frames(const thinwire::kernels::SumTask* task, void* stream);
+std::int32_t thinwire_cuda_frames(const thinwire::kernels::FrameTask* task, void* stream);
 }

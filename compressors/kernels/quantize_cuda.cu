@@ -4,19 +4,11 @@
 #include <cuda_runtime_api.h>
 
 #include "thinwire/compressors/kernels/cuda_abi.h"
+#include "thinwire/compressors/kernels/cuda_block.h"
 #include "thinwire/compressors/kernels/quantize_block.h"
-
-#define THINWIRE_CUDA_EXPORT __attribute__((visibility("default")))
 
 namespace thinwire::kernels {
 namespace {
-
-class CudaBlock {
- public:
-  __device__ std::uint32_t thread() const { return threadIdx.x; }
-  __device__ std::uint32_t size() const { return blockDim.x; }
-  __device__ void sync() { __syncthreads(); }
-};
 
 template <DType kType>
 __global__ void __launch_bounds__(kMaxBlockThreads) quantize_kernel(QuantizeTask task) {
@@ -35,21 +27,12 @@ __global__ void __launch_bounds__(kMaxBlockThreads) dequantize_kernel(Dequantize
   }
 }
 
-// A block for every bucket up to the number of blocks that keeps any GPU busy many times over;
-// beyond that, blocks take further buckets. Blocks are as wide as a bucket of bytes has words: 32
-// threads at least, a warp.
+// A block for every bucket, as wide as a bucket of bytes has words: 32 threads at least, a warp.
 template <typename Task>
 std::int32_t launch(void (*kernel)(Task), const Task& task, void* stream) {
-  constexpr std::uint64_t kMostBlocks = 1 << 16;
-  const std::uint64_t buckets = bucket_count(task.shape);
-  if (buckets == 0) return cudaSuccess;
   std::uint32_t threads = 32;
   while (threads < kMaxBlockThreads && threads * 4 < task.shape.bucket) threads *= 2;
-  const auto blocks = static_cast<std::uint32_t>(buckets < kMostBlocks ? buckets : kMostBlocks);
-  Task copy = task;
-  void* arguments[] = {&copy};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads),
-                          arguments, 0, static_cast<cudaStream_t>(stream));
+  return launch_blocks(kernel, task, bucket_count(task.shape), threads, stream);
 }
 
 }  // namespace
