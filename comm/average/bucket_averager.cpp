@@ -8,6 +8,7 @@
 #include "thinwire/comm/average/bucket_in_flight.h"
 #include "thinwire/comm/average/bucket_layout.h"
 #include "thinwire/comm/average/dense_mean.h"
+#include "thinwire/comm/average/device_averager.h"
 #include "thinwire/comm/average/gradient_recorder.h"
 #include "thinwire/comm/average/layouts.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
@@ -27,9 +28,12 @@ at::Tensor as_tensor(std::span<float> values) {
 }
 
 void check_bucket(const Bucket& bucket, const Plan& plan) {
-  check(bucket.buffer.dim() == 1 && bucket.buffer.is_contiguous() && bucket.buffer.is_cpu(),
-        "a bucket must be a contiguous one-dimensional CPU tensor, got shape ",
-        bucket.buffer.sizes(), " on ", bucket.buffer.device());
+  const at::Device device = bucket.buffer.device();
+  check(bucket.buffer.dim() == 1 && bucket.buffer.is_contiguous() &&
+            (device.is_cpu() || device.is_cuda()),
+        "a bucket must be a contiguous one-dimensional tensor on the CPU or a CUDA device, got "
+        "shape ",
+        bucket.buffer.sizes(), " on ", device);
   check(has_codec_dtype(bucket.buffer) || plan.layers().empty(),
         "cannot average gradients of type ", toString(bucket.buffer.scalar_type()));
   for (const BucketLayer& layer : bucket.layers) {
@@ -41,6 +45,12 @@ void check_bucket(const Bucket& bucket, const Plan& plan) {
 
 std::string name_of(const Bucket& bucket) {
   return concat("bucket ", bucket.index);
+}
+
+Bucket on_host(const Bucket& bucket) {
+  Bucket copy = bucket;
+  copy.buffer = bucket.buffer.cpu();
+  return copy;
 }
 
 // Whatever a rank meets alone while it averages becomes known to the others. What the ranks agree
@@ -89,6 +99,13 @@ void BucketAverager::average(Bucket& bucket, const Plan& plan, std::int64_t step
   agree();
 }
 
+DeviceAverager& BucketAverager::on_device(at::Device device) {
+  if (!device_) {
+    device_ = std::make_unique<DeviceAverager>(*group_, options_.seed, device, residuals_);
+  }
+  return *device_;
+}
+
 BucketInFlight& BucketAverager::free_place() {
   const auto free =
       std::ranges::find(places_, BucketInFlight::Stage::kFree, &BucketInFlight::stage);
@@ -119,12 +136,18 @@ BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int6
                                     &BucketInFlight::stage) == places_.end());
   ++sequence_;
   last_step_ = step;
+  if (device_) device_->begin();
   BucketInFlight* in_flight = nullptr;
   std::shared_ptr<BucketLayout> layout;
   bool same = false;
   guarded(*group_, bucket, sequence_, [&] {
     check_bucket(bucket, plan);
-    if (recorder_) recorder_->record(bucket, step);
+    const at::Device device = bucket.buffer.device();
+    check(buckets_on_.value_or(device) == device, "bucket ", bucket.index, " is on ", device,
+          ", the buckets before it on ", *buckets_on_,
+          ": all gradients that are averaged together have to be on one device");
+    buckets_on_ = device;
+    if (recorder_) recorder_->record(on_host(bucket), step);
     in_flight = &free_place();
     layout = layouts_->of(bucket, plan, step);
     same = ranks_agree_on(*layout);
@@ -144,6 +167,14 @@ BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int6
     expect_checksum(*in_flight);
     if (in_flight->bucket.may_hold_unused_layers && compressed_before_) {
       leave_out_unused(*in_flight, plan);
+    }
+    if (const at::Tensor& buffer = in_flight->bucket.buffer; !buffer.is_cpu()) {
+      const DeviceAverager::Sent sent =
+          on_device(buffer.device())
+              .average(in_flight->bucket, *in_flight->layout, step, in_flight->sequence);
+      traffic_.sent_bytes += sent.bytes;
+      traffic_.mean_bytes += sent.means;
+      return;
     }
     if (!in_flight->layout->dense.empty()) start_dense_mean(*group_, *in_flight, residuals_);
     fill_values(*in_flight);
@@ -238,6 +269,7 @@ void BucketAverager::start_groups(BucketInFlight& in_flight) {
 void BucketAverager::advance(BucketInFlight& in_flight) {
   THINWIRE_ASSERT(in_flight.stage == BucketInFlight::Stage::kBegun);
   guarded(*group_, in_flight.bucket, in_flight.sequence, [&] {
+    if (!in_flight.bucket.buffer.is_cpu()) return;  // begin() has queued everything
     for (const LayerGroup& group : in_flight.layout->groups) group.reduction->advance();
   });
   in_flight.stage = BucketInFlight::Stage::kAdvanced;
@@ -246,13 +278,14 @@ void BucketAverager::advance(BucketInFlight& in_flight) {
 void BucketAverager::finish(BucketInFlight& in_flight) {
   THINWIRE_ASSERT(in_flight.stage == BucketInFlight::Stage::kAdvanced);
   guarded(*group_, in_flight.bucket, in_flight.sequence, [&] {
-    if (!in_flight.layout->dense.empty()) {
+    const bool on_cpu = in_flight.bucket.buffer.is_cpu();
+    if (on_cpu && !in_flight.layout->dense.empty()) {
       const std::uint64_t sent =
           finish_dense_mean(*group_, in_flight, residuals_, options_.timeline, &phases_);
       traffic_.sent_bytes += sent;
       traffic_.mean_bytes += sent / 2;
     }
-    finish_groups(in_flight);
+    if (on_cpu) finish_groups(in_flight);
     note_checksum(in_flight);
     in_flight.layout.reset();
     in_flight.bucket = {};
@@ -321,12 +354,13 @@ void BucketAverager::expect_checksum(BucketInFlight& in_flight) {
 void BucketAverager::note_checksum(const BucketInFlight& in_flight) {
   if (!in_flight.checksum) return;
   has_results_ = true;
-  const at::Tensor& buffer = in_flight.bucket.buffer;
+  const at::Tensor buffer = in_flight.bucket.buffer.cpu();
   checksums_[*in_flight.checksum].crc32c = crc32c(
       std::as_bytes(std::span(static_cast<const char*>(buffer.const_data_ptr()), buffer.nbytes())));
 }
 
 void BucketAverager::agree() {
+  if (device_) device_->end_step(last_step_);
   if (!std::exchange(has_results_, false)) return;
   const Refusal refusal = std::exchange(refusal_, {});
   const std::vector<ReplicaChecksum> checksums = std::exchange(checksums_, {});
@@ -343,16 +377,23 @@ AveragerMemory BucketAverager::memory() const {
   }
   for (const auto& [name, layer] : residuals_.bases) memory.bases += layer.basis.bytes();
   for (const auto& place : places_) memory.in_flight += place->workspace.bytes();
+  if (device_) {
+    memory.residuals += device_->memory().residual_bytes();
+    memory.second_residuals += device_->memory().second_bytes();
+    memory.in_flight += device_->scratch_bytes();
+  }
   return memory;
 }
 
 AveragerState BucketAverager::state() const {
-  return {.residuals = residuals_.feedback.state(),
-          .momentum = residuals_.momentum.state(),
-          .second = residuals_.second.state(),
-          .warm_starts = residuals_.warm_starts,
-          .shared_steps = residuals_.shared_steps.state(),
-          .bases = state_of(residuals_.bases)};
+  AveragerState state{.residuals = residuals_.feedback.state(),
+                      .momentum = residuals_.momentum.state(),
+                      .second = residuals_.second.state(),
+                      .warm_starts = residuals_.warm_starts,
+                      .shared_steps = residuals_.shared_steps.state(),
+                      .bases = state_of(residuals_.bases)};
+  if (device_) device_->copy_to(state);
+  return state;
 }
 
 void BucketAverager::load_state(AveragerState state) {
@@ -364,6 +405,7 @@ void BucketAverager::load_state(AveragerState state) {
   residuals_.warm_starts = std::move(state.warm_starts);
   residuals_.shared_steps.load_state(std::move(state.shared_steps));
   residuals_.bases = std::move(bases);
+  if (device_) device_->take(residuals_);
 }
 
 }  // namespace thinwire::comm

@@ -34,7 +34,7 @@ struct BucketLayer {
 // A one-dimensional, contiguous buffer of gradients and the layers in it.
 struct Bucket {
   std::size_t index = 0;  // for the timeline and messages
-  at::Tensor buffer;      // float32, float16, bfloat16 or float64 on the CPU
+  at::Tensor buffer;      // float32, float16, bfloat16 or float64, on the CPU or on a GPU
   std::vector<BucketLayer> layers;
   // Whether the gradient of a layer that is zero and not `in_use` on all ranks may be thrown away
   // once it is averaged, because no rank used it: c10d's Reducer does so with
@@ -84,7 +84,8 @@ struct AveragerMemory {
   std::size_t momentum = 0;          // of momentum correction: 8 a parameter
   std::size_t warm_starts = 0;       // of low rank
   std::size_t bases = 0;             // of spectral
-  std::size_t in_flight = 0;         // messages and scratch of the buckets on their way
+  // Messages and scratch of the buckets on their way, and of those in GPU memory.
+  std::size_t in_flight = 0;
   std::size_t layouts = 0;
 
   std::size_t total() const {
@@ -95,6 +96,7 @@ struct AveragerMemory {
 struct BucketInFlight;
 struct BucketLayout;
 struct LayerGroup;
+class DeviceAverager;
 class GradientRecorder;
 class Layouts;
 
@@ -131,6 +133,14 @@ class BucketAverager {
   // dtypes or plans (naming the first difference), FrameError for a damaged message (with one text
   // on all ranks, naming who refused whose), CommError when a rank is gone, or fails alone (with
   // its reason). After an exception the group must not be used any more.
+  //
+  // Buckets in GPU memory (all of one averager, or none): quantize and cast, by scatter_reduce,
+  // with the bits of the CPU. begin() queues all of the work on the current stream, which has to be
+  // the same in all calls and on which the bucket must be ready; the mean is there for what is
+  // queued after it. Over NCCL nothing waits for the device, but where a layout has come anew, and
+  // with check_replicas_every and record_gradients. A frame that some rank refused becomes an
+  // exception two steps later, on all ranks alike, and changes no residual. Over other backends
+  // begin() waits for the network.
   //
   // The ranks compare what they bring when a bucket comes in a way, or after another, in which it
   // has not come before; from then on a rank that does something else makes other collectives than
@@ -169,6 +179,7 @@ class BucketAverager {
   AveragerMemory memory() const;
 
  private:
+  DeviceAverager& on_device(at::Device device);
   BucketInFlight& free_place();
   bool ranks_agree_on(BucketLayout& layout);
   [[noreturn]] void throw_difference(const Bucket& bucket, const BucketLayout& layout);
@@ -190,6 +201,8 @@ class BucketAverager {
   std::uint64_t sequence_ = 0;
   std::unique_ptr<Layouts> layouts_;
   std::unique_ptr<GradientRecorder> recorder_;  // null where nothing is recorded
+  std::optional<at::Device> buckets_on_;        // where all of them are
+  std::unique_ptr<DeviceAverager> device_;      // once one has come from a GPU
   std::uint64_t last_layout_ = 0;               // hash of that of the bucket before
   bool compressed_before_ = false;
   std::vector<std::unique_ptr<BucketInFlight>> places_;

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
 #include "thinwire/comm/average/reduce/gather_reduce.h"
 #include "thinwire/comm/average/reduce/hierarchical.h"
@@ -123,6 +124,17 @@ void force(Strategy strategy, const Bucket& bucket, int hosts, int world,
   }
 }
 
+// In GPU memory there is one way.
+void choose_for_device(const Bucket& bucket, const Plan& plan, const AveragerOptions& options,
+                       std::vector<LayerStrategy>& ways) {
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    if (!ways[i].codec) continue;
+    check_device_strategy(options.strategy);
+    check_device_setting(bucket.layers[i].name, plan.of(bucket.layers[i].name));
+    ways[i].strategy = Strategy::kScatterReduce;
+  }
+}
+
 // The exchange that layers share.
 struct GroupKey {
   Strategy strategy;
@@ -207,7 +219,9 @@ std::vector<LayerStrategy> choose_strategies(const Bucket& bucket, const Plan& p
   for (const BucketLayer& layer : bucket.layers) {
     ways.push_back({.codec = plan.of(layer.name).codec_at(step)});
   }
-  if (options.strategy) {
+  if (!bucket.buffer.is_cpu()) {
+    choose_for_device(bucket, plan, options, ways);
+  } else if (options.strategy) {
     for (const BucketLayer& layer : bucket.layers) {
       check(*options.strategy != Strategy::kHierarchical || !plan.of(layer.name).momentum,
             "strategy hierarchical adds up the gradients of a host before it picks entries, so a "
@@ -232,7 +246,8 @@ LayoutText describe(const Bucket& bucket, const Plan& plan, std::int64_t step,
   LayoutText made;
   made.strategies =
       choose_strategies(bucket, plan, step, options, backend_name(group), group.getSize());
-  made.text = concat("bucket ", bucket.index, " of ", toString(bucket.buffer.scalar_type()), "\n");
+  made.text = concat("bucket ", bucket.index, " of ", toString(bucket.buffer.scalar_type()),
+                     bucket.buffer.is_cpu() ? "" : " in GPU memory", "\n");
   for (std::size_t i = 0; i < bucket.layers.size(); ++i) {
     const BucketLayer& layer = bucket.layers[i];
     const LayerStrategy& way = made.strategies[i];

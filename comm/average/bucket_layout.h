@@ -15,6 +15,8 @@
 
 namespace thinwire::comm {
 
+class PieceTables;
+
 // Layers of a bucket that share a reduction, and so an exchange.
 struct LayerGroup {
   std::unique_ptr<Reduction> reduction;
@@ -40,8 +42,9 @@ struct BucketLayout {
   };
   std::vector<Layer> layers;
   std::vector<LayerGroup> groups;
-  bool compresses = false;         // any layer has a codec
-  std::vector<std::size_t> dense;  // layers that one all_reduce averages in the buffer's type
+  bool compresses = false;              // any layer has a codec
+  std::vector<std::size_t> dense;       // layers that one all_reduce averages in the buffer's type
+  std::shared_ptr<PieceTables> tables;  // of a bucket in GPU memory, once it has come
 
   // About what it holds.
   std::size_t bytes() const;

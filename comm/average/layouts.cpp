@@ -16,6 +16,7 @@ std::uint64_t mixed(std::uint64_t hash, std::uint64_t number) {
 
 std::uint64_t composition_of(const Bucket& bucket) {
   std::uint64_t hash = mixed(bucket.index, static_cast<std::uint64_t>(bucket.buffer.scalar_type()));
+  hash = mixed(hash, static_cast<std::uint64_t>(bucket.buffer.device().type()));
   for (const BucketLayer& layer : bucket.layers) {
     hash = XXH3_64bits_withSeed(layer.name.data(), layer.name.size(), hash);
     hash = mixed(hash, static_cast<std::uint64_t>(layer.offset));

@@ -22,6 +22,8 @@ bool any_bits(const at::Tensor& values) {
 }
 
 bool has_gradient(const at::Tensor& values) {
+  // Waits for the device.
+  if (!values.is_cpu()) return values.ne(0).any().item<bool>();
   switch (values.element_size()) {
     case sizeof(std::uint16_t):
       return any_bits<std::uint16_t>(values);

@@ -78,7 +78,7 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
       place = std::to_string(mpi_rank());
     }
     if (name == "nccl") check_nccl_backend(options.cuda_device);
-    if (name == "gloo") check_gloo_backend(gloo_options(options));
+    if (name != "mpi") check_gloo_backend(gloo_options(options));
   } catch (const InvalidArgument& error) {
     decline(store, rank, size, error.what());
     throw;
@@ -88,9 +88,13 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
   auto group = c10::make_intrusive<ProcessGroup>(store, rank, size);
   const auto type = ProcessGroup::strToBackendType(name);
   group->setDefaultBackend(type);
-  c10::intrusive_ptr<Backend> made;
+  c10::intrusive_ptr<Backend> made, for_host;
+  const auto make = [&](const std::string& over) {
+    return make_backend(over, c10::make_intrusive<PrefixStore>(over, store), rank, places, options);
+  };
   try {
-    made = make_backend(name, c10::make_intrusive<PrefixStore>(name, store), rank, places, options);
+    made = make(name);
+    if (name == "nccl") for_host = make("gloo");
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
@@ -100,6 +104,7 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
     group->setBoundDeviceId(
         c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(options.cuda_device)));
   group->setBackend(name == "nccl" ? c10::DeviceType::CUDA : c10::DeviceType::CPU, type, made);
+  if (for_host) group->setBackend(c10::DeviceType::CPU, ProcessGroup::BackendType::GLOO, for_host);
   return group;
 }
 
@@ -119,6 +124,11 @@ c10::intrusive_ptr<ProcessGroup> duplicate(const c10::intrusive_ptr<ProcessGroup
 void prepare_process() {
   prepare_gloo_backend();
   prepare_mpi_backend();
+}
+
+bool orders_streams(ProcessGroup& group, c10::DeviceType device) {
+  return device == c10::DeviceType::CUDA &&
+         unwrapped(group.getBackend(device))->getBackendName() == "nccl";
 }
 
 std::string backend_name(const ProcessGroup& group) {

@@ -14,8 +14,8 @@ namespace thinwire::comm {
 struct ProcessGroupOptions {
   // A collective that has not finished by then fails on every surviving rank.
   std::chrono::milliseconds timeout = std::chrono::minutes(5);
-  // Gloo only: address or interface to listen on. Both empty: THINWIRE_GLOO_INTERFACE, then
-  // GLOO_SOCKET_IFNAME, then the host's name, then loopback.
+  // Gloo (that of nccl, too): address or interface to listen on. Both empty:
+  // THINWIRE_GLOO_INTERFACE, then GLOO_SOCKET_IFNAME, then the host's name, then loopback.
   std::string hostname = {};
   std::string interface = {};
   // NCCL only: this rank's device.
@@ -32,10 +32,11 @@ void prepare_process();
 // Backends that can be used here: "nccl" (where a GPU is), "mpi" (under mpirun), "gloo".
 std::vector<std::string> available_backends();
 
-// Makes a group of `size` ranks over "mpi", "gloo" or "nccl". The store is how the ranks find each
-// other and where failures are posted; it must be a prefix that no other group uses. For mpi, a
-// group of all processes of MPI_COMM_WORLD must number them as that does; one of fewer may number
-// them as it likes. Collective: every rank of the group calls it.
+// Makes a group of `size` ranks over "mpi", "gloo" or "nccl". One over nccl takes tensors in host
+// memory as well, over gloo: by these the ranks agree on what they do with the others. The store is
+// how the ranks find each other and where failures are posted; it must be a prefix that no other
+// group uses. For mpi, a group of all processes of MPI_COMM_WORLD must number them as that does;
+// one of fewer may number them as it likes. Collective: every rank of the group calls it.
 //
 // Throws InvalidArgument for an unknown backend (listing the known), one that this build lacks
 // (saying how to get it), or a rank outside [0, size); CommError when a peer does not come within
@@ -50,6 +51,10 @@ c10::intrusive_ptr<c10d::ProcessGroup> make_process_group(std::string_view backe
 // one group apart. Collective.
 c10::intrusive_ptr<c10d::ProcessGroup> duplicate(
     const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::string_view name);
+
+// Whether collectives on this kind of device only queue their work, in the order of the current
+// stream, and their Work::wait() makes that stream wait, not the host.
+bool orders_streams(c10d::ProcessGroup& group, c10::DeviceType device);
 
 // "mpi", "gloo", "nccl", or what the backend calls itself.
 std::string backend_name(const c10d::ProcessGroup& group);

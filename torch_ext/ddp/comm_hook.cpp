@@ -4,6 +4,7 @@
 #include <ATen/core/jit_type.h>
 
 #include <exception>
+#include <vector>
 
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
@@ -57,7 +58,11 @@ c10::intrusive_ptr<c10::ivalue::Future> CompressionHook::runHook(c10d::GradBucke
   });
   ++buckets_;
   if (last) begin_step();
-  auto future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get());
+  // One that knows of a device has those who wait for it wait for the stream on which it became
+  // complete.
+  std::vector<c10::Device> devices;
+  if (!job.buffer.is_cpu()) devices.push_back(job.buffer.device());
+  auto future = c10::make_intrusive<c10::ivalue::Future>(c10::TensorType::get(), devices);
   exchange_->submit(std::move(job), last,
                     [future, buffer = bucket.getBuffer(),
                      scale = scale_](const std::exception_ptr& failure) mutable {

@@ -24,6 +24,7 @@
 #include "thinwire/comm/state/names.h"
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/cuda/cuda_module.h"
 #include "thinwire/torch_ext/ddp/backward_watch.h"
 #include "thinwire/torch_ext/ddp/comm_hook.h"
 #include "thinwire/torch_ext/ddp/joined_results.h"
@@ -132,6 +133,7 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
                           check(options_.bucket_cap_mb > 0, "bucket_cap_mb must be positive, got ",
                                 options_.bucket_cap_mb);
                           tensors.emplace(module_, options_.ignored_parameters);
+                          if (tensors->device().is_cuda()) CudaModule::get();
                           // One that cannot be made is to be noticed before anybody waits for this
                           // rank.
                           const comm::CommunicationThread probe(thread_options);
@@ -140,6 +142,8 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
   exchange =
       std::make_shared<GradientExchange>(group, /*model=*/"", tensors->layers(),
                                          options_.compression, options_.timeline, thread_options);
+  // Throws on all ranks or on none: they have one plan, and the same parameters.
+  exchange->check_device(tensors->device());
   broadcast(tensors->parameters(), /*root=*/0, "model");
   broadcast(tensors->buffers(), /*root=*/0, "model");
   guarded("building the Reducer", [&] { make_reducer(); });
@@ -391,7 +395,8 @@ void DataParallelEngine::State::take_part_in_backward(const UnevenInputs::Round&
     if (finds_unused()) {
       // The Reducer's own all-reduce, of which parameters were used.
       std::vector<at::Tensor> used = {
-          at::zeros({static_cast<std::int64_t>(tensors->trained().size())}, at::kInt)};
+          at::zeros({static_cast<std::int64_t>(tensors->trained().size())},
+                    at::TensorOptions(at::kInt).device(tensors->device()))};
       watched_->allreduce(used)->wait();
     }
     for (const auto& average : averages) average->waitAndThrow();

@@ -2,6 +2,9 @@
 
 #include <ATen/ThreadLocalState.h>
 #include <ATen/record_function.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -9,6 +12,7 @@
 #include <string_view>
 #include <utility>
 
+#include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
@@ -18,6 +22,7 @@
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
+#include "thinwire/compressors/cuda/cuda_module.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
 
 namespace thinwire {
@@ -184,6 +189,11 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
   const auto queued = Timeline::Clock::now();
   const std::int64_t step = submitted_steps_;
   clock_.bucket_ready(step, bucket, last);
+  if (bucket.buffer.is_cuda()) {
+    submit_on_device(std::move(bucket), last, step, std::move(done));
+    if (last) ++submitted_steps_;
+    return;
+  }
   // Told when the bucket is finished, which is later than its job, or when the job failed.
   const auto shared_done = std::make_shared<comm::CommunicationThread::Done>(std::move(done));
   // A profiler listens to the thread that started it, and to those that have its state.
@@ -213,6 +223,68 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
     // A job of its own: the backward pass need not wait for it.
     thread_->submit([this] { adaptive_->close_window(); }, [](const std::exception_ptr&) {});
   }
+}
+
+void GradientExchange::check_device(at::Device device) const {
+  if (device.is_cpu()) return;
+  CudaModule::get();
+  check(!adaptive_, "lgreco(...) watches gradients in host memory, and these are on ", device,
+        "; solve a plan on the CPU and name its file, or name one codec");
+  std::optional<comm::Strategy> strategy;
+  if (options_.strategy != "auto") strategy = comm::parse_strategy(options_.strategy);
+  comm::check_device_plan(start_.plan, strategy);
+}
+
+void GradientExchange::submit_on_device(comm::Bucket bucket, bool last, std::int64_t step,
+                                        comm::CommunicationThread::Done done) {
+  const at::Device device = bucket.buffer.device();
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  if (!device_stream_)
+    device_stream_ = guard.getStreamFromGlobalPool(device, /*isHighPriority=*/true);
+  // Whoever frees the bucket must not have its memory given away before this stream is done.
+  guard.recordDataPtrOnStream(bucket.buffer.storage().data_ptr(), *device_stream_);
+  const auto ready = std::make_shared<c10::Event>(device.type());
+  ready->record(guard.getStream(device));
+  const auto shared_done = std::make_shared<comm::CommunicationThread::Done>(std::move(done));
+  const auto job = [this, bucket = std::move(bucket), last, step, ready, shared_done]() mutable {
+    const c10::StreamGuard stream(*device_stream_);
+    ready->block(*device_stream_);
+    comm::guard(*averager_.group(), "averaging the gradients", static_cast<std::uint64_t>(step),
+                [&] { average_on_device(std::move(bucket), last, step); });
+    (*shared_done)(nullptr);
+  };
+  if (comm::orders_streams(*averager_.group(), device.type())) {
+    try {
+      if (device_failure_) std::rethrow_exception(device_failure_);
+      auto now = job;
+      now();
+    } catch (...) {
+      device_failure_ = std::current_exception();
+      (*shared_done)(device_failure_);
+    }
+    return;
+  }
+  thread_->submit(job, [shared_done](const std::exception_ptr& failure) {
+    if (failure) (*shared_done)(failure);
+  });
+}
+
+void GradientExchange::average_on_device(comm::Bucket bucket, bool last, std::int64_t step) {
+  RECORD_FUNCTION("thinwire::average_bucket", std::vector<c10::IValue>());
+  const std::size_t index = bucket.index;
+  clock_.bucket_begins(step, index);
+  if (!began_) began_ = Timeline::Clock::now();
+  check_device(bucket.buffer.device());
+  const comm::Plan& plan = plan_at(bucket, step);
+  if (step == measured_step_) measure(bucket, plan);
+  comm::BucketInFlight& in_flight = averager_.begin(std::move(bucket), plan, step);
+  averager_.advance(in_flight);
+  averager_.finish(in_flight);
+  if (last) averager_.agree();
+  clock_.bucket_ends(step, index);
+  if (!last) return;
+  clock_.step_ends(step, averager_.phases());
+  finish_step(step);
 }
 
 // A bucket's last messages travel while the next one is encoded; it is finished while that one's
@@ -282,8 +354,8 @@ bool GradientExchange::adapt_plan(std::int64_t step) {
 void GradientExchange::measure(const comm::Bucket& bucket, const comm::Plan& plan) {
   std::vector<std::pair<std::string, at::Tensor>> gradients;
   for (const comm::BucketLayer& layer : bucket.layers) {
-    gradients.emplace_back(layer.name,
-                           bucket.buffer.narrow(0, layer.offset, layer.numel()).view(layer.shape));
+    gradients.emplace_back(
+        layer.name, bucket.buffer.narrow(0, layer.offset, layer.numel()).view(layer.shape).cpu());
   }
   for (LayerReport& report : report_layers(gradients, plan))
     measuring_.push_back(std::move(report));

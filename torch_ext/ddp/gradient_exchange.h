@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <ATen/ThreadLocalState.h>
+#include <c10/core/Stream.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "thinwire/comm/average/bucket_averager.h"
@@ -66,7 +67,15 @@ class GradientExchange {
 
   // Averages `bucket` in place, then calls `done` on the communication thread, with the exception
   // if there was one. `last` marks the last bucket of a step.
+  //
+  // A bucket in GPU memory has to be ready on the current stream. Its work goes to a stream of the
+  // exchange's own, which is current when `done` is called: the mean is there for what is queued on
+  // it then. Over NCCL all that is done at once, on the calling thread, for ranks must start their
+  // collectives in one order and nothing is waited for; over others on the communication thread.
   void submit(comm::Bucket bucket, bool last, comm::CommunicationThread::Done done);
+
+  // For gradients on this device: throws InvalidArgument where they cannot be averaged there.
+  void check_device(at::Device device) const;
 
   // The group of the exchange, a duplicate of the program's.
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return averager_.group(); }
@@ -119,6 +128,9 @@ class GradientExchange {
                 const comm::CommunicationThread::Done& done, const Profiled& profiled);
   // Of the bucket that is in flight, if any; with a failure of another it cannot be finished.
   void finish_in_flight(const std::exception_ptr& failure);
+  void submit_on_device(comm::Bucket bucket, bool last, std::int64_t step,
+                        comm::CommunicationThread::Done done);
+  void average_on_device(comm::Bucket bucket, bool last, std::int64_t step);
   // Looks at the gradients before they are averaged where the plan depends on them.
   const comm::Plan& plan_at(const comm::Bucket& bucket, std::int64_t step);
   void measure(const comm::Bucket& bucket, const comm::Plan& plan);
@@ -143,6 +155,8 @@ class GradientExchange {
   std::vector<LayerReport> measuring_;  // of the communication thread alone
   std::optional<Timeline::Clock::time_point> began_;
   std::optional<InFlight> in_flight_;  // of the communication thread alone
+  std::optional<c10::Stream> device_stream_;
+  std::exception_ptr device_failure_;  // of the first bucket that could not be averaged at once
   comm::Traffic at_last_step_;
   mutable std::mutex mutex_;
   CommunicationSummary summary_;

@@ -94,6 +94,7 @@ ModelTensors::ModelTensors(std::shared_ptr<torch::nn::Module> module,
           "' in ignored_parameters matches none of the model's parameters and "
           "buffers");
   }
+  if (!shared_.empty()) device_ = shared_.front().tensor.device();
   check(!trained_.empty(), "the module has no parameter that requires a gradient",
         leaves_some_alone_ ? " and is not ignored" : "");
   registered_ = parameters_in(*module_);
@@ -116,8 +117,13 @@ bool ModelTensors::is_left_alone(const NamedTensor& tensor,
 
 void ModelTensors::add_parameter(const NamedTensor& parameter) {
   const at::Tensor& tensor = parameter.tensor;
-  check(tensor.is_cpu(), "parameter '", parameter.name, "' is on ", tensor.device(),
-        "; gradients are compressed on the CPU in this version");
+  check(tensor.is_cpu() || tensor.is_cuda(), "parameter '", parameter.name, "' is on ",
+        tensor.device(), "; gradients are compressed on CPUs and CUDA devices");
+  const at::Device device = shared_.empty() ? tensor.device() : shared_.front().tensor.device();
+  check(tensor.device() == device, "parameter '", parameter.name, "' is on ", tensor.device(),
+        ", the parameters before it on ", device,
+        "; all parameters of DistributedDataParallel have to be on one device");
+  if (shared_.empty() && !device.is_cpu()) description_ += "in GPU memory\n";
   description_ += concat("parameter ", parameter.name, " ", tensor.sizes(), " ",
                          tensor.scalar_type(), tensor.requires_grad() ? "" : " frozen", "\n");
   shared_.push_back(parameter);
@@ -170,10 +176,11 @@ void ModelTensors::check_unchanged(bool thoroughly) const {
         "; make a new DistributedDataParallel");
   for (std::size_t i = 0; i < trained_.size(); ++i) {
     const auto& [name, now] = trained_[i];
-    check(now.is_cpu() && now.scalar_type() == types_[i] && now.sizes() == shapes_[i],
-          "parameter '", name, "' was ", types_[i], " ", at::IntArrayRef(shapes_[i]),
-          " on the CPU when DistributedDataParallel was made and is ", now.scalar_type(), " ",
-          now.sizes(), " on ", now.device(),
+    check(now.device() == device_ && now.scalar_type() == types_[i] && now.sizes() == shapes_[i],
+          "parameter '", name, "' was ", types_[i], " ", at::IntArrayRef(shapes_[i]), " on ",
+          device_.is_cpu() ? std::string("the CPU") : device_.str(),
+          " when DistributedDataParallel was made and is ", now.scalar_type(), " ", now.sizes(),
+          " on ", now.device(),
           " now; convert the module before, or make a new DistributedDataParallel");
   }
   if (thoroughly && parameters_in(*module_) != registered_) throw_other_parameters();

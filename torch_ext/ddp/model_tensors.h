@@ -20,8 +20,9 @@ struct NamedTensor {
 // A tensor that is registered more than once is one, under its first name. Not thread-safe.
 class ModelTensors {
  public:
-  // Not collective. Throws InvalidArgument, naming the parameter, for what cannot be averaged (one
-  // on another device than the CPU, or with sparse gradients), and for a name or pattern in
+  // Not collective. Throws InvalidArgument, naming the parameter, for what cannot be averaged (on
+  // a device that is neither a CPU nor CUDA's, or another than the parameters before it, or with
+  // sparse gradients), and for a name or pattern in
   // `ignored` that fits none.
   ModelTensors(std::shared_ptr<torch::nn::Module> module, const std::vector<std::string>& ignored);
 
@@ -38,6 +39,8 @@ class ModelTensors {
   std::vector<at::Tensor> buffers() const;
   // A line a tensor; equal on all ranks that may train together.
   const std::string& description() const { return description_; }
+  // Where all parameters are.
+  at::Device device() const { return device_; }
   // CRC-32C of parameters().
   std::uint32_t crc32c() const;
 
@@ -55,6 +58,7 @@ class ModelTensors {
   std::vector<NamedTensor> shared_;  // all parameters but those left alone
   std::vector<NamedTensor> trained_, frozen_;
   std::vector<NamedTensor> buffers_;
+  at::Device device_ = at::kCPU;
   bool leaves_some_alone_ = false;
   std::string description_;
   // Of trained_.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "thinwire/comm/average/reduce/scatter_frames.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/error.h"
@@ -12,28 +13,14 @@
 namespace thinwire::comm {
 namespace {
 
-// The two messages of a chunk are told apart by the frame's chunk number.
-enum class Leg : std::uint32_t { kScatter = 0, kGather = 1 };
-
 // What the frame of `slice_header`'s slice must say when `sender` sends it on a leg of a chunk.
 FrameHeader header_of(FrameHeader slice_header, const ReductionContext& context, int chunk, Leg leg,
                       int sender) {
   slice_header.sender = static_cast<std::uint32_t>(context.peers->group_rank(sender));
-  slice_header.chunk = static_cast<std::uint32_t>(2 * chunk) + static_cast<std::uint32_t>(leg);
+  slice_header.chunk = frame_chunk(chunk, leg);
   slice_header.layout = context.layout;
   slice_header.sequence = context.sequence;
   return slice_header;
-}
-
-// The codec's id for frames whose layers all have one codec, else kMixedCodecs.
-std::uint16_t codec_id_of(std::span<const LayerValues> layers, const Slice& slice) {
-  std::optional<std::uint16_t> id;
-  for (const Piece& piece : slice.pieces) {
-    const auto next = static_cast<std::uint16_t>(layers[piece.layer].codec->facts().id);
-    if (id && *id != next) return kMixedCodecs;
-    id = next;
-  }
-  return id.value_or(kMixedCodecs);
 }
 
 // Calls visit(piece, begin of its payload, index of its first element in the slice).
@@ -143,9 +130,12 @@ Averaged ScatterReduce::receive() {
 void ScatterReduce::send_slices(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   if (chunk.slices.empty()) {
+    const auto codec_of = [this](std::size_t layer) -> const Codec& {
+      return *layers_[layer].codec;
+    };
     for (int owner = 0; owner < world_; ++owner) {
       const Slice& slice = partition_.slice(index, owner);
-      chunk.slices.push_back({.codec_id = codec_id_of(layers_, slice),
+      chunk.slices.push_back({.codec_id = codec_id_of(slice, codec_of),
                               .numel = static_cast<std::uint64_t>(slice.numel),
                               .payload_bytes = slice.payload_bytes});
     }

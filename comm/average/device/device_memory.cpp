@@ -1,0 +1,133 @@
+#include "thinwire/comm/average/device/device_memory.h"
+
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+namespace {
+
+std::vector<float> on_host(const at::Tensor& tensor) {
+  const at::Tensor host = tensor.cpu();
+  const auto* first = host.const_data_ptr<float>();
+  return {first, first + host.numel()};
+}
+
+// The vector outlives the call, which waits.
+at::Tensor on_device(std::span<const float> values, at::Device device) {
+  return at::from_blob(const_cast<float*>(values.data()),
+                       {static_cast<std::int64_t>(values.size())}, at::kFloat)
+      .to(device);
+}
+
+bool is_nothing(float value) {
+  return std::bit_cast<std::uint32_t>(value) == 0x80000000u;
+}
+
+}  // namespace
+
+at::Tensor DeviceMemory::filled(std::int64_t numel, float value) const {
+  return at::full({numel}, value, at::TensorOptions(at::kFloat).device(device_));
+}
+
+at::Tensor DeviceMemory::residual(std::string_view name, std::int64_t numel) {
+  auto found = residuals_.find(name);
+  if (found == residuals_.end()) found = residuals_.emplace(name, filled(numel, 0)).first;
+  check(found->second.numel() == numel, "error feedback: layer '", name, "' has ", numel,
+        " elements, but its residual has ", found->second.numel());
+  return found->second;
+}
+
+at::Tensor DeviceMemory::held(std::string_view name) const {
+  const auto found = residuals_.find(name);
+  return found == residuals_.end() ? at::Tensor() : found->second;
+}
+
+at::Tensor DeviceMemory::second(std::string_view name, SecondResidual::Extent extent) {
+  auto layer = second_.find(name);
+  if (layer == second_.end()) layer = second_.emplace(name, Ranges()).first;
+  at::Tensor& values = layer->second[extent];
+  if (!values.defined()) values = filled(extent.numel, -0.0f);
+  return values;
+}
+
+at::Tensor DeviceMemory::orphans(std::string_view name, std::int64_t numel, Extents owned) const {
+  at::Tensor all;
+  const auto layer = second_.find(name);
+  if (layer == second_.end()) return all;
+  for (const auto& [extent, values] : layer->second) {
+    if (std::ranges::binary_search(owned, extent)) continue;
+    if (!all.defined()) all = filled(numel, -0.0f);
+    all.narrow(0, extent.begin, extent.numel).add_(values);
+  }
+  return all;
+}
+
+void DeviceMemory::drop_residual(std::string_view name) {
+  const auto found = residuals_.find(name);
+  if (found == residuals_.end()) return;
+  residuals_.erase(found);
+  ++version_;
+}
+
+void DeviceMemory::drop_unowned(std::string_view name, Extents owned) {
+  const auto layer = second_.find(name);
+  if (layer == second_.end()) return;
+  const auto dropped = std::erase_if(layer->second, [&](const auto& range) {
+    return !std::ranges::binary_search(owned, range.first);
+  });
+  if (layer->second.empty()) second_.erase(layer);
+  if (dropped > 0) ++version_;
+}
+
+void DeviceMemory::take(ErrorFeedback& feedback, SecondResidual& second) {
+  residuals_.clear();
+  second_.clear();
+  ++version_;
+  for (const auto& [name, values] : feedback.state()) {
+    residuals_.emplace(name, on_device(values, device_));
+  }
+  for (const auto& [name, ranges] : second.state()) {
+    for (const auto& range : ranges) {
+      second_[name][{range.begin, range.numel()}] = on_device(range.values, device_);
+    }
+  }
+  feedback.load_state({});
+  second.load_state({});
+}
+
+void DeviceMemory::copy_to(ErrorFeedback::State& all_residuals,
+                           SecondResidual::State& all_second) const {
+  for (const auto& [name, residual] : residuals_) all_residuals[name] = on_host(residual);
+  for (const auto& [name, ranges] : second_) {
+    for (const auto& [extent, values] : ranges) {
+      std::vector<float> host = on_host(values);
+      if (std::ranges::all_of(host, is_nothing)) continue;
+      all_second[name].push_back({extent.begin, std::move(host)});
+    }
+  }
+}
+
+bool DeviceMemory::carries(std::string_view name) const {
+  return residuals_.contains(name) || second_.contains(name);
+}
+
+std::size_t DeviceMemory::residual_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& [name, residual] : residuals_) bytes += residual.nbytes();
+  return bytes;
+}
+
+std::size_t DeviceMemory::second_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& [name, ranges] : second_) {
+    for (const auto& [extent, values] : ranges) bytes += values.nbytes();
+  }
+  return bytes;
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,65 @@
+// scatter_reduce (reduce/scatter_reduce.h) of a bucket in GPU memory: the same slices, owners,
+// random numbers and sums, so that the means have the same bits.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/comm/average/device/piece_tables.h"
+#include "thinwire/compressors/cuda/cuda_module.h"
+
+namespace thinwire::comm {
+
+// One exchange; equal on all ranks.
+struct DeviceExchange {
+  std::uint64_t sequence = 0;  // number of the exchange on this group
+  std::uint64_t step = 0;
+  std::uint64_t seed = 0;
+  std::uint64_t layout = 0;  // hash of what is exchanged, see Frame
+  std::uint64_t bucket = 0;  // its number, for messages
+};
+
+// Queues everything on the current stream, which has to be the same in all calls, and waits for
+// nothing where the group's backend does not (NCCL: its work is ordered by streams). Memory is kept
+// for the buckets that come after: what they share are messages and scratch, since one stream works
+// on one bucket after the other.
+//
+// What a rank does with a frame that does not fit: it goes on, notes it for the host
+// (DeviceVerdicts), says so in the frames that it still owes the others, and changes no residual.
+//
+// Not thread-safe.
+class DeviceScatter {
+ public:
+  DeviceScatter(c10d::ProcessGroup& group, at::Device device);
+
+  // Replaces the bucket's elements by their mean. The tables are those of its layers; `verdict` is
+  // where kernels note the first frame that is refused. Throws CommError where a collective cannot
+  // be started.
+  void average(const DeviceExchange& exchange, const PieceTables& tables, const at::Tensor& bucket,
+               kernels::DeviceVerdict* verdict);
+
+  // Of the last exchange: whether its residuals have been changed. Waits for the device.
+  bool counted() const;
+
+  // Bytes held.
+  std::size_t bytes() const;
+
+ private:
+  struct Run;
+
+  void make_room(const PieceTables& tables, const at::Tensor& bucket);
+
+  c10d::ProcessGroup& group_;
+  const at::Device device_;
+  const CudaModule& module_;
+  at::Tensor workspace_;  // bytes: all messages
+  at::Tensor lost_;       // of buckets that are not float32
+  at::Tensor sums_;
+  at::Tensor segment_sums_;                                  // 64 bits each
+  at::Tensor residual_finite_, mean_finite_, keep_, words_;  // 32 bits each
+};
+
+}  // namespace thinwire::comm

@@ -1,0 +1,184 @@
+#include "thinwire/comm/average/device_averager.h"
+
+#include <ATen/DeviceGuard.h>
+#include <ATen/ScalarOps.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "thinwire/comm/average/reduce/exact_mean.h"
+#include "thinwire/comm/average/reduce/scatter_reduce.h"
+#include "thinwire/comm/failure/failure.h"
+#include "thinwire/common/error.h"
+
+namespace thinwire::comm {
+namespace {
+
+const Partition& partition_of(const BucketLayout& layout) {
+  THINWIRE_ASSERT(layout.groups.size() == 1);
+  const auto* reduction = dynamic_cast<const ScatterReduce*>(layout.groups[0].reduction.get());
+  THINWIRE_ASSERT(reduction != nullptr);
+  return reduction->partition();
+}
+
+// Agreements of the ranks are of numbers in host memory.
+c10d::ProcessGroup& with_host_backend(c10d::ProcessGroup& group) {
+  const auto types = group.getDeviceTypes();
+  check(std::ranges::any_of(types, [](const c10::Device& device) { return device.is_cpu(); }),
+        "averaging gradients in GPU memory needs a process group that takes tensors in host memory "
+        "too, for the ranks' agreements, and this one has ",
+        group.getDefaultBackend()->getBackendName(),
+        " alone; make it with make_process_group(\"nccl\", ...), or with PyTorch's backend "
+        "\"cpu:gloo,cuda:nccl\"");
+  return group;
+}
+
+}  // namespace
+
+DeviceAverager::DeviceAverager(c10d::ProcessGroup& group, std::uint64_t seed, at::Device device,
+                               Residuals& residuals)
+    : group_(with_host_backend(group)),
+      seed_(seed),
+      device_(device),
+      memory_(device),
+      scatter_(group, device),
+      verdicts_(group, device) {
+  take(residuals);
+}
+
+void DeviceAverager::begin() {
+  if (!in_step_) verdicts_.begin_step();
+}
+
+std::vector<DeviceLayer> DeviceAverager::layers_of(const Bucket& bucket,
+                                                   const BucketLayout& layout) const {
+  std::vector<DeviceLayer> layers;
+  for (const std::size_t i : layout.groups[0].layers) {
+    const BucketLayer& layer = bucket.layers[i];
+    const BucketLayout::Layer& own = layout.layers[i];
+    const bool compressed = own.codec != nullptr;
+    layers.push_back({.id = own.id,
+                      .name = layer.name,
+                      .codec = compressed ? own.codec.get() : &identity_codec(),
+                      .offset = layer.offset,
+                      .numel = layer.numel(),
+                      .compressed = compressed,
+                      .keeps_loss = compressed && own.setting.uses_feedback(),
+                      .decay = static_cast<float>(own.setting.feedback.decay),
+                      .reset_every = own.setting.feedback.reset_every,
+                      .owned = own.owned});
+  }
+  return layers;
+}
+
+PieceTables& DeviceAverager::tables_of(const Bucket& bucket, BucketLayout& layout) {
+  if (!layout.tables || layout.tables->memory_version() != memory_.version()) {
+    layout.tables = std::make_shared<PieceTables>(layers_of(bucket, layout), partition_of(layout),
+                                                  group_.getRank(), device_, memory_);
+  }
+  return *layout.tables;
+}
+
+DeviceAverager::Sent DeviceAverager::average(const Bucket& bucket, BucketLayout& layout,
+                                             std::int64_t step, std::uint64_t number) {
+  const at::DeviceGuard guard(device_);
+  Sent sent;
+  if (!layout.dense.empty()) {
+    sent.bytes = average_dense(bucket, layout, number);
+    sent.means = sent.bytes / 2;
+  }
+  if (layout.groups.empty()) return sent;
+  const Sent compressed = average_compressed(bucket, layout, step, number);
+  return {sent.bytes + compressed.bytes, sent.means + compressed.means};
+}
+
+DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, BucketLayout& layout,
+                                                        std::int64_t step, std::uint64_t number) {
+  const PieceTables& tables = tables_of(bucket, layout);
+  in_step_ = true;
+  scatter_.average({.sequence = number,
+                    .step = static_cast<std::uint64_t>(step),
+                    .seed = seed_,
+                    .layout = layout.hash,
+                    .bucket = bucket.index},
+                   tables, bucket.buffer, verdicts_.note());
+  const Sent sent{tables.sent_bytes(), tables.mean_bytes()};
+  // Once after a layout has come anew, and only then, the host has to know whether the step counts.
+  if (tables.pays_back() && scatter_.counted()) {
+    for (const std::size_t i : layout.groups[0].layers) {
+      if (!layout.layers[i].codec) memory_.drop_residual(bucket.layers[i].name);
+      memory_.drop_unowned(bucket.layers[i].name, layout.layers[i].owned);
+    }
+  }
+  return sent;
+}
+
+// Adds to a layer's gradient what it is owed from steps in which it was compressed. As in
+// start_dense_mean(), every operation is rounded by itself.
+bool DeviceAverager::pay_debt(const Bucket& bucket, std::size_t i) {
+  const BucketLayer& layer = bucket.layers[i];
+  if (!memory_.carries(layer.name)) return false;
+  at::Tensor debt = at::zeros({layer.numel()}, at::TensorOptions(at::kFloat).device(device_));
+  const at::Tensor residual = memory_.held(layer.name);
+  if (residual.defined()) debt.add_(residual);
+  const at::Tensor orphans = memory_.orphans(layer.name, layer.numel(), {});
+  if (orphans.defined()) debt.add_(orphans.mul(group_.getSize()));
+  gradient_of(bucket, i).add_(debt.to(bucket.buffer.scalar_type()));
+  return true;
+}
+
+// One all_reduce in the buffer's own type, as start_dense_mean() makes it.
+std::uint64_t DeviceAverager::average_dense(const Bucket& bucket, const BucketLayout& layout,
+                                            std::uint64_t number) {
+  std::vector<std::size_t> paid;
+  std::int64_t numel = 0;
+  for (const std::size_t i : layout.dense) {
+    if (pay_debt(bucket, i)) paid.push_back(i);
+    numel += bucket.layers[i].numel();
+  }
+  at::Tensor values = bucket.buffer;
+  const bool packed = layout.dense.size() < bucket.layers.size();
+  if (packed) values = at::empty({numel}, bucket.buffer.options());
+  const auto for_each_packed = [&](const auto& action) {
+    std::int64_t at = 0;
+    for (std::size_t n = 0; packed && n < layout.dense.size(); ++n) {
+      const at::Tensor part = gradient_of(bucket, layout.dense[n]);
+      action(part, values.narrow(0, at, part.numel()));
+      at += part.numel();
+    }
+  };
+  for_each_packed([](const at::Tensor& part, const at::Tensor& into) { into.copy_(part); });
+  if (group_.getSize() > 1) {
+    at::mul_out(values, values, at::native::wrapped_scalar_tensor(1.0 / group_.getSize()));
+    std::vector<at::Tensor> tensors = {values};
+    wait(group_, group_.allreduce(tensors), "all_reduce", number);
+  }
+  for_each_packed([](const at::Tensor& part, const at::Tensor& from) { part.copy_(from); });
+  for (const std::size_t i : paid) {
+    if (!at::isfinite(gradient_of(bucket, i)).all().item<bool>()) continue;
+    memory_.drop_residual(bucket.layers[i].name);
+    memory_.drop_unowned(bucket.layers[i].name, {});
+  }
+  return ring_bytes(static_cast<std::int64_t>(values.nbytes()), group_.getSize());
+}
+
+void DeviceAverager::end_step(std::int64_t step) {
+  if (!std::exchange(in_step_, false)) return;
+  const at::DeviceGuard guard(device_);
+  verdicts_.end_step(step);
+}
+
+void DeviceAverager::copy_to(AveragerState& state) {
+  verdicts_.settle();
+  memory_.copy_to(state.residuals, state.second);
+}
+
+void DeviceAverager::take(Residuals& residuals) {
+  const at::DeviceGuard guard(device_);
+  memory_.take(residuals.feedback, residuals.second);
+}
+
+}  // namespace thinwire::comm

@@ -1,0 +1,65 @@
+// Averaging buckets in GPU memory: what BucketAverager does with them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "thinwire/comm/average/bucket_layout.h"
+#include "thinwire/comm/average/device/device_memory.h"
+#include "thinwire/comm/average/device/device_scatter.h"
+#include "thinwire/comm/average/device/device_verdicts.h"
+
+namespace thinwire::comm {
+
+// Queues everything on the current stream, always the same one, and waits for nothing in a step
+// whose layouts have come before and pay nothing back, over a backend that orders its work by
+// streams (NCCL). The means have the bits of those on the CPU. Not thread-safe.
+class DeviceAverager {
+ public:
+  // Takes over what `residuals` holds. Throws InvalidArgument where kernels cannot be used
+  // (CudaModule) or the group cannot exchange small messages of the host.
+  DeviceAverager(c10d::ProcessGroup& group, std::uint64_t seed, at::Device device,
+                 Residuals& residuals);
+
+  at::Device device() const { return device_; }
+
+  // Before each bucket. Throws FrameError, with one text on all ranks, where a frame of an earlier
+  // step was refused: DeviceVerdicts.
+  void begin();
+
+  struct Sent {
+    std::uint64_t bytes = 0, means = 0;
+  };
+  // Replaces the bucket by its mean, as BucketAverager::average(). `number` counts the exchanges.
+  Sent average(const Bucket& bucket, BucketLayout& layout, std::int64_t step, std::uint64_t number);
+
+  // Collective, after the last bucket of a step.
+  void end_step(std::int64_t step);
+
+  // As BucketAverager's; wait for the device.
+  void copy_to(AveragerState& state);
+  void take(Residuals& residuals);
+
+  const DeviceMemory& memory() const { return memory_; }
+  std::size_t scratch_bytes() const { return scatter_.bytes(); }
+
+ private:
+  std::vector<DeviceLayer> layers_of(const Bucket& bucket, const BucketLayout& layout) const;
+  PieceTables& tables_of(const Bucket& bucket, BucketLayout& layout);
+  Sent average_compressed(const Bucket& bucket, BucketLayout& layout, std::int64_t step,
+                          std::uint64_t number);
+  std::uint64_t average_dense(const Bucket& bucket, const BucketLayout& layout,
+                              std::uint64_t number);
+  bool pay_debt(const Bucket& bucket, std::size_t layer);
+
+  c10d::ProcessGroup& group_;
+  const std::uint64_t seed_;
+  const at::Device device_;
+  DeviceMemory memory_;
+  DeviceScatter scatter_;
+  DeviceVerdicts verdicts_;
+  bool in_step_ = false;  // something was exchanged since the last end_step()
+};
+
+}  // namespace thinwire::comm
