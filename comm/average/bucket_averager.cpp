@@ -147,6 +147,7 @@ BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int6
           ", the buckets before it on ", *buckets_on_,
           ": all gradients that are averaged together have to be on one device");
     buckets_on_ = device;
+    if (!device.is_cpu()) on_device(device);
     if (recorder_) recorder_->record(on_host(bucket), step);
     in_flight = &free_place();
     layout = layouts_->of(bucket, plan, step);

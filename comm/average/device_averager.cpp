@@ -7,8 +7,9 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
+#include <utility>
 
+#include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
 #include "thinwire/comm/failure/failure.h"
@@ -24,23 +25,11 @@ const Partition& partition_of(const BucketLayout& layout) {
   return reduction->partition();
 }
 
-// Agreements of the ranks are of numbers in host memory.
-c10d::ProcessGroup& with_host_backend(c10d::ProcessGroup& group) {
-  const auto types = group.getDeviceTypes();
-  check(std::ranges::any_of(types, [](const c10::Device& device) { return device.is_cpu(); }),
-        "averaging gradients in GPU memory needs a process group that takes tensors in host memory "
-        "too, for the ranks' agreements, and this one has ",
-        group.getDefaultBackend()->getBackendName(),
-        " alone; make it with make_process_group(\"nccl\", ...), or with PyTorch's backend "
-        "\"cpu:gloo,cuda:nccl\"");
-  return group;
-}
-
 }  // namespace
 
 DeviceAverager::DeviceAverager(c10d::ProcessGroup& group, std::uint64_t seed, at::Device device,
                                Residuals& residuals)
-    : group_(with_host_backend(group)),
+    : group_((check_device_group(group, device), group)),
       seed_(seed),
       device_(device),
       memory_(device),

@@ -1,6 +1,10 @@
 #include "thinwire/comm/average/device_plan.h"
 
+#include <algorithm>
+
+#include "thinwire/comm/backend/process_group.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 
 namespace thinwire::comm {
 
@@ -23,6 +27,22 @@ void check_device_strategy(const std::optional<Strategy>& strategy) {
 void check_device_plan(const Plan& plan, const std::optional<Strategy>& strategy) {
   if (plan.compresses()) check_device_strategy(strategy);
   for (const auto& [name, setting] : plan.layers()) check_device_setting(name, setting);
+}
+
+void check_device_group(c10d::ProcessGroup& group, at::Device device) {
+  const auto types = group.getDeviceTypes();
+  const auto takes = [&](c10::DeviceType type) {
+    return std::ranges::any_of(types, [&](const c10::Device& one) { return one.type() == type; });
+  };
+  const std::string name = backend_name(group);
+  check(takes(device.type()), "gradients on ", device, " cannot be averaged over ", name,
+        ", which takes tensors in host memory alone; use nccl, or gloo");
+  check(takes(c10::DeviceType::CPU), "averaging gradients on ", device,
+        " needs a process group that takes tensors in host memory too, for the ranks' agreements, "
+        "and this one has ",
+        name,
+        " alone; make it with make_process_group(\"nccl\", ...), or with PyTorch's backend "
+        "\"cpu:gloo,cuda:nccl\"");
 }
 
 }  // namespace thinwire::comm

@@ -4,6 +4,8 @@
 #include <optional>
 #include <string_view>
 
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
 #include "thinwire/comm/average/plan.h"
 #include "thinwire/comm/average/reduction_table.h"
 
@@ -14,5 +16,9 @@ namespace thinwire::comm {
 void check_device_setting(std::string_view layer, const LayerSetting& setting);
 void check_device_strategy(const std::optional<Strategy>& strategy);
 void check_device_plan(const Plan& plan, const std::optional<Strategy>& strategy);
+
+// Throws InvalidArgument unless the group takes tensors of the device's kind, and small ones in
+// host memory, by which the ranks agree on what they do with the others.
+void check_device_group(c10d::ProcessGroup& group, at::Device device);
 
 }  // namespace thinwire::comm

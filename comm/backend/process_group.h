@@ -33,10 +33,11 @@ void prepare_process();
 std::vector<std::string> available_backends();
 
 // Makes a group of `size` ranks over "mpi", "gloo" or "nccl". One over nccl takes tensors in host
-// memory as well, over gloo: by these the ranks agree on what they do with the others. The store is
-// how the ranks find each other and where failures are posted; it must be a prefix that no other
-// group uses. For mpi, a group of all processes of MPI_COMM_WORLD must number them as that does;
-// one of fewer may number them as it likes. Collective: every rank of the group calls it.
+// memory as well, over gloo: by these the ranks agree on what they do with the others. One over
+// gloo takes CUDA tensors as well, through host memory. The store is how the ranks find each other
+// and where failures are posted; it must be a prefix that no other group uses. For mpi, a group of
+// all processes of MPI_COMM_WORLD must number them as that does; one of fewer may number them as it
+// likes. Collective: every rank of the group calls it.
 //
 // Throws InvalidArgument for an unknown backend (listing the known), one that this build lacks
 // (saying how to get it), or a rank outside [0, size); CommError when a peer does not come within

@@ -7,6 +7,7 @@
 #include "thinwire/compressors/kernels/cast.h"
 #include "thinwire/compressors/kernels/elementwise.h"
 #include "thinwire/compressors/kernels/fp8.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 
 namespace thinwire {
 namespace {

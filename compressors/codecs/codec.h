@@ -12,10 +12,13 @@
 
 #include "thinwire/common/dtype.h"
 #include "thinwire/common/philox.h"
-#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire {
+
+namespace kernels {
+struct PieceFormat;
+}
 
 // The codecs. The values are part of the frame format: append, never renumber.
 enum class CodecId : std::uint16_t {

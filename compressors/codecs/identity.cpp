@@ -4,6 +4,7 @@
 
 #include "thinwire/compressors/codecs/codec_checks.h"
 #include "thinwire/compressors/kernels/elementwise.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 
 namespace thinwire {
 namespace {

@@ -2,6 +2,7 @@
 
 #include "thinwire/compressors/codecs/codec_checks.h"
 #include "thinwire/compressors/cuda/cuda_module.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize.h"
 
 namespace thinwire {

@@ -1,8 +1,6 @@
 // A block of CUDA's threads as the context of kernels' bodies (block.h), and the launch of kernels
-// whose blocks share any number of parts. For *_cuda.cu alone.
+// whose blocks share any number of parts. For *_cuda.cu alone, which include CUDA before.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include "thinwire/compressors/kernels/block.h"
 

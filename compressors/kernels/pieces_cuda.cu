@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kMaxBlockThreads) encode_pieces_kernel(EncodeT
   }
 }
 
-__global__ void __launch_bounds__(kMaxBlockThreads) reduce_pieces_kernel(ReduceTask task) {
+// For sm_80 ptxas takes fewer registers than it needs unless it is told how many are free.
+__global__ void __launch_bounds__(kMaxBlockThreads, 4) reduce_pieces_kernel(ReduceTask task) {
   __shared__ TileShared shared;
   CudaBlock block;
   for (std::uint64_t i = blockIdx.x; i < task.tiles; i += gridDim.x) {

@@ -139,11 +139,9 @@ DataParallelEngine::State::State(std::shared_ptr<torch::nn::Module> module,
                           const comm::CommunicationThread probe(thread_options);
                           return tensors->description() + options_text(options_);
                         });
-  exchange =
-      std::make_shared<GradientExchange>(group, /*model=*/"", tensors->layers(),
-                                         options_.compression, options_.timeline, thread_options);
-  // Throws on all ranks or on none: they have one plan, and the same parameters.
-  exchange->check_device(tensors->device());
+  exchange = std::make_shared<GradientExchange>(group, /*model=*/"", tensors->layers(),
+                                                options_.compression, options_.timeline,
+                                                thread_options, tensors->device());
   broadcast(tensors->parameters(), /*root=*/0, "model");
   broadcast(tensors->buffers(), /*root=*/0, "model");
   guarded("building the Reducer", [&] { make_reducer(); });

@@ -103,6 +103,19 @@ std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan
   return static_cast<std::uint64_t>(bytes);
 }
 
+// Throws InvalidArgument where gradients on this device cannot be averaged by the plan.
+void check_device(at::Device device, const CompressionPlan& plan, const CompressionOptions& options,
+                  c10d::ProcessGroup& group) {
+  if (device.is_cpu()) return;
+  CudaModule::get();
+  comm::check_device_group(group, device);
+  check(!plan.adaptive, "lgreco(...) watches gradients in host memory, and these are on ", device,
+        "; solve a plan on the CPU and name its file, or name one codec");
+  std::optional<comm::Strategy> strategy;
+  if (options.strategy != "auto") strategy = comm::parse_strategy(options.strategy);
+  comm::check_device_plan(plan.plan, strategy);
+}
+
 // Gives this thread the profiler of the one that submitted a bucket, if there is one.
 class Listening {
  public:
@@ -149,18 +162,24 @@ double CommunicationSummary::compressed_ratio() const {
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                    const std::string& model, const std::vector<LayerInfo>& layers,
                                    CompressionOptions options, Timeline* timeline,
-                                   comm::CommunicationThreadOptions thread)
+                                   comm::CommunicationThreadOptions thread, at::Device device)
     : GradientExchange(group, comm::next_name(*group, "gradients"), model, layers,
-                       std::move(options), timeline, std::move(thread)) {}
+                       std::move(options), timeline, std::move(thread), device) {}
 
 GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                    const std::string& name, const std::string& model,
                                    const std::vector<LayerInfo>& layers, CompressionOptions options,
-                                   Timeline* timeline, comm::CommunicationThreadOptions thread)
+                                   Timeline* timeline, comm::CommunicationThreadOptions thread,
+                                   at::Device device)
     : name_(name),
       options_(std::move(options)),
-      start_(detail::agreed_plan(*group, name, "the compression of the gradients", model, layers,
-                                 options_)),
+      start_([&] {
+        CompressionPlan plan = detail::agreed_plan(*group, name, "the compression of the gradients",
+                                                   model, layers, options_);
+        // Before connections are made, for all ranks have this plan and this device.
+        check_device(device, plan, options_, *group);
+        return plan;
+      }()),
       timeline_(timeline),
       clock_(timeline),
       link_(agreed_link_model(*group, name, options_)),
@@ -225,48 +244,40 @@ void GradientExchange::submit(comm::Bucket bucket, bool last,
   }
 }
 
-void GradientExchange::check_device(at::Device device) const {
-  if (device.is_cpu()) return;
-  CudaModule::get();
-  check(!adaptive_, "lgreco(...) watches gradients in host memory, and these are on ", device,
-        "; solve a plan on the CPU and name its file, or name one codec");
-  std::optional<comm::Strategy> strategy;
-  if (options_.strategy != "auto") strategy = comm::parse_strategy(options_.strategy);
-  comm::check_device_plan(start_.plan, strategy);
-}
-
 void GradientExchange::submit_on_device(comm::Bucket bucket, bool last, std::int64_t step,
                                         comm::CommunicationThread::Done done) {
   const at::Device device = bucket.buffer.device();
-  const c10::impl::VirtualGuardImpl guard(device.type());
-  if (!device_stream_)
-    device_stream_ = guard.getStreamFromGlobalPool(device, /*isHighPriority=*/true);
+  const c10::impl::VirtualGuardImpl streams(device.type());
+  if (!device_stream_) {
+    comm::guard(*averager_.group(), "averaging the gradients", static_cast<std::uint64_t>(step),
+                [&] { check_device(device, start_, options_, *averager_.group()); });
+    device_stream_ = streams.getStreamFromGlobalPool(device, /*isHighPriority=*/true);
+  }
   // Whoever frees the bucket must not have its memory given away before this stream is done.
-  guard.recordDataPtrOnStream(bucket.buffer.storage().data_ptr(), *device_stream_);
+  streams.recordDataPtrOnStream(bucket.buffer.storage().data_ptr(), *device_stream_);
   const auto ready = std::make_shared<c10::Event>(device.type());
-  ready->record(guard.getStream(device));
+  ready->record(streams.getStream(device));
   const auto shared_done = std::make_shared<comm::CommunicationThread::Done>(std::move(done));
-  const auto job = [this, bucket = std::move(bucket), last, step, ready, shared_done]() mutable {
+  auto job = [this, bucket = std::move(bucket), last, step, ready, shared_done]() mutable {
     const c10::StreamGuard stream(*device_stream_);
     ready->block(*device_stream_);
     comm::guard(*averager_.group(), "averaging the gradients", static_cast<std::uint64_t>(step),
                 [&] { average_on_device(std::move(bucket), last, step); });
     (*shared_done)(nullptr);
   };
-  if (comm::orders_streams(*averager_.group(), device.type())) {
-    try {
-      if (device_failure_) std::rethrow_exception(device_failure_);
-      auto now = job;
-      now();
-    } catch (...) {
-      device_failure_ = std::current_exception();
-      (*shared_done)(device_failure_);
-    }
+  if (!comm::orders_streams(*averager_.group(), device.type())) {
+    thread_->submit(std::move(job), [shared_done](const std::exception_ptr& failure) {
+      if (failure) (*shared_done)(failure);
+    });
     return;
   }
-  thread_->submit(job, [shared_done](const std::exception_ptr& failure) {
-    if (failure) (*shared_done)(failure);
-  });
+  try {
+    if (device_failure_) std::rethrow_exception(device_failure_);
+    job();
+  } catch (...) {
+    device_failure_ = std::current_exception();
+    (*shared_done)(device_failure_);
+  }
 }
 
 void GradientExchange::average_on_device(comm::Bucket bucket, bool last, std::int64_t step) {
@@ -274,7 +285,6 @@ void GradientExchange::average_on_device(comm::Bucket bucket, bool last, std::in
   const std::size_t index = bucket.index;
   clock_.bucket_begins(step, index);
   if (!began_) began_ = Timeline::Clock::now();
-  check_device(bucket.buffer.device());
   const comm::Plan& plan = plan_at(bucket, step);
   if (step == measured_step_) measure(bucket, plan);
   comm::BucketInFlight& in_flight = averager_.begin(std::move(bucket), plan, step);

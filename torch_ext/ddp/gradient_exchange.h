@@ -60,10 +60,12 @@ class GradientExchange {
  public:
   // `layers` are the model's parameters in order, `model` describes the whole model, a line a
   // tensor. Collective: duplicates the group and makes sure that all ranks have the same model and
-  // the same plan (else InvalidArgument on every rank, naming the first difference).
+  // the same plan (else InvalidArgument on every rank, naming the first difference). Throws it,
+  // too, where gradients on `device` cannot be averaged by that plan.
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& model,
                    const std::vector<LayerInfo>& layers, CompressionOptions options,
-                   Timeline* timeline = nullptr, comm::CommunicationThreadOptions thread = {});
+                   Timeline* timeline = nullptr, comm::CommunicationThreadOptions thread = {},
+                   at::Device device = at::kCPU);
 
   // Averages `bucket` in place, then calls `done` on the communication thread, with the exception
   // if there was one. `last` marks the last bucket of a step.
@@ -73,9 +75,6 @@ class GradientExchange {
   // it then. Over NCCL all that is done at once, on the calling thread, for ranks must start their
   // collectives in one order and nothing is waited for; over others on the communication thread.
   void submit(comm::Bucket bucket, bool last, comm::CommunicationThread::Done done);
-
-  // For gradients on this device: throws InvalidArgument where they cannot be averaged there.
-  void check_device(at::Device device) const;
 
   // The group of the exchange, a duplicate of the program's.
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return averager_.group(); }
@@ -113,7 +112,7 @@ class GradientExchange {
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
                    const std::string& model, const std::vector<LayerInfo>& layers,
                    CompressionOptions options, Timeline* timeline,
-                   comm::CommunicationThreadOptions thread);
+                   comm::CommunicationThreadOptions thread, at::Device device);
   // Null where no profiler listens.
   using Profiled = std::shared_ptr<const at::ThreadLocalState>;
   // A bucket whose messages are all on their way, and whom to tell of its mean.

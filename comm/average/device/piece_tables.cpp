@@ -1,6 +1,7 @@
 #include "thinwire/comm/average/device/piece_tables.h"
 
 #include <ATen/ops/from_blob.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <span>
@@ -226,6 +227,11 @@ PieceTables::PieceTables(std::span<const DeviceLayer> layers, const Partition& p
   frames_ = table_on(device, maker.frames);
   layers_ = table_on(device, maker.layer_tiles);
   memory_version_ = memory.version();
+  // What came from a saved state was made on another stream than works on it.
+  const c10::impl::VirtualGuardImpl streams(device.type());
+  const c10::Stream stream = streams.getStream(device);
+  for (const at::Tensor& values : held_)
+    streams.recordDataPtrOnStream(values.storage().data_ptr(), stream);
 }
 
 const kernels::DevicePiece* PieceTables::pieces() const {

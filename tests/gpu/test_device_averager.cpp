@@ -1,0 +1,185 @@
+// BucketAverager on CUDA tensors over NCCL, on fake devices: every mean, residual and saved state
+// has the bits of the averager on the CPU over Gloo, under every schedule; nothing races, and a
+// steady step waits for nothing and allocates nothing.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <c10/cuda/CUDAFunctions.h>
+
+#include "thinwire/comm/average/bucket_averager.h"
+#include "thinwire/common/error.h"
+#include "thinwire/tests/comm/average/averager_fixture.h"
+#include "thinwire/tests/gpu/every_schedule.h"
+#include "thinwire/tests/support/error_of.h"
+#include "thinwire/tests/support/fake_gpu/fake_gpu.h"
+#include "thinwire/tests/support/fake_gpu/ranks/ranks.h"
+
+namespace thinwire::comm {
+namespace {
+
+using testing::GpuRanks;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::LayerShapes;
+
+// Chunks of which a bucket has several.
+constexpr std::size_t kChunkBytes = 7000;
+
+const LayerShapes kShapes = {{"wide", {3, 500}}, {"cast", {315}},      {"bias", {40}},
+                             {"eight", {700}},   {"random", {2, 400}}, {"five", {200}},
+                             {"half", {130}}};
+
+Plan mixed_plan() {
+  Plan plan;
+  const auto set = [&](const char* name, const char* spec) {
+    plan.set(name, parse_layer_setting(spec));
+  };
+  set("wide", "quantize(bits=4, bucket=512)");
+  set("cast", "cast(format=bf16)");
+  set("eight", "cast(format=fp8_e4m3, residual_decay=0.5)");
+  set("random", "quantize(bits=3, bucket=512, norm=l2, rounding=stochastic)");
+  set("five", "cast(format=fp8_e5m2, residual_reset=3)");
+  set("half", "cast(format=fp16, error_feedback=on, second_residual=off)");
+  return plan;
+}
+
+std::string text_of(const at::Tensor& tensor) {
+  const auto* bytes = static_cast<const char*>(tensor.const_data_ptr());
+  return {bytes, bytes + tensor.nbytes()};
+}
+
+// One averager on each side, and what they are given.
+class DeviceAveraging : public testing::EverySchedule {
+ protected:
+  void TearDown() override {
+    c10::cuda::device_synchronize();
+    EXPECT_THAT(fake_gpu::findings(), IsEmpty());
+  }
+
+  // Averages on both sides and compares the bits.
+  void average(Bucket bucket, std::int64_t step) {
+    Bucket on_device = bucket;
+    on_device.buffer = bucket.buffer.to(ranks.device());
+    device->average(on_device, plan, step);
+    cpu->average(bucket, plan, step);
+    const at::Tensor found = on_device.buffer.cpu();
+    // Which NaN comes of a conversion is ATen's own affair.
+    EXPECT_TRUE(at::equal(found.isnan(), bucket.buffer.isnan())) << "step " << step;
+    EXPECT_TRUE(text_of(found.nan_to_num(1)) == text_of(bucket.buffer.nan_to_num(1)))
+        << "step " << step << ": " << found.view(-1).ne(bucket.buffer).sum().item<std::int64_t>()
+        << " of " << found.numel() << " elements differ";
+  }
+  void make(AveragerOptions options = {}) {
+    options.seed = 7;
+    options.chunk_bytes = kChunkBytes;
+    device = std::make_unique<BucketAverager>(nccl, options);
+    cpu = std::make_unique<BucketAverager>(gloo, options);
+  }
+  Bucket bucket_of(std::int64_t step, at::ScalarType dtype) const {
+    return testing::random_bucket(shapes, static_cast<std::uint64_t>(step), ranks.rank, dtype);
+  }
+
+  const GpuRanks& ranks = GpuRanks::get();
+  const c10::intrusive_ptr<c10d::ProcessGroup> nccl = [] {
+    static const auto made = GpuRanks::get().nccl_group("device");
+    return made;
+  }();
+  const c10::intrusive_ptr<c10d::ProcessGroup> gloo = [] {
+    static const auto made = GpuRanks::get().gloo_group("cpu");
+    return made;
+  }();
+  LayerShapes shapes = kShapes;
+  Plan plan = mixed_plan();
+  std::unique_ptr<BucketAverager> device, cpu;
+};
+INSTANTIATE_TEST_SUITE_P(, DeviceAveraging,
+                         ::testing::Values(fake_gpu::Schedule::kEager, fake_gpu::Schedule::kLazy),
+                         testing::name_of_schedule);
+
+TEST_P(DeviceAveraging, MeansAndResidualsHaveTheBitsOfTheCpu) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    // What goes as it is in a narrow type is the backend's own all_reduce, whose order of adding is
+    // its own.
+    if (dtype != at::kFloat && ranks.size > 2) plan.set("bias", parse_layer_setting("cast"));
+    make();
+    for (std::int64_t step = 0; step < 4; ++step) {
+      Bucket bucket = bucket_of(step, dtype);
+      if (step == 1 && ranks.rank == 1) bucket.buffer[100] = std::nanf("");
+      average(bucket, step);
+    }
+    EXPECT_TRUE(device->state() == cpu->state()) << toString(dtype);
+  }
+}
+
+TEST_P(DeviceAveraging, WhatAnotherLayoutLeavesOwedIsPaidBack) {
+  make();
+  average(bucket_of(0, at::kFloat), 0);
+  // Other owners: what they hold of others' slices is theirs no longer.
+  shapes = {kShapes[4], kShapes[0], kShapes[2]};
+  average(bucket_of(1, at::kFloat), 1);
+  shapes = {kShapes[1], kShapes[3], kShapes[5], kShapes[6]};
+  average(bucket_of(2, at::kFloat), 1);
+  EXPECT_TRUE(device->state() == cpu->state());
+  // A layer that goes uncompressed gets its residual back, in a bucket with others and without.
+  shapes = {kShapes[4], kShapes[0], kShapes[2]};
+  plan.set("wide", parse_layer_setting("none"));
+  average(bucket_of(3, at::kFloat), 2);
+  EXPECT_TRUE(device->state() == cpu->state());
+  if (ranks.size == 2) {
+    shapes = {kShapes[3], kShapes[5]};
+    plan = Plan();
+    average(bucket_of(4, at::kFloat), 3);
+    EXPECT_TRUE(device->state() == cpu->state());
+  }
+}
+
+TEST_P(DeviceAveraging, AStateGoesOnOnTheOtherSide) {
+  make();
+  for (std::int64_t step = 0; step < 2; ++step) average(bucket_of(step, at::kFloat), step);
+  const AveragerState of_device = device->state(), of_cpu = cpu->state();
+  make();
+  device->load_state(of_cpu);
+  cpu->load_state(of_device);
+  for (std::int64_t step = 2; step < 4; ++step) average(bucket_of(step, at::kFloat), step);
+  device->load_state(of_device);
+  cpu->load_state(of_cpu);
+  average(bucket_of(9, at::kFloat), 2);
+  EXPECT_TRUE(device->state() == cpu->state());
+}
+
+TEST_P(DeviceAveraging, ASteadyStepWaitsForNothingAndAllocatesNothing) {
+  make();
+  const auto step_of = [&](std::int64_t step) {
+    Bucket bucket = bucket_of(step, at::kFloat);
+    bucket.buffer = bucket.buffer.to(ranks.device());
+    c10::cuda::device_synchronize();
+    const auto before = fake_gpu::counters();
+    {
+      const fake_gpu::NoHostSync nothing_waits;
+      device->average(bucket, plan, step);
+    }
+    return fake_gpu::counters() - before;
+  };
+  for (std::int64_t step = 0; step < 3; ++step) step_of(step);
+  const auto counted = step_of(3);
+  EXPECT_EQ(counted.host_syncs, 0u);
+  EXPECT_EQ(counted.allocations, 0u);
+  const std::uint64_t chunks = 2;  // of 14 KB
+  EXPECT_EQ(counted.launches, 3 * chunks + 3 * chunks + 3);
+  // Verdicts.
+  EXPECT_EQ(counted.to_host, 1u);
+  EXPECT_EQ(counted.to_device, 0u);
+}
+
+TEST_P(DeviceAveraging, WhatHasNoKernelsIsRefusedByName) {
+  make();
+  Bucket bucket = bucket_of(0, at::kFloat);
+  bucket.buffer = bucket.buffer.to(ranks.device());
+  plan.set("wide", parse_layer_setting("topk(density=0.1)"));
+  EXPECT_THAT(testing::error_of<InvalidArgument>([&] { device->average(bucket, plan, 0); }),
+              AllOf(HasSubstr("layer 'wide' is in GPU memory"), HasSubstr("topk"),
+                    HasSubstr("quantize and cast have")));
+}
+
+}  // namespace
+}  // namespace thinwire::comm
