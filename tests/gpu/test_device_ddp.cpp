@@ -135,6 +135,8 @@ TEST_P(DeviceDdp, WhatHasNoKernelsIsRefusedWhenItIsMade) {
   EXPECT_THAT(testing::error_of<InvalidArgument>(
                   [&] { training(nccl, ranks.device(), "lgreco(family=quantize, reference=4)"); }),
               HasSubstr("lgreco(...) watches gradients in host memory"));
+  EXPECT_THAT(testing::error_of<InvalidArgument>([&] { training(nccl, ranks.device(), "auto"); }),
+              HasSubstr("compression 'auto' goes by the times of averages on the CPU"));
 }
 
 }  // namespace

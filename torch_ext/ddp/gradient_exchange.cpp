@@ -111,6 +111,10 @@ void check_device(at::Device device, const CompressionPlan& plan, const Compress
   comm::check_device_group(group, device);
   check(!plan.adaptive, "lgreco(...) watches gradients in host memory, and these are on ", device,
         "; solve a plan on the CPU and name its file, or name one codec");
+  check(!plan.automatic,
+        "compression 'auto' goes by the times of averages on the CPU, and these "
+        "gradients are on ",
+        device, "; name a codec");
   std::optional<comm::Strategy> strategy;
   if (options.strategy != "auto") strategy = comm::parse_strategy(options.strategy);
   comm::check_device_plan(plan.plan, strategy);
