@@ -7,7 +7,6 @@
 namespace thinwire::entropy {
 namespace {
 
-constexpr std::size_t kMostSampled = 16384;
 constexpr int kMantissaShift = 20;  // leaves three bits of a float's mantissa
 // Magnitudes that are told apart; what is beyond takes the bits of an exponential tail.
 constexpr int kMagnitudes = 48;
@@ -23,9 +22,10 @@ double entropy_term(double p) {
 // The largest step, of those between `low` and `high` octaves, at which value(step) ≤ target where
 // value falls, or the largest at which it is still not above the target where it rises.
 template <typename Value>
-float bisect(double smallest, double largest, bool rises, double target, const Value& value) {
+float bisect(double smallest, double largest, bool rises, double target, double octaves,
+             const Value& value) {
   double low = std::log2(smallest), high = std::log2(largest);
-  while (high - low > 0x1p-11) {
+  while (high - low > octaves) {
     const double middle = (low + high) / 2;
     const bool coarser =
         rises ? value(std::exp2(middle)) <= target : value(std::exp2(middle)) > target;
@@ -42,9 +42,10 @@ double largest_of(std::span<const MagnitudeCounts> classes) {
 
 }  // namespace
 
-MagnitudeCounts::MagnitudeCounts(std::span<const float> values) : numel_(values.size()) {
+MagnitudeCounts::MagnitudeCounts(std::span<const float> values, std::size_t most)
+    : numel_(values.size()) {
   static_assert(kBins == std::size_t{1} << (31 - kMantissaShift));
-  const std::size_t stride = std::max<std::size_t>(1, values.size() / kMostSampled);
+  const std::size_t stride = std::max<std::size_t>(1, values.size() / most);
   for (std::size_t i = 0; i < values.size(); i += stride) {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(values[i]) & 0x7FFFFFFFu;
     if (bits > 0x7F7FFFFFu) continue;
@@ -100,10 +101,11 @@ double MagnitudeCounts::squared_error(double step, double rounding) const {
   return (of_zeros + of_others) * static_cast<double>(numel_) / static_cast<double>(sampled_);
 }
 
-float step_for_bits(std::span<const MagnitudeCounts> classes, double bits, double rounding) {
+float step_for_bits(std::span<const MagnitudeCounts> classes, double bits, double rounding,
+                    double octaves) {
   const double largest = largest_of(classes);
   if (largest < 1e-28) return 0;
-  return bisect(std::max(largest * 0x1p-21, 1e-29), largest * 4, /*rises=*/false, bits,
+  return bisect(std::max(largest * 0x1p-21, 1e-29), largest * 4, /*rises=*/false, bits, octaves,
                 [&](double step) {
                   double sum = 0;
                   for (const MagnitudeCounts& counts : classes) sum += counts.bits(step, rounding);
@@ -116,7 +118,7 @@ float step_for_error(std::span<const MagnitudeCounts> classes, double squared_er
   const double largest = largest_of(classes);
   if (largest < 1e-28) return 0;
   return bisect(std::max(largest * 0x1p-21, 1e-29), largest * 4, /*rises=*/true, squared_error,
-                [&](double step) {
+                0x1p-11, [&](double step) {
                   double sum = 0;
                   for (const MagnitudeCounts& counts : classes) {
                     sum += counts.squared_error(step, rounding);

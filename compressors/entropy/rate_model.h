@@ -11,8 +11,8 @@ namespace thinwire::entropy {
 // Counts magnitudes in eighths of an octave. Value type.
 class MagnitudeCounts {
  public:
-  // Of at most 16,384 of the values, evenly spaced; not finite ones are left out.
-  explicit MagnitudeCounts(std::span<const float> values);
+  // Of at most about `most` of the values, evenly spaced; not finite ones are left out.
+  explicit MagnitudeCounts(std::span<const float> values, std::size_t most = 16384);
 
   std::size_t numel() const { return numel_; }  // all values, not the sample
   // Estimates for all values, as coded by StepEncoder under one table of their own. Bits are those
@@ -34,8 +34,9 @@ class MagnitudeCounts {
 
 // The step with which all classes together take about so many bits, or lose about so much squared
 // error; 0 where everything is zero. Rounded to a multiple of 2^-10 octaves, so that it is the same
-// wherever the arithmetic is within 1e-6.
-float step_for_bits(std::span<const MagnitudeCounts> classes, double bits, double rounding);
+// wherever the arithmetic is within 1e-6. Searched for to within so many octaves.
+float step_for_bits(std::span<const MagnitudeCounts> classes, double bits, double rounding,
+                    double octaves = 0x1p-11);
 float step_for_error(std::span<const MagnitudeCounts> classes, double squared_error,
                      double rounding);
 

@@ -11,6 +11,7 @@ constexpr double kClassesAnOctave = 2;
 // Means are multiples of this part of the column's scale, and scales large enough for that.
 constexpr float kMeanStep = 0.125f;
 constexpr double kMostScales = 12;
+constexpr std::size_t kMostSampledRows = 256;
 
 float scale_of(std::int8_t code) {
   return static_cast<float>(std::exp2(code / kClassesAnOctave));
@@ -46,9 +47,11 @@ float ColumnCodes::mean_of(std::size_t column) const {
 
 ColumnCodes::ColumnCodes(std::span<const float> values, std::size_t columns)
     : ColumnCodes(columns) {
-  const std::size_t rows = values.size() / columns;
+  const std::size_t all = values.size() / columns;
+  const std::size_t stride = std::max<std::size_t>(1, all / kMostSampledRows);
   std::vector<double> sum(columns, 0.0), squares(columns, 0.0);
-  for (std::size_t i = 0; i < rows; ++i) {
+  std::size_t rows = 0;
+  for (std::size_t i = 0; i < all; i += stride, ++rows) {
     const float* row = values.data() + i * columns;
     for (std::size_t j = 0; j < columns; ++j) {
       sum[j] += row[j];

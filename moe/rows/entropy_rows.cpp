@@ -24,6 +24,9 @@ constexpr std::int64_t kFewestForColumns = 96;
 // within 4.
 constexpr double kUse = 0.98, kStochasticUse = 0.96;
 constexpr int kStochasticTries = 24;
+// Of a message that is sent once, by estimates that cost less than coding it.
+constexpr std::size_t kCountedTogether = 2, kMostCounted = 2048;
+constexpr double kStepOctaves = 0x1p-6;
 // More bits an element than any message is given, however few elements it has.
 constexpr double kMostBits = 16;
 
@@ -37,7 +40,8 @@ struct RowScratch {
   entropy::StepEncoder encoder;
   entropy::StepDecoder decoder;
   entropy::StepCodes codes;
-  std::vector<float> coordinates, noisy;
+  std::vector<float> coordinates, noisy, means;
+  std::span<const float> values;  // of all parts, one after the other
   std::vector<std::span<const float>> parts;
   std::vector<std::size_t> sizes;
 };
@@ -52,18 +56,35 @@ std::int64_t rows_for_any_payload(std::size_t parts, double bits, std::int64_t r
   return (least + row_bytes - 1) / row_bytes;
 }
 
-// [rows, columns], in any order of the columns, to parts by class.
+// To the scratch: the means of a class' columns; zeros without codes.
+void take_means(const ColumnClasses& classes, std::size_t first, std::size_t end,
+                const ColumnCodes* codes) {
+  std::vector<float>& means = row_scratch().means;
+  means.clear();
+  for (std::size_t c = first; c < end; ++c)
+    means.push_back(codes ? codes->mean_of(static_cast<std::size_t>(classes.order[c])) : 0.0f);
+}
+
+// [rows, columns], in any order of the columns, to parts by class, without their means.
 void gather(const float* values, std::size_t rows, std::size_t columns,
-            const ColumnClasses& classes) {
+            const ColumnClasses& classes, const ColumnCodes* codes) {
   RowScratch& s = row_scratch();
-  s.coordinates.resize(rows * columns);
   s.parts.clear();
+  if (classes.ends.size() == 1 && !codes) {
+    s.values = {values, rows * columns};
+    s.parts.push_back(s.values);
+    return;
+  }
+  s.coordinates.resize(rows * columns);
+  s.values = s.coordinates;
   float* to = s.coordinates.data();
   std::size_t first = 0;
   for (const std::size_t end : classes.ends) {
     const float* const begin = to;
+    take_means(classes, first, end, codes);
     for (std::size_t i = 0; i < rows; ++i) {
-      for (std::size_t c = first; c < end; ++c) *to++ = values[i * columns + classes.order[c]];
+      const float* const row = values + i * columns;
+      for (std::size_t c = first; c < end; ++c) *to++ = row[classes.order[c]] - s.means[c - first];
     }
     s.parts.emplace_back(begin, static_cast<std::size_t>(to - begin));
     first = end;
@@ -71,18 +92,24 @@ void gather(const float* values, std::size_t rows, std::size_t columns,
 }
 
 // The inverse of gather(), from codes.
-void scatter(float* values, std::size_t rows, std::size_t columns, const ColumnClasses& classes) {
+void scatter(float* values, std::size_t rows, std::size_t columns, const ColumnClasses& classes,
+             const ColumnCodes* codes) {
   RowScratch& s = row_scratch();
+  if (classes.ends.size() == 1 && !codes)
+    return s.codes.apply(0, entropy::Apply::kAssign, {values, rows * columns});
   std::size_t first = 0;
   for (std::size_t p = 0; p < classes.ends.size(); ++p) {
+    const std::size_t end = classes.ends[p];
     s.coordinates.resize(s.sizes[p]);
     s.codes.apply(p, entropy::Apply::kAssign, s.coordinates);
+    take_means(classes, first, end, codes);
     const float* from = s.coordinates.data();
     for (std::size_t i = 0; i < rows; ++i) {
-      for (std::size_t c = first; c < classes.ends[p]; ++c)
-        values[i * columns + classes.order[c]] = *from++;
+      float* const row = values + i * columns;
+      for (std::size_t c = first; c < end; ++c)
+        row[classes.order[c]] = *from++ + s.means[c - first];
     }
-    first = classes.ends[p];
+    first = end;
   }
 }
 
@@ -131,8 +158,8 @@ double stochastic_bits(std::span<const float> sample, double step) {
 
 // The step with which stochastic rounding takes so many bits an element; 0 where all is zero.
 float stochastic_step(std::span<const float> values, double bits) {
-  constexpr std::size_t kSample = 2048;
-  constexpr int kHalvings = 14;
+  constexpr std::size_t kSample = 1024;
+  constexpr int kHalvings = 11;
   std::vector<float> sample;
   const std::size_t stride = std::max<std::size_t>(1, values.size() / kSample);
   float largest = 0;
@@ -152,32 +179,39 @@ float stochastic_step(std::span<const float> values, double bits) {
   return static_cast<float>(std::exp2(high));
 }
 
+// Sixteen random bits a value.
 void add_noise(std::span<const float> values, float step, const RandomKey& key,
                std::vector<float>& noisy) {
   noisy.resize(values.size());
   const PhiloxStream stream = PhiloxStream::of(key);
-  for (std::size_t at = 0; at < values.size(); at += 4) {
-    const auto words = stream.block(key.first_element / 4 + at / 4);
-    for (std::size_t i = 0; i < std::min<std::size_t>(4, values.size() - at); ++i) {
-      const float uniform = static_cast<float>(words[i] >> 8) * 0x1p-24f + 0x1p-25f;
-      noisy[at + i] = values[at + i] + (uniform - 0.5f) * step;
-    }
+  const float unit = step * 0x1p-16f;
+  for (std::size_t at = 0; at < values.size(); at += 8) {
+    const auto words = stream.block(key.first_element / 8 + at / 8);
+    std::array<std::uint16_t, 8> halves;
+    std::memcpy(halves.data(), words.data(), sizeof halves);
+    const std::size_t count = std::min<std::size_t>(8, values.size() - at);
+    for (std::size_t i = 0; i < count; ++i)
+      noisy[at + i] = values[at + i] + (static_cast<float>(halves[i]) - 32767.5f) * unit;
   }
 }
 
 // Encodes the scratch's parts with the step that fills the payload.
 void encode_nearest(double rounding, std::span<std::byte> payload) {
   RowScratch& s = row_scratch();
-  std::vector<entropy::MagnitudeCounts> classes;
-  for (const auto& part : s.parts) classes.emplace_back(part);
-  const float step =
-      entropy::step_for_bits(classes, kUse * room_of(payload, s.parts.size()), rounding);
+  // Of parts that follow one another together: they differ by half an octave.
+  std::vector<entropy::MagnitudeCounts> counts;
+  for (std::size_t p = 0; p < s.parts.size(); p += kCountedTogether) {
+    const auto& last = s.parts[std::min(p + kCountedTogether, s.parts.size()) - 1];
+    counts.emplace_back(std::span(s.parts[p].data(), last.data() + last.size()), kMostCounted);
+  }
+  const float step = entropy::step_for_bits(counts, kUse * room_of(payload, s.parts.size()),
+                                            rounding, kStepOctaves);
   s.encoder.encode(s.parts, step, static_cast<float>(rounding), payload, s.codes);
 }
 
 void encode_stochastic(const RandomKey& key, std::span<std::byte> payload) {
   RowScratch& s = row_scratch();
-  const std::span<const float> values = s.coordinates;
+  const std::span<const float> values = s.values;
   const double bits = kStochasticUse * room_of(payload, s.parts.size());
   float step = stochastic_step(values, bits / static_cast<double>(values.size()));
   std::vector<std::span<const float>> noisy_parts;
@@ -202,20 +236,15 @@ bool tells_columns(std::size_t rows, std::size_t columns, std::size_t message_by
   return static_cast<std::int64_t>(rows) >= kFewestForColumns && 16 * columns <= message_bytes;
 }
 
-// From gathered values.
-void subtract_means(const ColumnCodes& codes, const ColumnClasses& classes, std::size_t rows) {
-  if (std::ranges::all_of(codes.mean, [](std::int8_t mean) { return mean == 0; })) return;
-  float* value = row_scratch().coordinates.data();
-  std::size_t first = 0;
-  for (const std::size_t end : classes.ends) {
-    std::vector<float> means;
-    for (std::size_t c = first; c < end; ++c)
-      means.push_back(codes.mean_of(static_cast<std::size_t>(classes.order[c])));
-    for (std::size_t i = 0; i < rows; ++i) {
-      for (const float mean : means) *value++ -= mean;
-    }
-    first = end;
+bool all_finite(std::span<const float> values) {
+  // A product with zero is zero but for what is not finite; eight sums, so that they are vectors.
+  std::array<float, 8> sums{};
+  std::size_t i = 0;
+  for (; i + 8 <= values.size(); i += 8) {
+    for (std::size_t k = 0; k < 8; ++k) sums[k] += values[i + k] * 0.0f;
   }
+  for (; i < values.size(); ++i) sums[0] += values[i] * 0.0f;
+  return std::ranges::all_of(sums, [](float sum) { return sum == 0; });
 }
 
 std::vector<std::int8_t> scales_of(const SpectralBasis& basis) {
@@ -269,17 +298,16 @@ std::int64_t rotated_message_rows(double bits, std::int64_t dim, std::int64_t ro
 void encode_entropy_rows(const EntropyRowOptions& options, std::span<const float> values,
                          std::size_t columns, const RandomKey& key, std::span<std::byte> message) {
   const std::size_t rows = values.size() / columns;
+  const bool told = tells_columns(rows, columns, message.size());
   ColumnCodes codes(columns);
   std::span<std::byte> payload = message;
-  if (tells_columns(rows, columns, message.size())) {
-    codes = ColumnCodes(values, columns);
+  if (told) {
+    if (all_finite(values)) codes = ColumnCodes(values, columns);
     std::memcpy(message.data(), codes.scale.data(), columns);
     std::memcpy(message.data() + columns, codes.mean.data(), columns);
     payload = message.subspan(2 * columns);
   }
-  const ColumnClasses classes = classes_of(codes.scale);
-  gather(values.data(), rows, columns, classes);
-  subtract_means(codes, classes, rows);
+  gather(values.data(), rows, columns, classes_of(codes.scale), told ? &codes : nullptr);
   if (options.stochastic) {
     encode_stochastic(key, payload);
   } else {
@@ -290,21 +318,17 @@ void encode_entropy_rows(const EntropyRowOptions& options, std::span<const float
 void decode_entropy_rows(std::span<const std::byte> message, std::size_t columns,
                          std::span<float> values) {
   const std::size_t rows = values.size() / columns;
+  const bool told = tells_columns(rows, columns, message.size());
   ColumnCodes codes(columns);
   std::span<const std::byte> payload = message;
-  if (tells_columns(rows, columns, message.size())) {
+  if (told) {
     std::memcpy(codes.scale.data(), message.data(), columns);
     std::memcpy(codes.mean.data(), message.data() + columns, columns);
     payload = message.subspan(2 * columns);
   }
   const ColumnClasses classes = classes_of(codes.scale);
   decode_parts(payload, rows, classes);
-  scatter(values.data(), rows, columns, classes);
-  std::vector<float> means(columns);
-  for (std::size_t j = 0; j < columns; ++j) means[j] = codes.mean_of(j);
-  for (std::size_t i = 0; i < rows; ++i) {
-    for (std::size_t j = 0; j < columns; ++j) values[i * columns + j] += means[j];
-  }
+  scatter(values.data(), rows, columns, classes, told ? &codes : nullptr);
 }
 
 void encode_rotated_rows(double bits, const SpectralBasis& basis, const at::Tensor& rows,
@@ -320,7 +344,7 @@ void encode_rotated_rows(double bits, const SpectralBasis& basis, const at::Tens
   }
   rotated.sub_(known * basis.mean_in_basis());
   gather(rotated.const_data_ptr<float>(), count, static_cast<std::size_t>(basis.dim()),
-         classes_of(scales_of(basis)));
+         classes_of(scales_of(basis)), nullptr);
   encode_nearest(EcsqOptions{.value = bits, .basis = BasisOptions{}}.rounding(),
                  message.subspan(count * sizeof(RowLength::bits)));
 }
@@ -331,7 +355,8 @@ at::Tensor decode_rotated_rows(const SpectralBasis& basis, std::span<const std::
   const ColumnClasses classes = classes_of(scales_of(basis));
   decode_parts(message.subspan(count * sizeof(RowLength::bits)), count, classes);
   at::Tensor rotated = at::empty({rows, basis.dim()}, at::kFloat);
-  scatter(rotated.mutable_data_ptr<float>(), count, static_cast<std::size_t>(basis.dim()), classes);
+  scatter(rotated.mutable_data_ptr<float>(), count, static_cast<std::size_t>(basis.dim()), classes,
+          nullptr);
   at::Tensor lengths = at::empty({rows, 1}, at::kFloat);
   for (std::size_t i = 0; i < count; ++i) {
     std::uint16_t bits = 0;
