@@ -31,10 +31,6 @@ class Import(unittest.TestCase):
         self.assertIn("['thinwire_autoload']", done.stdout)  # and nothing else was loaded
         self.assertIn("record None", done.stdout)
 
-    def test_the_package_may_be_imported_before_torch(self):
-        done = run_python("import thinwire, torch; print(thinwire.codecs()[0][0])")
-        self.assertEqual(done.returncode, 0, done.stderr)
-
     def test_a_command_without_its_program_says_where_it_is(self):
         done = run_python("from thinwire import _cli; _cli.main()")
         self.assertEqual(done.returncode, 1)
@@ -43,10 +39,13 @@ class Import(unittest.TestCase):
     def test_the_package_keeps_gloo_from_its_record(self):
         """Which is not made for several threads, unless the program has asked for one."""
         code = "import os, thinwire; print(os.environ.get('TORCH_FR_BUFFER_SIZE'))"
-        for asked, found in (({}, "0"), ({"TORCH_FR_BUFFER_SIZE": "20"}, "20"),
-                             ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "20"}, "None")):
+        # And it may be imported before torch.
+        first = code + "; import torch; print(thinwire.codecs()[0][0])"
+        for code, asked, found in ((first, {}, ["0", "identity"]),
+                                   (code, {"TORCH_FR_BUFFER_SIZE": "20"}, ["20"]),
+                                   (code, {"TORCH_NCCL_TRACE_BUFFER_SIZE": "20"}, ["None"])):
             done = run_python(code, unset=("TORCH_FR_BUFFER_SIZE",), **asked)
-            self.assertEqual(done.stdout.strip(), found, done.stderr)
+            self.assertEqual(done.stdout.split(), found, done.stderr)
 
     def test_a_package_that_cannot_be_loaded_does_not_break_torch(self):
         code = ("import sys; sys.modules['thinwire._C'] = None\n"
@@ -412,7 +411,7 @@ class Parts(unittest.TestCase):
             done = subprocess.run(
                 [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
                  "--max-restarts=1", "--monitor-interval=0.1", script], capture_output=True,
-                text=True, timeout=100, check=False,
+                text=True, timeout=200, check=False,
                 env={**os.environ, "PYTHONPATH": paths, "FOLDER": folder,
                      # Else torch's ranks of the second round meet the addresses of the first one's.
                      "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
