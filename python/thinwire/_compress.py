@@ -273,7 +273,7 @@ def compress(model: torch.nn.Module, spec: str = "", *, warmup_steps: int = 0,
     options = agreed(model.process_group if wrapped else dist.group.WORLD,
                      "the arguments of thinwire.compress()", options_of_this_rank,
                      lambda _: f"{'DistributedDataParallel' if wrapped else 'a module to wrap'}\n"
-                               f"require_ratio {require_ratio}")
+                               f"require_ratio {require_ratio and format(require_ratio, 'g')}")
     if not wrapped:
         ignore_experts(model)
     elif hasattr(model, "_thinwire_compression"):  # of the model that this is a copy of
