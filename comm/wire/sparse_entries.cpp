@@ -98,17 +98,28 @@ void read_form(Form form, const std::byte* in, std::span<float> values) {
 
 }  // namespace
 
+void LayeredEntries::clear() {
+  SparseEntries::clear();
+  ends.clear();
+}
+
+void LayeredEntries::end_layer() {
+  const auto end = static_cast<std::uint32_t>(size());
+  if (end > (ends.empty() ? 0 : ends.back())) ends.push_back(end);
+}
+
 std::size_t max_entries_bytes(std::uint64_t numel) {
   return max_entries_bytes(numel, numel);
 }
 
-std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count) {
+std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count, std::size_t layers) {
   // All elements are sent only where that is less.
   return kHeaderBytes + max_index_bytes(numel, count) +
-         std::max(sizeof(float) * count + sizeof(float), max_levels_bytes(count));
+         std::max(sizeof(float) * count + sizeof(float),
+                  max_levels_bytes(count, std::max<std::size_t>(layers, 1)));
 }
 
-std::size_t encode_entries(const SparseEntries& entries, std::uint64_t numel,
+std::size_t encode_entries(const LayeredEntries& entries, std::uint64_t numel,
                            std::span<std::byte> out) {
   Form form = smallest_form(entries.values);
   auto count = static_cast<std::uint32_t>(entries.size());
@@ -116,7 +127,7 @@ std::size_t encode_entries(const SparseEntries& entries, std::uint64_t numel,
   std::size_t at = kHeaderBytes;
   if (count > 0) at += encode_indices(entries.indices, numel, out.subspan(at));
   const std::size_t levels =
-      form == Form::kSigns ? 0 : encode_levels(entries.values, out.subspan(at));
+      form == Form::kSigns ? 0 : encode_levels(entries.values, entries.ends, out.subspan(at));
   if (levels > 0 && levels < bytes) {
     form = Form::kLevels;
     bytes = levels;

@@ -4,10 +4,21 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "thinwire/compressors/codecs/codec.h"
 
 namespace thinwire::comm {
+
+// Entries of several layers, one after the other.
+struct LayeredEntries : SparseEntries {
+  // Numbers of entries up to the end of each layer that has some.
+  std::vector<std::uint32_t> ends;
+
+  void clear();
+  // What was added since the last end is of one layer.
+  void end_layer();
+};
 
 // Payload, little-endian:
 //
@@ -22,12 +33,13 @@ namespace thinwire::comm {
 // float16, coded ones as levels, those of ternary as signs, and form 4 where so many elements are
 // set that their indices would cost more than the zeros.
 std::size_t max_entries_bytes(std::uint64_t numel);
-// What `count` entries of a vector of `numel` elements take at most.
-std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count);
+// What `count` entries of a vector of `numel` elements, of so many layers, take at most.
+std::size_t max_entries_bytes(std::uint64_t numel, std::size_t count, std::size_t layers = 1);
 
 // Writes the entries of a vector of `numel` elements (at most 2^32 − 1) to `out`, which holds
-// max_entries_bytes(numel, entries.size()); returns the bytes written.
-std::size_t encode_entries(const SparseEntries& entries, std::uint64_t numel,
+// max_entries_bytes(numel, entries.size(), entries.ends.size()); returns the bytes written. Layers
+// have levels of their own.
+std::size_t encode_entries(const LayeredEntries& entries, std::uint64_t numel,
                            std::span<std::byte> out);
 
 // Reads the whole of `in` into `entries`. Throws FrameError for anything that cannot be a vector of

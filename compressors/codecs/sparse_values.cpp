@@ -55,7 +55,8 @@ std::size_t max_value_bytes(ValueType type, std::size_t count) {
 
 std::size_t min_value_bytes(ValueType type, std::size_t count) {
   if (type != ValueType::kCoded) return count * size_of(type);
-  return count > 0 ? 1 + sizeof(float) : 0;
+  // The number of parts, a level and the weights of its signs.
+  return count > 0 ? sizeof(std::uint16_t) + 1 + sizeof(float) + 2 : 0;
 }
 
 void write_values(std::span<const float> values, ValueType type, std::byte* out) {

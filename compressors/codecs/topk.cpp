@@ -69,7 +69,7 @@ class Topk final : public SparseCodec {
     size += encode_indices(sent.indices, x.size(), output.subspan(size));
     if (options_.values == ValueType::kCoded) {
       round_to_levels(sent.values);
-      return size + encode_levels(sent.values, output.subspan(size));
+      return size + encode_levels(sent.values, {}, output.subspan(size));
     }
     write_values(sent.values, options_.values, output.data() + size);
     if (options_.values != ValueType::kFloat32) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <string_view>
 #include <vector>
 
 #include "thinwire/common/error.h"
@@ -15,10 +16,16 @@
 namespace thinwire {
 namespace {
 
-constexpr std::size_t kMaxLevels = entropy::kMaxSymbols;
-constexpr int kMagnitudes = 15;  // two signs of each, zero and NaN are 32 levels
+constexpr std::size_t kMaxLevels = entropy::kMaxSymbols / 2;
+constexpr std::size_t kMaxParts = 0xFFFF;
+constexpr int kMagnitudes = 14;  // with zero and NaN as many as there are levels
+constexpr std::uint32_t kSign = 0x80000000;
 // Of the mean above the threshold; an exponential then takes a bit and loses 0.17 of its variance.
 constexpr double kSpacing = 1.5;
+
+std::uint32_t magnitude_bits(float value) {
+  return std::bit_cast<std::uint32_t>(value) & ~kSign;
+}
 
 // Symbols of the calling thread; their memory serves one payload after another.
 std::vector<std::uint8_t>& level_symbols() {
@@ -26,27 +33,92 @@ std::vector<std::uint8_t>& level_symbols() {
   return instance;
 }
 
-// Different values, ascending by their bits.
+// Different magnitudes, ascending by their bits.
 struct LevelSet {
   std::array<std::uint32_t, kMaxLevels> bits{};
   std::size_t count = 0;
 
-  // Position of the value, where it is, or would be.
-  std::size_t find(std::uint32_t value) const {
-    return static_cast<std::size_t>(std::lower_bound(bits.begin(), bits.begin() + count, value) -
-                                    bits.begin());
+  std::size_t bytes() const { return count * sizeof bits[0]; }
+  // Position of the magnitude, where it is, or would be.
+  std::size_t find(std::uint32_t magnitude) const {
+    return static_cast<std::size_t>(
+        std::lower_bound(bits.begin(), bits.begin() + count, magnitude) - bits.begin());
   }
   // False where there is no room for one more.
-  bool insert(std::uint32_t value) {
-    const std::size_t at = find(value);
-    if (at < count && bits[at] == value) return true;
+  bool insert(std::uint32_t magnitude) {
+    const std::size_t at = find(magnitude);
+    if (at < count && bits[at] == magnitude) return true;
     if (count == kMaxLevels) return false;
     std::copy_backward(bits.begin() + at, bits.begin() + count, bits.begin() + count + 1);
-    bits[at] = value;
+    bits[at] = magnitude;
     ++count;
     return true;
   }
 };
+
+// What a payload has left; refuses where that is too little.
+class LevelsReader {
+ public:
+  explicit LevelsReader(std::span<const std::byte> in) : in_(in) {}
+
+  template <class T>
+  T take() {
+    T value;
+    std::memcpy(&value, take(sizeof value).data(), sizeof value);
+    return value;
+  }
+  std::span<const std::byte> take(std::size_t bytes) {
+    if (in_.size() < bytes) refuse("the payload ends too early");
+    const auto taken = in_.first(bytes);
+    in_ = in_.subspan(bytes);
+    return taken;
+  }
+  std::span<const std::byte> rest() const { return in_; }
+
+  [[noreturn]] static void refuse(std::string_view what) {
+    throw FrameError(concat("levels of values: ", what));
+  }
+
+ private:
+  std::span<const std::byte> in_;
+};
+
+LevelSet read_levels(LevelsReader& in) {
+  LevelSet levels;
+  levels.count = in.take<std::uint8_t>();
+  if (levels.count == 0 || levels.count > kMaxLevels) {
+    LevelsReader::refuse(concat("there are ", levels.count, ", expected 1 to ", kMaxLevels));
+  }
+  std::memcpy(levels.bits.data(), in.take(levels.bytes()).data(), levels.bytes());
+  for (std::size_t i = 0; i < levels.count; ++i) {
+    if ((levels.bits[i] & kSign) != 0) LevelsReader::refuse("one has a sign");
+    if (i > 0 && levels.bits[i - 1] >= levels.bits[i]) LevelsReader::refuse("they do not ascend");
+  }
+  return levels;
+}
+
+// Levels and values of the parts of a payload that is read.
+struct LevelParts {
+  std::vector<LevelSet> levels;
+  std::vector<std::size_t> ends;
+};
+
+// Their memory serves one payload of the calling thread after another.
+LevelParts& read_parts(LevelsReader& in, std::size_t values) {
+  thread_local LevelParts parts;
+  parts.levels.clear();
+  parts.ends.clear();
+  const std::size_t count = in.take<std::uint16_t>();
+  if (count == 0) LevelsReader::refuse("there is no part");
+  for (std::size_t i = 0, end = 0; i < count; ++i) {
+    parts.levels.push_back(read_levels(in));
+    const std::size_t left = values - end;
+    const std::size_t own = i + 1 < count ? in.take<std::uint32_t>() : left;
+    if (own == 0 || own > left) LevelsReader::refuse("parts have other values than all");
+    parts.ends.push_back(end += own);
+  }
+  return parts;
+}
 
 }  // namespace
 
@@ -90,76 +162,91 @@ void round_to_levels(std::span<float> values) {
   }
 }
 
-std::size_t max_levels_bytes(std::size_t count) {
+std::size_t max_levels_bytes(std::size_t count, std::size_t parts) {
   // A word a symbol is more than any stream takes, and a vector may be stored past its end.
-  return 1 + kMaxLevels * (sizeof(float) + 1) + 2 * count +
+  return sizeof(std::uint16_t) + parts * (1 + kMaxLevels * sizeof(float) + sizeof(std::uint32_t)) +
+         entropy::kMaxSymbols + 2 * count +
          4 * static_cast<std::size_t>(entropy::lanes_for(count)) + 64;
 }
 
-std::size_t encode_levels(std::span<const float> values, std::span<std::byte> out) {
-  if (values.empty()) return 0;
-  LevelSet levels;
-  for (const float value : values) {
-    if (!levels.insert(std::bit_cast<std::uint32_t>(value))) return 0;
-  }
-  out[0] = static_cast<std::byte>(levels.count);
-  std::size_t at = 1;
-  std::memcpy(out.data() + at, levels.bits.data(), levels.count * sizeof(float));
-  at += levels.count * sizeof(float);
-  if (levels.count == 1) return at;
+std::size_t encode_levels(std::span<const float> values, std::span<const std::uint32_t> ends,
+                          std::span<std::byte> out) {
+  if (values.empty() || ends.size() > kMaxParts) return 0;
+  const auto whole = static_cast<std::uint32_t>(values.size());
+  if (ends.empty()) ends = std::span(&whole, 1);
+  THINWIRE_ASSERT(ends.back() == values.size());
+  std::size_t at = 0, most_levels = 0;
+  const auto write = [&](const void* data, std::size_t bytes) {
+    std::memcpy(out.data() + at, data, bytes);
+    at += bytes;
+  };
+  const auto parts = static_cast<std::uint16_t>(ends.size());
+  write(&parts, sizeof parts);
   std::vector<std::uint8_t>& symbols = level_symbols();
   symbols.resize(values.size());
   std::array<std::uint32_t, entropy::kMaxSymbols> counts{};
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    symbols[i] = static_cast<std::uint8_t>(levels.find(std::bit_cast<std::uint32_t>(values[i])));
-    ++counts[symbols[i]];
+  std::uint32_t first = 0;  // of the part
+  for (const std::uint32_t end : ends) {
+    LevelSet levels;
+    for (std::uint32_t i = first; i < end; ++i) {
+      if (!levels.insert(magnitude_bits(values[i]))) return 0;
+    }
+    for (std::uint32_t i = first; i < end; ++i) {
+      const std::size_t symbol =
+          2 * levels.find(magnitude_bits(values[i])) + (std::signbit(values[i]) ? 1 : 0);
+      symbols[i] = static_cast<std::uint8_t>(symbol);
+      ++counts[symbol];
+    }
+    most_levels = std::max(most_levels, levels.count);
+    out[at++] = static_cast<std::byte>(levels.count);
+    write(levels.bits.data(), levels.bytes());
+    const std::uint32_t own = end - first;
+    if (end != whole) write(&own, sizeof own);
+    first = end;
   }
   const entropy::SymbolWeights weights = entropy::weights_of(counts);
-  std::memcpy(out.data() + at, weights.data(), levels.count);
-  at += levels.count;
+  write(weights.data(), 2 * most_levels);
+  const auto used = std::span(weights).first(2 * most_levels);
+  const entropy::SymbolTable table(used);
+  if (table.constant()) return at;
   entropy::RansEncoder stream(out.subspan(at), entropy::lanes_for(symbols.size()));
-  const bool fits =
-      stream.encode(entropy::SymbolTable(std::span(weights).first(levels.count)), symbols);
+  const bool fits = stream.encode(table, symbols);
   const std::size_t bytes = fits ? stream.finish() : 0;
   THINWIRE_ASSERT(bytes > 0);
   return at + bytes;
 }
 
 void decode_levels(std::span<const std::byte> in, std::span<float> values) {
-  const auto refuse = [](std::string_view what) {
-    throw FrameError(concat("levels of values: ", what));
-  };
-  if (in.empty()) refuse("the payload is empty");
-  const auto count = static_cast<std::size_t>(in[0]);
-  if (count == 0 || count > kMaxLevels) refuse(concat("there are ", count, ", expected 1 to 32"));
-  const std::size_t table = count > 1 ? count : 0;
-  const std::size_t head = 1 + count * sizeof(float) + table;
-  if (in.size() < head) refuse("the payload ends too early");
-  std::array<std::uint32_t, kMaxLevels> levels{};
-  std::memcpy(levels.data(), in.data() + 1, count * sizeof(float));
-  for (std::size_t i = 1; i < count; ++i) {
-    if (levels[i - 1] >= levels[i]) refuse("they do not ascend");
-  }
-  if (count == 1) {
-    if (in.size() != head) refuse("bytes are left over");
-    std::ranges::fill(values, std::bit_cast<float>(levels[0]));
-    return;
-  }
+  LevelsReader read(in);
+  const LevelParts& parts = read_parts(read, values.size());
+  std::size_t most_levels = 0;
+  for (const LevelSet& levels : parts.levels) most_levels = std::max(most_levels, levels.count);
   entropy::SymbolWeights weights{};
-  std::memcpy(weights.data(), in.data() + head - table, table);
-  const auto used = std::span(weights).first(count);
-  if (std::ranges::find(used, std::uint8_t{0}) != used.end()) {
-    refuse("a level has no weight");
+  std::memcpy(weights.data(), read.take(2 * most_levels).data(), 2 * most_levels);
+  const auto used = std::span(weights).first(2 * most_levels);
+  if (std::ranges::all_of(used, [](std::uint8_t weight) { return weight == 0; })) {
+    LevelsReader::refuse("no symbol has a weight");
   }
+  const entropy::SymbolTable table(used);
   std::vector<std::uint8_t>& symbols = level_symbols();
   symbols.resize(values.size());
-  entropy::RansDecoder stream(in.subspan(head), entropy::lanes_for(symbols.size()));
-  if (!stream.decode(entropy::SymbolTable(std::span(weights).first(count)), symbols) ||
-      !stream.finished()) {
-    refuse("the stream is damaged");
+  if (table.constant()) {
+    if (!read.rest().empty()) LevelsReader::refuse("bytes are left over");
+    std::ranges::fill(symbols, static_cast<std::uint8_t>(table.last()));
+  } else {
+    entropy::RansDecoder stream(read.rest(), entropy::lanes_for(symbols.size()));
+    if (!stream.decode(table, symbols) || !stream.finished()) {
+      LevelsReader::refuse("the stream is damaged");
+    }
   }
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    values[i] = std::bit_cast<float>(levels[symbols[i]]);
+  std::size_t i = 0;
+  for (std::size_t part = 0; part < parts.ends.size(); ++part) {
+    const LevelSet& levels = parts.levels[part];
+    for (; i < parts.ends[part]; ++i) {
+      const std::size_t level = symbols[i] / 2;
+      if (level >= levels.count) LevelsReader::refuse("a value has a level that its part has not");
+      values[i] = std::bit_cast<float>(levels.bits[level] | (symbols[i] % 2 != 0 ? kSign : 0));
+    }
   }
 }
 

@@ -11,7 +11,7 @@ std::vector<fuzz::Input> fuzz::seeds() {
   for (const std::uint16_t numel : {std::uint16_t{10}, std::uint16_t{1000}}) {
     for (const std::uint32_t every : {1u, 3u, 50u}) {
       for (const float value : {1.0f, 0.1f, 1e-3f}) {
-        SparseEntries entries;
+        comm::LayeredEntries entries;
         for (std::uint32_t i = 0; i < numel; i += every)
           entries.add(i, i % 2 == 0 ? value : -value * static_cast<float>(i % 5));
         Input input(2 + comm::max_entries_bytes(numel));

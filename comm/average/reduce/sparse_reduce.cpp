@@ -29,10 +29,8 @@ SparseReduce::SparseReduce(std::span<const PartitionLayer> layers, const Peers& 
   for (int owner = 0; owner < world_; ++owner) {
     most_ = std::max(most_, kFrameHeaderBytes + max_entries_bytes(numel_of(owner)));
   }
-  values_ = layers.empty() ? ValueType::kFloat32 : layers[0].codec->facts().values;
   std::int64_t first = 0;  // of the layer
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].codec->facts().values != values_) values_ = ValueType::kFloat32;
     const std::int64_t begin = std::max(first, begin_of(rank_));
     const std::int64_t end = std::min(first + layers[i].numel, begin_of(rank_ + 1));
     if (begin < end) {
@@ -60,7 +58,7 @@ void SparseReduce::pick() {
   PhaseSpan span(context_, Phase::kCompress);
   auto& picked = context_.workspace->picked;
   picked.resize(static_cast<std::size_t>(world_));
-  for (SparseEntries& entries : picked) entries.clear();
+  for (LayeredEntries& entries : picked) entries.clear();
   const auto encoded = context_.workspace->arena.bytes(most_of_a_layer_);
   std::int64_t first = 0;  // of the layer
   for (const LayerValues& layer : layers_) {
@@ -89,15 +87,17 @@ void SparseReduce::sort_by_owner(std::int64_t first) {
     context_.workspace->picked[static_cast<std::size_t>(owner)].add(
         static_cast<std::uint32_t>(index - begin_of(owner)), entries.values[i]);
   }
+  for (LayeredEntries& of_owner : context_.workspace->picked) of_owner.end_layer();
 }
 
 void SparseReduce::address(int owner) {
-  const SparseEntries& entries = context_.workspace->picked[static_cast<std::size_t>(owner)];
+  const LayeredEntries& entries = context_.workspace->picked[static_cast<std::size_t>(owner)];
   FrameBuffer& buffer = to_owners_[static_cast<std::size_t>(owner)];
   const std::uint64_t numel = numel_of(owner);
   std::size_t bytes = 0;
   const auto payload = buffer.payload(
-      context_.workspace->arena, owner == rank_ ? 0 : max_entries_bytes(numel, entries.size()));
+      context_.workspace->arena,
+      owner == rank_ ? 0 : max_entries_bytes(numel, entries.size(), entries.ends.size()));
   if (owner != rank_) bytes = encode_entries(entries, numel, payload);
   buffer.finish(header_of(context_, numel, rank_, 0), bytes);
 }
@@ -110,13 +110,13 @@ void SparseReduce::advance() {
   const ReceivedFrames received = to_owners_swap_.receive(expected);
   means_.sent = received.sent;
 
-  SparseEntries& means = context_.workspace->merged;
+  LayeredEntries& means = context_.workspace->means;
   means.clear();
   refused_ = add_up(received);
   if (refused_ < 0) choose_means(add_kept(), means);
   FrameHeader header = header_of(context_, own_numel, rank_, 1);
-  const auto payload =
-      mean_.payload(context_.workspace->arena, max_entries_bytes(own_numel, means.size()));
+  const auto payload = mean_.payload(context_.workspace->arena,
+                                     max_entries_bytes(own_numel, means.size(), means.ends.size()));
   std::size_t bytes = 0;
   own_finite_ = kernels::all_finite(means.values);
   if (refused_ < 0) {
@@ -187,7 +187,7 @@ std::size_t SparseReduce::most_means() const {
 }
 
 // Fills `means`, and leaves in the sums what they are not.
-void SparseReduce::choose_means(bool may_keep, SparseEntries& means) {
+void SparseReduce::choose_means(bool may_keep, LayeredEntries& means) {
   PhaseSpan span(context_, Phase::kCompress);
   const auto set = static_cast<std::size_t>(
       std::ranges::count_if(sums_, [](float value) { return value != 0; }));
@@ -204,8 +204,22 @@ void SparseReduce::choose_means(bool may_keep, SparseEntries& means) {
       means.add(chosen.indices[i], chosen.values[i]);
     }
   }
-  if (chooses) store_as(values_, means.values);
+  end_layers(chooses, means);
   for (std::size_t i = 0; i < means.size(); ++i) sums_[means.indices[i]] -= means.values[i];
+}
+
+// Tells whose the means are, and rounds each layer's as its codec stores values.
+void SparseReduce::end_layers(bool round, LayeredEntries& means) {
+  std::size_t begin = 0, end = 0;
+  std::int64_t numel = 0;  // up to the end of the piece
+  for (const Piece& piece : pieces_) {
+    numel += piece.numel;
+    while (end < means.size() && means.indices[end] < numel) ++end;
+    const ValueType type = layers_[piece.layer].codec->facts().values;
+    if (round) store_as(type, std::span(means.values).subspan(begin, end - begin));
+    if (end > begin) means.ends.push_back(static_cast<std::uint32_t>(end));
+    begin = end;
+  }
 }
 
 Averaged SparseReduce::receive() {

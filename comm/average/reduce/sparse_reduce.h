@@ -52,7 +52,8 @@ class SparseReduce final : public Reduction {
   void address(int owner);
   int add_up(const ReceivedFrames& received);
   bool add_kept();
-  void choose_means(bool may_keep, SparseEntries& means);
+  void choose_means(bool may_keep, LayeredEntries& means);
+  void end_layers(bool round, LayeredEntries& means);
   std::size_t most_means() const;
   void write_range(int owner, const SparseEntries& entries);
 
@@ -64,7 +65,6 @@ class SparseReduce final : public Reduction {
   std::vector<FrameBuffer> to_owners_;
   FrameBuffer mean_;
   std::vector<Piece> pieces_;  // the own range by layers
-  ValueType values_;           // of the means
   std::size_t own_entries_ = 0, own_in_range_ = 0, met_ = 0;
   std::span<float> sums_;  // of the own range, then what of their means is not sent
   int refused_ = -1;       // the rank whose entries were refused

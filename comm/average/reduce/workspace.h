@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "thinwire/comm/wire/arena.h"
+#include "thinwire/comm/wire/sparse_entries.h"
 #include "thinwire/compressors/codecs/codec.h"
 #include "thinwire/compressors/kernels/topk.h"
 
@@ -13,10 +14,11 @@ namespace thinwire::comm {
 // by the owner.
 struct Workspace {
   Arena arena;
-  std::vector<SparseEntries> picked;    // SparseReduce: this rank's entries, by owner
+  std::vector<LayeredEntries> picked;   // SparseReduce: this rank's entries, by owner
+  LayeredEntries means;                 // SparseReduce: of the own range
   std::vector<SparseEntries> received;  // GatherReduce: of one layer, by peer
   std::vector<std::size_t> next;        // GatherReduce: of these entries
-  SparseEntries scratch, merged;        // within one function
+  SparseEntries scratch;                // within one function
   kernels::TopkSelection chosen;        // SparseReduce: the means that it sends
 
   std::size_t bytes() const {
@@ -25,10 +27,14 @@ struct Workspace {
       bytes += entries.indices.capacity() * sizeof(entries.indices[0]) +
                entries.values.capacity() * sizeof(entries.values[0]);
     };
-    for (const SparseEntries& entries : picked) add(entries);
+    const auto add_layers = [&](const LayeredEntries& entries) {
+      add(entries);
+      bytes += entries.ends.capacity() * sizeof(entries.ends[0]);
+    };
+    for (const LayeredEntries& entries : picked) add_layers(entries);
+    add_layers(means);
     for (const SparseEntries& entries : received) add(entries);
     add(scratch);
-    add(merged);
     bytes +=
         (chosen.indices.capacity() + chosen.candidate_indices.capacity()) * sizeof(std::uint32_t);
     bytes +=

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -14,10 +15,20 @@
 namespace thinwire {
 namespace {
 
-std::vector<std::byte> encoded(const std::vector<float>& values) {
-  std::vector<std::byte> out(max_levels_bytes(values.size()));
-  out.resize(encode_levels(values, out));
+std::vector<std::byte> encoded(const std::vector<float>& values,
+                               const std::vector<std::uint32_t>& ends = {}) {
+  std::vector<std::byte> out(
+      max_levels_bytes(values.size(), std::max<std::size_t>(1, ends.size())));
+  out.resize(encode_levels(values, ends, out));
   return out;
+}
+
+void expect_back(const std::vector<std::byte>& payload, const std::vector<float>& values) {
+  std::vector<float> decoded(values.size());
+  decode_levels(payload, decoded);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(decoded[i]), std::bit_cast<std::uint32_t>(values[i]));
+  }
 }
 
 // What top-k keeps: magnitudes above a threshold, thinning out, of either sign.
@@ -32,25 +43,41 @@ std::vector<float> kept_values(std::size_t count, unsigned seed) {
 TEST(ValueLevels, ComeBackBitForBit) {
   std::mt19937 random(3);
   for (const std::size_t count : {1u, 2u, 7u, 300u, 5000u, 70000u}) {
-    for (const unsigned levels : {1u, 2u, 5u, 32u}) {
+    for (const unsigned levels : {1u, 2u, 5u, 16u}) {
       std::vector<float> values(count);
-      for (float& value : values) value = static_cast<float>(random() % levels) - 7.25f;
-      values[0] = std::numeric_limits<float>::quiet_NaN();
-      if (count > 1 && levels == 32) values[0] = values[1];
+      for (float& value : values) {
+        value = (random() % 2 ? 1.0f : -1.0f) * static_cast<float>(random() % levels);
+      }
+      if (levels < 16) values[0] = std::numeric_limits<float>::quiet_NaN();
       const auto payload = encoded(values);
       ASSERT_FALSE(payload.empty());
-      std::vector<float> decoded(count);
-      decode_levels(payload, decoded);
-      for (std::size_t i = 0; i < count; ++i) {
-        EXPECT_EQ(std::bit_cast<std::uint32_t>(decoded[i]),
-                  std::bit_cast<std::uint32_t>(values[i]));
-      }
+      expect_back(payload, values);
     }
   }
-  std::vector<float> many(33);
+  std::vector<float> many(17);
   for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<float>(i);
-  EXPECT_TRUE(encoded(many).empty()) << "33 levels";
+  EXPECT_TRUE(encoded(many).empty()) << "17 levels";
+  expect_back(encoded(many, {1, 17}), many);
   EXPECT_TRUE(encoded({}).empty());
+}
+
+// Layers of other sizes than each other's, as an owner of ranges gets them.
+TEST(ValueLevels, PartsHaveLevelsOfTheirOwnAndTakeNoMoreBits) {
+  std::vector<float> together;
+  std::vector<std::uint32_t> ends;
+  std::size_t alone = 0;
+  for (unsigned part = 0; part < 5; ++part) {
+    std::vector<float> values = kept_values(3000, part);
+    for (float& value : values) value *= std::pow(10.0f, static_cast<float>(part) - 4);
+    round_to_levels(values);
+    alone += encoded(values).size();
+    together.insert(together.end(), values.begin(), values.end());
+    ends.push_back(static_cast<std::uint32_t>(together.size()));
+  }
+  EXPECT_TRUE(encoded(together).empty()) << "as one part";
+  const auto payload = encoded(together, ends);
+  expect_back(payload, together);
+  EXPECT_LE(payload.size(), alone);
 }
 
 TEST(ValueLevels, RoundedValuesTakeAboutTwoBitsAndLoseLittle) {
@@ -87,28 +114,37 @@ TEST(ValueLevels, ZerosStayAndWhatIsNotFiniteBecomesNaN) {
 TEST(ValueLevels, DamageIsRefused) {
   std::vector<float> values = kept_values(400, 2);
   round_to_levels(values);
-  const auto payload = encoded(values);
+  const auto payload = encoded(values, {100, 400});
   std::vector<float> decoded(values.size());
   const auto refused = [&](std::vector<std::byte> damaged) {
     EXPECT_THROW(decode_levels(damaged, decoded), FrameError);
   };
-  refused({});
-  refused({payload.begin(), payload.end() - 1});
-  for (const int count : {0, 33, 255}) {
+  const auto changed = [&](std::size_t at, int byte) {
     auto damaged = payload;
-    damaged[0] = static_cast<std::byte>(count);
-    refused(damaged);
+    damaged[at] = static_cast<std::byte>(byte);
+    return damaged;
+  };
+  for (std::size_t size = 0; size < payload.size(); ++size) {
+    refused({payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(size)});
   }
+  for (const int count : {0, 1, 3, 255}) refused(changed(0, count));
+  for (const int count : {0, 17, 255}) refused(changed(2, count));
+  refused(changed(6, 0xFF));  // the first level gets a sign
   auto unsorted = payload;
-  std::swap_ranges(unsorted.begin() + 1, unsorted.begin() + 5, unsorted.begin() + 5);
+  std::swap_ranges(unsorted.begin() + 3, unsorted.begin() + 7, unsorted.begin() + 7);
   refused(unsorted);
   auto longer = payload;
   longer.push_back(std::byte{0});
   refused(longer);
-  auto weightless = payload;
-  weightless[1 + 4 * static_cast<std::size_t>(payload[0])] = std::byte{0};
+  const std::size_t own = 3 + 4 * static_cast<std::size_t>(payload[2]);
+  refused(changed(own, 0));      // a part without values
+  refused(changed(own + 1, 2));  // one with more than there are
+  decoded.resize(1);
+  const auto one = encoded({1.5f});
+  expect_back(one, {1.5f});
+  auto weightless = one;
+  weightless[one.size() - 2] = std::byte{0};
   refused(weightless);
-  refused({std::byte{1}, std::byte{0}, std::byte{0}, std::byte{0}, std::byte{0}, std::byte{0}});
 }
 
 }  // namespace

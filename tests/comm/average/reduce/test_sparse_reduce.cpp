@@ -17,6 +17,7 @@
 namespace thinwire::comm {
 namespace {
 
+using testing::layer_of;
 using testing::LayerShapes;
 using testing::random_bucket;
 using testing::RankContext;
@@ -25,7 +26,7 @@ using testing::uniform_plan;
 
 // ---- entries as bytes --------------------------------------------------------------------------
 
-SparseEntries round_trip(const SparseEntries& entries, std::uint64_t numel, std::size_t* size) {
+SparseEntries round_trip(const LayeredEntries& entries, std::uint64_t numel, std::size_t* size) {
   std::vector<std::byte> bytes(max_entries_bytes(numel));
   *size = encode_entries(entries, numel, bytes);
   SparseEntries decoded;
@@ -59,7 +60,7 @@ TEST(SparseEntries, ComeBackBitForBitInTheSmallestForm) {
   for (const Kind& kind : kinds) {
     for (const std::uint64_t numel : {1u, 2u, 31u, 1000u, 20000u}) {
       for (const unsigned every : {1u, 2u, 10u, 1000u}) {
-        SparseEntries entries;
+        LayeredEntries entries;
         for (std::uint32_t i = 0; i < numel; ++i) {
           if (random() % every == 0) entries.add(i, kind.value());
         }
@@ -78,7 +79,7 @@ TEST(SparseEntries, ComeBackBitForBitInTheSmallestForm) {
 }
 
 TEST(SparseEntries, RefuseWhatNobodyWrites) {
-  SparseEntries entries;
+  LayeredEntries entries;
   for (std::uint32_t i = 0; i < 50; ++i) entries.add(7 * i, 1.0f + static_cast<float>(i) * 1e-3f);
   std::vector<std::byte> bytes(max_entries_bytes(400));
   bytes.resize(encode_entries(entries, 400, bytes));
@@ -206,6 +207,32 @@ TEST(SparseReduce, BytesOfARankAreTheSameOnAnyNumberOfRanks) {
       }
     }
   }
+}
+
+// Layers of other sizes than each other's meet in one payload, each with its own levels.
+TEST(SparseReduce, CodedValuesKeepTheirLayersLevels) {
+  LayerShapes shapes;
+  for (int i = 0; i < 8; ++i) shapes.push_back({"layer" + std::to_string(i), {4000}});
+  run_ranks(3, [&](RankContext& ctx) {
+    const auto scale_of = [](std::size_t layer) { return std::pow(10.0, -double(layer)); };
+    const auto sent = [&](const char* spec) {
+      BucketAverager averager(ctx.group, {.strategy = Strategy::kSparse});
+      for (int step = 0; step < 4; ++step) {
+        Bucket bucket = random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank);
+        for (std::size_t i = 0; i < shapes.size(); ++i) layer_of(bucket, i) *= scale_of(i);
+        averager.average(bucket, uniform_plan(shapes, spec), step);
+        for (std::size_t i = 0; i < shapes.size(); ++i) {
+          EXPECT_LT(layer_of(bucket, i).abs().max().item<double>(), 6 * scale_of(i)) << spec;
+        }
+      }
+      return static_cast<double>(averager.traffic().sent_bytes) / 4;
+    };
+    // 400 entries of 10 % a layer, one and a half times: half a byte of index each, 2 or 32 bits
+    // of value, frames and levels.
+    const double exact = sent("topk(density=0.1)"), coded = sent("topk(density=0.1, values=coded)");
+    EXPECT_LT(coded, 1.5 * 3200 * 0.95 + 1500);
+    EXPECT_GT(exact, 3 * coded);
+  });
 }
 
 // Where all ranks send the same elements the union does not grow with their number.
