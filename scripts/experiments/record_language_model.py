@@ -10,44 +10,13 @@ OUT.1, ... as CompressionOptions::record_gradients does. Needs torch and safeten
 
 import argparse
 import pathlib
-import subprocess
 
 import safetensors.torch
 import torch
-from torch import nn
-from torch.nn import functional as F
+
+from small_transformer import Model, batch_of, loss_of, read_text
 
 CONTEXT = 64
-
-
-class Block(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.heads = heads
-        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x):
-        parts = self.qkv(self.before_attention(x)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.before_mlp(x))))
-
-
-class Model(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.tokens = nn.Embedding(256, width)
-        self.places = nn.Parameter(0.02 * torch.randn(CONTEXT, width))
-        self.blocks = nn.Sequential(*[Block(width, 4) for _ in range(3)])
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 256, bias=False)
-
-    def forward(self, x):
-        return self.head(self.norm(self.blocks(self.tokens(x) + self.places)))
 
 
 def main():
@@ -60,8 +29,7 @@ def main():
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
 
-    text = subprocess.run(["bible", "-f", "Gen1:1-Rev22:21"], capture_output=True, check=True).stdout
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+    data = torch.frombuffer(bytearray(read_text()), dtype=torch.uint8).long()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = Model(arguments.width)
@@ -72,9 +40,7 @@ def main():
             group["lr"] = 2e-3 * min(1, (step + 1) / 50)
         means = None
         for rank in range(arguments.ranks):
-            starts = torch.randint(0, len(data) - CONTEXT - 1, (arguments.batch,))
-            batch = torch.stack([data[s:s + CONTEXT + 1] for s in starts.tolist()])
-            loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+            loss = loss_of(model, batch_of(data, arguments.batch, CONTEXT))
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             if step >= arguments.first:
                 for (name, _), gradient in zip(model.named_parameters(), gradients):
