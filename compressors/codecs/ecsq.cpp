@@ -38,7 +38,7 @@ std::size_t parts_of(std::int64_t numel) {
 
 // Room for a table and the coder's states, beside the bits that were asked for.
 constexpr std::size_t kSlotMargin = 32;
-// The estimate of the step is within 2 % of the bits; where it is above, the step grows by 6 %.
+// The estimate of the step is within 2 % of the bits.
 constexpr double kSlotUse = 0.98;
 
 class Ecsq final : public Codec {
@@ -89,8 +89,8 @@ class Ecsq final : public Codec {
       s.parts.push_back(values.subspan(at, std::min<std::size_t>(kEcsqPart, values.size() - at)));
     }
     const float step = step_of(values, input, key, slot);
-    const entropy::Encoded encoded = s.encoder.encode(
-        s.parts, step, static_cast<float>(options_.rounding()), output.first(slot), s.codes);
+    const entropy::Encoded encoded =
+        s.encoder.encode(s.parts, options_.choice(step), output.first(slot), s.codes);
     return traits().fixed_size ? slot : encoded.bytes;
   }
 
@@ -215,23 +215,29 @@ class Ecsq final : public Codec {
 }  // namespace
 
 double EcsqOptions::rounding() const {
+  if (basis) return 0.5;  // from where each class finds its own
   if (goal != Goal::kBits) return 0.42;
-  // In a basis few coefficients take most of the bits: the others are those of a lower rate.
-  const double rate = basis ? value / 2 : value;
   struct Point {
     double bits, rounding;
   };
   constexpr std::array kPoints = {Point{0.25, 0.15}, Point{0.5, 0.25}, Point{1, 0.35},
                                   Point{2, 0.42}, Point{3, 0.5}};
-  if (rate <= kPoints.front().bits) return kPoints.front().rounding;
+  if (value <= kPoints.front().bits) return kPoints.front().rounding;
   for (std::size_t i = 1; i < kPoints.size(); ++i) {
     const Point& a = kPoints[i - 1];
     const Point& b = kPoints[i];
-    if (rate <= b.bits) {
-      return a.rounding + (b.rounding - a.rounding) * (rate - a.bits) / (b.bits - a.bits);
+    if (value <= b.bits) {
+      return a.rounding + (b.rounding - a.rounding) * (value - a.bits) / (b.bits - a.bits);
     }
   }
   return kPoints.back().rounding;
+}
+
+entropy::StepChoice EcsqOptions::choice(float step) const {
+  return {.step = step,
+          .rounding = static_cast<float>(rounding()),
+          .rounding_by_part = basis.has_value(),
+          .fill = goal == Goal::kBits};
 }
 
 CodecPtr make_ecsq(const Spec& spec) {

@@ -23,13 +23,14 @@
 
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/codecs/codec.h"
+#include "thinwire/compressors/entropy/step_coder.h"
 
 namespace thinwire {
 
 // The basis of spectral(...).
 struct BasisOptions {
   int directions = 16;  // of a side of a matrix, 1 to 64
-  int every = 20;       // steps from one basis to the next
+  int every = 10;       // steps from one basis to the next
 };
 
 struct EcsqOptions {
@@ -42,6 +43,8 @@ struct EcsqOptions {
   // What is added before a scaled magnitude is rounded down: 1/2 rounds to nearest, less makes more
   // of them zero, which saves more bits than it costs error at low rates.
   double rounding() const;
+  // How values are coded with a step. Payloads of so many bits fill their slots.
+  entropy::StepChoice choice(float step) const;
 };
 
 // Elements that share a table.

@@ -7,7 +7,7 @@
 //   spectral(bits=1)                  bits an element on the wire, as of ecsq
 //   spectral(step=0.001), spectral(error=0.1)
 //   directions=16                     leading directions of either side of a matrix
-//   every=20                          steps from one basis to the next; the first ones come sooner
+//   every=10                          steps from one basis to the next; the first ones come sooner
 //
 // MoE rows have a codec of the same name with other parameters, moe/rows/spectral_rows.h: the place
 // where a spec stands says which is meant.

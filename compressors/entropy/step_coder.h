@@ -7,17 +7,20 @@
 //
 // Payload, little-endian:
 //
-//   u32 bytes of the payload · f32 step · 3 bytes of centroids, (byte − 128) / 256 each
+//   u32 bytes of the payload · f32 step
 //   for each part, 1 byte:
 //     0  all values are zero                  1  a value was not finite: all decode to NaN
-//     2  codes, under the table that follows  3  codes, under the last table of kind 2
-//     4  pairs of codes, table follows        5  pairs of codes, last table of kind 4
-//     a table is its number of weights, 1 byte, and the weights; the last one is not 0
+//     2  codes, under the table that follows  5  pairs of codes, table follows
+//     3  codes, under the model that follows  6  pairs of codes, model follows
+//     4  codes, under the last of either      7  pairs of codes, last of either
+//     a table is its number of weights, 1 byte, the weights, of which the last one is not 0, and 3
+//     bytes of centroids, (byte − 128) / 256 each; a model (code_model.h) zeros, decay and last, 1
+//     byte each, and one of a centroid for all; the table of the excess is without centroids
 //   the table of the excess, or one byte 0 where there is none
 //   u32 bytes of long numbers, only with a table of the excess · the long numbers
 //   stream (rans.h): the symbols of the parts in order, then those of the excess
 //
-// Codes are the symbols of dead_zone.h with a bound of 15 (kinds 2 and 3) or 2 (pairs). The excess,
+// Codes are the symbols of dead_zone.h with a bound of 15 (kinds 2 to 4) or 2 (pairs). The excess,
 // m − bound of the elements at the bound, in order of the parts, is a symbol each: itself below 31;
 // symbol 31 stands for a long number, the rest above 31 in groups of seven bits, low ones first,
 // with the high bit set in all but the last.
@@ -29,6 +32,7 @@
 #include <span>
 #include <vector>
 
+#include "thinwire/compressors/entropy/code_model.h"
 #include "thinwire/compressors/entropy/dead_zone.h"
 #include "thinwire/compressors/entropy/symbol_table.h"
 
@@ -41,9 +45,11 @@ enum class PartKind : std::uint8_t {
   kZero = 0,
   kNotFinite = 1,
   kCodes = 2,
-  kCodesLastTable = 3,
-  kPairs = 4,
-  kPairsLastTable = 5
+  kModelledCodes = 3,
+  kCodesLastTable = 4,
+  kPairs = 5,
+  kModelledPairs = 6,
+  kPairsLastTable = 7
 };
 
 // The codes of one payload, as they were written or read. Keeps its memory from call to call.
@@ -59,6 +65,7 @@ class StepCodes {
   friend class StepDecoder;
   struct Part {
     PartKind kind = PartKind::kZero;
+    std::array<std::uint8_t, kCentroids> centroids{};
     std::size_t first = 0, numel = 0;  // in symbols_
     std::size_t first_excess = 0, excess = 0;
     int bound() const { return kind >= PartKind::kPairs ? 2 : 15; }
@@ -66,18 +73,28 @@ class StepCodes {
   void set_levels();
 
   float step_ = 0;
-  std::array<std::uint8_t, kCentroids> centroids_{};
   std::vector<Part> parts_;
   std::vector<std::uint8_t> symbols_;  // one an element
   std::vector<std::uint32_t> excess_;  // of which the first excess_count_ are in use
   std::size_t excess_count_ = 0;
   std::vector<float> beyond_;  // what the excess stands for
-  Levels levels_, pair_levels_;
 };
 
 // What stands for the values of a bin: their mean, or the multiple of the step. Values that noise
 // was added to, so that rounding is right on average, must have the latter.
 enum class Reconstruct { kMeanOfBin, kMultiple };
+
+// How values become codes.
+struct StepChoice {
+  float step = 1;
+  float rounding = 0.5f;
+  Reconstruct reconstruct = Reconstruct::kMeanOfBin;
+  // Each part's rounding follows from how many of its values `rounding` makes zero: what many zeros
+  // make dear is rounded to more rarely.
+  bool rounding_by_part = false;
+  // Where the payload would leave a slot partly empty the step is finer. The slot is paid for.
+  bool fill = false;
+};
 
 struct Encoded {
   std::size_t bytes = 0;  // of the payload
@@ -89,28 +106,43 @@ struct Encoded {
 // Encodes payloads. One instance serves one thread at a time and allocates nothing once warm.
 class StepEncoder {
  public:
-  // Encodes the parts with `step`, or a coarser one where
-  // that does not fit `out`; with none at all, every value being zero, where `step` is 0 or so
-  // small that it has no inverse. `out` holds at least min_bytes(). `codes` is what was written.
-  Encoded encode(std::span<const std::span<const float>> parts, float step, float rounding,
-                 std::span<std::byte> out, StepCodes& codes,
-                 Reconstruct reconstruct = Reconstruct::kMeanOfBin);
+  // Encodes the parts as chosen, but with a coarser step where that does not fit `out`; with none
+  // at all, every value being zero, where the step is 0 or so small that it has no inverse. `out`
+  // holds at least min_bytes(). `codes` is what was written.
+  Encoded encode(std::span<const std::span<const float>> parts, const StepChoice& choice,
+                 std::span<std::byte> out, StepCodes& codes);
 
   // What a payload of so many parts takes at least.
   static std::size_t min_bytes(std::size_t parts);
 
  private:
-  bool quantise_parts(std::span<const std::span<const float>> parts, float step, float rounding,
-                      Reconstruct reconstruct, StepCodes& codes);
+  // Of the centroids of a part, or of all parts with one table.
+  struct FractionSums {
+    std::array<std::int64_t, kCentroids> count{}, fraction{};
+  };
+  bool quantise_parts(std::span<const std::span<const float>> parts, const StepChoice& choice,
+                      StepCodes& codes);
   double make_tables(StepCodes& codes);
+  void group_parts(StepCodes& codes);
+  void list_excess(const StepCodes& codes);
+  void set_centroids(StepCodes& codes);
   std::size_t write(StepCodes& codes, std::span<std::byte> out);
   std::span<const std::uint8_t> coded(const StepCodes& codes, std::size_t part) const;
 
-  std::vector<std::uint8_t> pairs_;                             // at half the place of the symbols
+  std::vector<std::uint8_t> pairs_;  // at half the place of the symbols
+  // Parts with one table.
+  struct Group {
+    std::array<std::uint32_t, kMaxSymbols> counts{};
+    bool pairs = false;
+    double bits = 0;    // about, with the table
+    CodeModel model{};  // in place of a table where `last` is not 0
+    FractionSums fractions{};
+  };
   std::vector<std::array<std::uint32_t, kMaxSymbols>> counts_;  // of each part
-  std::vector<std::array<std::uint32_t, kMaxSymbols>> merged_counts_;  // of each group
-  std::vector<std::size_t> group_;                                     // of each part
-  std::vector<SymbolWeights> weights_;                                 // of each group
+  std::vector<FractionSums> fractions_;                         // of each part
+  std::vector<std::size_t> group_of_;                           // of each part
+  std::vector<Group> groups_;
+  std::vector<SymbolWeights> weights_;  // of each group, then of the excess
   std::vector<SymbolTable> tables_;
   std::vector<std::uint8_t> excess_symbols_, long_numbers_;
   std::vector<std::byte> scratch_;

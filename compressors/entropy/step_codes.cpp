@@ -16,20 +16,13 @@ float level_of(std::uint32_t magnitude, float step,
 
 }  // namespace
 
-// Derives levels_ and beyond_ from everything else.
+// Derives beyond_ from everything else.
 void StepCodes::set_levels() {
-  for (std::uint32_t m = 0; m <= 15; ++m) {
-    const float level = level_of(m, step_, centroids_);
-    if (m > 0) levels_.of_symbol[2 * m - 1] = level;
-    levels_.of_symbol[2 * m] = m > 0 ? -level : 0.0f;
-  }
-  pair_levels_ = levels_;
-  pair_levels_.bound = 2;
   if (beyond_.size() < excess_count_ + 16) beyond_.resize(excess_count_ + 16);
   for (const Part& part : parts_) {
     const auto bound = static_cast<std::uint32_t>(part.bound());
     for (std::size_t i = part.first_excess; i < part.first_excess + part.excess; ++i) {
-      beyond_[i] = level_of(excess_[i] + bound, step_, centroids_);
+      beyond_[i] = level_of(excess_[i] + bound, step_, part.centroids);
     }
   }
 }
@@ -40,8 +33,14 @@ void StepCodes::apply(std::size_t index, Apply apply, std::span<float> values) c
   if (part.kind == PartKind::kNotFinite) {
     std::ranges::fill(values, std::numeric_limits<float>::quiet_NaN());
   } else if (part.kind != PartKind::kZero) {
-    apply_levels(symbols_.data() + part.first, beyond_.data() + part.first_excess,
-                 part.bound() == 2 ? pair_levels_ : levels_, apply, values);
+    Levels levels{.bound = part.bound()};
+    for (std::uint32_t m = 1; m <= 15; ++m) {
+      const float level = level_of(m, step_, part.centroids);
+      levels.of_symbol[2 * m - 1] = level;
+      levels.of_symbol[2 * m] = -level;
+    }
+    apply_levels(symbols_.data() + part.first, beyond_.data() + part.first_excess, levels, apply,
+                 values);
   } else if (apply == Apply::kAssign) {
     std::ranges::fill(values, 0.0f);
   }

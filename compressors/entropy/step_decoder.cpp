@@ -38,6 +38,15 @@ class Reader {
     if (weights[used - 1] == 0) refuse("a table ends with a weight of zero");
     return SymbolTable(std::span(weights).first(used));
   }
+  SymbolTable modelled_table(bool pairs) {
+    const auto model = get<CodeModel>();
+    if (model.zeros == 0 || model.decay == 0 || model.last == 0 || model.last > (pairs ? 2 : 15)) {
+      refuse(concat("a model has odds of ", +model.zeros, " and ", +model.decay, " up to ",
+                    +model.last));
+    }
+    const SymbolWeights weights = weights_of(model, pairs);
+    return SymbolTable(weights);
+  }
   std::span<const std::byte> rest() { return in_; }
 
  private:
@@ -79,31 +88,38 @@ void StepDecoder::decode(std::span<const std::byte> slot, std::span<const std::s
   }
   Reader in(slot.first(bytes).subspan(sizeof(std::uint32_t)));
   codes.step_ = in.get<float>();
-  std::memcpy(codes.centroids_.data(), in.take(kCentroids).data(), kCentroids);
   codes.parts_.assign(sizes.size(), {});
   tables_.reserve(sizes.size() + 1);
   tables_.clear();
   table_of_part_.assign(sizes.size(), 0);
   std::size_t numel = 0, symbols = 0;
   std::array<std::size_t, 2> last_table = {0, 0};  // of codes and of pairs, counted from 1
+  std::array<std::array<std::uint8_t, kCentroids>, 2> centroids{};  // that came with these
   for (std::size_t p = 0; p < sizes.size(); ++p) {
     StepCodes::Part& part = codes.parts_[p];
     const auto kind = in.get<std::uint8_t>();
     if (kind > static_cast<std::uint8_t>(PartKind::kPairsLastTable)) {
-      refuse(concat("a part is of kind ", +kind, ", expected 0 to 5"));
+      refuse(concat("a part is of kind ", +kind, ", expected 0 to 7"));
     }
     part = {.kind = static_cast<PartKind>(kind), .first = numel, .numel = sizes[p]};
     numel += sizes[p];
     if (part.kind < PartKind::kCodes) continue;
     const bool paired = part.kind >= PartKind::kPairs;
     std::size_t& last = last_table[paired ? 1 : 0];
+    auto& last_centroids = centroids[paired ? 1 : 0];
     if (part.kind == PartKind::kCodes || part.kind == PartKind::kPairs) {
       tables_.push_back(
           in.table(in.get<std::uint8_t>(), paired ? kSymbolsOfPairs : kSymbolsOfCodes));
+      std::memcpy(last_centroids.data(), in.take(kCentroids).data(), kCentroids);
+      last = tables_.size();
+    } else if (part.kind == PartKind::kModelledCodes || part.kind == PartKind::kModelledPairs) {
+      tables_.push_back(in.modelled_table(paired));
+      last_centroids.fill(in.get<std::uint8_t>());
       last = tables_.size();
     }
     if (last == 0) refuse("a part refers to a table before the first one");
     table_of_part_[p] = last - 1;
+    part.centroids = last_centroids;
     symbols += paired ? (sizes[p] + 1) / 2 : sizes[p];
   }
   const bool any = !tables_.empty();

@@ -16,6 +16,8 @@ constexpr std::uint64_t kMantissa = 1u << kMantissaBits;
 // The largest weight, 255: any histogram is scaled so that its total is about that.
 constexpr std::uint64_t kLargestValue = (kMantissa + 14) << 15;
 
+}  // namespace
+
 std::uint64_t value_of(std::uint8_t weight) {
   if (weight == 0) return 0;
   const unsigned code = weight - 1u;
@@ -34,8 +36,6 @@ std::uint8_t nearest_weight(std::uint64_t value) {
   return static_cast<std::uint8_t>(1 + static_cast<std::uint64_t>(exponent) * kMantissa +
                                    (mantissa - kMantissa));
 }
-
-}  // namespace
 
 SymbolWeights weights_of(std::span<const std::uint32_t, kMaxSymbols> counts) {
   const std::uint64_t total = std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});

@@ -24,6 +24,10 @@ inline constexpr std::uint32_t kTableTotal = 1u << kTableBits;
 // which costs 1.5e-4 nats a symbol against exact frequencies.
 using SymbolWeights = std::array<std::uint8_t, kMaxSymbols>;
 
+// What a weight stands for, and the weight, not 0, of the nearest number that has one.
+std::uint64_t value_of(std::uint8_t weight);
+std::uint8_t nearest_weight(std::uint64_t value);
+
 // The weights of a histogram: none for symbols that do not occur. Sets all 32.
 SymbolWeights weights_of(std::span<const std::uint32_t, kMaxSymbols> counts);
 

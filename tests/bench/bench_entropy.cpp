@@ -119,8 +119,9 @@ void run_values(std::span<const float> values, float step) {
   std::vector<std::byte> out(4 * values.size());
   std::vector<float> back(each);
   std::size_t bytes = 0;
-  const double encode =
-      least_seconds(kTurns, [&] { bytes = encoder.encode(parts, step, 0.4f, out, codes).bytes; });
+  const double encode = least_seconds(kTurns, [&] {
+    bytes = encoder.encode(parts, {.step = step, .rounding = 0.4f}, out, codes).bytes;
+  });
   const double decode = least_seconds(kTurns, [&] {
     decoder.decode(std::span(out).first(bytes), sizes, codes);
     for (std::size_t l = 0; l < kLayers; ++l) codes.apply(l, Apply::kAssign, back);

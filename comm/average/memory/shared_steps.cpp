@@ -10,21 +10,19 @@ namespace {
 
 using Goal = EcsqOptions::Goal;
 
-// Slots have this much more than what was last used; what does not fit is coded coarser.
-constexpr double kMargin = 1.03;
+// Slots have this much more than what was last used, but where bits are the goal: there payloads
+// fill theirs. What does not fit is coded coarser.
+double margin(const EcsqOptions& options) {
+  return options.goal == Goal::kBits ? 1 : 1.03;
+}
 // Of steps that have no number of bits as their goal, at first.
 constexpr double kFirstBits = 12;
 constexpr double kLeastBits = 0.005;
 // Beyond this factor of its goal a step is found anew.
 constexpr double kFarOff = 4;
 
-// Bits an element that are aimed at, so that slots with their margin are those of the spec.
-double aim(const EcsqOptions& options) {
-  return options.goal == Goal::kBits ? options.value / kMargin : 0;
-}
-
 double first_bits(const EcsqOptions& options) {
-  return options.goal == Goal::kBits ? aim(options) : kFirstBits;
+  return options.goal == Goal::kBits ? options.value : kFirstBits;
 }
 
 double step_factor(const EcsqOptions& options, double bits, double error) {
@@ -32,7 +30,7 @@ double step_factor(const EcsqOptions& options, double bits, double error) {
   if (options.goal != Goal::kBits) {
     return error > 0 ? std::clamp(std::pow(error, -0.3), 0.5, 2.0) : 2.0;
   }
-  const double target = aim(options);
+  const double target = options.value;
   const double factor =
       target >= 1.5 ? std::exp2(0.6 * (bits - target)) : std::pow(bits / target, 0.4);
   return std::clamp(factor, 0.5, 2.0);
@@ -64,7 +62,7 @@ Totals totals_of(const SharedSteps::Codec& codec) {
 
 // Of what a step took, over its goal.
 double excess(const EcsqOptions& options, double bits, double error) {
-  if (options.goal == Goal::kBits) return bits / aim(options);
+  if (options.goal == Goal::kBits) return bits / options.value;
   return options.goal == Goal::kStep ? 1 : error;
 }
 
@@ -92,11 +90,11 @@ void follow(SharedSteps::Codec& codec, const EcsqOptions& options) {
     const double bits = std::max(totals.bits[leg] / totals.numel, kLeastBits);
     codec.step[leg] = next_step(options, codec.step[leg], totals, leg);
     const double change =
-        options.goal == Goal::kBits ? std::clamp(aim(options) / bits, 0.5, 2.0) : 1;
+        options.goal == Goal::kBits ? std::clamp(options.value / bits, 0.5, 2.0) : 1;
     for (auto& [name, group] : codec.groups) {
       const double wanted =
           codec.step[leg] > 0 ? group.report.bits[leg] * change : first_bits(options);
-      group.slot_bits[leg] = std::max(wanted, kLeastBits) * kMargin;
+      group.slot_bits[leg] = std::max(wanted, kLeastBits) * margin(options);
     }
   }
   for (auto& [name, group] : codec.groups) group.reported = false;
@@ -119,7 +117,7 @@ SharedSteps::Use SharedSteps::use(const std::string& spec, const EcsqOptions& op
   auto [found, added] = codec.groups.try_emplace(group);
   if (added || found->second.numel != numel) {
     found->second = {.numel = numel};
-    found->second.slot_bits.fill(first_bits(options) * kMargin);
+    found->second.slot_bits.fill(first_bits(options) * margin(options));
   }
   return {codec.step, found->second.slot_bits};
 }

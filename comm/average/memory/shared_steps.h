@@ -34,7 +34,7 @@ struct SlotReport {
 //            all groups; step · (b / t)^0.4 below; step · (goal's error / error)^0.3 for errors;
 //            each by a factor of 2 at most
 //   none where that is beyond a factor of four of its goal: each rank then finds its own again
-//   slots  ← the group's reported bits, times t / b where bits are the goal, and 3 % more
+//   slots  ← the group's reported bits, times t / b where bits are the goal, else 3 % more
 //
 // A step is the sender's own affair, as payloads name theirs. Slots are not: their sizes are sums
 // and products of what all ranks know, rounded alike everywhere. Not thread-safe.

@@ -66,12 +66,12 @@ const entropy::StepCodes& read_slot(std::span<const std::byte> payload, const Sl
   return coders.codes;
 }
 
-SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, const RandomKey& key,
+SlotPrefix fill_slot(const EcsqOptions& options, float step, const RandomKey& key,
                      std::span<std::byte> payload) {
   SlotCoders& coders = slot_coders();
   const double allowed = allowed_error(options, coders.parts, key);
   const entropy::Encoded encoded =
-      coders.encoder.encode(coders.parts, step, rounding, payload, coders.codes);
+      coders.encoder.encode(coders.parts, options.choice(step), payload, coders.codes);
   SlotPrefix prefix;
   // Slots have room of their own for what any payload takes: counted against the goal it would let
   // the step of a small slice grow without end.

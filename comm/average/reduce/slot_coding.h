@@ -48,7 +48,7 @@ double allowed_error(const EcsqOptions& options, std::span<const std::span<const
                      const RandomKey& key);
 
 // Encodes SlotCoders::parts into a slot behind its prefix.
-SlotPrefix fill_slot(const EcsqOptions& options, float step, float rounding, const RandomKey& key,
+SlotPrefix fill_slot(const EcsqOptions& options, float step, const RandomKey& key,
                      std::span<std::byte> payload);
 
 }  // namespace thinwire::comm

@@ -93,7 +93,6 @@ SlotReduce::SlotReduce(std::vector<std::vector<Slice>> slices, const Codec& code
       codec_(codec),
       options_(*ecsq_options(codec_)),
       spec_(codec_.spec()),
-      rounding_(static_cast<float>(options_.rounding())),
       steps_(steps),
       slices_(std::move(slices)),
       taken_(std::make_unique<Taken>()) {
@@ -162,12 +161,13 @@ void SlotReduce::find_steps() {
     allowed += allowed_error(options_, std::span(&values, 1),
                              random_key(context_, layer, rank_, /*stage=*/0, 0));
   }
+  const double rounding = options_.rounding();
   float step = 0;
   if (aims_at_error(options_)) {
-    if (std::isfinite(allowed)) step = entropy::step_for_error(classes, allowed, rounding_);
+    if (std::isfinite(allowed)) step = entropy::step_for_error(classes, allowed, rounding);
   } else {
     step = entropy::step_for_bits(classes, use_.slot_bits[kToOwners] * static_cast<double>(numel_),
-                                  rounding_);
+                                  rounding);
   }
   std::ranges::replace(use_.step, 0.0f, step);
 }
@@ -218,7 +218,7 @@ void SlotReduce::send_slices(int index) {
       const auto slot = owner == rank_ ? chunk.own[kToOwners] : frame.subspan(kFrameHeaderBytes);
       const Piece& first = s.pieces.front();
       const SlotPrefix prefix =
-          fill_slot(options_, use_.step[kToOwners], rounding_,
+          fill_slot(options_, use_.step[kToOwners],
                     random_key(context_, layers_[first.layer], rank_, /*stage=*/0, first.begin),
                     slot.subspan(sizeof(SlotPrefix)));
       std::memcpy(slot.data(), &prefix, sizeof prefix);
@@ -317,7 +317,7 @@ void SlotReduce::encode_mean(int index) {
   const std::span<std::byte> slot = chunk.own[kToAll];
   const Piece& first = own.pieces.front();
   const MeanPrefix prefix{
-      .mean = fill_slot(options_, use_.step[kToAll], rounding_,
+      .mean = fill_slot(options_, use_.step[kToAll],
                         random_key(context_, layers_[first.layer], rank_, /*stage=*/1, first.begin),
                         slot.subspan(sizeof(MeanPrefix))),
       .slices = chunk.slices,

@@ -75,7 +75,6 @@ class SlotReduce final : public Reduction {
   const Codec& codec_;
   const EcsqOptions& options_;
   const std::string spec_;
-  const float rounding_;
   SharedSteps& steps_;
   std::vector<std::vector<Slice>> slices_;
   std::int64_t numel_ = 0;

@@ -25,7 +25,7 @@ Outcome coded(std::span<const float> values, float step, float rounding) {
   StepCodes codes;
   std::vector<std::byte> out(values.size() * 8 + 1000);
   const std::span<const float> parts[] = {values};
-  const Encoded encoded = encoder.encode(parts, step, rounding, out, codes);
+  const Encoded encoded = encoder.encode(parts, {.step = step, .rounding = rounding}, out, codes);
   std::vector<float> rest(values.begin(), values.end());
   codes.apply(0, Apply::kSubtract, rest);
   double error = 0;
