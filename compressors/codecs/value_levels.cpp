@@ -56,6 +56,20 @@ struct LevelSet {
   }
 };
 
+// Those of each part, in memory of the calling thread; null where a part has more than there are.
+const std::vector<LevelSet>* find_levels(std::span<const float> values,
+                                         std::span<const std::uint32_t> ends) {
+  thread_local std::vector<LevelSet> levels;
+  levels.assign(ends.size(), {});
+  std::uint32_t i = 0;
+  for (std::size_t part = 0; part < ends.size(); ++part) {
+    for (; i < ends[part]; ++i) {
+      if (!levels[part].insert(magnitude_bits(values[i]))) return nullptr;
+    }
+  }
+  return &levels;
+}
+
 // What a payload has left; refuses where that is too little.
 class LevelsReader {
  public:
@@ -182,15 +196,15 @@ std::size_t encode_levels(std::span<const float> values, std::span<const std::ui
   };
   const auto parts = static_cast<std::uint16_t>(ends.size());
   write(&parts, sizeof parts);
+  const std::vector<LevelSet>* const levels_of_parts = find_levels(values, ends);
+  if (levels_of_parts == nullptr) return 0;
   std::vector<std::uint8_t>& symbols = level_symbols();
   symbols.resize(values.size());
   std::array<std::uint32_t, entropy::kMaxSymbols> counts{};
   std::uint32_t first = 0;  // of the part
-  for (const std::uint32_t end : ends) {
-    LevelSet levels;
-    for (std::uint32_t i = first; i < end; ++i) {
-      if (!levels.insert(magnitude_bits(values[i]))) return 0;
-    }
+  for (std::size_t part = 0; part < ends.size(); ++part) {
+    const LevelSet& levels = (*levels_of_parts)[part];
+    const std::uint32_t end = ends[part];
     for (std::uint32_t i = first; i < end; ++i) {
       const std::size_t symbol =
           2 * levels.find(magnitude_bits(values[i])) + (std::signbit(values[i]) ? 1 : 0);
