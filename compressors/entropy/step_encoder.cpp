@@ -237,7 +237,8 @@ bool StepEncoder::quantise_parts(std::span<const std::span<const float>> parts,
   if (pairs_.size() < numel / 2 + parts.size() + 1) pairs_.resize(numel / 2 + parts.size() + 1);
   counts_.assign(parts.size(), {});
   fractions_.assign(parts.size(), {});
-  const std::size_t usual_excess = numel / 16 + 16;  // and more with the finest steps
+  // Steps of one payload after another differ, and their excess does: memory for what is usual.
+  const std::size_t usual_excess = numel / 4 + 16;
   if (codes.excess_.size() < usual_excess) codes.excess_.resize(usual_excess);
   codes.beyond_.reserve(usual_excess + 16);
   excess_symbols_.reserve(usual_excess);
@@ -409,15 +410,15 @@ void StepEncoder::set_centroids(StepCodes& codes) {
 std::size_t StepEncoder::write(StepCodes& codes, std::span<std::byte> out) {
   std::size_t symbols = 0, numel = 0, coded_parts = 0;
   for (std::size_t p = 0; p < codes.parts_.size(); ++p) {
+    numel += codes.parts_[p].numel;
     if (codes.parts_[p].kind < PartKind::kCodes) continue;
     symbols += coded(codes, p).size();
-    numel += codes.parts_[p].numel;
     ++coded_parts;
   }
-  // A word a symbol is more than any stream takes, and whole vectors can be stored to the end. Of
-  // all elements, though pairs take less: payloads of one slice then find the memory of the last
-  // one.
-  const std::size_t tables = coded_parts + 1;
+  // A word a symbol is more than any stream takes, and whole vectors can be stored to the end. Room
+  // for all elements, though fewer may be coded, and so many tables: the payloads of a slice then
+  // find the memory of the last one.
+  const std::size_t tables = codes.parts_.size() + 1;
   const std::size_t most = min_bytes(codes.parts_.size()) +
                            tables * (1 + kMaxSymbols + kCentroids) + long_numbers_.size() +
                            2 * (symbols + excess_symbols_.size()) + 4 * kMaxLanes + 1024;

@@ -206,7 +206,8 @@ void encode_nearest(double rounding, std::span<std::byte> payload) {
   }
   const float step = entropy::step_for_bits(counts, kUse * room_of(payload, s.parts.size()),
                                             rounding, kStepOctaves);
-  s.encoder.encode(s.parts, step, static_cast<float>(rounding), payload, s.codes);
+  s.encoder.encode(s.parts, {.step = step, .rounding = static_cast<float>(rounding)}, payload,
+                   s.codes);
 }
 
 void encode_stochastic(const RandomKey& key, std::span<std::byte> payload) {
@@ -223,8 +224,9 @@ void encode_stochastic(const RandomKey& key, std::span<std::byte> payload) {
       noisy_parts.push_back(std::span<const float>(s.noisy).subspan(at, part.size()));
       at += part.size();
     }
-    const entropy::Encoded encoded = s.encoder.encode(noisy_parts, step, 0.5f, payload, s.codes,
-                                                      entropy::Reconstruct::kMultiple);
+    const entropy::Encoded encoded = s.encoder.encode(
+        noisy_parts, {.step = step, .reconstruct = entropy::Reconstruct::kMultiple}, payload,
+        s.codes);
     // Noise of a finer step than the one that was used is not right on average.
     if (encoded.step == step || encoded.step == 0) return;
     step = encoded.step;

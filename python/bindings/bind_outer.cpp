@@ -106,8 +106,9 @@ py::dict as_dict(const OuterSummary& summary) {
 
 void bind_outer(py::module_& module) {
   py::class_<OuterOptimizerOptions>(module, "OuterOptimizerOptions")
-      .def(py::init([](std::int64_t inner_steps, double learning_rate, double momentum,
-                       bool nesterov, std::string compression, const std::string& granularity,
+      .def(py::init([](std::int64_t inner_steps, std::optional<double> learning_rate,
+                       std::optional<double> momentum, std::optional<bool> nesterov,
+                       std::string compression, const std::string& granularity,
                        std::int64_t min_numel,
                        std::vector<std::pair<std::string, std::string>> overrides,
                        std::uint64_t seed, bool check_replicas) {

@@ -72,8 +72,8 @@ def make_plan(parameters: Sequence[tuple[str, Tensor]],
 def merge_states(states: Sequence[dict[str, Tensor]], world_size: int) -> dict[str, Tensor]: ...
 
 class OuterOptimizerOptions:
-    def __init__(self, inner_steps: int, learning_rate: float, momentum: float, nesterov: bool,
-                 compression: str, granularity: str, min_numel: int,
+    def __init__(self, inner_steps: int, learning_rate: float | None, momentum: float | None,
+                 nesterov: bool | None, compression: str, granularity: str, min_numel: int,
                  overrides: Sequence[tuple[str, str]], seed: int,
                  check_replicas: bool) -> None: ...
 

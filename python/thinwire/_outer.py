@@ -29,8 +29,10 @@ class OuterOptimizer:
         inner: any torch.optim.Optimizer of its parameters. Its state stays with its rank.
         group: default: the default process group.
         inner_steps: steps of the inner optimizer between two meetings.
-        learning_rate, momentum, nesterov: of the outer step; 1 with momentum 0 averages.
-        compression: a codec's spec for the deltas.
+        learning_rate, momentum, nesterov: of the outer step; 1 with momentum 0 averages. Default:
+            0.7 and 0.9 for deltas that arrive as they are, 1 and 0.5 where compression keeps
+            residuals (docs/compeft.md), both Nesterov's.
+        compression: a codec's spec for the deltas; residual_decay is 0.95 unless it says otherwise.
         granularity: "tensor", "group" (LoRA's A and B factors) or "global": what shares a scale.
         min_numel: parts of fewer entries travel uncompressed.
         overrides: {"pattern": "spec"} by the parts' names.
@@ -41,7 +43,8 @@ class OuterOptimizer:
 
     def __init__(self, module: torch.nn.Module, inner: torch.optim.Optimizer,
                  group: dist.ProcessGroup | None = None, *, inner_steps: int = 50,
-                 learning_rate: float = 0.7, momentum: float = 0.9, nesterov: bool = True,
+                 learning_rate: float | None = None, momentum: float | None = None,
+                 nesterov: bool | None = None,
                  compression: str = "ternary(density=0.05)", granularity: str = "tensor",
                  min_numel: int = 1024, overrides: Overrides = (), seed: int = 0,
                  check_replicas: bool = True) -> None:

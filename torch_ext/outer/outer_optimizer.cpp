@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <chrono>
@@ -17,6 +18,7 @@
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
+#include "thinwire/common/spec.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
@@ -28,27 +30,56 @@ std::span<float> floats_of(const at::Tensor& tensor) {
   return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
 }
 
-void check_numbers(const OuterOptimizerOptions& options) {
+void check_numbers(const OuterOptimizerOptions& options, const OuterOptimizer::Outer& outer) {
   check(options.inner_steps > 0, "inner_steps must be positive, got ", options.inner_steps);
-  check(options.learning_rate > 0 && options.learning_rate < 1e6,
-        "the outer learning rate must be positive, got ", options.learning_rate);
+  check(outer.learning_rate > 0 && outer.learning_rate < 1e6,
+        "the outer learning rate must be positive, got ", outer.learning_rate);
   check(options.max_skipped_in_a_row >= 0, "max_skipped_in_a_row must not be negative, got ",
         options.max_skipped_in_a_row);
-  check(options.momentum >= 0 && options.momentum < 1, "the outer momentum must be in [0, 1), got ",
-        options.momentum);
+  check(outer.momentum >= 0 && outer.momentum < 1, "the outer momentum must be in [0, 1), got ",
+        outer.momentum);
+}
+
+// Whether a spec leaves something of a delta to the next one. Not of one that is wrong: that is
+// said where all ranks hear of it.
+bool keeps_residuals(const std::string& spec) {
+  try {
+    return comm::parse_layer_setting(spec).uses_feedback();
+  } catch (const InvalidArgument&) {
+    return false;
+  }
+}
+
+// Deltas of far back point elsewhere than those of now.
+std::string with_decay(const std::string& text) {
+  if (!keeps_residuals(text)) return text;
+  Spec spec = Spec::parse(text);
+  constexpr const char* kKey = "residual_decay";
+  if (std::ranges::any_of(spec.arguments, [&](const auto& a) { return a.key == kKey; })) {
+    return text;
+  }
+  spec.arguments.push_back({.key = kKey, .text = "0.95", .nested = {}, .position = 0});
+  return spec.str();
+}
+
+OuterOptimizer::Outer outer_of(const OuterOptimizerOptions& options) {
+  OuterOptimizer::Outer outer{0.7, 0.9, true};
+  if (keeps_residuals(options.compression)) outer = {1, 0.5, true};
+  return {options.learning_rate.value_or(outer.learning_rate),
+          options.momentum.value_or(outer.momentum), options.nesterov.value_or(outer.nesterov)};
 }
 
 // What the ranks compare beside the plan.
-std::string settings_of(const OuterOptimizerOptions& options, const CompressionPlan& made) {
-  check_numbers(options);
+std::string settings_of(const OuterOptimizerOptions& options, const OuterOptimizer::Outer& outer,
+                        const CompressionPlan& made) {
+  check_numbers(options, outer);
   check(!made.adaptive && !made.automatic, "outer steps take a codec, got '", options.compression,
         "'; parts that need another get it by `overrides`");
-  return concat("inner steps ", options.inner_steps, "\nouter learning rate ",
-                options.learning_rate, "\nouter momentum ", options.momentum,
-                options.nesterov ? " (Nesterov)" : "", "\ngranularity ",
-                peft::name_of(options.granularity), "\nmin_numel ", options.min_numel,
-                "\ncheck_replicas ", options.check_replicas, "\nmax_skipped_in_a_row ",
-                options.max_skipped_in_a_row, "\n");
+  return concat("inner steps ", options.inner_steps, "\nouter learning rate ", outer.learning_rate,
+                "\nouter momentum ", outer.momentum, outer.nesterov ? " (Nesterov)" : "",
+                "\ngranularity ", peft::name_of(options.granularity), "\nmin_numel ",
+                options.min_numel, "\ncheck_replicas ", options.check_replicas,
+                "\nmax_skipped_in_a_row ", options.max_skipped_in_a_row, "\n");
 }
 
 }  // namespace
@@ -56,26 +87,28 @@ std::string settings_of(const OuterOptimizerOptions& options, const CompressionP
 OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Optimizer& inner,
                                const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                OuterOptimizerOptions options)
-    : options_(std::move(options)), inner_(inner) {
+    : options_(std::move(options)), outer_(outer_of(options_)), inner_(inner) {
   check(group != nullptr, "OuterOptimizer needs a process group, got a null pointer");
   name_ = comm::next_name(*group, "outer");
   comm::agree_on_result(*group, name_ + "/module", "the module", [&] {
     parameters_ = detail::OuterParameters(module, options_.granularity);
     return parameters_.description();
   });
-  CompressionOptions compression(options_.compression);
+  CompressionOptions compression(with_decay(options_.compression));
   compression.seed = options_.seed;
   compression.compress_1d = true;  // a part may be of one dimension; small ones are left out
   compression.min_numel = options_.min_numel;
-  compression.overrides = options_.overrides;
+  for (const auto& [pattern, spec] : options_.overrides) {
+    compression.overrides.emplace_back(pattern, with_decay(spec));
+  }
   compression.record_gradients = options_.record_gradients;
   compression.record_from = options_.record_from;
   compression.record_steps = options_.record_steps;
-  plan_ =
-      detail::agreed_plan(*group, name_, "the settings of the outer optimizer",
-                          parameters_.layout(), parameters_.layers(), compression,
-                          [&](const CompressionPlan& made) { return settings_of(options_, made); })
-          .plan;
+  plan_ = detail::agreed_plan(
+              *group, name_, "the settings of the outer optimizer", parameters_.layout(),
+              parameters_.layers(), compression,
+              [&](const CompressionPlan& made) { return settings_of(options_, outer_, made); })
+              .plan;
   averager_ = comm::guard(*group, "making what averages the deltas", 0, [&] {
     return std::make_unique<comm::BucketAverager>(
         comm::duplicate(group, name_),
@@ -212,7 +245,7 @@ bool OuterOptimizer::meet(const std::vector<std::size_t>& not_finite) {
   const auto number = static_cast<std::uint64_t>(step);
   const std::array<std::int64_t, 3> mine = {
       step, not_finite.empty() ? 0 : static_cast<std::int64_t>(not_finite.front()) + 1,
-      std::bit_cast<std::int64_t>(options_.learning_rate)};
+      std::bit_cast<std::int64_t>(outer_.learning_rate)};
   const std::vector<std::int64_t> all = comm::guard(group, "the outer step", number, [&] {
     return comm::Peers(group).all_gather(mine, "the outer step", number);
   });
@@ -245,12 +278,12 @@ bool OuterOptimizer::meet(const std::vector<std::size_t>& not_finite) {
 // By hand rather than by torch, whose vector code may fuse multiplication and addition on one
 // processor and not on another.
 void OuterOptimizer::apply(std::span<const float> delta) {
-  const auto momentum = static_cast<float>(options_.momentum);
-  const auto rate = static_cast<float>(options_.learning_rate);
+  const auto momentum = static_cast<float>(outer_.momentum);
+  const auto rate = static_cast<float>(outer_.learning_rate);
   const std::span<float> velocities = floats_of(momentum_), weights = floats_of(synchronised_);
   for (std::size_t i = 0; i < delta.size(); ++i) {
     const float velocity = momentum * velocities[i] + delta[i];
-    const float direction = options_.nesterov ? delta[i] + momentum * velocity : velocity;
+    const float direction = outer_.nesterov ? delta[i] + momentum * velocity : velocity;
     velocities[i] = velocity;
     weights[i] -= rate * direction;
   }
@@ -280,10 +313,10 @@ void OuterOptimizer::check_same_weights() {
 }
 
 void OuterOptimizer::set_learning_rate(double learning_rate) {
-  OuterOptimizerOptions changed = options_;
+  Outer changed = outer_;
   changed.learning_rate = learning_rate;
-  check_numbers(changed);
-  options_ = std::move(changed);
+  check_numbers(options_, changed);
+  outer_ = changed;
 }
 
 OuterSummary OuterOptimizer::summary() const {

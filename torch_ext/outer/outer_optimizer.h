@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -22,10 +23,15 @@ namespace thinwire {
 // Every rank must pass the same values.
 struct OuterOptimizerOptions {
   std::int64_t inner_steps = 50;  // of the inner optimizer between two exchanges
-  double learning_rate = 0.7;     // of the outer step; 1 with momentum 0 averages the replicas
-  double momentum = 0.9;          // of the outer step, in [0, 1)
-  bool nesterov = true;
-  // Any codec's spec, as for gradients: `none`, `cast(bf16)`, `ternary(density=0.05)`, with
+  // Of the outer step; rate 1 with momentum 0, which is in [0, 1), averages the replicas. What is
+  // not given is DiLoCo's where deltas arrive as they are, rate 0.7 and momentum 0.9, and rate 1
+  // and momentum 0.5 where `compression` keeps residuals: these come late already, and much
+  // momentum carries them too far (docs/compeft.md). Nesterov's unless said otherwise.
+  std::optional<double> learning_rate = {};
+  std::optional<double> momentum = {};
+  std::optional<bool> nesterov = {};
+  // Of residuals 0.95 is added to the next delta, unless residual_decay says otherwise. Any codec's
+  // spec, as for gradients: `none`, `cast(bf16)`, `ternary(density=0.05)`, with
   // error_feedback=auto|on|off where wanted.
   std::string compression = "ternary(density=0.05)";
   // What shares one threshold and one scale: each tensor; LoRA's A factors, its B factors and all
@@ -123,6 +129,13 @@ class OuterOptimizer {
   // CRC-32C of the weights of the last meeting; equal on all ranks.
   std::uint32_t synchronised_crc32c() const;
 
+  // What the outer step uses.
+  struct Outer {
+    double learning_rate, momentum;
+    bool nesterov;
+  };
+  const Outer& outer() const { return outer_; }
+
   // Everything but the parameters and the inner optimizer, which the program saves. Restoring both
   // and this goes on with the same bits. load_state() is collective: it throws InvalidArgument, on
   // every rank, for the state of another model, another number of ranks (see merge_states()) or
@@ -142,6 +155,7 @@ class OuterOptimizer {
   void check_same_weights();
 
   OuterOptimizerOptions options_;
+  Outer outer_;
   torch::optim::Optimizer& inner_;
   std::string name_;
   detail::OuterParameters parameters_;

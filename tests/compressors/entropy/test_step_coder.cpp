@@ -218,7 +218,7 @@ TEST(StepCoder, AFewElementsInLittleRoomAreNotGivenUp) {
     const Parts parts = {testing::normal_values(count, 7, 1)};
     for (const std::size_t room : {24, 48, 80}) {
       std::vector<std::byte> out(StepEncoder::min_bytes(1) + room + count / 2);
-      encoder.encode(views(parts), 0x1p-20f, 0.5f, out, codes);
+      encoder.encode(views(parts), {.step = 0x1p-20f}, out, codes);
       const std::vector<float> received = decoded(out, parts)[0];
       double error = 0, norm = 0;
       for (std::size_t i = 0; i < count; ++i) {

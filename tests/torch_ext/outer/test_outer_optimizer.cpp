@@ -44,8 +44,10 @@ at::Tensor reference(int world, const OuterOptimizerOptions& options, int steps)
     if ((step + 1) % options.inner_steps != 0) continue;
     at::Tensor d = at::zeros_like(s);
     for (const at::Tensor& replica : x) d.add_(s - replica, 1.0 / world);
-    m = options.momentum * m + d;
-    s = s - options.learning_rate * (options.nesterov ? d + options.momentum * m : m);
+    const double momentum = options.momentum.value();
+    m = momentum * m + d;
+    s = s -
+        options.learning_rate.value() * (options.nesterov.value_or(true) ? d + momentum * m : m);
     for (at::Tensor& replica : x) replica = s.clone();
   }
   return x[0];
@@ -53,8 +55,11 @@ at::Tensor reference(int world, const OuterOptimizerOptions& options, int steps)
 
 TEST(OuterOptimizer, DenseEqualsASingleProcess) {
   for (const bool nesterov : {true, false}) {
-    const OuterOptimizerOptions options{
-        .inner_steps = 3, .nesterov = nesterov, .compression = "none"};
+    const OuterOptimizerOptions options{.inner_steps = 3,
+                                        .learning_rate = 0.7,
+                                        .momentum = 0.9,
+                                        .nesterov = nesterov,
+                                        .compression = "none"};
     const at::Tensor expected = reference(3, options, 12);
     run_ranks(3, [&](RankContext& ctx) {
       Toy toy;
@@ -63,6 +68,41 @@ TEST(OuterOptimizer, DenseEqualsASingleProcess) {
       expect_same_on_all(ctx, toy.flat());
     });
   }
+}
+
+TEST(OuterOptimizer, TheOuterStepFollowsFromWhatCompressionKeeps) {
+  run_ranks(2, [](RankContext& ctx) {
+    struct Case {
+      OuterOptimizerOptions options;
+      double learning_rate, momentum;
+      bool nesterov;
+      const char* decay;
+    };
+    const Case cases[] = {
+        {{.compression = "none"}, 0.7, 0.9, true, ""},
+        {{.compression = "cast(bf16)"}, 0.7, 0.9, true, ""},
+        {{.compression = "ternary(density=0.05, error_feedback=off)"}, 0.7, 0.9, true, ""},
+        {{}, 1, 0.5, true, "decay 0.95"},
+        {{.compression = "quantize(bits=4)"}, 1, 0.5, true, "decay 0.95"},
+        {{.momentum = 0.0, .compression = "ecsq(bits=1, residual_decay=0.5)"},
+         1,
+         0,
+         true,
+         "decay 0.5"},
+        {{.learning_rate = 0.3, .nesterov = false}, 0.3, 0.5, false, "decay 0.95"},
+    };
+    for (Case each : cases) {
+      Toy toy;
+      torch::optim::SGD inner(toy.parameters(), kRate);
+      each.options.min_numel = 1;
+      const OuterOptimizer optimizer(toy, inner, ctx.group, each.options);
+      const std::string what = each.options.compression;
+      EXPECT_EQ(optimizer.outer().learning_rate, each.learning_rate) << what;
+      EXPECT_EQ(optimizer.outer().momentum, each.momentum) << what;
+      EXPECT_EQ(optimizer.outer().nesterov, each.nesterov) << what;
+      EXPECT_NE(optimizer.plan().text().find(each.decay), std::string::npos) << what;
+    }
+  });
 }
 
 TEST(OuterOptimizer, OneInnerStepWithoutMomentumIsPlainAveraging) {
@@ -86,7 +126,10 @@ TEST(OuterOptimizer, OneInnerStepWithoutMomentumIsPlainAveraging) {
 
 TEST(OuterOptimizer, TernaryDeltasReachEveryoneAndResidualsHoldTheRest) {
   // With momentum 0 and rate 1, what was sent and what the residuals hold is all that was trained.
-  const OuterOptimizerOptions options{.inner_steps = 2, .learning_rate = 1, .momentum = 0};
+  const OuterOptimizerOptions options{.inner_steps = 2,
+                                      .learning_rate = 1,
+                                      .momentum = 0,
+                                      .compression = "ternary(density=0.05, residual_decay=1)"};
   std::mutex mutex;
   std::vector<OuterState> states(2);
   at::Tensor reached;
