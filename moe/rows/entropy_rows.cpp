@@ -206,8 +206,8 @@ void encode_nearest(double rounding, std::span<std::byte> payload) {
   }
   const float step = entropy::step_for_bits(counts, kUse * room_of(payload, s.parts.size()),
                                             rounding, kStepOctaves);
-  s.encoder.encode(s.parts, {.step = step, .rounding = static_cast<float>(rounding)}, payload,
-                   s.codes);
+  s.encoder.encode(s.parts, {.step = step, .rounding = static_cast<float>(rounding), .fill = true},
+                   payload, s.codes);
 }
 
 void encode_stochastic(const RandomKey& key, std::span<std::byte> payload) {
