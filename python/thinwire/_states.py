@@ -7,6 +7,7 @@ the rank's name, as bytes, which are read whole.
 """
 
 import io
+import re
 
 import torch
 import torch.distributed as dist
@@ -63,13 +64,18 @@ def tensors_of_this_rank(state):
 
 def merged(states, merge):
     """The state that every rank of another job can load, from those of all ranks, in their order."""
-    tensors = []
-    for rank, state in enumerate(states):
+    tensors, last = [], -1
+    for number, state in enumerate(states):
         _check_dict(state)
-        if list(state) != [_entry(rank)]:
-            raise InvalidArgument(f"state {rank} of those to merge must be of rank {rank}, got "
-                                  f"{', '.join(map(repr, state)) or 'nothing'}")
-        tensors.append(_tensors_in(state[_entry(rank)], _entry(rank)))
+        name, = state if len(state) == 1 else ("",)
+        found = re.fullmatch(r"rank (\d+)", str(name))
+        # Ranks of the whole job; a model may be averaged over some of them.
+        if found is None or int(found[1]) <= last:
+            raise InvalidArgument("states to merge are those of all ranks, in order: number "
+                                  f"{number} holds {', '.join(map(repr, state)) or 'nothing'}, after "
+                                  f"{f'rank {last}' if last >= 0 else 'none'}")
+        last = int(found[1])
+        tensors.append(_tensors_in(state[name], name))
     return {_MERGED: _bytes_of(merge(tensors))}
 
 

@@ -380,7 +380,7 @@ class Compress(unittest.TestCase):
         for _, weights, refused in resumed:
             self.assertTrue(torch.equal(weights, resumed[0][1]))
             self.assertFalse(torch.equal(weights, fresh[0][1]))
-            self.assertIn("state 0 of those to merge must be of rank 0, got 'rank 1'", refused)
+            self.assertIn("in order: number 1 holds 'rank 0', after rank 1", refused)
 
     def test_states_go_through_distributed_checkpoint(self):
         with tempfile.TemporaryDirectory() as folder:
