@@ -47,7 +47,7 @@ std::string name_of(const Bucket& bucket) {
   return concat("bucket ", bucket.index);
 }
 
-Bucket on_host(const Bucket& bucket) {
+Bucket host_bucket(const Bucket& bucket) {
   Bucket copy = bucket;
   copy.buffer = bucket.buffer.cpu();
   return copy;
@@ -148,7 +148,7 @@ BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int6
           ": all gradients that are averaged together have to be on one device");
     buckets_on_ = device;
     if (!device.is_cpu()) on_device(device);
-    if (recorder_) recorder_->record(on_host(bucket), step);
+    if (recorder_) recorder_->record(host_bucket(bucket), step);
     in_flight = &free_place();
     layout = layouts_->of(bucket, plan, step);
     same = ranks_agree_on(*layout);

@@ -104,8 +104,8 @@ std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan
 }
 
 // Throws InvalidArgument where gradients on this device cannot be averaged by the plan.
-void check_device(at::Device device, const CompressionPlan& plan, const CompressionOptions& options,
-                  c10d::ProcessGroup& group) {
+void check_device_averages(at::Device device, const CompressionPlan& plan,
+                           const CompressionOptions& options, c10d::ProcessGroup& group) {
   if (device.is_cpu()) return;
   CudaModule::get();
   comm::check_device_group(group, device);
@@ -181,7 +181,7 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
         CompressionPlan plan = detail::agreed_plan(*group, name, "the compression of the gradients",
                                                    model, layers, options_);
         // Before connections are made, for all ranks have this plan and this device.
-        check_device(device, plan, options_, *group);
+        check_device_averages(device, plan, options_, *group);
         return plan;
       }()),
       timeline_(timeline),
@@ -254,7 +254,7 @@ void GradientExchange::submit_on_device(comm::Bucket bucket, bool last, std::int
   const c10::impl::VirtualGuardImpl streams(device.type());
   if (!device_stream_) {
     comm::guard(*averager_.group(), "averaging the gradients", static_cast<std::uint64_t>(step),
-                [&] { check_device(device, start_, options_, *averager_.group()); });
+                [&] { check_device_averages(device, start_, options_, *averager_.group()); });
     device_stream_ = streams.getStreamFromGlobalPool(device, /*isHighPriority=*/true);
   }
   // Whoever frees the bucket must not have its memory given away before this stream is done.

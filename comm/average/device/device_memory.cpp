@@ -11,14 +11,14 @@
 namespace thinwire::comm {
 namespace {
 
-std::vector<float> on_host(const at::Tensor& tensor) {
+std::vector<float> host_copy(const at::Tensor& tensor) {
   const at::Tensor host = tensor.cpu();
   const auto* first = host.const_data_ptr<float>();
   return {first, first + host.numel()};
 }
 
 // The vector outlives the call, which waits.
-at::Tensor on_device(std::span<const float> values, at::Device device) {
+at::Tensor device_copy(std::span<const float> values, at::Device device) {
   return at::from_blob(const_cast<float*>(values.data()),
                        {static_cast<std::int64_t>(values.size())}, at::kFloat)
       .to(device);
@@ -89,11 +89,11 @@ void DeviceMemory::take(ErrorFeedback& feedback, SecondResidual& second) {
   second_.clear();
   ++version_;
   for (const auto& [name, values] : feedback.state()) {
-    residuals_.emplace(name, on_device(values, device_));
+    residuals_.emplace(name, device_copy(values, device_));
   }
   for (const auto& [name, ranges] : second.state()) {
     for (const auto& range : ranges) {
-      second_[name][{range.begin, range.numel()}] = on_device(range.values, device_);
+      second_[name][{range.begin, range.numel()}] = device_copy(range.values, device_);
     }
   }
   feedback.load_state({});
@@ -102,10 +102,10 @@ void DeviceMemory::take(ErrorFeedback& feedback, SecondResidual& second) {
 
 void DeviceMemory::copy_to(ErrorFeedback::State& all_residuals,
                            SecondResidual::State& all_second) const {
-  for (const auto& [name, residual] : residuals_) all_residuals[name] = on_host(residual);
+  for (const auto& [name, residual] : residuals_) all_residuals[name] = host_copy(residual);
   for (const auto& [name, ranges] : second_) {
     for (const auto& [extent, values] : ranges) {
-      std::vector<float> host = on_host(values);
+      std::vector<float> host = host_copy(values);
       if (std::ranges::all_of(host, is_nothing)) continue;
       all_second[name].push_back({extent.begin, std::move(host)});
     }

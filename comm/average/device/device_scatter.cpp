@@ -14,7 +14,7 @@
 namespace thinwire::comm {
 namespace {
 
-constexpr const char* kOperation = "scatter_reduce";
+constexpr const char* kDeviceScatter = "scatter_reduce";
 
 // Zeros, since padding travels too. Some more than needed, for the next bucket may need more.
 void enlarge(at::Tensor& memory, std::int64_t numel, at::ScalarType type, at::Device device) {
@@ -22,7 +22,7 @@ void enlarge(at::Tensor& memory, std::int64_t numel, at::ScalarType type, at::De
   memory = at::zeros({numel + numel / 8}, at::TensorOptions(type).device(device));
 }
 
-std::int64_t total(const std::vector<std::int64_t>& sizes) {
+std::int64_t sum_of_sizes(const std::vector<std::int64_t>& sizes) {
   return std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
 }
 
@@ -58,7 +58,7 @@ struct DeviceScatter::Run {
     return owner.workspace_.narrow(0, begin, bytes);
   }
   void wait_for(const WorkPtr& work) const {
-    if (work) wait(owner.group_, work, kOperation, exchange.sequence);
+    if (work) wait(owner.group_, work, kDeviceScatter, exchange.sequence);
   }
 
   void sum(const FrameRun& run) const;
@@ -117,8 +117,8 @@ void DeviceScatter::Run::send_slices(std::size_t index) {
   owner.module_.handle_frames(frames, stream);
   scatters.emplace_back();
   if (alone()) return;
-  at::Tensor out = part(chunk.sent_at, total(chunk.sent_sizes));
-  at::Tensor in = part(chunk.received_at, total(chunk.received_sizes));
+  at::Tensor out = part(chunk.sent_at, sum_of_sizes(chunk.sent_sizes));
+  at::Tensor in = part(chunk.received_at, sum_of_sizes(chunk.received_sizes));
   std::vector<std::int64_t> out_sizes = chunk.sent_sizes, in_sizes = chunk.received_sizes;
   scatters.back() = owner.group_.alltoall_base(in, out, in_sizes, out_sizes);
 }

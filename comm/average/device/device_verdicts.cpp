@@ -15,7 +15,7 @@ namespace {
 
 constexpr auto kVerdictBytes = static_cast<std::int64_t>(sizeof(kernels::DeviceVerdict));
 
-std::string_view name_of(kernels::FrameField field) {
+std::string_view field_name(kernels::FrameField field) {
   using kernels::FrameField;
   switch (field) {
     case FrameField::kMagic:
@@ -42,15 +42,15 @@ std::string_view name_of(kernels::FrameField field) {
   return "a field";
 }
 
-std::string text_of(const kernels::DeviceVerdict& verdict) {
+std::string verdict_text(const kernels::DeviceVerdict& verdict) {
   const std::string place =
       concat("bucket ", verdict.bucket, ", exchange #", verdict.sequence, ": ");
   if (verdict.kind == 1) {
     return concat(place, "rank ", verdict.sender, " refused the frame of rank ", verdict.blamed);
   }
   return concat(place, "the frame of rank ", verdict.sender,
-                " was refused: ", name_of(static_cast<kernels::FrameField>(verdict.field)), " is ",
-                verdict.found, ", expected ", verdict.expected);
+                " was refused: ", field_name(static_cast<kernels::FrameField>(verdict.field)),
+                " is ", verdict.found, ", expected ", verdict.expected);
 }
 
 }  // namespace
@@ -105,7 +105,8 @@ void DeviceVerdicts::look_at(Step& step) const {
     refuser = rank;
   }
   if (refuser < 0) return;
-  throw FrameError(concat("step ", step.number, ": rank ", refuser, " reports: ", text_of(worst)));
+  throw FrameError(
+      concat("step ", step.number, ": rank ", refuser, " reports: ", verdict_text(worst)));
 }
 
 void DeviceVerdicts::begin_step() {

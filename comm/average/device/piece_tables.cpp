@@ -17,7 +17,7 @@ namespace {
 static_assert(kFrameHeaderBytes == kernels::kDeviceHeaderBytes);
 
 // Frames begin where the widest accesses are aligned.
-std::int64_t padded(std::size_t bytes) {
+std::int64_t padded_frame(std::size_t bytes) {
   constexpr std::size_t kAlignment = 16;
   return static_cast<std::int64_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
 }
@@ -92,10 +92,10 @@ void PieceTables::Maker::place_messages(int index, DeviceChunk& chunk) {
   const auto take = [this](std::int64_t bytes) {
     return std::exchange(tables.workspace_, tables.workspace_ + bytes);
   };
-  const std::int64_t mine = padded(partition.slice(index, rank).frame_bytes());
+  const std::int64_t mine = padded_frame(partition.slice(index, rank).frame_bytes());
   std::int64_t all = 0;
   for (int r = 0; r < world; ++r) {
-    chunk.sent_sizes.push_back(padded(partition.slice(index, r).frame_bytes()));
+    chunk.sent_sizes.push_back(padded_frame(partition.slice(index, r).frame_bytes()));
     chunk.received_sizes.push_back(mine);
     chunk.mean_size = std::max(chunk.mean_size, chunk.sent_sizes.back());
     all += chunk.sent_sizes.back();
