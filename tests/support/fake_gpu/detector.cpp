@@ -52,7 +52,7 @@ Findings& all_findings() {
 // About the byte at an address, once for all bytes of one name.
 void tell(const std::string& before, const Access& access, std::uintptr_t at,
           const std::string& after) {
-  const std::string place = place_in(access.name, reinterpret_cast<const void*>(at));
+  const std::string place = place_in(access.name, at);
   all_findings().add(before + access.name.text + after, before + access.name.text + place + after);
 }
 

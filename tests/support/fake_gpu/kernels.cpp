@@ -86,14 +86,19 @@ const ptx::Kernel* find_kernel(const void* host_function, std::string& name) {
   return kernel == compiled->second.end() ? nullptr : &kernel->second;
 }
 
+// PTX's addresses are numbers.
+const void* pointer_to(std::uint64_t address) {
+  return reinterpret_cast<const void*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
 // Memory as kernels see it: any allocation of the device, and pinned memory.
 ptx::GlobalMemory device_memory() {
   return ptx::GlobalMemory([](std::uint64_t address) -> std::optional<ptx::GlobalMemory::Found> {
-    const auto* pointer = reinterpret_cast<const void*>(address);
+    const void* pointer = pointer_to(address);
     const auto device = device_allocation_of(pointer);
     const auto place = device ? device : pinned_allocation_of(pointer);
     if (!place) return std::nullopt;
-    const auto* begin = reinterpret_cast<const void*>(place->begin);
+    const void* begin = pointer_to(place->begin);
     return ptx::GlobalMemory::Found{
         place->begin,
         {static_cast<std::byte*>(shadow(begin)), place->bytes},
@@ -118,7 +123,7 @@ void execute(const ptx::Kernel& kernel, const Grid& grid, const std::vector<std:
   // What it wrote is noted as read too where it was: the order of a kernel's own accesses is the
   // interpreter's to check.
   memory.for_each_touched([&](std::uint64_t address, std::size_t bytes, bool read, bool written) {
-    const auto* begin = reinterpret_cast<const void*>(address);
+    const void* begin = pointer_to(address);
     if (read && !written) note(task, named({begin, bytes, false}));
     if (written) note(task, named({begin, bytes, true}));
   });

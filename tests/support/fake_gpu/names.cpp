@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "thinwire/common/text.h"
 #include "thinwire/tests/support/fake_gpu/fake_gpu.h"
@@ -38,7 +39,7 @@ void rename_memory(const void* begin, std::size_t bytes, std::string name) {
 }
 
 void name_memory(const void* data, std::size_t bytes, std::string name) {
-  rename_memory(data, bytes, concat("'", name, "'"));
+  rename_memory(data, bytes, "'" + std::move(name) + "'");
 }
 
 MemoryName name_of_memory(const void* address) {
@@ -61,9 +62,9 @@ MemoryName name_of_memory(const void* address) {
   return {is_device(address) ? "memory that was freed or never allocated" : "memory of the host"};
 }
 
-std::string place_in(const MemoryName& name, const void* address) {
+std::string place_in(const MemoryName& name, std::uintptr_t address) {
   if (name.begin == 0) return {};
-  return concat(" at byte ", reinterpret_cast<std::uintptr_t>(address) - name.begin);
+  return concat(" at byte ", address - name.begin);
 }
 
 std::string describe_stream(std::size_t stream) {

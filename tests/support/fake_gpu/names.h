@@ -19,10 +19,10 @@ struct MemoryName {
 MemoryName name_of_memory(const void* address);
 
 // " at byte 12", from the begin of what has the name.
-std::string place_in(const MemoryName& name, const void* address);
+std::string place_in(const MemoryName& name, std::uintptr_t address);
 inline std::string describe_memory(const void* address) {
   const MemoryName name = name_of_memory(address);
-  return name.text + place_in(name, address);
+  return name.text + place_in(name, reinterpret_cast<std::uintptr_t>(address));
 }
 
 std::string describe_stream(std::size_t stream);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 
 #include "thinwire/tests/support/fake_gpu/fake_gpu.h"
 #include "thinwire/tests/support/fake_gpu/host_sync.h"
@@ -77,7 +78,7 @@ int device_of(const Stream* stream) {
 }
 
 void name_stream(const void* stream, std::string name) {
-  name_stream_number(stream_of(stream)->index(), "'" + name + "'");
+  name_stream_number(stream_of(stream)->index(), "'" + std::move(name) + "'");
 }
 
 void enqueue(Stream* stream, Work work) {
