@@ -139,6 +139,11 @@ experiment-fsdp: setup ## FSDP2 on a language model with 4-bit gradients: make e
 	@scripts/build.sh $(PRESET) $(JOBS) thinwire_python
 	@PYTHONPATH=$(CURDIR)/$(BUILD)/python .venv/bin/python scripts/experiments/fsdp_lm.py $(ARGS)
 
+.PHONY: experiment-lm
+experiment-lm: setup ## Loss of a small language model with every codec: make experiment-lm ARGS="--seeds 1"
+	@scripts/build.sh $(PRESET) $(JOBS) thinwire_python
+	@PYTHONPATH=$(CURDIR)/$(BUILD)/python .venv/bin/python scripts/experiments/language_model.py $(ARGS)
+
 .PHONY: experiment-lora
 experiment-lora: setup ## Outer steps of LoRA on four emulated hosts: make experiment-lora ARGS=--quick
 	@scripts/build.sh $(PRESET) $(JOBS) train_lora

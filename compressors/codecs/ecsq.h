@@ -23,9 +23,12 @@
 
 #include "thinwire/common/spec.h"
 #include "thinwire/compressors/codecs/codec.h"
-#include "thinwire/compressors/entropy/step_coder.h"
 
 namespace thinwire {
+
+namespace entropy {
+struct StepChoice;
+}
 
 // The basis of spectral(...).
 struct BasisOptions {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Accuracy of every codec at its usual setting, with and without error feedback.
 
-    codecs.py [--build build/release] [--seeds 3] [--steps 600] [--quick]
+    codecs.py [--build build/release] [--seeds 3] [--steps 600] [--codecs "none;spectral"] [--quick]
 
 Trains the small CNN on Fashion-MNIST on four ranks of this machine. Sparse, one-bit and low-rank
 codecs begin after a tenth of the steps, as their papers have it: PowerSGD, DGC and 1-bit SGD all
@@ -17,7 +17,7 @@ import sys
 import runs
 
 PLAIN = ("none", "cast(bf16)", "cast(fp8_e4m3)", "quantize(bits=8)", "quantize(bits=4)",
-         "terngrad")
+         "terngrad", "ecsq(bits=2)", "spectral(bits=2)", "spectral(bits=1)")
 LATE = ("topk(density=0.01)", "onebit", "powersgd(rank=4)", "ternary(density=0.01)",
         "randomk(density=0.1)", "topk(density=0.01, error_feedback=off)",
         "onebit(error_feedback=off)")
@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--build", type=pathlib.Path, default=runs.ROOT / "build" / "release")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--codecs", default=";".join(PLAIN + LATE), help="the first is the reference")
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed")
     options = parser.parse_args()
     folder = runs.ROOT / "results" / ("codecs-quick" if options.quick else "codecs")
@@ -37,7 +38,7 @@ def main():
     table = [["codec", "accuracy %", "+-", "to dense %", "bytes, of dense"]]
     rows, dense = [], None
     try:
-        for codec in PLAIN + LATE:
+        for codec in options.codecs.split(";"):
             late = {"warmup_steps": chosen["steps"] // 10} if codec in LATE else {}
             group = [runs.summary(runs.train(options.build, folder, {
                 "model": "cnn", "compression": codec, "seed": seed, "batch_size": 32, "lr": 0.05,
