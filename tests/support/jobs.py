@@ -113,10 +113,13 @@ def start_mpirun(size, command, seconds=60, ranks=None, **variables):
         match = MPI_TAG.match(line)
         if not match:
             rest += line
-        elif match[2] == "stdout":
-            ranks[int(match[1])].out += match[3]
+            continue
+        # mpirun reads 4096 bytes at a time and tags what comes next, within a line as well.
+        text = re.sub(rf"\[\d+,{match[1]}\]<{match[2]}>:", "", match[3])
+        if match[2] == "stdout":
+            ranks[int(match[1])].out += text
         else:
-            ranks[int(match[1])].err += match[3]
+            ranks[int(match[1])].err += text
     return Job(ranks, process.returncode, rest)
 
 
