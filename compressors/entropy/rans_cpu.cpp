@@ -156,7 +156,7 @@ class GroupDecoder {
     hn::StoreU(hn::BitCast(d8, lanes), d8, to);
   }
 
-  PairSearch<kWide> search_;
+  SlotSearch<DP, PairTable, kWide> search_;
   PairTable frequency_, start_;
   hn::Vec<DP> symbols_[kVectors / 2];
 };
@@ -186,7 +186,7 @@ class GroupDecoder {
   }
 
  private:
-  SlotSearch<kWide> search_;
+  SlotSearch<DI, LaneTable<kWide>, kWide> search_;
   LaneTable<kWide> packed_of_;
   hn::Vec<DI> symbols_[kVectors];
 };

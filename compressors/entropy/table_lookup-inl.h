@@ -79,8 +79,9 @@ class LaneTable {
 };
 
 // The largest s with start[s] ≤ slot: halving, where the first steps compare with numbers that are
-// the same in all lanes.
-template <bool kWide>
+// the same in all lanes. D: of slots and symbols; Table: of 16 numbers, or 32 where kWide, by
+// symbol.
+template <class D, class Table, bool kWide>
 class SlotSearch {
  public:
   explicit HWY_INLINE SlotSearch(const std::uint32_t* start)
@@ -91,8 +92,8 @@ class SlotSearch {
         by2_(start + 2),
         by1_(start + 1) {}
 
-  HWY_INLINE hn::Vec<DI> Symbol(hn::Vec<DI> slot) const {
-    auto symbol = hn::Zero(DI());
+  HWY_INLINE hn::Vec<D> Symbol(hn::Vec<D> slot) const {
+    auto symbol = hn::Zero(D());
     auto bound = eighth_;
     if constexpr (kWide) {
       const auto below = hn::Lt(slot, middle_);
@@ -106,16 +107,16 @@ class SlotSearch {
   }
 
  private:
-  static HWY_INLINE hn::Vec<DI> Same(std::uint32_t value) {
-    return hn::Set(DI(), static_cast<std::int32_t>(value));
+  static HWY_INLINE hn::Vec<D> Same(std::uint32_t value) {
+    return hn::Set(D(), static_cast<hn::TFromD<D>>(value));
   }
-  static HWY_INLINE hn::Vec<DI> Step(hn::Vec<DI> slot, hn::Vec<DI> bound, hn::Vec<DI> symbol,
-                                     std::uint32_t step) {
+  static HWY_INLINE hn::Vec<D> Step(hn::Vec<D> slot, hn::Vec<D> bound, hn::Vec<D> symbol,
+                                    std::uint32_t step) {
     return hn::IfThenElse(hn::Lt(slot, bound), symbol, hn::Add(symbol, Same(step)));
   }
 
-  hn::Vec<DI> middle_, eighth_, upper_;
-  LaneTable<kWide> by4_, by2_, by1_;
+  hn::Vec<D> middle_, eighth_, upper_;
+  Table by4_, by2_, by1_;
 };
 
 #if HWY_TARGET <= HWY_AVX3
@@ -133,9 +134,12 @@ HWY_INLINE hn::Vec<DI> SecondOf(hn::Vec<DP> pair) {
   return hn::ShiftRight<16>(hn::BitCast(DI(), pair));
 }
 
-// of(i) for a lane with i, below 32.
+// Of 32 numbers.
 class PairTable {
  public:
+  explicit HWY_INLINE PairTable(const std::uint32_t* numbers)
+      : PairTable([numbers](std::size_t i) { return numbers[i]; }) {}
+  // of(i) for a lane with i.
   template <typename Of>
   explicit HWY_INLINE PairTable(const Of& of) {
     HWY_ALIGN std::int16_t numbers[32];
@@ -148,45 +152,6 @@ class PairTable {
 
  private:
   hn::Vec<DP> table_;
-};
-
-// SlotSearch for pairs.
-template <bool kWide>
-class PairSearch {
- public:
-  explicit HWY_INLINE PairSearch(const std::uint32_t* start)
-      : middle_(Same(start[16])),
-        eighth_(Same(start[8])),
-        upper_(Same(start[24])),
-        by4_([start](std::size_t i) { return start[i + 4]; }),
-        by2_([start](std::size_t i) { return start[i + 2]; }),
-        by1_([start](std::size_t i) { return start[i + 1]; }) {}
-
-  HWY_INLINE hn::Vec<DP> Symbol(hn::Vec<DP> slot) const {
-    auto symbol = hn::Zero(DP());
-    auto bound = eighth_;
-    if constexpr (kWide) {
-      const auto below = hn::Lt(slot, middle_);
-      symbol = hn::IfThenZeroElse(below, Same(16));
-      bound = hn::IfThenElse(below, eighth_, upper_);
-    }
-    symbol = Step(slot, bound, symbol, 8);
-    symbol = Step(slot, by4_.At(symbol), symbol, 4);
-    symbol = Step(slot, by2_.At(symbol), symbol, 2);
-    return Step(slot, by1_.At(symbol), symbol, 1);
-  }
-
- private:
-  static HWY_INLINE hn::Vec<DP> Same(std::uint32_t value) {
-    return hn::Set(DP(), static_cast<std::int16_t>(value));
-  }
-  static HWY_INLINE hn::Vec<DP> Step(hn::Vec<DP> slot, hn::Vec<DP> bound, hn::Vec<DP> symbol,
-                                     std::uint32_t step) {
-    return hn::IfThenElse(hn::Lt(slot, bound), symbol, hn::Add(symbol, Same(step)));
-  }
-
-  hn::Vec<DP> middle_, eighth_, upper_;
-  PairTable by4_, by2_, by1_;
 };
 #endif
 

@@ -58,7 +58,6 @@ ColumnCodes::ColumnCodes(std::span<const float> values, std::size_t columns)
       squares[j] += double{row[j]} * row[j];
     }
   }
-  if (!std::ranges::all_of(squares, [](double square) { return std::isfinite(square); })) return;
   for (std::size_t j = 0; j < columns; ++j) {
     const double average = sum[j] / static_cast<double>(rows);
     const double variance = squares[j] / static_cast<double>(rows) - average * average;

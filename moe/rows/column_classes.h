@@ -25,8 +25,7 @@ std::int8_t scale_code(double scale);
 // What a receiver is told of each column.
 struct ColumnCodes {
   explicit ColumnCodes(std::size_t columns) : scale(columns, 0), mean(columns, 0) {}
-  // Of [rows, columns] values, by a sample of the rows; those of a new instance where one of them
-  // is not finite.
+  // Of [rows, columns] finite values, by a sample of the rows.
   ColumnCodes(std::span<const float> values, std::size_t columns);
 
   float mean_of(std::size_t column) const;

@@ -13,6 +13,7 @@
 #include "thinwire/compressors/codecs/ecsq.h"
 #include "thinwire/compressors/entropy/rate_model.h"
 #include "thinwire/compressors/entropy/step_coder.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/moe/rows/column_classes.h"
 
 namespace thinwire::moe {
@@ -238,17 +239,6 @@ bool tells_columns(std::size_t rows, std::size_t columns, std::size_t message_by
   return static_cast<std::int64_t>(rows) >= kFewestForColumns && 16 * columns <= message_bytes;
 }
 
-bool all_finite(std::span<const float> values) {
-  // A product with zero is zero but for what is not finite; eight sums, so that they are vectors.
-  std::array<float, 8> sums{};
-  std::size_t i = 0;
-  for (; i + 8 <= values.size(); i += 8) {
-    for (std::size_t k = 0; k < 8; ++k) sums[k] += values[i + k] * 0.0f;
-  }
-  for (; i < values.size(); ++i) sums[0] += values[i] * 0.0f;
-  return std::ranges::all_of(sums, [](float sum) { return sum == 0; });
-}
-
 std::vector<std::int8_t> scales_of(const SpectralBasis& basis) {
   const float* deviation = basis.deviations().const_data_ptr<float>();
   std::vector<std::int8_t> scales;
@@ -304,7 +294,7 @@ void encode_entropy_rows(const EntropyRowOptions& options, std::span<const float
   ColumnCodes codes(columns);
   std::span<std::byte> payload = message;
   if (told) {
-    if (all_finite(values)) codes = ColumnCodes(values, columns);
+    if (kernels::all_finite(values)) codes = ColumnCodes(values, columns);
     std::memcpy(message.data(), codes.scale.data(), columns);
     std::memcpy(message.data() + columns, codes.mean.data(), columns);
     payload = message.subspan(2 * columns);

@@ -14,6 +14,11 @@
 #                         The library looks for its module beside itself, therefore
 #   libthinwire_core.so.* is a link to it, which these programs find first.
 
+# The interpreter of PTX.
+set(machine ${PROJECT_SOURCE_DIR}/tests/support/ptx)
+set(THINWIRE_PTX_MACHINE ${machine}/alu.cpp ${machine}/machine.cpp ${machine}/memory.cpp
+  ${machine}/program.cpp)
+
 # thinwire_ptx(<output> <source> <option>...): PTX text of a CUDA source.
 function(thinwire_ptx output source)
   add_custom_command(OUTPUT ${output}
@@ -53,10 +58,7 @@ if(THINWIRE_HAS_FAKE_GPU)
     ${fake_gpu}/settings.cpp
     ${fake_gpu}/stream.cpp
     ${PROJECT_SOURCE_DIR}/common/text.cpp
-    ${PROJECT_SOURCE_DIR}/tests/support/ptx/alu.cpp
-    ${PROJECT_SOURCE_DIR}/tests/support/ptx/machine.cpp
-    ${PROJECT_SOURCE_DIR}/tests/support/ptx/memory.cpp
-    ${PROJECT_SOURCE_DIR}/tests/support/ptx/program.cpp)
+    ${THINWIRE_PTX_MACHINE})
   # Its copy is no one else's: thinwire_core has these functions too.
   set_source_files_properties(${PROJECT_SOURCE_DIR}/common/text.cpp
     PROPERTIES COMPILE_OPTIONS -fvisibility=hidden)

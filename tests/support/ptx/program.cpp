@@ -258,4 +258,14 @@ std::vector<Kernel> parse(std::string_view text) {
   return Parser().parse(text);
 }
 
+std::vector<Kernel> without_barrier(std::vector<Kernel> kernels, std::string_view name,
+                                    std::size_t instruction) {
+  for (Kernel& kernel : kernels) {
+    if (kernel.name != name) continue;
+    kernel.code[instruction].op = Op::kBra;
+    kernel.code[instruction].target = static_cast<int>(instruction) + 1;
+  }
+  return kernels;
+}
+
 }  // namespace thinwire::testing::ptx

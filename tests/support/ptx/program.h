@@ -98,4 +98,8 @@ struct Kernel {
 // machine does not know: nothing is skipped.
 std::vector<Kernel> parse(std::string_view text);
 
+// The kernels with one of `name`'s instructions, a barrier, made a jump to the next.
+std::vector<Kernel> without_barrier(std::vector<Kernel> kernels, std::string_view name,
+                                    std::size_t instruction);
+
 }  // namespace thinwire::testing::ptx
