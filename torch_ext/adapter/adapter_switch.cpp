@@ -53,8 +53,8 @@ void add_ternary(const at::Tensor& target, float scale, peft::PlanesView planes,
 struct AdapterSwitch::Change {
   std::string name;
   at::Tensor weight;
-  Identity seen;      // of the weight when the change was staged, and again when it was made
-  at::Tensor values;  // defined: they replace the weight, which is kept in `before`
+  std::optional<Identity> seen;  // of the weight when the change was staged
+  at::Tensor values;             // defined: they replace the weight, which is kept in `before`
   at::Tensor before;
   // Otherwise scale * trits from `begin` on are added; `kept` holds the elements that they change.
   float scale = 0;
@@ -64,14 +64,14 @@ struct AdapterSwitch::Change {
 
 AdapterSwitch::Identity AdapterSwitch::identity_of(const at::Tensor& weight) {
   return {weight.scalar_type(), weight.sizes().vec(), weight.const_data_ptr(),
-          weight.is_inference() ? 0 : weight._version()};
+          weight.is_inference() ? 0 : weight._version(), weight.storage().getWeakStorageImpl()};
 }
 
 void AdapterSwitch::check_untouched(const Staged& staged, const char* advice) {
   for (const Change& change : staged.changes_)
     check(identity_of(change.weight) == change.seen, "weight '", change.name, "' is ",
-          change.weight.scalar_type(), " ", change.weight.sizes(), " and was ", change.seen.dtype,
-          " ", at::IntArrayRef(change.seen.sizes), ", or holds other values, since the expert '",
+          change.weight.scalar_type(), " ", change.weight.sizes(), " and was ", change.seen->dtype,
+          " ", at::IntArrayRef(change.seen->sizes), ", or holds other values, since the expert '",
           staged.id_, "' ", advice);
 }
 

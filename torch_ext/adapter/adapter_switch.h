@@ -68,6 +68,9 @@ class AdapterSwitch {
     std::vector<std::int64_t> sizes;
     const void* data = nullptr;
     std::int64_t version = 0;
+    // Held weakly: no other storage takes its place while this is kept, as one of the same size
+    // that the allocator gives next may take its address.
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
     bool operator==(const Identity&) const = default;
   };
   static Identity identity_of(const at::Tensor& weight);

@@ -178,6 +178,15 @@ TEST(AdapterSwitch, WeightsThatChangeUnderAnExpertAreNamedAndLeftAlone) {
                 w["b"].set_data(w["b"].to(at::kBFloat16));
               }),
               Each(HasSubstr("weight 'b' is BFloat16 [129]")));
+  // Another storage, at the address that the allocator gave the one before.
+  EXPECT_THAT(refusals([](Weights& w) {
+                const at::Tensor old = w["b"].detach();
+                at::Tensor other = at::from_blob(
+                    old.mutable_data_ptr(), old.sizes(), [old](void*) {}, old.options());
+                other.add_(1);
+                w["b"].set_data(other);
+              }),
+              Each(HasSubstr("weight 'b' is BFloat16 [129]")));
   // As a load and a step of an optimizer do.
   EXPECT_THAT(refusals([](Weights& w) {
                 w["c"].copy_(at::zeros({40, 7}));
