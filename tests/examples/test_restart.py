@@ -31,6 +31,7 @@ class Restart(training.TrainingTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
+        cls.results = {}  # of undisturbed()
         rng = random.Random(1)
         words = ["in", "the", "beginning", "was", "a", "word", "and", "another", "word"]
         cls.text = cls.folder / "text.txt"
@@ -95,9 +96,16 @@ class Restart(training.TrainingTest):
         self.assertIsNotNone(match, f"seed {self.seed}\n{output}")
         return int(match[1])
 
+    def undisturbed(self, program="train_fashion_mnist", **options):
+        """The result of two ranks that nothing happens to."""
+        case = json.dumps([program, options], sort_keys=True)
+        if case not in self.results:
+            self.results[case] = self.finish(jobs.start_by_hand(
+                [self.command(program, checkpoint=None, **options)] * 2))
+        return self.results[case]
+
     def killed_and_started_again(self, program, **options):
-        whole = self.finish(jobs.start_by_hand(
-            [self.command(program, checkpoint=None, **options)] * 2))
+        whole = self.undisturbed(program, **options)
         victim = self.random.randrange(2)
         job = jobs.start_by_hand(
             [self.command(program, **options)] * 2,
@@ -108,12 +116,15 @@ class Restart(training.TrainingTest):
         again = jobs.start_by_hand([self.command(program, **options)] * 2)
         self.assert_same(self.finish(again), whole)
         self.assertGreater(self.resumed_at(again.ranks[0].err), 0)
-        # Once more: there is nothing left to do, and the result is the same.
+
+    def has_nothing_left_to_do(self, program, **options):
         self.assert_same(self.finish(jobs.start_by_hand([self.command(program, **options)] * 2)),
-                         whole)
+                         self.undisturbed(program, **options))
 
     def test_data_parallel(self):
-        self.killed_and_started_again("train_fashion_mnist", compression="topk(density=0.05)")
+        options = {"compression": "topk(density=0.05)"}
+        self.killed_and_started_again("train_fashion_mnist", **options)
+        self.has_nothing_left_to_do("train_fashion_mnist", **options)
 
     def test_stochastic_rounding(self):
         self.killed_and_started_again("train_fashion_mnist", compression="quantize(bits=4)")
@@ -121,6 +132,7 @@ class Restart(training.TrainingTest):
     def test_lora(self):
         self.lines = (7, 11)
         self.killed_and_started_again("train_lora", outer_momentum=0.5)
+        self.has_nothing_left_to_do("train_lora", outer_momentum=0.5)
 
     def test_mixture_of_experts(self):
         self.lines = (7, 20)
@@ -130,15 +142,16 @@ class Restart(training.TrainingTest):
 
     def test_mixture_of_experts_that_merges_rows(self):
         self.lines = (7, 20)
-        self.killed_and_started_again("train_moe_lm", dedup="lsh(hashes=2, radius=0.9)",
-                                      rows="quantize(bits=8)")
+        options = {"dedup": "lsh(hashes=2, radius=0.9)", "rows": "quantize(bits=8)"}
+        self.killed_and_started_again("train_moe_lm", **options)
+        self.has_nothing_left_to_do("train_moe_lm", **options)
 
     def test_a_signal_to_one_rank_saves_and_ends_all(self):
         for name in (signal.SIGUSR1, signal.SIGTERM):
             with self.subTest(signal=name):
-                options = {"compression": "topk(density=0.05)", "checkpoint_every": 0}
-                whole = self.finish(jobs.start_by_hand([self.command(checkpoint=None, **options)] * 2))
-                options["checkpoint"] = name.name
+                options = {"compression": "topk(density=0.05)"}
+                whole = self.undisturbed(**options)
+                options |= {"checkpoint": name.name, "checkpoint_every": 0}
                 victim = self.random.randrange(2)
                 job = jobs.start_by_hand(
                     [self.command(**options)] * 2,
@@ -153,7 +166,7 @@ class Restart(training.TrainingTest):
     @unittest.skipUnless(jobs.TORCHRUN, "this LibTorch has no torchrun")
     def test_torchrun_starts_the_ranks_again(self):
         options = {"compression": "topk(density=0.05)"}
-        whole = self.finish(jobs.start_by_hand([self.command(checkpoint=None, **options)] * 2))
+        whole = self.undisturbed(**options)
         # The first process of rank 1 kills itself as soon as there is something to go on from.
         script = self.work / "rank.sh"
         script.write_text(f"""#!/bin/bash
@@ -168,7 +181,7 @@ fi
 exec "$@"
 """)
         script.chmod(0o755)
-        job = jobs.start_torchrun(2, [script, *self.command(epochs=8, **options)], self.work / "logs",
+        job = jobs.start_torchrun(2, [script, *self.command(**options)], self.work / "logs",
                                   options=["--max-restarts", "1"])
         self.assert_same(self.finish(job), whole)
         second = next((self.work / "logs").glob("**/attempt_1/0/stderr.log")).read_text()
@@ -177,7 +190,7 @@ exec "$@"
     @unittest.skipUnless(jobs.HAS_MPI, "this build has no MPI")
     def test_mpirun_twice(self):
         options = {"compression": "topk(density=0.05)"}
-        whole = self.finish(jobs.start_by_hand([self.command(checkpoint=None, **options)] * 2))
+        whole = self.undisturbed(**options)
         script = self.work / "rank.sh"
         script.write_text(f"""#!/bin/bash
 if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then
