@@ -10,10 +10,11 @@ namespace thinwire::comm {
 
 void check_device_setting(std::string_view layer, const LayerSetting& setting) {
   if (!setting.codec) return;
-  check(setting.codec->piece_format().has_value(), "layer '", layer, "' is in GPU memory, where ",
-        setting.codec->spec(),
-        " has no kernels yet: quantize and cast have; choose one of these or none, or train on the "
-        "CPU");
+  check(
+      setting.codec->piece_format().has_value(), "layer '", layer, "' is in GPU memory, where ",
+      setting.codec->spec(),
+      " has no kernels yet: quantize, cast, onebit and terngrad have; choose one of these or none, "
+      "or train on the CPU");
   check(!setting.momentum, "layer '", layer,
         "' is in GPU memory, where momentum correction has no kernels yet");
 }

@@ -1,6 +1,7 @@
 #include "thinwire/compressors/codecs/onebit.h"
 
 #include "thinwire/compressors/codecs/bucketed.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/sign_planes.h"
 
 namespace thinwire {
@@ -14,6 +15,13 @@ class Onebit final : public Codec {
   CodecTraits traits() const override { return {.fixed_size = true, .needs_error_feedback = true}; }
   CodecFacts facts() const override { return {.id = CodecId::kOnebit}; }
   std::int64_t block_size() const override { return static_cast<std::int64_t>(bucket_); }
+
+  std::optional<kernels::PieceFormat> piece_format() const override {
+    return kernels::PieceFormat{
+        .codec = kernels::PieceCodec::kOnebit,
+        .tile = static_cast<std::uint32_t>(bucket_),
+        .tile_bytes = static_cast<std::uint32_t>(kernels::onebit_bytes(bucket_))};
+  }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
     return bucketed_bytes(numel, bucket_, kernels::onebit_bytes);

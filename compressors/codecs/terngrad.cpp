@@ -2,6 +2,7 @@
 
 #include "thinwire/compressors/codecs/bucketed.h"
 #include "thinwire/compressors/codecs/sparse_values.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/sign_planes.h"
 
 namespace thinwire {
@@ -21,6 +22,15 @@ class Terngrad final : public Codec {
   }
   CodecFacts facts() const override { return {.id = CodecId::kTerngrad}; }
   std::int64_t block_size() const override { return static_cast<std::int64_t>(bucket_); }
+
+  std::optional<kernels::PieceFormat> piece_format() const override {
+    return kernels::PieceFormat{
+        .codec = kernels::PieceCodec::kTerngrad,
+        .stochastic = true,
+        .clip = static_cast<float>(clip_),
+        .tile = static_cast<std::uint32_t>(bucket_),
+        .tile_bytes = static_cast<std::uint32_t>(kernels::terngrad_bytes(bucket_))};
+  }
 
   std::size_t max_compressed_bytes(std::int64_t numel, DType) const override {
     return bucketed_bytes(numel, bucket_, kernels::terngrad_bytes);

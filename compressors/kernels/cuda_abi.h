@@ -11,7 +11,7 @@ namespace thinwire::kernels {
 
 // Raise it whenever a function or a struct of this file, of quantize_task.h or of piece_task.h
 // changes.
-inline constexpr std::int32_t kCudaAbi = 2;
+inline constexpr std::int32_t kCudaAbi = 3;
 
 }  // namespace thinwire::kernels
 

@@ -20,18 +20,28 @@
 namespace thinwire::kernels {
 
 // The codecs that have kernels here; those of the cast codec in the order of cast_formats().
-enum class PieceCodec : std::uint8_t { kIdentity, kBFloat16, kFloat16, kE4M3, kE5M2, kQuantize };
+enum class PieceCodec : std::uint8_t {
+  kIdentity,
+  kBFloat16,
+  kFloat16,
+  kE4M3,
+  kE5M2,
+  kQuantize,
+  kOnebit,
+  kTerngrad,
+};
 
-// Elements of a tile, but of quantize, whose tile is its bucket.
+// Elements of a tile, but of codecs with buckets, whose tile is a bucket.
 inline constexpr std::uint32_t kTileElements = 1024;
 
 // How a layer's pieces are coded.
 struct PieceFormat {
   PieceCodec codec = PieceCodec::kIdentity;
-  bool stochastic = false;  // of quantize, as what follows
-  std::uint8_t bits = 0;    // 1 to 8
-  Norm norm = Norm::kMinMax;
-  std::uint32_t tile = 0;  // elements of a full tile
+  bool stochastic = false;    // takes random numbers
+  std::uint8_t bits = 0;      // of quantize: 1 to 8
+  Norm norm = Norm::kMinMax;  // of quantize
+  float clip = 0;             // of terngrad
+  std::uint32_t tile = 0;     // elements of a full tile
   std::uint32_t tile_bytes = 0;
 };
 

@@ -85,9 +85,9 @@ HWY_INLINE void PrefetchStep(const float* x) {
 
 template <class Vector>
 HWY_INLINE float Fold(const Vector* parts) {
-  std::array<float, ref::kLanes> lanes;
+  std::array<float, kSumLanes> lanes;
   for (std::size_t p = 0; p < kParts; ++p) hn::StoreU(parts[p], D(), lanes.data() + p * kWidth);
-  return ref::fold(lanes);
+  return folded(lanes.data());
 }
 
 struct OnebitState {
@@ -189,7 +189,7 @@ float SumOfSquares(const float* x, std::size_t count, float pre, float inverse) 
 
 // `random`: the four words of the step's elements. `kLift`: the bucket needs scale.pre.
 template <bool kLift>
-HWY_INLINE void TernStep(const float* x, const ref::TernScale& scale, const std::uint32_t* random,
+HWY_INLINE void TernStep(const float* x, const TernScale& scale, const std::uint32_t* random,
                          std::byte* sent, std::byte* signs) {
   const D d;
   const DI di;
@@ -217,7 +217,7 @@ HWY_INLINE void TernStep(const float* x, const ref::TernScale& scale, const std:
 }
 
 template <bool kLift>
-void TernBucket(const float* x, std::size_t count, const ref::TernScale& scale,
+void TernBucket(const float* x, std::size_t count, const TernScale& scale,
                 const PhiloxStream& stream, std::uint64_t first, std::byte* sent,
                 std::byte* signs) {
   constexpr std::size_t kBatch = 512;
@@ -254,11 +254,11 @@ void TerngradEncode(const float* x, std::size_t count, float clip, const PhiloxS
   const float largest = float_of(key);
   float bound = largest;
   if (clip > 0) {
-    const float pre = ref::tern_lift(largest);
+    const float pre = tern_lift(largest);
     const float squares = SumOfSquares(x, count, pre, 1.0f / (largest * pre));
-    bound = ref::tern_clip(clip, largest, squares, count);
+    bound = tern_clip(clip, largest, squares, count);
   }
-  const ref::TernScale scale = ref::tern_scale(bound, largest);
+  const TernScale scale = tern_scale(bound, largest);
   std::memcpy(out, &scale.scale, 4);
   std::byte* sent = out + 4;
   std::byte* signs = sent + plane_bytes(count);

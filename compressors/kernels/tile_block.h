@@ -8,6 +8,7 @@
 #include "thinwire/compressors/kernels/fp8.h"
 #include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize_block.h"
+#include "thinwire/compressors/kernels/sign_block.h"
 
 namespace thinwire::kernels {
 
@@ -16,6 +17,7 @@ inline constexpr std::uint32_t kFp8Run = 16;
 
 struct TileShared {
   QuantizeShared quantize;
+  SignShared signs;
   std::uint32_t largest[kTileElements / kFp8Run];  // bits of magnitudes
   std::uint32_t scale[kTileElements / kFp8Block];
   bool all[kMaxBlockThreads];
@@ -159,6 +161,10 @@ THINWIRE_HOST_DEVICE void write_tile(Context& block, TileShared& shared, const P
       return write_fp8<Fp8::kE4M3>(block, shared, x, elements, payload);
     case PieceCodec::kE5M2:
       return write_fp8<Fp8::kE5M2>(block, shared, x, elements, payload);
+    case PieceCodec::kOnebit:
+      return write_onebit(block, shared.signs, x, elements, payload);
+    case PieceCodec::kTerngrad:
+      return write_terngrad(block, shared.signs, format.clip, x, elements, random, first, payload);
     case PieceCodec::kQuantize:
       break;
   }
@@ -199,6 +205,10 @@ THINWIRE_HOST_DEVICE void read_tile(const Context& block, const PieceFormat& for
       return read_fp8<Fp8::kE4M3>(block, payload, elements, visit);
     case PieceCodec::kE5M2:
       return read_fp8<Fp8::kE5M2>(block, payload, elements, visit);
+    case PieceCodec::kOnebit:
+      return read_onebit(block, payload, elements, visit);
+    case PieceCodec::kTerngrad:
+      return read_terngrad(block, payload, elements, visit);
     case PieceCodec::kQuantize:
       break;
   }

@@ -27,7 +27,7 @@ constexpr std::size_t kChunkBytes = 7000;
 
 const LayerShapes kShapes = {{"wide", {3, 500}}, {"cast", {315}},      {"bias", {40}},
                              {"eight", {700}},   {"random", {2, 400}}, {"five", {200}},
-                             {"half", {130}}};
+                             {"half", {130}},    {"sign", {2, 161}},   {"tern", {200}}};
 
 Plan mixed_plan() {
   Plan plan;
@@ -39,6 +39,8 @@ Plan mixed_plan() {
   set("eight", "cast(format=fp8_e4m3, residual_decay=0.5)");
   set("random", "quantize(bits=3, bucket=512, norm=l2, rounding=stochastic)");
   set("five", "cast(format=fp8_e5m2, residual_reset=3)");
+  set("sign", "onebit(bucket=128)");
+  set("tern", "terngrad(bucket=128, clip=2)");
   set("half", "cast(format=fp16, error_feedback=on, second_residual=off)");
   return plan;
 }
@@ -178,7 +180,7 @@ TEST_P(DeviceAveraging, WhatHasNoKernelsIsRefusedByName) {
   plan.set("wide", parse_layer_setting("topk(density=0.1)"));
   EXPECT_THAT(testing::error_of<InvalidArgument>([&] { device->average(bucket, plan, 0); }),
               AllOf(HasSubstr("layer 'wide' is in GPU memory"), HasSubstr("topk"),
-                    HasSubstr("quantize and cast have")));
+                    HasSubstr("quantize, cast, onebit and terngrad have")));
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ struct Layer {
   bool keeps = false, second = false, orphan = false;
   std::int64_t reset_every = 0;
   float decay = 1;
+  std::uint64_t first = 5;  // the layer's number times this is its first element
 };
 
 // The owner of a layer is its number modulo the ranks.
@@ -42,6 +43,9 @@ inline constexpr Layer kLayers[] = {
     {"cast(format=fp8_e5m2)", 1025, true, true, false, kStep, 0.5f},
     {"identity", 1029},
     {"quantize(bits=1, bucket=512, norm=linf)", 515, true, true, true, 0, 0.25f},
+    {"onebit(bucket=128)", 301, true, true, true, 0, 0.5f},
+    {"terngrad(bucket=192)", 413, false, false, false, 0, 1, 64},
+    {"terngrad(bucket=128, clip=1.5)", 139, true, true, true, 0, 0.5f, 64},
 };
 inline constexpr std::size_t kLayerCount = std::size(kLayers);
 
@@ -114,7 +118,9 @@ inline Rank::Rank(int number, DType type, float poison)
     : rank(number), dtype(type), bucket(type, [&] {
         auto values =
             normal_values(first_value(kLayerCount), static_cast<std::uint32_t>(10 + number));
-        if (poison != 0) values[first_value(3) + 5] = poison;
+        for (const std::size_t layer : {3, 8, 9}) {
+          if (poison != 0) values[first_value(layer) + 5] = poison;
+        }
         return values;
       }()) {
   std::uint64_t payload[kRanks] = {}, numel[kRanks] = {}, own = 0;
@@ -151,7 +157,7 @@ inline Rank::Rank(int number, DType type, float poison)
                         .reset_every = layer.reset_every,
                         .first_tile = tiles,
                         .value = first_value(l),
-                        .first_element = 5 * l,
+                        .first_element = layer.first * l,
                         .own = own,
                         .sent = sent(owner) + byte,
                         .received = received(0) + byte,

@@ -188,6 +188,11 @@ std::uint64_t integer_result(const Instruction& i, const Values& v) {
                                                                      : ua >> by;
       break;
     }
+    case Op::kShf: {  // of two words: the lower one, the upper one, by how much, modulo 32
+      const std::uint64_t both = low_bits(a, 32) | low_bits(b, 32) << 32;
+      result = i.to_left ? both << (c & 31) >> 32 : both >> (c & 31);
+      break;
+    }
     case Op::kPopc:
       return static_cast<std::uint64_t>(std::popcount(ua));
     case Op::kClz:

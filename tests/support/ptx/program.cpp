@@ -11,15 +11,15 @@ namespace thinwire::testing::ptx {
 namespace {
 
 const std::map<std::string, Op, std::less<>> kOps = {
-    {"mov", Op::kMov},   {"ld", Op::kLd},       {"st", Op::kSt},     {"cvt", Op::kCvt},
-    {"cvta", Op::kMov},  {"add", Op::kAdd},     {"sub", Op::kSub},   {"mul", Op::kMul},
-    {"mad", Op::kMad},   {"fma", Op::kFma},     {"div", Op::kDiv},   {"rem", Op::kRem},
-    {"rcp", Op::kRcp},   {"sqrt", Op::kSqrt},   {"neg", Op::kNeg},   {"abs", Op::kAbs},
-    {"min", Op::kMin},   {"max", Op::kMax},     {"and", Op::kAnd},   {"or", Op::kOr},
-    {"xor", Op::kXor},   {"not", Op::kNot},     {"shl", Op::kShl},   {"shr", Op::kShr},
-    {"bfi", Op::kBfi},   {"bfe", Op::kBfe},     {"prmt", Op::kPrmt}, {"selp", Op::kSelp},
-    {"setp", Op::kSetp}, {"popc", Op::kPopc},   {"clz", Op::kClz},   {"bra", Op::kBra},
-    {"bar", Op::kBar},   {"barrier", Op::kBar}, {"ret", Op::kRet}};
+    {"mov", Op::kMov},   {"ld", Op::kLd},     {"st", Op::kSt},       {"cvt", Op::kCvt},
+    {"cvta", Op::kMov},  {"add", Op::kAdd},   {"sub", Op::kSub},     {"mul", Op::kMul},
+    {"mad", Op::kMad},   {"fma", Op::kFma},   {"div", Op::kDiv},     {"rem", Op::kRem},
+    {"rcp", Op::kRcp},   {"sqrt", Op::kSqrt}, {"neg", Op::kNeg},     {"abs", Op::kAbs},
+    {"min", Op::kMin},   {"max", Op::kMax},   {"and", Op::kAnd},     {"or", Op::kOr},
+    {"xor", Op::kXor},   {"not", Op::kNot},   {"shl", Op::kShl},     {"shr", Op::kShr},
+    {"shf", Op::kShf},   {"bfi", Op::kBfi},   {"bfe", Op::kBfe},     {"prmt", Op::kPrmt},
+    {"selp", Op::kSelp}, {"setp", Op::kSetp}, {"popc", Op::kPopc},   {"clz", Op::kClz},
+    {"bra", Op::kBra},   {"bar", Op::kBar},   {"barrier", Op::kBar}, {"ret", Op::kRet}};
 
 const std::map<std::string, Comparison, std::less<>> kComparisons = {
     {"eq", Comparison::kEq},   {"ne", Comparison::kNe},   {"lt", Comparison::kLt},
@@ -34,8 +34,8 @@ const std::map<std::string, Space, std::less<>> kSpaces = {{"global", Space::kGl
 
 // Modifiers that change nothing here: rounding to nearest is what the host does, one block is one
 // barrier's group.
-const std::vector<std::string> kNeutral = {"rn", "lo", "uni", "to", "sync",
-                                           "nc", "v2", "v4",  "cta"};
+const std::vector<std::string> kNeutral = {"rn", "lo", "uni", "to",  "sync",
+                                           "nc", "v2", "v4",  "cta", "wrap"};
 
 std::optional<Type> type_of(std::string_view name) {
   if (name == "pred") return Type{Type::Kind::kPredicate, 8};
@@ -205,6 +205,8 @@ class Parser {
       instruction.wide = true;
     } else if (word == "hi") {
       instruction.high = true;
+    } else if (instruction.op == Op::kShf && (word == "l" || word == "r")) {
+      instruction.to_left = word == "l";
     } else if (word == "rzi") {
       instruction.truncates = true;
     } else if (std::ranges::find(kNeutral, word) == kNeutral.end()) {

@@ -33,6 +33,7 @@ enum class Op : std::uint8_t {
   kNot,
   kShl,
   kShr,
+  kShf,
   kBfi,
   kBfe,
   kPrmt,
@@ -74,6 +75,7 @@ struct Instruction {
   bool wide = false;       // mul, mad: the result is twice as wide
   bool high = false;       // mul: the upper half
   bool truncates = false;  // cvt.rzi
+  bool to_left = false;    // shf.l
   int predicate = -1;      // register; -1: always executed
   bool negated = false;
   std::vector<Operand> results = {}, sources = {};
