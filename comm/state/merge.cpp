@@ -45,7 +45,9 @@ NamedTensors merge_states(const std::vector<NamedTensors>& of_all_ranks, int wor
     averagers.push_back(comm::state_from_tensors(part_of(state, kAveragerPrefix)));
     for (const auto& [name, tensor] : state) {
       // A job of another size cuts its gradients in another way, and may average other parameters.
-      if (name.starts_with(kAveragerPrefix) || name == kBucketsName) continue;
+      if (name.starts_with(kAveragerPrefix) || name.starts_with(kNextPlanPrefix) ||
+          name == kBucketsName)
+        continue;
       const auto [found, fresh] = merged.emplace(name, tensor);
       if (!fresh)
         check(same_value(name, merged, state), "state ", rank,

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cmath>
@@ -172,8 +173,16 @@ void AdaptivePlan::close_window() {
       log::warn("lgreco: ", statistics_.left_out(), " gradients with NaN or infinity were left ",
                 "out of the statistics for plan ", round_);
     }
-    measuring_ = std::async(std::launch::async, [this] { return measure_own_layers(); });
+    begin_to_measure();
   });
+}
+
+void AdaptivePlan::begin_to_measure() {
+  measuring_ = std::async(std::launch::async, [this] { return measure_own_layers(); });
+}
+
+void AdaptivePlan::begin_to_solve() {
+  solving_ = std::async(std::launch::async, [this] { return solve(); });
 }
 
 template <typename Result>
@@ -236,15 +245,15 @@ void AdaptivePlan::gather_curves() {
     }
     return;
   }
-  solving_ =
-      std::async(std::launch::async, [this, table = std::move(table)] { return solve(table); });
+  curves_ = std::move(table);
+  begin_to_solve();
 }
 
-AdaptivePlan::Solution AdaptivePlan::solve(const CurveTable& table) const {
+AdaptivePlan::Solution AdaptivePlan::solve() const {
   const auto begin = Clock::now();
   std::vector<lgreco::Layer> layers;
   for (std::size_t i = 0; i < adaptive_.layers.size(); ++i) {
-    const auto row = curve_in(table, i);
+    const auto row = curve_in(curves_, i);
     const LayerInfo& layer = adaptive_.layers[i];
     layers.push_back(lgreco::curve_of(layer.name, layer.shape, adaptive_.policy,
                                       {row[0], {row.begin() + 1, row.end()}},
@@ -259,6 +268,7 @@ AdaptivePlan::Solution AdaptivePlan::solve(const CurveTable& table) const {
 bool AdaptivePlan::switch_plan(std::int64_t step) {
   if (!solving_.valid()) return false;
   Solution solution = result_of(solving_, "solving for a plan");
+  curves_.clear();
   summary_.solve_seconds += solution.seconds;
   summary_.sent_bytes += comm::HashAgreement::sent_bytes(group_->getSize());
   comm::HashAgreement agreement(*group_, round_, lgreco::plan_hash(solution.plan));
@@ -290,17 +300,45 @@ void AdaptivePlan::check_fits(const lgreco::SolvedPlan& allocation) const {
   for (const auto& layer : allocation.layers) adaptive_.setting(layer.chosen.spec);
 }
 
-void AdaptivePlan::restore(std::shared_ptr<const lgreco::SolvedPlan> allocation) {
+void AdaptivePlan::check_fits(const PlanUnderWay& next) const {
+  if (next.curves.empty()) return statistics_.check_fits(next.statistics);
+  check(next.statistics.values.empty() && next.curves.size() == table_begin_.back(),
+        "the saved curves are ", next.curves.size(), " numbers, those of these layers are ",
+        table_begin_.back());
+}
+
+std::optional<PlanUnderWay> AdaptivePlan::under_way() const {
+  if (!curves_.empty()) return PlanUnderWay{{}, curves_};
+  if (statistics_.bytes() == 0 || !window_is_whole_) return std::nullopt;
+  return PlanUnderWay{statistics_.saved(), {}};
+}
+
+std::string PlanUnderWay::text() const {
+  return concat(statistics.steps, " steps, ", statistics.holds_means ? "means" : "sums", ", ",
+                curves.size(), " curves of hash ",
+                XXH3_64bits(curves.data(), curves.size() * sizeof(double)));
+}
+
+void AdaptivePlan::restore(std::shared_ptr<const lgreco::SolvedPlan> allocation,
+                           std::optional<PlanUnderWay> next) {
   if (measuring_.valid()) measuring_.wait();
   if (solving_.valid()) solving_.wait();
   measuring_ = {};
   solving_ = {};
   statistics_.reset();
+  curves_.clear();
   begun_step_ = -1;
   window_is_whole_ = false;
   plan_ = reference_;
   allocation_ = std::move(allocation);
   if (allocation_) apply(*allocation_);
+  if (!next) return;
+  curves_ = std::move(next->curves);
+  if (!curves_.empty()) return begin_to_solve();
+  window_is_whole_ = true;
+  const bool holds_means = next->statistics.holds_means;
+  statistics_.restore(std::move(next->statistics));
+  if (holds_means) begin_to_measure();
 }
 
 void AdaptivePlan::apply(const lgreco::SolvedPlan& allocation) {

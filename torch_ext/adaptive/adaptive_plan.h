@@ -40,6 +40,15 @@ struct AdaptationSummary {
   double share() const { return training_seconds > 0 ? seconds() / training_seconds : 0; }
 };
 
+// What is under way of the next plan on one rank, from the first step of its window to the switch:
+// statistics, then the curves that were made of them, which are those of all ranks.
+struct PlanUnderWay {
+  GradientStatistics::Saved statistics;  // without values once there are curves
+  std::vector<double> curves;
+  // What must be equal on all ranks.
+  std::string text() const;
+};
+
 // Watches the gradients, makes a new plan every period and switches to it at the same step on all
 // ranks, see lgreco::Schedule. Every rank makes the same calls for the same steps, on the thread
 // that owns the group; begin_step() and close_window() are collective.
@@ -69,14 +78,18 @@ class AdaptivePlan {
 
   // Throws InvalidArgument unless the plan is for these layers, with settings that exist.
   void check_fits(const lgreco::SolvedPlan& allocation) const;
+  void check_fits(const PlanUnderWay& next) const;
   // Goes on with a plan that was solved before and fits; with null, from the start. Only between
-  // steps. What was under way of the next plan is given up, and a window is not used unless it is
-  // seen from its first step: the next plan may come a period later.
-  void restore(std::shared_ptr<const lgreco::SolvedPlan> allocation);
+  // steps. Without `next` a window is not used unless it is seen from its first step: the next plan
+  // may come a period later.
+  void restore(std::shared_ptr<const lgreco::SolvedPlan> allocation,
+               std::optional<PlanUnderWay> next);
 
   const comm::Plan& plan() const { return plan_; }
   // What the last plan was solved from and for; none before the first.
   const std::shared_ptr<const lgreco::SolvedPlan>& allocation() const { return allocation_; }
+  // Between steps; nothing between a switch and the next window.
+  std::optional<PlanUnderWay> under_way() const;
   const AdaptationSummary& summary() const { return summary_; }
   const GradientStatistics& statistics() const { return statistics_; }
 
@@ -88,10 +101,12 @@ class AdaptivePlan {
   // For each layer the squared norm, then the squared errors of its candidates.
   using CurveTable = std::vector<double>;
 
+  void begin_to_measure();
+  void begin_to_solve();
   void gather_curves();
   bool switch_plan(std::int64_t step);
   CurveTable measure_own_layers() const;
-  Solution solve(const CurveTable& table) const;
+  Solution solve() const;
   void apply(const lgreco::SolvedPlan& allocation);
   void report(const lgreco::SolvedPlan& allocation, std::size_t changed, std::int64_t step);
   std::span<const double> curve_in(const CurveTable& table, std::size_t layer) const;
@@ -114,6 +129,7 @@ class AdaptivePlan {
   std::int64_t begun_step_ = -1;
   bool window_is_whole_ = false;
   std::uint64_t round_ = 0;
+  CurveTable curves_;  // that the next plan is solved from, until it takes effect
   AdaptationSummary summary_;
   // Last: their threads use what stands above.
   std::future<CurveTable> measuring_;

@@ -77,6 +77,26 @@ void GradientStatistics::release() {
   holds_means_ = false;
 }
 
+std::size_t GradientStatistics::own_elements() const {
+  const auto me = static_cast<std::size_t>(rank_);
+  return region_begin_[me + 1] - region_begin_[me];
+}
+
+void GradientStatistics::check_fits(const Saved& saved) const {
+  const std::size_t expected = saved.holds_means ? own_elements() : region_begin_.back();
+  check(saved.steps >= 0 && saved.left_out >= 0, "statistics of ", saved.steps, " steps without ",
+        saved.left_out, " gradients cannot be");
+  check(saved.values.size() == expected, "statistics of ", saved.values.size(),
+        " elements are not of this model, whose have ", expected);
+}
+
+void GradientStatistics::restore(Saved saved) {
+  steps_ = saved.steps;
+  left_out_ = saved.left_out;
+  holds_means_ = saved.holds_means;
+  values_ = std::move(saved.values);
+}
+
 std::vector<float> GradientStatistics::values(std::size_t layer) const {
   const Place& place = places_[layer];
   if (values_.empty() || (holds_means_ && place.owner != rank_)) return {};
@@ -168,7 +188,7 @@ std::uint64_t GradientStatistics::exchange(c10d::ProcessGroup& group, std::uint6
   if (world > 1) {
     const auto first = values_.begin() + static_cast<std::ptrdiff_t>(region_begin_[me]);
     values_ =
-        std::vector<std::uint16_t>(first, first + static_cast<std::ptrdiff_t>(region_size(me)));
+        std::vector<std::uint16_t>(first, first + static_cast<std::ptrdiff_t>(own_elements()));
   }
   holds_means_ = true;
   return sent;

@@ -27,6 +27,14 @@ namespace thinwire {
 // after it.
 class GradientStatistics {
  public:
+  // What a checkpoint keeps: sums of all layers or, after exchange(), the means of the own ones.
+  struct Saved {
+    std::int64_t steps = 0;
+    std::int64_t left_out = 0;
+    bool holds_means = false;
+    std::vector<std::uint16_t> values;  // bfloat16
+  };
+
   // Equal `layers` on all ranks. Owners get about equally many elements each.
   GradientStatistics(std::vector<LayerInfo> layers, int rank, int world);
 
@@ -50,6 +58,12 @@ class GradientStatistics {
   // sum.
   std::vector<float> values(std::size_t layer) const;
 
+  Saved saved() const { return {steps_, left_out_, holds_means_, values_}; }
+  // Throws InvalidArgument where the values are not as many as those of these layers on this rank.
+  void check_fits(const Saved& saved) const;
+  // Goes on with what fits.
+  void restore(Saved saved);
+
   std::int64_t steps() const { return steps_; }
   std::int64_t left_out() const { return left_out_; }
   // Bytes held.
@@ -61,6 +75,8 @@ class GradientStatistics {
     std::size_t offset = 0;
     std::size_t numel = 0;
   };
+  std::size_t own_elements() const;
+
   const std::vector<LayerInfo> layers_;
   const int rank_, world_;
   std::vector<Place> places_;

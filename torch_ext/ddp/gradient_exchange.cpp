@@ -428,6 +428,7 @@ GradientState GradientExchange::state() const {
     if (adaptive_ && adaptive_->allocation()) {
       saved.plan = lgreco::plan_text(*adaptive_->allocation());
     }
+    if (adaptive_) saved.next_plan = adaptive_->under_way();
   });
   return detail::put_together(saved);
 }
@@ -448,14 +449,20 @@ void GradientExchange::load_state(const GradientState& state,
       plan = std::make_shared<const lgreco::SolvedPlan>(detail::plan_of(saved.plan));
       adaptive_->check_fits(*plan);
     }
+    if (saved.next_plan) {
+      check(adaptive_ != nullptr,
+            "the state has statistics of lgreco(...), which this compression is not");
+      adaptive_->check_fits(*saved.next_plan);
+    }
     return concat("steps ", saved.steps, "\nplan ", plan ? lgreco::plan_hash(*plan) : 0,
+                  "\nnext plan ", saved.next_plan ? saved.next_plan->text() : "none",
                   comm::describe_shared(saved.averager), more ? more() : std::string());
   };
   comm::agree_on_result(*averager_.group(), concat(name_, "/state", loads_++), "the saved state",
                         make);
   comm::guard(*averager_.group(), "loading the saved state", loads_, [&] {
     thread_->call([&] {
-      if (adaptive_) adaptive_->restore(plan);
+      if (adaptive_) adaptive_->restore(plan, std::move(saved.next_plan));
       averager_.load_state(std::move(saved.averager));
     });
   });

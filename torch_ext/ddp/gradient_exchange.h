@@ -99,8 +99,7 @@ class GradientExchange {
   // model with the parameters of then, the same world and options, and this state goes on with the
   // same bits where its buckets are the same: without find_unused_parameters LibTorch's Reducer
   // orders them anew after a first step, and what a rank kept of ranges that it no longer owns is
-  // paid back in that step. Of lgreco(...) the statistics of a plan to come are not saved: after a
-  // state from between the first step of a window and the switch, that plan is left out.
+  // paid back in that step.
   GradientState state() const;
   // Collective. Throws InvalidArgument, on every rank and before anything is changed, where a
   // rank's state is not of this model, compression and number of ranks, or the ranks' states are of

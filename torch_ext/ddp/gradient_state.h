@@ -2,18 +2,22 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "thinwire/comm/average/residuals.h"
 #include "thinwire/comm/state/merge.h"
 #include "thinwire/compressors/allocation/plan_file.h"
+#include "thinwire/torch_ext/adaptive/adaptive_plan.h"
 
 namespace thinwire {
 
 // What one rank carries from one step to the next besides parameters, by name: "world", the number
 // of ranks; "steps", the number of finished ones; "plan", the text of the last plan of lgreco(...),
-// as bytes; "averager/...", what compression has lost and where low rank starts
-// (comm/average/state_tensors.h). merge_states() makes those of all ranks fit another world.
+// as bytes; "next_plan/...", what is under way of the one after it: "steps" and "left_out", "sums"
+// or "means" in bfloat16, or "curves" in float64; "averager/...", what compression has lost and
+// where low rank starts (comm/average/state_tensors.h). merge_states() makes those of all ranks fit
+// another world, where the next plan begins anew.
 using GradientState = NamedTensors;
 
 namespace detail {
@@ -23,6 +27,7 @@ struct SavedGradients {
   std::int64_t world = 0;
   std::int64_t steps = -1;
   std::string plan;  // empty without lgreco(...), and before its first plan
+  std::optional<PlanUnderWay> next_plan;
   comm::AveragerState averager;
 };
 

@@ -15,6 +15,7 @@ namespace thinwire {
 namespace {
 
 using ::testing::Each;
+using ::testing::ElementsAre;
 using testing::errors_of;
 using ::testing::HasSubstr;
 using testing::RankContext;
@@ -37,6 +38,12 @@ struct Net : torch::nn::Module {
   at::Tensor first, bias, second;
 };
 
+void copy_weights(const Net& from, Net& to) {
+  const at::NoGradGuard no_grad;
+  for (const auto& item : from.named_parameters())
+    to.named_parameters()[item.key()].copy_(item.value());
+}
+
 using Ddp = DistributedDataParallel<std::shared_ptr<Net>>;
 
 // A net with its optimiser, without momentum so that the parameters are all there is to save; and
@@ -58,12 +65,7 @@ struct Training {
       optimizer.step();
     }
   }
-  void take_weights(const Net& other) {
-    const at::NoGradGuard no_grad;
-    for (const auto& item : other.named_parameters()) {
-      net->named_parameters()[item.key()].copy_(item.value());
-    }
-  }
+  void take_weights(const Net& other) { copy_weights(other, *net); }
 
   int rank;
   std::shared_ptr<Net> net;
@@ -113,6 +115,46 @@ INSTANTIATE_TEST_SUITE_P(
         "topk(density=0.05, momentum=0.9, ramp=8)", "onebit", "randomk(density=0.1)",
         "powersgd(rank=2)",
         "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=0, first=0, window=2)"));
+
+// At each step of a period: within the window, while curves are measured, while a plan is solved.
+TEST(GradientState, KeepsWhatIsUnderWayOfTheNextPlan) {
+  constexpr int kSteps = 13;
+  std::mutex mutex;
+  std::set<std::string> parts;
+  std::vector<std::vector<GradientState>> of_steps(kSteps, std::vector<GradientState>(2));
+  run_ranks(2, [&](RankContext& ctx) {
+    const CompressionOptions compression(
+        "lgreco(family=quantize, period=8, warmup=0, first=0, window=3)");
+    Training whole(ctx, compression);
+    std::vector<GradientState> states;
+    std::vector<Net> nets(kSteps);
+    for (int step = 0; step < kSteps; ++step) {
+      states.push_back(whole.ddp.state());
+      copy_weights(*whole.net, nets[step]);
+      whole.run(step, step + 1);
+    }
+    EXPECT_NE(whole.ddp.plan().text(), Training(ctx, compression).ddp.plan().text());
+    for (int step = 0; step < kSteps; ++step) {
+      Training resumed(ctx, compression);
+      resumed.take_weights(nets[step]);
+      resumed.ddp.load_state(states[step]);
+      resumed.run(step, kSteps);
+      EXPECT_EQ(whole.ddp.plan().text(), resumed.ddp.plan().text()) << "from step " << step;
+      EXPECT_EQ(whole.ddp.parameters_crc32c(), resumed.ddp.parameters_crc32c())
+          << "from step " << step;
+      const std::lock_guard lock(mutex);
+      for (const auto& [name, tensor] : states[step])
+        if (name.starts_with("next_plan/")) parts.insert(name);
+      of_steps[step][static_cast<std::size_t>(ctx.rank)] = states[step];
+    }
+  });
+  EXPECT_THAT(parts, ElementsAre("next_plan/curves", "next_plan/left_out", "next_plan/means",
+                                 "next_plan/steps", "next_plan/sums"));
+  // A part of a job of two ranks.
+  for (const auto& states : of_steps)
+    for (const auto& [name, tensor] : merge_states(states, 1))
+      EXPECT_FALSE(name.starts_with("next_plan/")) << name;
+}
 
 TEST(GradientState, FitsAnotherWorldOnceMerged) {
   const CompressionOptions compression("topk(density=0.05)");
