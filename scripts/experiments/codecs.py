@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Accuracy of every codec at its usual setting, with and without error feedback.
 
-    codecs.py [--build build/release] [--seeds 3] [--steps 600] [--codecs "none;spectral"] [--quick]
+    codecs.py [--build build/release] [--seeds 3] [--steps 600] [--batch-size 32]
+              [--codecs "none;spectral"] [--quick]
 
 Trains the small CNN on Fashion-MNIST on four ranks of this machine. Sparse, one-bit and low-rank
 codecs begin after a tenth of the steps, as their papers have it: PowerSGD, DGC and 1-bit SGD all
@@ -28,6 +29,7 @@ def main():
     parser.add_argument("--build", type=pathlib.Path, default=runs.ROOT / "build" / "release")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=32, help="images of one rank and step")
     parser.add_argument("--codecs", default=";".join(PLAIN + LATE), help="the first is the reference")
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed")
     options = parser.parse_args()
@@ -41,8 +43,9 @@ def main():
         for codec in options.codecs.split(";"):
             late = {"warmup_steps": chosen["steps"] // 10} if codec in LATE else {}
             group = [runs.summary(runs.train(options.build, folder, {
-                "model": "cnn", "compression": codec, "seed": seed, "batch_size": 32, "lr": 0.05,
-                **chosen, **late})) for seed in seeds]
+                "model": "cnn", "compression": codec, "seed": seed,
+                "batch_size": options.batch_size, "lr": 0.05, **chosen, **late}))
+                for seed in seeds]
             accuracy, error = runs.mean_and_error([run["accuracy"] for run in group])
             dense = dense or accuracy
             share = sum(run["all_dense_bytes"] / run["all_bytes"] for run in group) / len(group)

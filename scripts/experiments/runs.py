@@ -108,7 +108,8 @@ def train(build, folder, options):
 
 def summary(lines):
     """What the tables need of a run; late_bytes are those of a step after the first test."""
-    result, test = lines[-1], lines[-2]
+    result = lines[-1]
+    test = next(line for line in reversed(lines) if line["event"] == "test")
     first = next(line for line in lines if line["event"] in ("test", "epoch"))
     bytes_key = "compressed_wire_bytes_per_step"
     # The logs have means since the start.

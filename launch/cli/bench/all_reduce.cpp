@@ -4,15 +4,17 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "thinwire/comm/average/bucket_layout.h"
 #include "thinwire/comm/average/selector.h"
+#include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/link/link_probe.h"
 #include "thinwire/common/error.h"
+#include "thinwire/launch/cli/bench/all_reduce_rows.h"
 #include "thinwire/launch/cli/bench/check.h"
 #include "thinwire/launch/cli/bench/commands.h"
 #include "thinwire/launch/cli/bench/data.h"
 #include "thinwire/launch/cli/bench/link_measurement.h"
+#include "thinwire/launch/cli/bench/recorded_data.h"
 
 namespace thinwire::launch {
 namespace {
@@ -88,7 +90,7 @@ class AllReduceBench {
     const auto prepare = [&] { bucket.buffer.copy_(source); };
     const auto run = [&] { averager->average(bucket, plan, ++step); };
 
-    BenchRow row = row_of(shape, at::kFloat, codec, name_of(way));
+    BenchRow row = row_of(shape, at::kFloat, codec, name_of_way(way, averager_.link != nullptr));
     CheckedTensor expected;
     expected.codec = way.codec.get();
     expected.expectation = expectation_of(way, plan.of(kLayer).uses_second_residual());
@@ -109,18 +111,12 @@ class AllReduceBench {
     return std::make_unique<comm::BucketAverager>(group_.world().group(), averager_);
   }
 
-  // "auto:" stands before what the selector chose, "none" for not to compress.
-  std::string name_of(const comm::LayerStrategy& way) const {
-    const bool refused = averager_.link != nullptr && !way.codec;
-    return concat(averager_.link != nullptr ? "auto:" : "",
-                  refused ? "none" : comm::name_of(way.strategy));
-  }
-
   static Expectation expectation_of(const comm::LayerStrategy& way, bool owners_keep) {
     if (!way.codec) return Expectation::kExact;
+    const bool slots = way.codec->facts().form == CodecFacts::Form::kSlots;
     switch (way.strategy) {
       case comm::Strategy::kScatterReduce:
-        return Expectation::kSecondCode;
+        return slots ? Expectation::kSlots : Expectation::kSecondCode;
       case comm::Strategy::kSparse:
         return owners_keep ? Expectation::kLargest : Expectation::kMean;
       case comm::Strategy::kLowRank:
@@ -134,19 +130,8 @@ class AllReduceBench {
 
   BenchRow row_of(const std::vector<std::int64_t>& shape, at::ScalarType type, std::string codec,
                   std::string strategy) const {
-    const std::int64_t numel = c10::multiply_integers(shape);
-    const std::int64_t bytes = numel * static_cast<std::int64_t>(c10::elementSize(type));
-    const std::uint64_t dense = comm::ring_bytes(bytes, group_.world().size());
-    return {.collective = "all_reduce",
-            .size = bytes,
-            .count = numel,
-            .dtype = type == at::kFloat ? "float32" : "bfloat16",
-            .codec = std::move(codec),
-            .strategy = std::move(strategy),
-            .dense_bytes = static_cast<std::int64_t>(dense),
-            .times = RunTimes({1}),
-            .rel_err = {},
-            .problem = {}};
+    return all_reduce_row(group_, c10::multiply_integers(shape), type, std::move(codec),
+                          std::move(strategy));
   }
 
   // Compares what `result` gives with what it must be: all ranks the same, rank 0 the right values.
@@ -212,7 +197,38 @@ comm::LinkModel link_model_for(const BenchGroup& group, const BenchOptions& opti
   return measure_link(world, measurement);
 }
 
+// Of all ranks, which must have recorded the same.
+Recording recording_of(const BenchGroup& group, const std::string& file) {
+  std::optional<Recording> recording;
+  comm::agree_on_result(*group.world().group(), "bench data", "the gradients of --data", [&] {
+    recording.emplace(file);
+    return describe(*recording, group.world().size());
+  });
+  return *std::move(recording);
+}
+
 }  // namespace
+
+BenchRow all_reduce_row(const BenchGroup& group, std::int64_t numel, at::ScalarType type,
+                        std::string codec, std::string strategy) {
+  const std::int64_t bytes = numel * static_cast<std::int64_t>(c10::elementSize(type));
+  const std::uint64_t dense = comm::ring_bytes(bytes, group.world().size());
+  return {.collective = "all_reduce",
+          .size = bytes,
+          .count = numel,
+          .dtype = type == at::kFloat ? "float32" : "bfloat16",
+          .codec = std::move(codec),
+          .strategy = std::move(strategy),
+          .dense_bytes = static_cast<std::int64_t>(dense),
+          .times = RunTimes({1}),
+          .rel_err = {},
+          .problem = {}};
+}
+
+std::string name_of_way(const comm::LayerStrategy& way, bool automatic) {
+  const bool refused = automatic && !way.codec;
+  return concat(automatic ? "auto:" : "", refused ? "none" : comm::name_of(way.strategy));
+}
 
 std::int64_t square_side(std::int64_t numel) {
   return static_cast<std::int64_t>(std::sqrt(static_cast<double>(numel)));
@@ -223,6 +239,18 @@ std::vector<BenchRow> bench_all_reduce(const BenchGroup& group, const BenchOptio
   const auto sizes = options.sizes();
   std::optional<comm::LinkModel> link;
   if (options.strategy == "auto" && group.world().size() > 1) link = link_model_for(group, options);
+  std::optional<Recording> recording;
+  if (!options.data.empty()) {
+    recording = recording_of(group, options.data);
+    context["data"] = {{"file", options.data},
+                       {"steps", recording->steps()},
+                       {"ranks", recording->world()},
+                       {"numel", recording->numel()}};
+    if (group.first()) {
+      table.note(concat("gradients of ", options.data, ": ", recording->steps(), " steps of ",
+                        recording->numel(), " elements, as many copies as fit the size"));
+    }
+  }
   if (link) context["link"] = nlohmann::ordered_json::parse(comm::to_json(*link));
   if (group.first()) table.header();
   std::vector<BenchRow> rows;
@@ -232,6 +260,12 @@ std::vector<BenchRow> bench_all_reduce(const BenchGroup& group, const BenchOptio
   averager.link = link ? &*link : nullptr;
   if (options.strategy != "default" && options.strategy != "auto") {
     averager.strategy = comm::parse_strategy(options.strategy);
+  }
+  if (recording) {
+    for (const std::int64_t bytes : sizes) {
+      bench_recorded(group, options, *recording, averager, bytes, table, rows);
+    }
+    return rows;
   }
   AllReduceBench bench(group, options, table, std::move(averager));
   for (const std::int64_t bytes : sizes) bench.measure(bytes, rows);

@@ -26,7 +26,7 @@ void explain(What what, const BenchGroup& group, const BenchOptions& options, Be
                     "; a run's time is its slowest rank's, the table has the median"));
   table.note("size: bytes of the uncompressed tensor on one rank; wire: bytes that one rank sends");
   for (const Spec& spec : options.codecs) {
-    if (spec.name != "powersgd" || what == What::kAllToAll) continue;
+    if (spec.name != "powersgd" || !options.data.empty() || what == What::kAllToAll) continue;
     const std::int64_t side = square_side(options.sizes().front() / 4);
     table.note(concat("powersgd takes the tensor as the squarest matrix, ", options.sizes().front(),
                       " bytes as ", side, " x ", side));
@@ -103,6 +103,11 @@ void add_bench_command(CLI::App& app) {
   all_reduce
       ->add_option("--link", options->link,
                    "Link model for auto, from `thinwire link`; without one it is measured first")
+      ->type_name("FILE");
+  all_reduce
+      ->add_option("--data", options->data,
+                   "Recorded gradients, as of --record-gradients FILE, in place of made numbers; "
+                   "each run brings the next recorded step")
       ->type_name("FILE");
   auto* all_to_all = add(*bench, What::kAllToAll, "all_to_all",
                          "Exchanging rows, as tokens travel to their experts", options);

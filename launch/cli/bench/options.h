@@ -26,6 +26,8 @@ struct BenchOptions {
   // selector chooses with one.
   std::string strategy = "default";
   std::string link;  // file of the link model for "auto"; empty: measured at the start
+  // all_reduce: recorded gradients, FILE of `thinwire replay`; empty: numbers made for the purpose.
+  std::string data;
   std::string json;  // file, written by rank 0; empty: none
 
   static constexpr std::int64_t kDefaultBytes = std::int64_t{32} << 20;

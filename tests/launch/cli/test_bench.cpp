@@ -182,7 +182,9 @@ class BenchCheck : public ::testing::TestWithParam<Case> {
       return out;
     }
     if (!codec_) return to_floats(exact);
-    return decoded_mean(*codec_, GetParam().expectation == Expectation::kSecondCode, 99);
+    const bool second = GetParam().expectation == Expectation::kSecondCode ||
+                        GetParam().expectation == Expectation::kSlots;
+    return decoded_mean(*codec_, second, 99);
   }
 
   std::string problem_of(const std::vector<float>& out) const {
@@ -228,7 +230,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"topk(density=0.05)", Expectation::kLargest},
         Case{"topk(density=0.05, values=bf16)", Expectation::kLargest},
         Case{"randomk(density=0.5)", Expectation::kMean},
-        Case{"quantize(bits=8)", Expectation::kHosts},
+        Case{"quantize(bits=8)", Expectation::kHosts}, Case{"ecsq(bits=2)", Expectation::kSlots},
+        Case{"spectral(bits=0.5)", Expectation::kSlots},
         Case{"powersgd(rank=2)", Expectation::kProjection}));
 
 TEST(BenchCheck, OneWrongElementOfAnExactMean) {

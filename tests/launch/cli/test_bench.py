@@ -4,10 +4,12 @@ their complaints. How fast anything is does not matter here."""
 import json
 import os
 import pathlib
+import random
 import tempfile
 import unittest
 
 import jobs
+import recordings
 
 THINWIRE = jobs.PROGRAMS / "thinwire"
 ROW = {"collective", "size", "count", "dtype", "codec", "strategy", "wire_bytes", "ratio",
@@ -100,6 +102,12 @@ class AllReduce(BenchTest):
                                   "quantize(bits=4)")
         self.assertEqual({(row["wire_bytes"], row["ratio"]) for row in rows}, {(0, 1)})
 
+    def test_shared_steps_are_right(self):
+        # Slots are filled with finer steps than an encoding of the whole tensor takes.
+        specs = ["ecsq(bits=2)", "spectral(bits=1)"]
+        _, _, rows = self.rows_of(by_hand(3), "all_reduce", *BRIEF, "--codec", ";".join(specs))
+        self.assertEqual([row["codec"] for row in rows[3:]], specs)
+
     def test_forced_strategy(self):
         _, _, rows = self.rows_of(by_hand(2), "all_reduce", *BRIEF, "--codec", "quantize(bits=4)",
                                   "--strategy", "gather_reduce")
@@ -135,6 +143,68 @@ class AllReduce(BenchTest):
                                         "--strategy", "auto")
         self.assertIn("gloo", context["link"]["backends"])
         self.assertTrue(rows[3]["strategy"].startswith("auto:"), rows[3])
+
+
+class RecordedGradients(BenchTest):
+    STEPS = 5
+    LAYERS = {"a.weight": [32, 64], "a.bias": [32], "b.weight": [64, 32]}
+
+    def record(self, ranks, factor=1.0):
+        for rank in range(ranks):
+            generator = random.Random(rank)
+            scales = {"a.weight": 1, "a.bias": 1, "b.weight": 0.1}
+            recordings.save(self.folder / f"gradients.{rank}", {
+                f"{step}/{rank}/{name}": (shape, [factor * generator.gauss(0, scales[name]) for _ in
+                                                  range(recordings.numel(shape))])
+                for step in range(self.STEPS) for name, shape in self.LAYERS.items()})
+        return self.folder / "gradients"
+
+    def test_rows(self):
+        data = self.record(2)
+        codecs = ["quantize(bits=4)", "ecsq(bits=2)", "topk(density=0.1)", "powersgd(rank=4)"]
+        job, context, rows = self.rows_of(
+            by_hand(2), "all_reduce", "-b", "64K", "-n", "3", "-w", "4", "-c", "3", "-e", "64K",
+            "--data", data, "--codec", ";".join(codecs))
+        self.assertEqual(context["data"], {"file": str(data), "steps": 5, "ranks": 2,
+                                           "numel": 4128})
+        self.assertIn("5 steps of 4128 elements", job.ranks[0].out)
+        self.assertEqual([row["codec"] for row in rows], ["none"] * 3 + codecs)
+        # Three copies of the model fit into 64 KiB.
+        self.assertEqual({row["count"] for row in rows}, {3 * 4128})
+        self.assertLess(rows[0]["rel_err"], 1e-6)
+        self.assertLess(rows[2]["rel_err"], 1e-6)
+        errors = {row["codec"]: row["rel_err"] for row in rows[3:]}
+        self.assertTrue(0.05 < errors["quantize(bits=4)"] < errors["ecsq(bits=2)"] < 0.8, errors)
+        self.assertTrue(errors["ecsq(bits=2)"] < errors["topk(density=0.1)"], errors)
+        ratios = {row["codec"]: row["ratio"] for row in rows[3:]}
+        self.assertTrue(7 < ratios["quantize(bits=4)"] < 8.1, ratios)
+        self.assertTrue(12 < ratios["ecsq(bits=2)"] < 17, ratios)
+
+    def test_at_least_one_copy_and_no_more_ranks_than_recorded(self):
+        data = self.record(2)
+        _, _, rows = self.rows_of(jobs.start_alone, "all_reduce", "-b", "1K", "-e", "1K", "-n", "1",
+                                  "-w", "0", "--data", data)
+        self.assertEqual({row["count"] for row in rows}, {4128})
+        job = by_hand(3)([THINWIRE, "bench", "all_reduce", *BRIEF, "--data", data])
+        for rank in job.ranks:
+            self.assertEqual(rank.code, 1, str(job))
+            self.assertIn("recorded by 2 ranks, this job has 3", rank.err)
+
+    def test_recording_that_only_one_rank_has(self):
+        data = self.record(2)
+        other = self.folder / "other"
+        job = jobs.start_by_hand([[THINWIRE, "bench", "all_reduce", *BRIEF, "--data", file]
+                                  for file in (data, other)])
+        for rank in job.ranks:
+            self.assertEqual(rank.code, 1, str(job))
+            self.assertIn(f"there is neither '{other}' nor '{other}.0'", rank.err)
+
+    def test_values_that_are_not_finite_are_found(self):
+        data = self.record(2, factor=float("inf"))
+        job = by_hand(2)([THINWIRE, "bench", "all_reduce", "-b", "1K", "-e", "1K", "-n", "1", "-w",
+                          "0", "--data", data])
+        self.assertEqual(job.code, 1, str(job))
+        self.assertIn("not finite", job.ranks[0].err)
 
 
 class AllToAll(BenchTest):

@@ -1,36 +1,23 @@
 """`thinwire replay`, and the picture that scripts/plot_replay.py makes of it."""
 
-import array
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import random
-import struct
 import subprocess
 import sys
 import tempfile
 import unittest
 
 import jobs
+import recordings
 
 THINWIRE = jobs.PROGRAMS / "thinwire"
 PLOT = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"], "scripts", "plot_replay.py")
 STEPS, RANKS = 6, 2
 LAYERS = {"a.weight": [64, 128], "b.weight": [32, 256], "b.bias": [32]}
-
-
-def save(path, tensors):
-    """A safetensors file of {name: (shape, values)}."""
-    header, at = {}, 0
-    for name, (shape, values) in tensors.items():
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + 4 * len(values)]}
-        at += 4 * len(values)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    data = b"".join(array.array("f", values).tobytes() for _, values in tensors.values())
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def gradients(rank):
@@ -52,7 +39,7 @@ class ReplayTest(unittest.TestCase):
         cls.folder = pathlib.Path(folder.name)
         cls.recording = cls.folder / "gradients"
         for rank in range(RANKS):
-            save(cls.folder / f"gradients.{rank}", gradients(rank))
+            recordings.save(cls.folder / f"gradients.{rank}", gradients(rank))
 
     def run_replay(self, *arguments):
         return subprocess.run([str(THINWIRE), "replay", *map(str, arguments)], capture_output=True,
@@ -102,7 +89,7 @@ class ReplayTest(unittest.TestCase):
             tensors = gradients(rank)
             if rank == 1:
                 tensors["12/1/a.weight"][1][7] = math.inf
-            save(self.folder / f"broken.{rank}", tensors)
+            recordings.save(self.folder / f"broken.{rank}", tensors)
         path = self.folder / "broken.json"
         result = self.run_replay(broken, "--codec", "ecsq(bits=3)", "--json", path)
         self.assertEqual(result.returncode, 0, result.stderr)
@@ -115,7 +102,7 @@ class ReplayTest(unittest.TestCase):
 
     def test_one_file_of_all_ranks_is_read_too(self):
         whole = self.folder / "whole.safetensors"
-        save(whole, {**gradients(0), **gradients(1)})
+        recordings.save(whole, {**gradients(0), **gradients(1)})
         result = self.run_replay(whole, "--codec", "cast(bf16)")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("6 steps of 2 ranks, 3 layers", result.stdout)
@@ -123,8 +110,8 @@ class ReplayTest(unittest.TestCase):
     def test_what_is_no_recording_is_refused(self):
         torn = gradients(0)
         del torn["12/0/b.bias"]
-        save(self.folder / "torn", torn)
-        save(self.folder / "other", {"weight": ([1], [1.0])})
+        recordings.save(self.folder / "torn", torn)
+        recordings.save(self.folder / "other", {"weight": ([1], [1.0])})
         for name, words in (("torn", "12/0/b.bias"), ("other", "STEP/RANK/LAYER"),
                             ("missing", "--record-gradients")):
             result = self.run_replay(self.folder / name, "--codec", "topk")
@@ -132,8 +119,8 @@ class ReplayTest(unittest.TestCase):
             self.assertIn(words, result.stderr)
 
     def test_what_cannot_be_replayed_is_said_in_one_sentence(self):
-        save(self.folder / "gap.0", gradients(0))
-        save(self.folder / "gap.2", gradients(1))
+        recordings.save(self.folder / "gap.0", gradients(0))
+        recordings.save(self.folder / "gap.2", gradients(1))
         for name, codec, words, *more in (
                 ("gap", "topk", "gap"), ("gradients", "tpok", "did you mean 'topk'"),
                 ("gradients", "topk(", "bad spec"),
