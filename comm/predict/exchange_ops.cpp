@@ -49,32 +49,31 @@ struct Numbers {
   CodecCost cost;
 };
 
-// Three steps a chunk, as in ScatterReduce::advance().
+// As ScatterReduce does it: everything is sent, then everything reduced, then the means decoded as
+// they come.
 void scatter_reduce(OpsBuilder& build, const Numbers& n, int chunks) {
   const double part = 1.0 / chunks;
   const double leg = part * n.others / n.world * (n.payload + n.dense) + n.others * n.frame;
   std::vector<int> scatter, gather;
-  const auto send_slices = [&] {
+  build.begin();
+  for (int chunk = 0; chunk < chunks; ++chunk) {
     build.code(part * n.floats * n.cost.compress);
     scatter.push_back(build.post(Collective::kAllToAll, leg));
-  };
-  build.begin();
-  send_slices();
+  }
   build.advance();
-  const auto receive_means = [&](int chunk) {
-    build.wait(gather[static_cast<std::size_t>(chunk)]);
-    build.code(part * n.floats * n.cost.decompress);
-  };
-  for (int tick = 1; tick <= chunks; ++tick) {
-    if (tick < chunks) send_slices();
-    build.wait(scatter[static_cast<std::size_t>(tick - 1)]);
+  for (const int message : scatter) {
+    build.wait(message);
     // The own slice of everyone's payloads, and its mean.
     build.code(part * n.floats * (n.cost.accumulate + n.cost.compress / n.world));
+  }
+  for (int chunk = 0; chunk < chunks; ++chunk) {
     gather.push_back(build.post(Collective::kAllToAll, leg));
-    if (tick >= 2) receive_means(tick - 2);
   }
   build.finish();
-  receive_means(chunks - 1);
+  for (const int message : gather) {
+    build.wait(message);
+    build.code(part * n.floats * n.cost.decompress);
+  }
 }
 
 void gather_reduce(OpsBuilder& build, const Numbers& n) {

@@ -45,12 +45,15 @@ class Reduction {
   }
   // Posts all messages that are left. Collective. Throws CommError when a peer failed.
   virtual void advance() = 0;
-  // Waits for the last messages. A frame that does not fit is decoded by nobody and noted in
-  // context.refusal; Averaged::finite is then undefined. Throws CommError when a peer failed.
+  // Waits for the messages that decide whether the step counts, usually the last ones. A frame that
+  // does not fit is decoded by nobody and noted in context.refusal; Averaged::finite is then
+  // undefined. Throws CommError when a peer failed.
   virtual Averaged receive() = 0;
   // Replaces the values of all layers by their mean over the ranks, bit-identical on all of them; a
   // value that is not finite on any rank makes the layer's mean non-finite. With `keep` each
-  // layer's loss moves to LayerValues::kept before. Only where no frame was refused.
+  // layer's loss moves to LayerValues::kept before. Only where no frame was refused. Means that
+  // were not needed to decide are waited for here: a frame among them may still be refused, and
+  // then what is kept is undefined, too.
   virtual void deliver(bool keep) = 0;
 
   // Stores what the exchange learned for the next step (warm starts, second residuals). Called only

@@ -1,7 +1,6 @@
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "thinwire/comm/average/reduce/scatter_frames.h"
 #include "thinwire/comm/failure/failure.h"
@@ -100,24 +99,40 @@ void ScatterReduce::place() {
   }
 }
 
-// Three steps, one chunk apart; all ranks issue their collectives in this order.
+// All ranks post their collectives in this order. Everything is encoded before anything is waited
+// for, so that the network has something to do from the first chunk to the last mean.
 void ScatterReduce::begin() {
   finite_ = true;
+  heard_ = 0;
+  keeps_residuals_ = std::ranges::any_of(layers_, &LayerValues::holds_residual);
+  // Where a residual lies where the mean will be, no mean is written before it is known that all of
+  // them are finite. So that this is known early, every frame of an owner tells it of all its
+  // means; a hook's exchanges take too long to wait for them all.
+  tells_all_ = keeps_residuals_ && !sums_hook_;
   place();
-  send_slices(0);
+  for (int c = 0; c < partition_.chunks(); ++c) send_slices(c);
 }
 
 void ScatterReduce::advance() {
   const int chunks = partition_.chunks();
-  for (int tick = 1; tick <= chunks; ++tick) {
-    if (tick < chunks) send_slices(tick);
-    reduce_own_slice(tick - 1);
-    if (tick >= 2) receive_means(tick - 2);
+  for (int c = 0; c < chunks; ++c) {
+    reduce_own_slice(c);
+    if (!tells_all_) send_mean(c);
   }
+  for (int c = 0; c < chunks && tells_all_; ++c) send_mean(c);
 }
 
+// Chunks are heard in order: all of them, or as many as it takes to hear every owner.
 Averaged ScatterReduce::receive() {
-  receive_means(partition_.chunks() - 1);
+  if (!keeps_residuals_) {
+    for (int c = 0; c < partition_.chunks(); ++c) {
+      if (hear(c)) write_means(c, /*keep=*/false);
+    }
+  } else {
+    while (heard_ < chunks_to_hear() || (heard_ < partition_.chunks() && context_.refusal->any())) {
+      hear(heard_);
+    }
+  }
   Averaged averaged{.finite = finite_};
   if (context_.peers->alone()) return averaged;
   for (const auto& chunk : chunks_) {
@@ -125,6 +140,19 @@ Averaged ScatterReduce::receive() {
     averaged.means += chunk->gather_out.bytes();
   }
   return averaged;
+}
+
+// The chunks in which every owner of anything has sent a frame.
+int ScatterReduce::chunks_to_hear() const {
+  const int chunks = partition_.chunks();
+  if (!tells_all_) return chunks;
+  int needed = 0;
+  for (int owner = 0; owner < world_; ++owner) {
+    int c = 0;
+    while (c < chunks && partition_.slice(c, owner).numel == 0) ++c;
+    if (owner != rank_ && c < chunks) needed = std::max(needed, c + 1);
+  }
+  return needed;
 }
 
 void ScatterReduce::send_slices(int index) {
@@ -178,7 +206,6 @@ void ScatterReduce::reduce_own_slice(int index) {
     kernels::divide(chunk.sums, static_cast<float>(context_.divisor));
   }
   if (accepted) encode_mean(index);
-  send_mean(index, !accepted);
 }
 
 // Checks the frames of the own slice; notes the first that does not fit.
@@ -263,14 +290,15 @@ void ScatterReduce::encode_mean(int index) {
   finite_ = finite_ && chunk.finite;
 }
 
-void ScatterReduce::send_mean(int index, bool refused) {
+void ScatterReduce::send_mean(int index) {
   if (context_.peers->alone()) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   const FrameHeader& own = chunk.slices[static_cast<std::size_t>(rank_)];
   if (own.numel > 0 && world_ > 1) {
     FrameHeader header = header_of(own, context_, index, Leg::kGather, rank_);
-    if (!chunk.finite) header.status = FrameHeader::Status::kNonFinite;
-    if (refused) {
+    const bool finite = tells_all_ ? finite_ : chunk.finite;
+    if (!finite) header.status = FrameHeader::Status::kNonFinite;
+    if (chunk.refused_rank >= 0) {
       header.status = FrameHeader::Status::kPeerFrameInvalid;
       header.blamed_rank = chunk.refused_rank;
     }
@@ -285,36 +313,60 @@ void ScatterReduce::send_mean(int index, bool refused) {
   chunk.gather = context_.peers->all_to_all(chunk.gather_in, chunk.gather_out);
 }
 
-// Checks the frames of a chunk's means and decodes those that have a place already.
-void ScatterReduce::receive_means(int index) {
-  if (context_.peers->alone()) return;
+// Waits for a chunk's means and checks their frames. Whether all of them can be decoded.
+bool ScatterReduce::hear(int index) {
+  heard_ = index + 1;
+  if (context_.peers->alone()) return true;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   {
     PhaseSpan span(context_, Phase::kExchange, static_cast<std::int64_t>(chunk.gather_out.bytes()));
     wait(context_.peers->group(), chunk.gather, "scatter_reduce", context_.sequence);
   }
-  PhaseSpan span(context_, Phase::kDecompress);
+  bool all = true;
   for (int owner = 0; owner < world_; ++owner) {
-    const Slice& slice = partition_.slice(index, owner);
-    if (owner == rank_ || slice.numel == 0) continue;
+    if (owner == rank_ || partition_.slice(index, owner).numel == 0) continue;
     const int sender = context_.peers->group_rank(owner);
     const auto frame = chunk.gather_in.of(owner);
-    const auto payload = frame.subspan(kFrameHeaderBytes);
     try {
       const FrameHeader found = read_frame_header(frame);
       if (!holds_payload(found.status)) {
         context_.refusal->note_second_hand(sender, found.blamed_rank);
+        all = false;
         continue;
       }
       verify_frame(found,
                    header_of(chunk.slices[static_cast<std::size_t>(owner)], context_, index,
                              Leg::kGather, owner),
-                   payload);
+                   frame.subspan(kFrameHeaderBytes));
       finite_ = finite_ && found.status == FrameHeader::Status::kOk;
-      decode(index, owner, payload,
-             [](const LayerValues& layer, const Piece&) { return !layer.holds_residual(); });
     } catch (const FrameError& error) {
       context_.refusal->note(sender, error);
+      all = false;
+    }
+  }
+  return all;
+}
+
+// Writes the means of a chunk that was heard. A piece is in cache from its residual, which makes
+// room with `keep`, to its mean.
+void ScatterReduce::write_means(int index, bool keep) {
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  PhaseSpan span(context_, Phase::kDecompress);
+  for (int owner = 0; owner < world_; ++owner) {
+    if (partition_.slice(index, owner).numel == 0) continue;
+    const bool own = owner == rank_;
+    const auto payload = own ? std::span<const std::byte>(chunk.own)
+                             : chunk.gather_in.of(owner).subspan(kFrameHeaderBytes);
+    try {
+      decode(index, owner, payload, [&](const LayerValues& layer, const Piece& piece) {
+        if (layer.holds_residual()) {
+          if (keep) keep_residual(layer, piece.begin, piece.numel);
+          return true;
+        }
+        return !own;  // encode_mean() has written the own ones
+      });
+    } catch (const FrameError& error) {
+      context_.refusal->note(context_.peers->group_rank(owner), error);
     }
   }
 }
@@ -335,26 +387,10 @@ void ScatterReduce::decode(int index, int owner, std::span<const std::byte> payl
 }
 
 void ScatterReduce::deliver(bool keep) {
-  // A piece is in cache from one to the other.
-  const auto make_room = [keep](const LayerValues& layer, const Piece& piece) {
-    if (keep && layer.holds_residual()) keep_residual(layer, piece.begin, piece.numel);
-    return layer.holds_residual();
-  };
-  const bool waits = std::ranges::any_of(layers_, &LayerValues::holds_residual);
-  std::optional<PhaseSpan> span;
-  if (waits) span.emplace(context_, Phase::kDecompress);
-  for (int c = 0; c < partition_.chunks() && waits; ++c) {
-    Chunk& chunk = *chunks_[static_cast<std::size_t>(c)];
-    for (int owner = 0; owner < world_; ++owner) {
-      if (partition_.slice(c, owner).numel == 0) continue;
-      const auto payload = owner == rank_ ? std::span<const std::byte>(chunk.own)
-                                          : chunk.gather_in.of(owner).subspan(kFrameHeaderBytes);
-      try {
-        decode(c, owner, payload, make_room);
-      } catch (const FrameError& error) {
-        context_.refusal->note(context_.peers->group_rank(owner), error);
-      }
-    }
+  for (int c = 0; c < partition_.chunks() && keeps_residuals_; ++c) {
+    // A frame that is refused only now ends the exchange, like one of those before.
+    const bool whole = c < heard_ || hear(c);
+    if (whole && !context_.refusal->any()) write_means(c, keep);
   }
   release();
 }

@@ -23,7 +23,9 @@ namespace thinwire::comm {
 //      divides by W, encodes the mean;
 //   3. the owner sends that payload to all; everyone, the owner too, decodes the same bytes.
 //
-// Chunks are independent, so that chunk c is encoded while chunk c − 1 is on the wire.
+// Chunks are independent: chunk c + 1 is encoded while chunk c is on the wire, and the means of one
+// chunk are decoded while those of the next arrive. deliver() may still wait for means, then; all
+// that decides whether the step counts has been heard before.
 // The result is bit-identical on all ranks and differs from the mean of the decoded inputs by the
 // codec's error on that mean (step 2), which is in no rank's residual: layers with
 // LayerValues::second have the owner keep it for the next mean.
@@ -62,8 +64,10 @@ class ScatterReduce final : public Reduction {
   bool accepts_own_slice(int chunk);
   bool add_up(int chunk);
   void encode_mean(int chunk);
-  void send_mean(int chunk, bool refused);
-  void receive_means(int chunk);
+  void send_mean(int chunk);
+  int chunks_to_hear() const;
+  bool hear(int chunk);
+  void write_means(int chunk, bool keep);
   void release();
   template <typename Wanted>
   void decode(int chunk, int owner, std::span<const std::byte> payload, const Wanted& wanted);
@@ -72,7 +76,11 @@ class ScatterReduce final : public Reduction {
   const int world_;
   const Partition partition_;
   std::vector<std::unique_ptr<Chunk>> chunks_;
-  bool finite_ = true;  // the means of the run in progress
+  // Of the run in progress:
+  bool finite_ = true;            // the means that are known
+  int heard_ = 0;                 // chunks whose means have come
+  bool keeps_residuals_ = false;  // where the means will be
+  bool tells_all_ = false;        // every frame of an owner says whether all its means are finite
   SumsHook sums_hook_;
 };
 
