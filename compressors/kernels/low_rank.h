@@ -32,6 +32,10 @@ void low_rank_multiply_transposed(const float* m, std::size_t rows, std::size_t 
 void low_rank_reconstruct(const float* p, const float* q, std::size_t rows, std::size_t cols,
                           std::size_t r, float* m);
 
+// lost = M − P own_Qᵀ, then M = P Qᵀ, each as low_rank_reconstruct() does it, in one pass.
+void low_rank_replace(const float* p, const float* own_q, const float* q, std::size_t rows,
+                      std::size_t cols, std::size_t r, float* m, float* lost);
+
 // Makes the r columns of length `rows` orthonormal: modified Gram-Schmidt, twice, with sums in
 // double precision. A column that depends on those before it (what is left is below 1e-6 of its
 // length) or is zero becomes zero: P Pᵀ stays a projection. NaN stays NaN.

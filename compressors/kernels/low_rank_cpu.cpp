@@ -126,26 +126,59 @@ void MultiplyTransposed(const float* m, std::size_t rows, std::size_t cols, cons
   }
 }
 
+// kRows rows of P Qᵀ into `m`, of which P's begin at `p`; `lost`, if kLost, takes what P own_qᵀ
+// leaves of what was there. What is loaded of the factors serves all rows.
+template <std::size_t kRows, bool kLost>
+HWY_INLINE void ReconstructRows(const float* p, const float* own_q, const float* q,
+                                std::size_t rows, std::size_t cols, std::size_t r, float* m,
+                                float* lost) {
+  const auto columns = [&](auto d, std::size_t j) HWY_ATTR {
+    hn::Vec<decltype(d)> mean[kRows], own[kRows];
+    for (std::size_t a = 0; a < kRows; ++a) mean[a] = own[a] = hn::Zero(d);
+    for (std::size_t c = 0; c < r; ++c) {
+      const auto of_mean = hn::LoadU(d, q + c * cols + j);
+      for (std::size_t a = 0; a < kRows; ++a) {
+        const auto factor = hn::Set(d, p[c * rows + a]);
+        mean[a] = hn::Add(mean[a], hn::Mul(factor, of_mean));
+        if constexpr (kLost) {
+          own[a] = hn::Add(own[a], hn::Mul(factor, hn::LoadU(d, own_q + c * cols + j)));
+        }
+      }
+    }
+    for (std::size_t a = 0; a < kRows; ++a) {
+      float* const at = m + a * cols + j;
+      if constexpr (kLost) hn::StoreU(hn::Sub(hn::LoadU(d, at), own[a]), d, lost + a * cols + j);
+      hn::StoreU(mean[a], d, at);
+    }
+  };
+  std::size_t j = 0;
+  for (; j + kWidth <= cols; j += kWidth) columns(D(), j);
+  for (; j < cols; ++j) columns(hn::CappedTag<float, 1>(), j);
+}
+
+template <bool kLost>
+HWY_INLINE void ReconstructAll(const float* p, const float* own_q, const float* q, std::size_t rows,
+                               std::size_t cols, std::size_t r, float* m, float* lost) {
+  constexpr std::size_t kRows = 4;
+  std::size_t i = 0;
+  for (; i + kRows <= rows; i += kRows) {
+    ReconstructRows<kRows, kLost>(p + i, own_q, q, rows, cols, r, m + i * cols,
+                                  kLost ? lost + i * cols : nullptr);
+  }
+  for (; i < rows; ++i) {
+    ReconstructRows<1, kLost>(p + i, own_q, q, rows, cols, r, m + i * cols,
+                              kLost ? lost + i * cols : nullptr);
+  }
+}
+
 void Reconstruct(const float* p, const float* q, std::size_t rows, std::size_t cols, std::size_t r,
                  float* m) {
-  const D d;
-  for (std::size_t i = 0; i < rows; ++i) {
-    float* row = m + i * cols;
-    std::size_t j = 0;
-    for (; j + kWidth <= cols; j += kWidth) {
-      auto sum = hn::Zero(d);
-      for (std::size_t c = 0; c < r; ++c) {
-        const auto product = hn::Mul(hn::Set(d, p[c * rows + i]), hn::LoadU(d, q + c * cols + j));
-        sum = hn::Add(sum, product);
-      }
-      hn::StoreU(sum, d, row + j);
-    }
-    for (; j < cols; ++j) {
-      float sum = 0;
-      for (std::size_t c = 0; c < r; ++c) sum += p[c * rows + i] * q[c * cols + j];
-      row[j] = sum;
-    }
-  }
+  ReconstructAll<false>(p, nullptr, q, rows, cols, r, m, nullptr);
+}
+
+void ReplaceByMean(const float* p, const float* own_q, const float* q, std::size_t rows,
+                   std::size_t cols, std::size_t r, float* m, float* lost) {
+  ReconstructAll<true>(p, own_q, q, rows, cols, r, m, lost);
 }
 
 double Dot(const float* a, const float* b, std::size_t n) {
@@ -199,6 +232,7 @@ namespace thinwire::kernels {
 HWY_EXPORT(Multiply);
 HWY_EXPORT(MultiplyTransposed);
 HWY_EXPORT(Reconstruct);
+HWY_EXPORT(ReplaceByMean);
 HWY_EXPORT(Orthogonalize);
 
 void low_rank_multiply(const float* m, std::size_t rows, std::size_t cols, const float* q,
@@ -214,6 +248,11 @@ void low_rank_multiply_transposed(const float* m, std::size_t rows, std::size_t 
 void low_rank_reconstruct(const float* p, const float* q, std::size_t rows, std::size_t cols,
                           std::size_t r, float* m) {
   THINWIRE_DISPATCH(Reconstruct)(p, q, rows, cols, r, m);
+}
+
+void low_rank_replace(const float* p, const float* own_q, const float* q, std::size_t rows,
+                      std::size_t cols, std::size_t r, float* m, float* lost) {
+  THINWIRE_DISPATCH(ReplaceByMean)(p, own_q, q, rows, cols, r, m, lost);
 }
 
 void orthogonalize(float* p, std::size_t rows, std::size_t r) {

@@ -120,17 +120,14 @@ void GatherReduce::deliver(bool keep) {
   PhaseSpan span(context_, Phase::kDecompress);
   int peer = 0;
   try {
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (keep) keep_residual(layers_[i]);
-      decode_mean(layers_[i], i, peer);
-    }
+    for (std::size_t i = 0; i < layers_.size(); ++i) decode_mean(layers_[i], i, keep, peer);
   } catch (const FrameError& error) {
     context_.refusal->note(context_.peers->group_rank(peer), error);
   }
   swap_.release();
 }
 
-void GatherReduce::decode_mean(const LayerValues& layer, std::size_t index, int& peer) {
+void GatherReduce::decode_mean(const LayerValues& layer, std::size_t index, bool keep, int& peer) {
   const int world = context_.peers->size();
   auto& entries = context_.workspace->received;
   entries.resize(static_cast<std::size_t>(world));
@@ -140,7 +137,8 @@ void GatherReduce::decode_mean(const LayerValues& layer, std::size_t index, int&
     sparse = layer.codec->decompress_entries(part(), static_cast<std::int64_t>(layer.values.size()),
                                              entries[static_cast<std::size_t>(peer)]);
   }
-  if (sparse) return add_entries(layer.values);
+  if (sparse) return add_entries(layer, keep);
+  if (keep) keep_residual(layer);
   TensorView output = view_of(layer.values);
   output.shape = layer.shape;
   for (peer = 0; peer < world; ++peer) {
@@ -151,15 +149,20 @@ void GatherReduce::decode_mean(const LayerValues& layer, std::size_t index, int&
   kernels::divide(layer.values, static_cast<float>(context_.divisor));
 }
 
-// values = the mean of the entries received, summed in rank order, a piece at a time while it is in
-// cache.
-void GatherReduce::add_entries(std::span<float> values) const {
+// The values become the mean of the entries received, summed in rank order, a piece at a time from
+// its residual on, while it is in cache.
+void GatherReduce::add_entries(const LayerValues& layer, bool keep) const {
+  const std::span<float> values = layer.values;
   const auto& received = context_.workspace->received;
   auto& next = context_.workspace->next;
   next.assign(received.size(), 0);
   for (std::size_t begin = 0; begin < values.size(); begin += kPiece) {
     const auto piece = values.subspan(begin, std::min(kPiece, values.size() - begin));
     const std::size_t end = begin + piece.size();
+    if (keep) {
+      keep_residual(layer, static_cast<std::int64_t>(begin),
+                    static_cast<std::int64_t>(piece.size()));
+    }
     std::ranges::fill(piece, 0.0f);
     for (std::size_t p = 0; p < received.size(); ++p) {
       const SparseEntries& entries = received[p];

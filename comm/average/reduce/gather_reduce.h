@@ -28,8 +28,8 @@ class GatherReduce final : public Reduction {
  private:
   void begin() override;
   bool encode_layer(const LayerValues& layer, std::span<std::byte> out, std::size_t& bytes);
-  void decode_mean(const LayerValues& layer, std::size_t index, int& peer);
-  void add_entries(std::span<float> values) const;
+  void decode_mean(const LayerValues& layer, std::size_t index, bool keep, int& peer);
+  void add_entries(const LayerValues& layer, bool keep) const;
 
   std::size_t most_ = 0;  // bytes of a payload
   std::int64_t numel_ = 0;

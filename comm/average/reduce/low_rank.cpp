@@ -212,17 +212,19 @@ void LowRank::reconstruct(const LayerValues& layer, const Matrix& m, bool keep) 
     }
     const std::size_t begin = row * m.cols();
     const auto values = layer.values.subspan(begin, rows * m.cols());
-    if (keep && !layer.kept.empty()) {
-      block_.resize(std::max(block_.size(), values.size()));
-      kernels::low_rank_reconstruct(block_p_.data(), own_q_.data() + m.q, rows, m.cols(), m.rank(),
-                                    block_.data());
-      kernels::subtract(values, block_.data());
-      if (kernels::all_finite(values)) {
-        std::ranges::copy(values, layer.kept.begin() + static_cast<std::ptrdiff_t>(begin));
-      }
+    const float* const mean_q = q_.data() + m.q;
+    if (!keep || layer.kept.empty()) {
+      kernels::low_rank_reconstruct(block_p_.data(), mean_q, rows, m.cols(), m.rank(),
+                                    values.data());
+      return;
     }
-    kernels::low_rank_reconstruct(block_p_.data(), q_.data() + m.q, rows, m.cols(), m.rank(),
-                                  values.data());
+    block_.resize(std::max(block_.size(), values.size()));
+    const auto lost = std::span(block_).first(values.size());
+    kernels::low_rank_replace(block_p_.data(), own_q_.data() + m.q, mean_q, rows, m.cols(),
+                              m.rank(), values.data(), lost.data());
+    if (kernels::all_finite(lost)) {
+      std::ranges::copy(lost, layer.kept.begin() + static_cast<std::ptrdiff_t>(begin));
+    }
   });
 }
 

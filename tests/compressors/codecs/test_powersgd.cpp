@@ -58,13 +58,16 @@ TEST(LowRankKernels, EqualTheReferenceOnEveryTarget) {
        {std::pair<std::size_t, std::size_t>{1, 1}, {3, 50}, {50, 3}, {17, 33}, {64, 128}}) {
     for (const std::size_t r : {std::size_t{1}, std::size_t{3}, std::size_t{4}, std::size_t{9}}) {
       const auto m = thinwire::testing::standard_normal(rows * cols, 1),
-                 q = thinwire::testing::standard_normal(cols * r, 2);
-      std::vector<float> p(rows * r), q2(cols * r), m2(rows * cols);
+                 q = thinwire::testing::standard_normal(cols * r, 2),
+                 own_q = thinwire::testing::standard_normal(cols * r, 3);
+      std::vector<float> p(rows * r), q2(cols * r), m2(rows * cols), lost(rows * cols);
       kernels::ref::low_rank_multiply(m.data(), rows, cols, q.data(), r, p.data());
       auto orthogonal = p;
       kernels::ref::orthogonalize(orthogonal.data(), rows, r);
       kernels::ref::low_rank_multiply_transposed(m.data(), rows, cols, p.data(), r, q2.data());
       kernels::ref::low_rank_reconstruct(p.data(), q.data(), rows, cols, r, m2.data());
+      kernels::ref::low_rank_reconstruct(p.data(), own_q.data(), rows, cols, r, lost.data());
+      for (std::size_t i = 0; i < lost.size(); ++i) lost[i] = m[i] - lost[i];
       for (const auto& target : kernels::simd_targets()) {
         kernels::set_simd_target(target);
         SCOPED_TRACE(concat(target, " ", rows, "x", cols, " rank ", r));
@@ -77,6 +80,12 @@ TEST(LowRankKernels, EqualTheReferenceOnEveryTarget) {
         EXPECT_EQ(out_q, q2);
         kernels::low_rank_reconstruct(p.data(), q.data(), rows, cols, r, out_m.data());
         EXPECT_EQ(out_m, m2);
+        auto replaced = m;
+        std::vector<float> out_lost(rows * cols);
+        kernels::low_rank_replace(p.data(), own_q.data(), q.data(), rows, cols, r, replaced.data(),
+                                  out_lost.data());
+        EXPECT_EQ(out_lost, lost);
+        EXPECT_EQ(replaced, m2);
       }
       kernels::set_simd_target("");
     }
