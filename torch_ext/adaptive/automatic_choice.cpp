@@ -17,6 +17,10 @@ constexpr double kAsFast = 1.03;
 // ranks' backward passes meet.
 constexpr double kOtherStep = 1.25, kOtherMessages = 1.6;
 constexpr int kLongestRest = 64;
+// Where so much of a step of so many seconds is waiting, what sends less must be faster: for that
+// one step is enough. What is then found has to be faster by so much, for one step may be unlike
+// others.
+constexpr double kPlainlyExposed = 0.5, kLongStep = 0.25, kPlainlyFaster = 1.25;
 
 std::string milliseconds(double seconds) {
   return concat(static_cast<double>(static_cast<long>(seconds * 1e4 + 0.5)) / 10, " ms");
@@ -25,7 +29,10 @@ std::string milliseconds(double seconds) {
 }  // namespace
 
 AutomaticChoice::AutomaticChoice(std::vector<std::string> ladder)
-    : ladder_(std::move(ladder)), trying_(ladder_.size()), tried_(ladder_.size()) {
+    : ladder_(std::move(ladder)),
+      trying_(ladder_.size()),
+      tried_(ladder_.size()),
+      brief_(ladder_.size()) {
   THINWIRE_ASSERT(!ladder_.empty());
 }
 
@@ -33,19 +40,47 @@ bool AutomaticChoice::note(const WindowTimes& times) {
   return searching_ ? search(times) : watch(times);
 }
 
+bool AutomaticChoice::note_first(const WindowTimes& times) {
+  if (!asks_for_first() || current_ + 1 == ladder_.size() || times.averaged < kLongStep ||
+      times.exposed < kPlainlyExposed * times.averaged) {
+    return false;
+  }
+  trying_[current_] = times;
+  brief_[current_++] = true;
+  return true;
+}
+
 bool AutomaticChoice::search(const WindowTimes& times) {
   const std::size_t before = current_;
   trying_[current_] = times;
+  brief_[current_] = false;
   const bool hidden = times.exposed <= kHidden * times.averaged;
-  if (!hidden && current_ + 1 < ladder_.size()) {
+  if (!measures_again_ && !hidden && current_ + 1 < ladder_.size()) {
     ++current_;
-  } else {
+  } else if (!measure_again()) {
     settle();
   }
   return current_ != before;
 }
 
+// Goes back to a setting of which one step is known, where that does not rule it out.
+bool AutomaticChoice::measure_again() {
+  double fastest = 0;
+  for (std::size_t i = 0; i < trying_.size(); ++i) {
+    if (!trying_[i] || brief_[i]) continue;
+    if (fastest == 0 || trying_[i]->averaged < fastest) fastest = trying_[i]->averaged;
+  }
+  for (std::size_t i = 0; i < trying_.size(); ++i) {
+    if (!trying_[i] || !brief_[i] || trying_[i]->averaged > kPlainlyFaster * fastest) continue;
+    measures_again_ = true;
+    current_ = i;
+    return true;
+  }
+  return false;
+}
+
 void AutomaticChoice::settle() {
+  measures_again_ = false;
   double fastest = 0;
   for (const auto& times : trying_) {
     if (times && (fastest == 0 || times->averaged < fastest)) fastest = times->averaged;
@@ -53,7 +88,6 @@ void AutomaticChoice::settle() {
   const auto chosen = std::ranges::find_if(trying_, [fastest](const auto& times) {
     return times && times->averaged <= kAsFast * fastest;
   });
-  const std::size_t last = current_;
   current_ = static_cast<std::size_t>(chosen - trying_.begin());
   chosen_ = **chosen;
   tried_ = trying_;
@@ -65,7 +99,7 @@ void AutomaticChoice::settle() {
   reason_ = concat("averaging ends ", milliseconds(chosen_.averaged), " after the forward pass, ",
                    milliseconds(chosen_.exposed), " after the backward pass",
                    hides ? ", which hides it" : "");
-  for (std::size_t i = 0; i <= last; ++i) {
+  for (std::size_t i = 0; i < tried_.size(); ++i) {
     if (!tried_[i] || i == current_) continue;
     reason_ += concat("; ", milliseconds(tried_[i]->averaged), " with ", ladder_[i]);
   }
@@ -104,6 +138,7 @@ void AutomaticChoice::begin_search(std::size_t first) {
   before_ = current_;
   current_ = first;
   trying_.assign(ladder_.size(), std::nullopt);
+  brief_.assign(ladder_.size(), false);
   searching_ = true;
 }
 

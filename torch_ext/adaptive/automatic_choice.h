@@ -22,6 +22,10 @@ struct WindowTimes {
 // two windows, there is another search: of what sends less where messages have become slower, of
 // all settings otherwise. Searches that change nothing come less and less often.
 //
+// A setting under which most of a long step is waiting need not be measured well: one step of it is
+// enough to go on, unless what is found after it turns out to be hardly faster; then it gets its
+// window.
+//
 // Deterministic, so that all ranks that are told the same choose the same. Not thread-safe.
 class AutomaticChoice {
  public:
@@ -35,6 +39,11 @@ class AutomaticChoice {
 
   // A window with the current setting is over. True where another setting begins.
   bool note(const WindowTimes& times);
+  // One step with the current setting is over, of a window that is not. True where another setting
+  // begins at once.
+  bool note_first(const WindowTimes& times);
+  // Whether note_first() could make a difference.
+  bool asks_for_first() const { return searching_ && !measures_again_; }
 
   // Of the last search that has ended: the times of each setting that it tried.
   const std::vector<std::optional<WindowTimes>>& tried() const { return tried_; }
@@ -46,6 +55,7 @@ class AutomaticChoice {
  private:
   enum class Change { kNone, kSlowerMessages, kOther };
   bool search(const WindowTimes& times);
+  bool measure_again();
   bool watch(const WindowTimes& times);
   void settle();
   void begin_search(std::size_t first);
@@ -56,7 +66,9 @@ class AutomaticChoice {
   bool searching_ = true;
   std::size_t before_ = 0;  // the setting when the search began
   std::vector<std::optional<WindowTimes>> trying_, tried_;
-  WindowTimes chosen_;  // what the current setting had when it was chosen
+  std::vector<bool> brief_;      // whether trying_ is of one step
+  bool measures_again_ = false;  // a setting of which only one step was known
+  WindowTimes chosen_;           // what the current setting had when it was chosen
   Change last_change_ = Change::kNone;
   int rest_ = 0;  // windows before which no search begins
   int next_rest_ = 0;

@@ -17,6 +17,8 @@ namespace {
 constexpr std::int64_t kFirstSteps = 4, kSettlingSteps = 2;
 // An odd number, so that a median is a step.
 constexpr std::int64_t kWindow = 5;
+// Of a setting, after which the last of them is looked at alone: steps may be too long for more.
+constexpr std::int64_t kFirstLook = 2;
 // Between two windows in which nothing is searched for. Two of them notice a change.
 constexpr std::int64_t kWatchEvery = 8;
 
@@ -29,7 +31,8 @@ AutomaticPlan::AutomaticPlan(c10::intrusive_ptr<c10d::ProcessGroup> group,
       choice_(automatic_.ladder),
       plan_(std::move(start)),
       next_step_(0),
-      window_ends_(first + kFirstSteps + kWindow) {
+      window_ends_(first + kFirstSteps + kWindow),
+      first_look_(first + kFirstLook) {
   for (const std::string& spec : automatic_.ladder) {
     settings_.push_back(automatic_.setting(spec));
     settings_.back().may_be_skipped = false;
@@ -42,17 +45,30 @@ bool AutomaticPlan::begin_step(std::int64_t step, const Measure& measure) {
   if (std::exchange(next_step_, step + 1) != step) {
     choice_ = AutomaticChoice(automatic_.ladder);
     window_ends_ = std::max(window_ends_, step + kFirstSteps + kWindow);
+    first_look_ = std::max(first_look_, step + kFirstLook);
     apply();
     return true;
   }
-  if (step < window_ends_) return false;
+  if (step != first_look_ && step < window_ends_) return false;
   const bool searched = choice_.searching();
-  const bool changed = choice_.note(agreed(measure(kWindow)));
-  window_ends_ = step + (changed               ? kSettlingSteps + kWindow
-                         : choice_.searching() ? kWindow
-                                               : kWatchEvery);
+  const bool changed = look(step, measure);
   if (changed) apply();
   if (searched && !choice_.searching()) tell(step);
+  return changed;
+}
+
+// At the end of a window, or after the first steps of one.
+bool AutomaticPlan::look(std::int64_t step, const Measure& measure) {
+  const bool first = step < window_ends_;
+  if (first && !choice_.asks_for_first()) return false;
+  const bool changed =
+      first ? choice_.note_first(agreed(measure(1))) : choice_.note(agreed(measure(kWindow)));
+  if (changed) first_look_ = step + kFirstLook;
+  if (changed || !first) {
+    window_ends_ = step + (changed               ? kSettlingSteps + kWindow
+                           : choice_.searching() ? kWindow
+                                                 : kWatchEvery);
+  }
   return changed;
 }
 

@@ -50,6 +50,7 @@ class AutomaticPlan {
 
  private:
   WindowTimes agreed(const WindowTimes& own);
+  bool look(std::int64_t step, const Measure& measure);
   void apply();
   void tell(std::int64_t step);
 
@@ -61,6 +62,7 @@ class AutomaticPlan {
   comm::Plan plan_;
   std::int64_t next_step_;
   std::int64_t window_ends_;
+  std::int64_t first_look_;  // before it does, while settings are tried
   AutomaticSummary summary_;
 };
 

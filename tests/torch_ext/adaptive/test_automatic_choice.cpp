@@ -82,6 +82,39 @@ TEST(AutomaticChoice, PrefersLessErrorWhereBothAreAsFast) {
   EXPECT_EQ(chosen.ladder()[chosen.current()], "quantize(bits=8)");
 }
 
+TEST(AutomaticChoice, OneLongStepThatIsMostlyWaitingIsEnough) {
+  AutomaticChoice chosen = choice();
+  const Job job = {.network = 40};
+  for (std::size_t setting = 1; setting < 5; ++setting) {
+    EXPECT_TRUE(chosen.note_first(job.with(chosen.current())));
+    EXPECT_EQ(chosen.current(), setting);
+  }
+  EXPECT_FALSE(chosen.note_first(job.with(4))) << "there is nothing that sends less";
+  EXPECT_FALSE(chosen.note(job.with(4)));
+  EXPECT_FALSE(chosen.searching());
+  EXPECT_THAT(chosen.reason(), HasSubstr("with none"));
+}
+
+TEST(AutomaticChoice, OneStepIsNotEnoughWhereItIsShortOrMostlyHides) {
+  AutomaticChoice chosen = choice();
+  EXPECT_FALSE(chosen.note_first({.averaged = 0.1, .exposed = 0.09, .exchange = 0.09}));
+  EXPECT_FALSE(chosen.note_first({.averaged = 10, .exposed = 4, .exchange = 4}));
+  EXPECT_EQ(chosen.current(), 0u);
+  settle(chosen, {.network = 0.05});
+  EXPECT_FALSE(chosen.note_first({.averaged = 10, .exposed = 9, .exchange = 9}));
+}
+
+// The first step was slow for a reason of its own.
+TEST(AutomaticChoice, GoesBackToWhatOneStepDoesNotRuleOut) {
+  AutomaticChoice chosen = choice();
+  const Job job = {.backward = 2, .network = 2.1, .coding = {0, 1, 1, 1, 1}};
+  EXPECT_TRUE(chosen.note_first({.averaged = 3.6, .exposed = 2, .exchange = 2}));
+  int windows = 0;
+  while (chosen.searching() && windows++ < 20) chosen.note(job.with(chosen.current()));
+  EXPECT_EQ(chosen.current(), 0u);
+  EXPECT_NEAR(chosen.tried()[0]->averaged, job.with(0).averaged, 1e-9);
+}
+
 TEST(AutomaticChoice, FollowsALinkThatDropsToATenthInTwoWindows) {
   AutomaticChoice chosen = choice();
   Job job = {.network = 0.15};

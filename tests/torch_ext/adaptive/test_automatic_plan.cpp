@@ -79,7 +79,8 @@ TEST(AutomaticPlan, TriesOneSettingAfterTheOtherAndSettles) {
   run_ranks(3, [](RankContext& ctx) {
     Steps steps(ctx, "auto", /*first=*/10);
     EXPECT_THAT(steps.run(0, 100, kSlow),
-                ElementsAre("19 cast(bf16)", "26 quantize(bits=8)", "33 quantize(bits=4)"));
+                ElementsAre("12 cast(bf16)", "14 quantize(bits=8)", "16 quantize(bits=4)"))
+        << "steps of seconds, most of which is waiting, are not made again to be measured better";
     EXPECT_THAT(steps.plan().plan().of("big").text(), HasSubstr("quantize(bits=4"));
     EXPECT_EQ(steps.plan().plan().of("bias").text(), "none");
     EXPECT_THAT(steps.plan().plan().of("named").text(), HasSubstr("topk"));
