@@ -40,6 +40,21 @@ class Onebit final : public Codec {
     return bytes;
   }
 
+  std::size_t compress_and_subtract(TensorView values, const RandomKey&,
+                                    std::span<std::byte> output) const override {
+    check_view("onebit", values);
+    check_subtractable(values);
+    const std::size_t bytes = max_compressed_bytes(values.numel, values.dtype);
+    check_output("onebit", output, bytes);
+    auto* const floats = static_cast<float*>(values.data);
+    encode_buckets(as_const(values), bucket_, kernels::onebit_bytes, output.data(),
+                   [floats](const float* x, std::size_t count, std::size_t first, std::byte* out) {
+                     kernels::onebit_encode(x, count, out);
+                     kernels::onebit_subtract(out, count, floats + first);
+                   });
+    return bytes;
+  }
+
   void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
                   WriteMode mode) const override {
     check_view("onebit", output);

@@ -61,6 +61,17 @@ class Quantize final : public Codec {
     return encode(input, key, output, reconstruction.data);
   }
 
+  std::size_t compress_and_subtract(TensorView values, const RandomKey& key,
+                                    std::span<std::byte> output) const override {
+    check_view("quantize", values);
+    check_subtractable(values);
+    const std::size_t bytes = kernels::quantized_bytes(config_, values.numel);
+    check_output("quantize", output, bytes);
+    kernels::quantize_and_subtract(config_, static_cast<float*>(values.data), values.numel,
+                                   PhiloxStream::of(key), key.first_element, output.data());
+    return bytes;
+  }
+
   void decompress(std::span<const std::byte> input, const RandomKey&, TensorView output,
                   WriteMode mode) const override {
     check_view("quantize", output);

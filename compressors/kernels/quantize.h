@@ -32,6 +32,12 @@ void quantize(const QuantizeConfig& config, DType dtype, const void* input, std:
               const PhiloxStream& stream, std::uint64_t first_element, std::byte* output,
               void* reconstruction = nullptr);
 
+// The same of float32, and what dequantize() of the output would assign is subtracted from
+// `values`.
+void quantize_and_subtract(const QuantizeConfig& config, float* values, std::int64_t numel,
+                           const PhiloxStream& stream, std::uint64_t first_element,
+                           std::byte* output);
+
 // Decodes quantized_bytes() bytes at `input`, whatever their content, into `numel` elements.
 void dequantize(const QuantizeConfig& config, const std::byte* input, DType dtype, void* output,
                 std::int64_t numel, WriteMode mode);

@@ -20,11 +20,13 @@ HWY_BEFORE_NAMESPACE();
 namespace thinwire::kernels {
 namespace HWY_NAMESPACE {
 
-void Quantize(const QuantizeConfig& config, DType dtype, const std::byte* input, std::size_t count,
-              const PhiloxStream& stream, std::uint64_t first_element, std::byte* output,
-              std::byte* reconstruction) {
+// `decoded`, where it is not null, gets what the payload decodes to, as kMode has it.
+template <PutMode kMode>
+HWY_INLINE void QuantizeAll(const QuantizeConfig& config, DType dtype, const std::byte* input,
+                            std::size_t count, const PhiloxStream& stream,
+                            std::uint64_t first_element, std::byte* output, std::byte* decoded) {
   const BucketEncoder encoder(config, stream);
-  const BucketDecoder decoder(config, WriteMode::kAssign);
+  const BucketDecoder<kMode> decoder(config);
   const auto bucket = static_cast<std::size_t>(config.bucket);
   const auto analyse = [&](std::size_t first) {
     return encoder.Analyse(dtype, input + first * size_of(dtype), std::min(bucket, count - first));
@@ -39,21 +41,46 @@ void Quantize(const QuantizeConfig& config, DType dtype, const std::byte* input,
     if (first + elements < count) next = analyse(first + elements);
     encoder.Encode(plan, dtype, input + first * size_of(dtype), elements, first_element + first,
                    output);
-    if (reconstruction != nullptr) {
-      decoder.Decode(output, dtype, reconstruction + first * size_of(dtype), elements);
+    if (decoded != nullptr) {
+      decoder.Decode(output, dtype, decoded + first * size_of(dtype), elements);
     }
     output += bucket_bytes(config.norm, config.bits, elements);
   }
 }
 
-void Dequantize(const QuantizeConfig& config, const std::byte* input, DType dtype,
-                std::byte* output, std::size_t count, WriteMode mode) {
-  const BucketDecoder decoder(config, mode);
+void Quantize(const QuantizeConfig& config, DType dtype, const std::byte* input, std::size_t count,
+              const PhiloxStream& stream, std::uint64_t first_element, std::byte* output,
+              std::byte* reconstruction) {
+  QuantizeAll<PutMode::kAssign>(config, dtype, input, count, stream, first_element, output,
+                                reconstruction);
+}
+
+void QuantizeAndSubtract(const QuantizeConfig& config, float* values, std::size_t count,
+                         const PhiloxStream& stream, std::uint64_t first_element,
+                         std::byte* output) {
+  auto* const bytes = reinterpret_cast<std::byte*>(values);
+  QuantizeAll<PutMode::kSubtract>(config, DType::kFloat32, bytes, count, stream, first_element,
+                                  output, bytes);
+}
+
+template <PutMode kMode>
+HWY_INLINE void DequantizeAll(const QuantizeConfig& config, const std::byte* input, DType dtype,
+                              std::byte* output, std::size_t count) {
+  const BucketDecoder<kMode> decoder(config);
   const auto bucket = static_cast<std::size_t>(config.bucket);
   for (std::size_t first = 0; first < count; first += bucket) {
     const std::size_t elements = std::min(bucket, count - first);
     decoder.Decode(input, dtype, output + first * size_of(dtype), elements);
     input += bucket_bytes(config.norm, config.bits, elements);
+  }
+}
+
+void Dequantize(const QuantizeConfig& config, const std::byte* input, DType dtype,
+                std::byte* output, std::size_t count, WriteMode mode) {
+  if (mode == WriteMode::kAssign) {
+    DequantizeAll<PutMode::kAssign>(config, input, dtype, output, count);
+  } else {
+    DequantizeAll<PutMode::kAdd>(config, input, dtype, output, count);
   }
 }
 
@@ -65,6 +92,7 @@ HWY_AFTER_NAMESPACE();
 namespace thinwire::kernels {
 
 HWY_EXPORT(Quantize);
+HWY_EXPORT(QuantizeAndSubtract);
 HWY_EXPORT(Dequantize);
 
 std::size_t quantized_bytes(const QuantizeConfig& config, std::int64_t numel) {
@@ -81,6 +109,13 @@ void quantize(const QuantizeConfig& config, DType dtype, const void* input, std:
   THINWIRE_DISPATCH(Quantize)
   (config, dtype, static_cast<const std::byte*>(input), static_cast<std::size_t>(numel), stream,
    first_element, output, static_cast<std::byte*>(reconstruction));
+}
+
+void quantize_and_subtract(const QuantizeConfig& config, float* values, std::int64_t numel,
+                           const PhiloxStream& stream, std::uint64_t first_element,
+                           std::byte* output) {
+  THINWIRE_DISPATCH(QuantizeAndSubtract)
+  (config, values, static_cast<std::size_t>(numel), stream, first_element, output);
 }
 
 void dequantize(const QuantizeConfig& config, const std::byte* input, DType dtype, void* output,

@@ -41,15 +41,19 @@ struct Grid {
   hn::Vec<DF> lowest, step, span, base;
 };
 
-template <bool kAccumulate>
+// What becomes of decoded values; kSubtract is for float32 alone.
+enum class PutMode { kAssign, kAdd, kSubtract };
+
+template <PutMode kMode>
 HWY_INLINE void Put(hn::Vec<Grid::DF> value, float* out) {
   const Grid::DF df;
-  if constexpr (kAccumulate) value = hn::Add(hn::LoadU(df, out), value);
+  if constexpr (kMode == PutMode::kAdd) value = hn::Add(hn::LoadU(df, out), value);
+  if constexpr (kMode == PutMode::kSubtract) value = hn::Sub(hn::LoadU(df, out), value);
   hn::StoreU(value, df, out);
 }
 
 // Decodes element kCode of each stream of one vector; `word` is the last word read.
-template <int kBits, int kCode, bool kAccumulate>
+template <int kBits, int kCode, PutMode kMode>
 HWY_INLINE void UnpackCode(const Grid& grid, const std::uint32_t* in, hn::Vec<Grid::DU>& word,
                            float* out) {
   const Grid::DU du;
@@ -62,21 +66,21 @@ HWY_INLINE void UnpackCode(const Grid& grid, const std::uint32_t* in, hn::Vec<Gr
     code = hn::Or(code, hn::ShiftLeft<32 - kShift>(word));
   }
   if constexpr (kShift + kBits != 32) code = hn::And(code, hn::Set(du, (1u << kBits) - 1));
-  Put<kAccumulate>(grid.Values(code), out + kCode * kGroupLanes);
+  Put<kMode>(grid.Values(code), out + kCode * kGroupLanes);
 }
 
-template <int kBits, bool kAccumulate, int... kCodes>
+template <int kBits, PutMode kMode, int... kCodes>
 HWY_INLINE void UnpackStreams(const Grid& grid, const std::uint32_t* in, float* out,
                               std::integer_sequence<int, kCodes...>) {
   auto word = hn::Zero(Grid::DU());
-  (UnpackCode<kBits, kCodes, kAccumulate>(grid, in, word, out), ...);
+  (UnpackCode<kBits, kCodes, kMode>(grid, in, word, out), ...);
 }
 
-template <int kBits, bool kAccumulate>
+template <int kBits, PutMode kMode>
 void UnpackGroup(const Grid& grid, const std::byte* in, float* out) {
   for (std::size_t lane = 0; lane < kGroupLanes; lane += hn::Lanes(Grid::DU())) {
-    UnpackStreams<kBits, kAccumulate>(grid, reinterpret_cast<const std::uint32_t*>(in) + lane,
-                                      out + lane, std::make_integer_sequence<int, 32>());
+    UnpackStreams<kBits, kMode>(grid, reinterpret_cast<const std::uint32_t*>(in) + lane, out + lane,
+                                std::make_integer_sequence<int, 32>());
   }
 }
 
@@ -94,7 +98,7 @@ HWY_INLINE hn::Vec<CodeWords> SplitCodes(hn::Vec<CodeWords> codes, int bits) {
   return split(codes, ones(bits) * 0x0001000100010001u, bits, 8);
 }
 
-template <bool kAccumulate>
+template <PutMode kMode>
 void UnpackRest(const Grid& grid, const std::byte* in, std::size_t count, int bits, float* out) {
   const Grid::DF df;
   const hn::Rebind<std::uint8_t, Grid::DU> d8;
@@ -118,28 +122,28 @@ void UnpackRest(const Grid& grid, const std::byte* in, std::size_t count, int bi
     return grid.Values(hn::PromoteTo(Grid::DU(), hn::LoadU(d8, codes + i)));
   };
   std::size_t i = 0;
-  for (; i + lanes <= count; i += lanes) Put<kAccumulate>(values(i), out + i);
+  for (; i + lanes <= count; i += lanes) Put<kMode>(values(i), out + i);
   if (i < count) {
     float last[kGroupLanes] = {};
     std::memcpy(last, out + i, (count - i) * sizeof(float));
-    Put<kAccumulate>(values(i), last);
+    Put<kMode>(values(i), last);
     std::memcpy(out + i, last, (count - i) * sizeof(float));
   }
 }
 
 using UnpackFunction = void (*)(const Grid&, const std::byte*, float*);
 
-template <bool kAccumulate>
+template <PutMode kMode>
 inline constexpr UnpackFunction kUnpack[] = {
-    UnpackGroup<1, kAccumulate>, UnpackGroup<2, kAccumulate>, UnpackGroup<3, kAccumulate>,
-    UnpackGroup<4, kAccumulate>, UnpackGroup<5, kAccumulate>, UnpackGroup<6, kAccumulate>,
-    UnpackGroup<7, kAccumulate>, UnpackGroup<8, kAccumulate>};
+    UnpackGroup<1, kMode>, UnpackGroup<2, kMode>, UnpackGroup<3, kMode>, UnpackGroup<4, kMode>,
+    UnpackGroup<5, kMode>, UnpackGroup<6, kMode>, UnpackGroup<7, kMode>, UnpackGroup<8, kMode>};
 
 // Decodes buckets of one configuration.
+template <PutMode kMode>
 class BucketDecoder {
  public:
-  BucketDecoder(const QuantizeConfig& config, WriteMode mode)
-      : config_(config), mode_(mode), levels_(levels_of(config.norm, config.bits)) {}
+  explicit BucketDecoder(const QuantizeConfig& config)
+      : config_(config), levels_(levels_of(config.norm, config.bits)) {}
 
   void Decode(const std::byte* input, DType dtype, std::byte* output, std::size_t count) const {
     const Bounds bounds = read_header(config_.norm, input);
@@ -149,24 +153,19 @@ class BucketDecoder {
     const Grid grid(levels_, values);
     const bool direct = dtype == DType::kFloat32 && values.post == 1.0f;
     if (!direct) return UnpackThroughBlocks(grid, values.post, input, dtype, output, count);
-    auto* out = reinterpret_cast<float*>(output);
-    if (mode_ == WriteMode::kAssign) {
-      UnpackFloats<false>(grid, input, out, count);
-    } else {
-      UnpackFloats<true>(grid, input, out, count);
-    }
+    UnpackFloats<kMode>(grid, input, reinterpret_cast<float*>(output), count);
   }
 
  private:
-  template <bool kAccumulate>
+  template <PutMode kPut>
   void UnpackFloats(const Grid& grid, const std::byte* input, float* out, std::size_t count) const {
-    const auto unpack = kUnpack<kAccumulate>[config_.bits - 1];
+    const auto unpack = kUnpack<kPut>[config_.bits - 1];
     for (; count >= kGroupElements; count -= kGroupElements) {
       unpack(grid, input, out);
       input += GroupBytes();
       out += kGroupElements;
     }
-    if (count > 0) UnpackRest<kAccumulate>(grid, input, count, config_.bits, out);
+    if (count > 0) UnpackRest<kPut>(grid, input, count, config_.bits, out);
   }
 
   // Other dtypes, and buckets whose values do not fit float32's range before `post`.
@@ -175,11 +174,13 @@ class BucketDecoder {
     float block[kGroupElements];
     for (std::size_t i = 0; i < count; i += kGroupElements) {
       const std::size_t elements = std::min(kGroupElements, count - i);
-      UnpackFloats<false>(grid, input, block, elements);
+      UnpackFloats<PutMode::kAssign>(grid, input, block, elements);
       for (std::size_t j = 0; j < elements; ++j) {
         block[j] = limited_to(dtype, block[j] * post);
+        // Adding what is negated rounds as subtracting does.
+        if constexpr (kMode == PutMode::kSubtract) block[j] = -block[j];
       }
-      store_floats(dtype, output, i, elements, block, mode_);
+      Store(dtype, output, i, elements, block);
       input += GroupBytes();
     }
   }
@@ -188,8 +189,14 @@ class BucketDecoder {
     float block[kGroupElements];
     std::fill_n(block, kGroupElements, float_of(kFloatNanBits));
     for (std::size_t i = 0; i < count; i += kGroupElements) {
-      store_floats(dtype, output, i, std::min(kGroupElements, count - i), block, mode_);
+      Store(dtype, output, i, std::min(kGroupElements, count - i), block);
     }
+  }
+
+  static void Store(DType dtype, std::byte* output, std::size_t first, std::size_t count,
+                    const float* block) {
+    store_floats(dtype, output, first, count, block,
+                 kMode == PutMode::kAssign ? WriteMode::kAssign : WriteMode::kAccumulate);
   }
 
   std::size_t GroupBytes() const {
@@ -197,7 +204,6 @@ class BucketDecoder {
   }
 
   const QuantizeConfig& config_;
-  WriteMode mode_;
   Levels levels_;
 };
 

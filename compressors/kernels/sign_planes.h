@@ -31,6 +31,8 @@ constexpr std::size_t terngrad_bytes(std::size_t elements) {
 // where one of its elements is.
 void onebit_encode(const float* x, std::size_t count, std::byte* out);
 void onebit_decode(const std::byte* in, std::size_t count, float* out);
+// values[i] −= what onebit_decode() writes.
+void onebit_subtract(const std::byte* in, std::size_t count, float* values);
 
 // One bucket of `count` >= 1 elements into terngrad_bytes(count). Element i is sent with
 // probability min(1, |x_i| / s), where s is the largest magnitude or, if smaller and `clip` > 0,

@@ -24,6 +24,9 @@ void OnebitEncode(const float* x, std::size_t count, std::byte* out) {
 void OnebitDecode(const std::byte* in, std::size_t count, float* out) {
   ref::onebit_decode(in, count, out);
 }
+void OnebitSubtract(const std::byte* in, std::size_t count, float* values) {
+  ref::onebit_subtract(in, count, values);
+}
 void TerngradEncode(const float* x, std::size_t count, float clip, const PhiloxStream& stream,
                     std::uint64_t first, std::byte* out) {
   ref::terngrad_encode(x, count, clip, stream, first, out);
@@ -127,7 +130,9 @@ void OnebitEncode(const float* x, std::size_t count, std::byte* out) {
   ref::write_means(x, count, {Fold(state.positive), Fold(state.negative), state.negatives}, out);
 }
 
-void OnebitDecode(const std::byte* in, std::size_t count, float* out) {
+// put(tag, value, place) for all values, in vectors and then one by one.
+template <typename Store>
+HWY_INLINE void OnebitValues(const std::byte* in, std::size_t count, float* out, const Store& put) {
   const D d;
   std::array<float, 2> means;
   std::memcpy(means.data(), in, sizeof means);
@@ -136,11 +141,22 @@ void OnebitDecode(const std::byte* in, std::size_t count, float* out) {
   std::size_t i = 0;
   for (; i + kStep <= count; i += kStep) {
     for (std::size_t p = 0; p < kParts; ++p) {
-      const auto value = hn::IfThenElse(LoadMask(plane + i / 8, p), negative, positive);
-      hn::StoreU(value, d, out + i + p * kWidth);
+      put(d, hn::IfThenElse(LoadMask(plane + i / 8, p), negative, positive), out + i + p * kWidth);
     }
   }
-  for (; i < count; ++i) out[i] = means[ref::get_bit(plane, i)];
+  const hn::CappedTag<float, 1> one;
+  for (; i < count; ++i) put(one, hn::Set(one, means[ref::get_bit(plane, i)]), out + i);
+}
+
+void OnebitDecode(const std::byte* in, std::size_t count, float* out) {
+  OnebitValues(in, count, out,
+               [](auto d, auto value, float* at) HWY_ATTR { hn::StoreU(value, d, at); });
+}
+
+void OnebitSubtract(const std::byte* in, std::size_t count, float* values) {
+  OnebitValues(in, count, values, [](auto d, auto value, float* at) HWY_ATTR {
+    hn::StoreU(hn::Sub(hn::LoadU(d, at), value), d, at);
+  });
 }
 
 // Bits of the largest magnitude; not-finite values are larger than all others.
@@ -303,6 +319,7 @@ namespace thinwire::kernels {
 
 HWY_EXPORT(OnebitEncode);
 HWY_EXPORT(OnebitDecode);
+HWY_EXPORT(OnebitSubtract);
 HWY_EXPORT(TerngradEncode);
 HWY_EXPORT(TerngradDecode);
 
@@ -312,6 +329,10 @@ void onebit_encode(const float* x, std::size_t count, std::byte* out) {
 
 void onebit_decode(const std::byte* in, std::size_t count, float* out) {
   THINWIRE_DISPATCH(OnebitDecode)(in, count, out);
+}
+
+void onebit_subtract(const std::byte* in, std::size_t count, float* values) {
+  THINWIRE_DISPATCH(OnebitSubtract)(in, count, values);
 }
 
 void terngrad_encode(const float* x, std::size_t count, float clip, const PhiloxStream& stream,

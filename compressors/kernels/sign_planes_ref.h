@@ -41,6 +41,12 @@ inline void onebit_decode(const std::byte* in, std::size_t count, float* out) {
   for (std::size_t i = 0; i < count; ++i) out[i] = means[get_bit(in + 8, i)];
 }
 
+inline void onebit_subtract(const std::byte* in, std::size_t count, float* values) {
+  std::array<float, 2> means;
+  std::memcpy(means.data(), in, sizeof means);
+  for (std::size_t i = 0; i < count; ++i) values[i] -= means[get_bit(in + 8, i)];
+}
+
 inline void terngrad_encode(const float* x, std::size_t count, float clip,
                             const PhiloxStream& stream, std::uint64_t first, std::byte* out) {
   std::uint32_t key = 0;

@@ -198,13 +198,8 @@ void ScatterReduce::reduce_own_slice(int index) {
     wait(context_.peers->group(), chunk.scatter, "scatter_reduce", context_.sequence);
   }
   const bool accepted = accepts_own_slice(index) && add_up(index);
-  if (sums_hook_) {
-    // Even with sums that mean nothing: other ranks take part in what it exchanges.
-    sums_hook_(context_, index, chunk.sums);
-  } else {
-    // The one place where a scatter-reduced gradient is divided by the number of ranks.
-    kernels::divide(chunk.sums, static_cast<float>(context_.divisor));
-  }
+  // Even with sums that mean nothing: other ranks take part in what it exchanges.
+  if (sums_hook_) sums_hook_(context_, index, chunk.sums);
   if (accepted) encode_mean(index);
 }
 
@@ -229,7 +224,8 @@ bool ScatterReduce::accepts_own_slice(int index) {
   return true;
 }
 
-// The sums of the own slice, in rank order. False if a payload cannot be decoded.
+// The sums of the own slice, in rank order, and what they are divided by while a piece is in cache.
+// False if a payload cannot be decoded.
 bool ScatterReduce::add_up(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   PhaseSpan span(context_, Phase::kDecompress);
@@ -238,14 +234,17 @@ bool ScatterReduce::add_up(int index) {
     for_each_piece(partition_.slice(index, rank_), [&](const Piece& piece, std::size_t byte,
                                                        std::size_t element) {
       const LayerValues& layer = layers_[piece.layer];
+      const auto sums = part_of(chunk.sums, element, piece);
       for (r = 0; r < world_; ++r) {
         const auto payload = r == rank_ ? std::span<const std::byte>(chunk.own)
                                         : chunk.scatter_in.of(r).subspan(kFrameHeaderBytes);
         layer.codec->decompress(payload.subspan(byte, piece.bytes),
                                 random_key(context_, layer, r, /*stage=*/0, piece.begin),
-                                view_of(part_of(chunk.sums, element, piece)),
+                                view_of(sums),
                                 r == 0 ? WriteMode::kAssign : WriteMode::kAccumulate);
       }
+      // The one place where a scatter-reduced gradient is divided by the number of ranks.
+      if (!sums_hook_) kernels::divide(sums, static_cast<float>(context_.divisor));
     });
   } catch (const FrameError& error) {
     chunk.refused_rank = context_.peers->group_rank(r);
