@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <future>
-#include <memory>
 #include <thread>
+#include <utility>
 
 #include "thinwire/comm/join/store_log.h"
 #include "thinwire/comm/join/store_poll.h"
@@ -42,9 +42,9 @@ FailureReport decode_report(const LogEntry& entry) {
   return report;
 }
 
-RollCall call(c10d::Store& store, const FailureReport& mine, int size,
+RollCall call(c10d::Store& store, std::int64_t round, const FailureReport& mine, int size,
               std::chrono::milliseconds patience) {
-  StoreLog log(store, prefix_of(store.add(count_key(mine.rank), 1)));
+  StoreLog log(store, prefix_of(round));
   log.append(mine.rank, encode_report(mine));
   StorePoll poll(size, StorePoll::Clock::now() + patience);
   while (log.count() < size && poll.pause()) {
@@ -61,22 +61,33 @@ RollCall call(c10d::Store& store, const FailureReport& mine, int size,
   return result;
 }
 
+// Not std::async, whose future waits in its destructor: a store's client blocks for as long as its
+// host is silent.
+template <typename Action>
+auto on_a_thread_apart(Action action) {
+  std::packaged_task<decltype(action())()> task(std::move(action));
+  auto result = task.get_future();
+  std::thread(std::move(task)).detach();
+  return result;
+}
+
 }  // namespace
 
 RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureReport& mine,
                    int size, std::chrono::milliseconds patience) {
-  // On a thread of its own, with a connection of its own: a store's client blocks for as long as
-  // its host is silent, and another thread of ours may be waiting on the shared connection.
-  auto task = std::make_shared<std::packaged_task<RollCall()>>([store, mine, size, patience] {
-    const auto connection = store->clone();
-    return call(*connection, mine, size, patience);
-  });
-  std::future<RollCall> answer = task->get_future();
-  std::thread([task] { (*task)(); }).detach();
   RollCall gone;
   gone.store_is_gone = true;
-  if (answer.wait_for(patience + kStorePatience) != std::future_status::ready) return gone;
   try {
+    // With a connection of its own: another thread of ours may be waiting on the shared one.
+    auto begun = on_a_thread_apart([store, rank = mine.rank] {
+      const auto connection = store->clone();
+      return std::pair(connection, connection->add(count_key(rank), 1));
+    });
+    if (begun.wait_for(kStorePatience) != std::future_status::ready) return gone;
+    auto answer = on_a_thread_apart([begun = begun.get(), mine, size, patience] {
+      return call(*begun.first, begun.second, mine, size, patience);
+    });
+    if (answer.wait_for(patience + kStorePatience) != std::future_status::ready) return gone;
     return answer.get();
   } catch (const std::exception&) {
     return gone;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "thinwire/comm/join/error_text.h"
+#include "thinwire/comm/join/store_connection.h"
 #include "thinwire/comm/join/store_meeting.h"
 #include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
@@ -114,6 +115,7 @@ class Meet {
 std::vector<std::string> meet(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
                               const std::string& backend, std::chrono::milliseconds timeout,
                               const std::string& word) {
+  end_waits_for_a_silent_host(store, timeout);
   try {
     return Meet(*store, rank, size, backend, timeout).run(word);
   } catch (const Error&) {

@@ -2,6 +2,7 @@
 """What every rank of a job ends with when one rank, its host or its surroundings fail.
 
     fault_matrix.py [--short] [--only CASE] [--launcher plain|torchrun|mpirun] [--peer] [--markdown]
+    fault_matrix.py --on-hosts CASE FOLDER COMMAND...    (by itself, on emulated hosts)
 
 Starts a real job of three ranks for every case (fault_rank.cpp says what happens in it), and checks
 of each rank the exit code, the message and the time from the fault to its end. Prints a line a case
@@ -12,6 +13,7 @@ checked. --short: the cases that take no timeout, as ordinary processes.
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -23,6 +25,7 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import emulated_hosts  # noqa: E402, pylint: disable=wrong-import-position
 import jobs  # noqa: E402, pylint: disable=wrong-import-position
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -33,6 +36,7 @@ TIMEOUT = 6
 # timeout is over; and the time that ranks wait for each other's words, and that a machine full of
 # processes takes to end one.
 SOON, LATE = 2.0, TIMEOUT + 2.0
+DAMAGED_WIRE = jobs.PROGRAMS / "tests" / "libdamaged_wire.so"
 LOAD = float(os.environ.get("THINWIRE_FAULT_LOAD", 1.5))
 
 
@@ -50,6 +54,8 @@ class Case:
     launched: bool = False  # under torchrun and mpirun, too
     peer: bool = True
     fault: str = ""  # of fault_rank, where it is not the case's name
+    hosts: bool = False  # a rank on each of three emulated hosts
+    may_abort: bool = False  # a rank, or do no harm: then all end as if nothing had happened
 
 
 GONE = rf"rank\(s\) {VICTIM} of {SIZE} are dead or hung"
@@ -88,6 +94,29 @@ CASES = [
     Case("read-only", "a disk that is read-only while a checkpoint is saved",
          (1, f"rank {VICTIM}.*[Rr]ead-only"), (1, f"rank {VICTIM}.*[Rr]ead-only"), folder="ro",
          peer=False),
+    Case("network-unplugged", "a host's cable is pulled out",
+         (1, r"rank\(s\) [02]|the store does not answer|rank 0"), (1, GONE), bound=LATE + 3, hosts=True),
+    Case("network-gone-for-a-second", "a host's cable is pulled out for a second", (0, r"^end \d+"),
+         (0, r"^end \d+"), hosts=True),
+    Case("network-slow", "a host's link at a hundredth", (0, r"^end \d+"), (0, r"^end \d+"), hosts=True),
+    Case("network-lossy", "a host's link that loses packets", (0, r"^end \d+"), (0, r"^end \d+"),
+         hosts=True, everybody={"THINWIRE_COMPRESSION": "none"}),
+    Case("network-store-unplugged", "the store's host loses its cable",
+         (1, r"rank\(s\) [12]|rank [12]"), (1, r"the store does not answer|rank\(s\) 0"),
+         bound=LATE + 3, victim_rank=0, hosts=True, fault="network-unplugged"),
+    *(Case(f"wire-{kind}-{message}", f"{text}, message {message} from then", (1, ""), (1, ""),
+           bound=bound, fault=f"wire-{kind}", everybody={"FAULT_MESSAGES_BEFORE": message},
+           variables={"LD_PRELOAD": DAMAGED_WIRE}, peer=False)
+      for kind, text, bound in (("flip", "a bit of a message flips", SOON),
+                                ("reorder", "bytes of a message change places", SOON),
+                                ("drop", "four bytes of a message are lost", LATE),
+                                ("repeat", "four bytes of a message come twice", LATE))
+      for message in range(6)),
+    # Gloo ends the process that reads a header in which its own word for the kind is wrong.
+    *(Case(f"wire-flip-header-{word}", f"a bit flips in word {word} of Gloo's header", (1, ""),
+           (1, ""), bound=LATE, fault="wire-flip-header", may_abort=True, peer=False,
+           everybody={"FAULT_MESSAGES_BEFORE": word}, variables={"LD_PRELOAD": DAMAGED_WIRE})
+      for word in range(6)),
     Case("flip-a-bit", "a bit flips in one rank's weights", (1, "second.weight"),
          (1, "second.weight"), everybody={"THINWIRE_CHECK_REPLICAS": "5"}),
 ]
@@ -143,6 +172,11 @@ def run(case, launcher, command):
             for rank in range(SIZE):
                 (state / str(rank)).mkdir(parents=True)
             words.append(str(state))
+        if case.hosts:
+            start_on_hosts = [sys.executable, str(HERE / "fault_matrix.py"), "--on-hosts", case.name,
+                              name, str(wrapper), *words]
+            code = emulated_hosts.enclosed(start_on_hosts).wait()
+            return Outcome(folder, ""), [code]
         begin = {"plain": start_plain, "torchrun": start_torchrun, "mpirun": start_mpirun}[launcher]
         processes = begin(case, [str(wrapper), *words], folder)
         limit = time.monotonic() + case.bound + 30 + (30 if launcher == "torchrun" else 0)
@@ -192,13 +226,62 @@ def start_mpirun(_, command, folder):
                   {})]
 
 
+def change_network(case, cluster):
+    """What happens to the victim's cable."""
+    port = f"port{case.victim_rank}"
+    shape = lambda *words: emulated_hosts.call(  # noqa: E731
+        "tc", "qdisc", "replace", "dev", port, "root", "tbf", *words)
+    if case.name in ("network-unplugged", "network-store-unplugged", "network-gone-for-a-second"):
+        emulated_hosts.call("ip", "link", "set", port, "down")
+    elif case.name == "network-slow":
+        shape("rate", "1mbit", *emulated_hosts.SHAPER)
+    elif case.name == "network-lossy":
+        # A queue of two packets: what comes in one burst loses the rest.
+        shape("rate", "10mbit", "burst", "1600", "limit", "3200")
+
+
+def main_on_hosts(name, folder, *command):
+    """Inside an enclosure: the ranks of a case, each on a host of its own. Returns 0 where what was to
+    happen to the network has happened."""
+    case, folder = next(case for case in CASES if case.name == name), pathlib.Path(folder)
+    cluster = emulated_hosts.Cluster(SIZE, "100mbit")
+    done = folder / "network-done"
+    ranks = [cluster.start(rank, command, environment=jobs.environment(
+        THINWIRE_TIMEOUT=TIMEOUT, WORLD_SIZE=SIZE, RANK=rank, MASTER_ADDR=cluster.addresses[0],
+        MASTER_PORT=29500, FAULT_NETWORK_DONE=done, **case.everybody)) for rank in range(SIZE)]
+    limit = time.monotonic() + 60
+    said = folder / f"out.{case.victim_rank}"
+    while not (said.exists() and "fault" in said.read_text()) and time.monotonic() < limit:
+        time.sleep(0.01)
+    change_network(case, cluster)
+    done.touch()
+    if case.name == "network-gone-for-a-second":
+        time.sleep(1)
+        emulated_hosts.call("ip", "link", "set", f"port{case.victim_rank}", "up")
+    limit = time.monotonic() + case.bound + 30
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < limit:
+        time.sleep(0.05)
+    if case.name == "network-lossy":
+        queue = subprocess.run(["tc", "-s", "qdisc", "show", "dev", f"port{case.victim_rank}"],
+                               capture_output=True, text=True, check=True).stdout
+        return 0 if int(re.search(r"dropped (\d+)", queue)[1]) > 0 else 3
+    return 0
+
+
+@functools.cache
+def undisturbed():
+    """The parameters that a job ends with in which nothing happens."""
+    outcome, _ = run(Case("nothing", "", (0, ""), (0, "")), "plain", [PROGRAM])
+    return {re.search(r"^end (\d+)", text, re.M)[1] for text in outcome.texts}
+
+
 def faults_of(case, launcher, outcome, exits):
     """What is not as it should be, as sentences."""
     wrong = []
 
     def expect(rank, expected):
         code, pattern = expected
-        if outcome.codes[rank] != code:
+        if outcome.codes[rank] != code and not (case.may_abort and outcome.codes[rank] == -6):
             wrong.append(f"rank {rank} ended with {outcome.codes[rank]}, expected {code}")
         if pattern and not re.search(pattern, outcome.texts[rank], re.MULTILINE):
             wrong.append(f"rank {rank} does not say /{pattern}/: {outcome.message(rank)!r}")
@@ -206,12 +289,16 @@ def faults_of(case, launcher, outcome, exits):
         if code and took is not None and took > case.bound + LOAD:
             wrong.append(f"rank {rank} took {took:.1f} s")
 
+    ends = {match for text in outcome.texts for match in re.findall(r"^end (\d+)", text, re.M)}
+    if case.may_abort and set(outcome.codes) == {0}:
+        return [] if ends == undisturbed() else [f"wrong parameters, and nobody notices: {ends}"]
     if launcher == "plain":
         for rank in range(SIZE):
             expected = case.victim if rank == case.victim_rank else case.others
             if expected is not None:
                 expect(rank, expected)
-        ends = {match for text in outcome.texts for match in re.findall(r"^end (\d+)", text, re.M)}
+        if case.hosts and exits != [0]:
+            wrong.append("nothing happened to the network")
         if case.others[0] == 0 and len(ends) != 1:
             wrong.append(f"the ranks ended with other parameters: {sorted(ends)}")
         return wrong
@@ -259,6 +346,8 @@ def peer_verdict(case, outcome):
 
 
 def main():
+    if sys.argv[1:2] == ["--on-hosts"]:
+        return main_on_hosts(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", action="append", default=[])
@@ -275,7 +364,11 @@ def main():
     for case in CASES:
         if options.only and case.name not in options.only:
             continue
-        if options.short and (case.bound > SOON or case.name in ("ipv6", "environment", "timeout")):
+        if options.short and (case.bound > SOON or case.hosts or re.search(
+                r"ipv6|environment|timeout|wire-.*[2-9]", case.name)):
+            continue
+        if case.hosts and emulated_hosts.why_impossible():
+            print(f"       {case.name}: {emulated_hosts.why_impossible()}")
             continue
         if case.folder and (os.geteuid() != 0 or not shutil.which("unshare")):
             print(f"       {case.name}: needs root, to mount a disk of its own")
@@ -287,7 +380,7 @@ def main():
             wrong = faults_of(case, launcher, outcome, exits)
             count, failed = count + 1, failed + bool(wrong)
             print_row(table_row(case, launcher, outcome, wrong), options.markdown)
-        if options.peer and case.peer:
+        if options.peer and case.peer and not case.hosts:
             python = pathlib.Path(jobs.TORCHRUN).parent / "python"
             outcome, _ = run(case, "plain", [python, HERE / "plain_rank.py"])
             print_row(table_row(case, "plain", outcome, peer_verdict(case, outcome), "torch"),

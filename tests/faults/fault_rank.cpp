@@ -5,6 +5,7 @@
 //
 // Rank VICTIM prints "fault TIME" (seconds since 1970) when it happens; every rank that comes to
 // its end prints "end CRC", of its parameters.
+#include <dlfcn.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <stdexcept>
@@ -38,6 +40,20 @@ void say_fault() {
   const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
   std::printf("fault %.3f\n", now.count());
   std::fflush(stdout);
+}
+
+// Whoever started the job does something to the network meanwhile, and then leaves this file.
+void wait_for_the_network() {
+  const std::filesystem::path done = std::getenv("FAULT_NETWORK_DONE");
+  while (!std::filesystem::exists(done)) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+}
+
+// tests/faults/damaged_wire.cpp
+void damage_a_message(const std::string& how) {
+  const auto damage =
+      reinterpret_cast<void (*)(const char*, int)>(dlsym(RTLD_DEFAULT, "damage_a_message"));
+  check(damage != nullptr, "wire faults need the library damaged_wire to be loaded");
+  damage(how.c_str(), std::stoi(std::getenv("FAULT_MESSAGES_BEFORE")));
 }
 
 struct Net : torch::nn::Module {
@@ -93,6 +109,14 @@ int train(const std::string& fault, int victim, const std::string& folder) {
     if (now && is("nan")) {
       say_fault();
       x.fill_(NAN);
+    }
+    if (now && mine && fault.starts_with("network-")) {
+      say_fault();
+      wait_for_the_network();
+    }
+    if (now && mine && fault.starts_with("wire-")) {
+      say_fault();
+      damage_a_message(fault.substr(5));
     }
     ddp.zero_grad();
     at::Tensor out = ddp.forward(x);

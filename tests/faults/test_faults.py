@@ -8,6 +8,7 @@ import sys
 import tempfile
 import unittest
 
+import emulated_hosts
 import fault_matrix
 import jobs
 
@@ -23,6 +24,19 @@ class Faults(unittest.TestCase):
             sys.argv = arguments
         self.assertEqual(code, 0, output.getvalue())
         self.assertNotIn("\n0 cases", output.getvalue())
+
+
+class Network(unittest.TestCase):
+    def test_hosts_that_lose_their_cables(self):
+        reason = emulated_hosts.why_impossible()
+        if reason:
+            self.skipTest(reason)
+        # The second loses nothing: its ranks go on.
+        for name in ("network-store-unplugged", "network-gone-for-a-second"):
+            case = next(case for case in fault_matrix.CASES if case.name == name)
+            outcome, exits = fault_matrix.run(case, "plain", [fault_matrix.PROGRAM])
+            self.assertEqual(fault_matrix.faults_of(case, "plain", outcome, exits), [],
+                             "".join(outcome.texts))
 
 
 class Postmortem(unittest.TestCase):
