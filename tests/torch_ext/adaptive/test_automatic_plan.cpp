@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "thinwire/comm/average/bucket_averager.h"
 #include "thinwire/common/error.h"
+#include "thinwire/tests/support/counting_group.h"
 #include "thinwire/tests/support/rank_errors.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
 
@@ -18,6 +20,8 @@ namespace thinwire {
 namespace {
 
 using ::testing::AllOf;
+using testing::CollectiveLog;
+using testing::counting_group;
 using ::testing::Each;
 using ::testing::ElementsAre;
 using testing::errors_of;
@@ -100,6 +104,35 @@ TEST(AutomaticPlan, StaysUncompressedWhereThatHides) {
     EXPECT_THAT(steps.run(0, 60, kFast), IsEmpty());
     EXPECT_EQ(steps.plan().summary().setting, "none");
     EXPECT_EQ(steps.plan().summary().searches, 1);
+  });
+}
+
+// Where plain averaging hides, all that `auto` adds to it is 24 bytes in eight steps.
+TEST(AutomaticPlan, CostsOneSmallAllReduceInEightStepsWhereAveragingHides) {
+  run_ranks(2, [](RankContext& ctx) {
+    const auto log = std::make_shared<CollectiveLog>();
+    const auto group = counting_group(ctx, log);
+    const CompressionPlan plan = made("auto");
+    AutomaticPlan automatic(group, *plan.automatic, plan.plan, 0);
+    comm::BucketAverager averager(group);
+    const auto measure = [](std::int64_t) -> WindowTimes {
+      return {.averaged = 1, .exposed = 0.01, .exchange = 0.5};
+    };
+    const auto train = [&](std::int64_t from, std::int64_t to) {
+      for (std::int64_t step = from; step < to; ++step) {
+        automatic.begin_step(step, measure);
+        comm::Bucket bucket{0, at::ones({64 * 64}), {{"big", 0, {64, 64}}}};
+        averager.average(bucket, automatic.plan(), step);
+      }
+    };
+    train(0, 40);
+    EXPECT_EQ(automatic.summary().setting, "none");
+    log->clear();
+    train(40, 56);
+    std::map<std::string, int> counts;
+    for (const std::string& call : *log) ++counts[call];
+    EXPECT_THAT(counts, ElementsAre(std::pair<const std::string, int>("all_reduce 16384", 16),
+                                    std::pair<const std::string, int>("all_reduce 24", 2)));
   });
 }
 

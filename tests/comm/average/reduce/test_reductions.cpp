@@ -260,7 +260,7 @@ TEST(StateTensors, RefuseWhatIsNoState) {
 
 class Bounded : public ::testing::TestWithParam<ReductionCase> {};
 
-TEST_P(Bounded, ResidualsDoNotGrowOver4000Steps) {
+TEST_P(Bounded, ResidualsDoNotGrowOver1300Steps) {
   const ReductionCase& c = GetParam();
   const LayerShapes shapes = {{"w", {12, 10}}};
   const Plan plan = uniform_plan(shapes, c.spec);
@@ -268,12 +268,14 @@ TEST_P(Bounded, ResidualsDoNotGrowOver4000Steps) {
     AveragerOptions options = c.options();
     options.check_replicas_every = 0;
     BucketAverager averager(ctx.group, options);
+    // Where every step added its own, not even in one direction, the late ones were four times as
+    // large.
     double early = 0, late = 0;
-    for (int step = 0; step < 4000; ++step) {
+    for (int step = 0; step < 1300; ++step) {
       Bucket bucket = random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank);
       averager.average(bucket, plan, step);
-      const bool is_early = step >= 200 && step <= 400;
-      if (!is_early && step < 3600) continue;
+      const bool is_early = step >= 50 && step < 100;
+      if (!is_early && step < 1200) continue;
       double norm = 0;
       for (const float value : averager.feedback().residual("w")) norm += double{value} * value;
       const AveragerState state = averager.state();
