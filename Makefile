@@ -99,8 +99,18 @@ bench: setup ## Measure the codecs on one core: make bench ARGS="quantize(bits=4
 	@scripts/build.sh $(PRESET) $(JOBS) bench_codec_kernels
 	@OMP_NUM_THREADS=1 $(BUILD)/bin/bench_codec_kernels $(if $(ARGS),$(foreach a,$(ARGS),'$(a)'))
 
+.PHONY: bench-passes
+bench-passes: setup ## Measure what averages take of a processor against their least passes over memory
+	@scripts/build.sh $(PRESET) $(JOBS) bench_passes
+	@$(BUILD)/bin/bench/bench_passes
+
+.PHONY: bench-ddp
+bench-ddp: setup ## Measure a training step beside PyTorch's DDP: ARGS="--specs 'none;auto'"
+	@scripts/build.sh $(PRESET) $(JOBS) thinwire_python
+	@PYTHONPATH=$(CURDIR)/$(BUILD)/python .venv/bin/python tests/bench/bench_ddp.py $(ARGS)
+
 .PHONY: bench-cluster
-bench-cluster: setup ## Measure compressed collectives on four emulated hosts
+bench-cluster: setup ## Measure compressed collectives on two and four emulated hosts
 	@scripts/build.sh $(PRESET) $(JOBS) thinwire_program
 	@scripts/bench_cluster.sh $(BUILD) $(ARGS)
 

@@ -3,7 +3,7 @@
 
     bench_ratios.py RATE FILE...     RATE as tc writes it, or "local"; FILE from --json
 
-Every row's median time, how many times faster it is than the plain all_reduce of the first file's
+Every row's median time and 99th percentile, how many times faster it is than the plain all_reduce of the first file's
 backend in float32 and in bfloat16, and which share of the link its bytes fill.
 """
 
@@ -41,7 +41,7 @@ def main(arguments):
     first = runs[0]["context"]["backend"]
     print(f"# {rate}: medians; times faster than {first}'s own all_reduce in float32 "
           f"({wide * 1e3:.1f} ms) and bfloat16 ({narrow * 1e3:.1f} ms)")
-    print(f"# {'codec':<24} {'strategy':<20} {'backend':<8} {'ms':>9} {'x f32':>7} {'x bf16':>7} "
+    print(f"# {'codec':<24} {'strategy':<20} {'backend':<8} {'ms':>9} {'p99':>9} {'x f32':>7} {'x bf16':>7} "
           f"{'of link':>8} {'ratio':>7}")
     for run in runs:
         for row in run["rows"]:
@@ -49,7 +49,7 @@ def main(arguments):
             share = f"{row['wire_bytes'] / seconds / link:8.2f}" if link else f"{'-':>8}"
             codec = row["codec"] if row["dtype"] == "float32" else f"none, {row['dtype']}"
             print(f"  {codec:<24} {row['strategy']:<20} {run['context']['backend']:<8} "
-                  f"{seconds * 1e3:9.1f} {wide / seconds:7.2f} {narrow / seconds:7.2f} {share} "
+                  f"{seconds * 1e3:9.1f} {row['time_us']['p99'] / 1e3:9.1f} {wide / seconds:7.2f} {narrow / seconds:7.2f} {share} "
                   f"{row['ratio']:7.1f}")
 
 

@@ -32,6 +32,9 @@ GRACE_SECONDS = 30
 EXIT_TIMEOUT = 124
 EXIT_IMPOSSIBLE = 77
 
+# The cores that hosts are pinned to, for the agent.
+CORES_VARIABLE = "THINWIRE_CLUSTER_CORES"
+
 MPI_TAG = re.compile(rb"^\[\d+,(\d+)\]<std(?:out|err)>:? ?")
 
 
@@ -43,6 +46,8 @@ def parse(arguments):
                         "100mbit (default: as fast as the machine)")
     parser.add_argument("--launch", choices=("mpirun", "torchrun-env"), required=True)
     parser.add_argument("--timeout", type=float, default=600, help="seconds (default 600)")
+    parser.add_argument("--pin", action="store_true",
+                        help="give each host one of this machine's cores, in turns")
     parser.add_argument("--no-prefix", action="store_true", help="print lines as they are")
     parser.add_argument("--mpirun-option", action="append", default=[], metavar="OPTION",
                         help="handed to mpirun; may be given several times")
@@ -99,6 +104,12 @@ def wait_all(processes, timeout):
     return failed
 
 
+def pinned(host, command):
+    """The command on the core of the host, where hosts are pinned."""
+    cores = os.environ.get(CORES_VARIABLE, "").split()
+    return ["taskset", "-c", cores[host % len(cores)], *command] if cores else command
+
+
 def start_ranks(cluster, options):
     """One process a rank, as torchrun would start them."""
     world = options.hosts * options.ranks_per_host
@@ -108,7 +119,7 @@ def start_ranks(cluster, options):
             "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(local_rank),
             "LOCAL_WORLD_SIZE": str(options.ranks_per_host), "GROUP_RANK": str(host),
             "MASTER_ADDR": cluster.addresses[0], "MASTER_PORT": str(MASTER_PORT)}
-        yield cluster.start(host, options.command, environment, stdout=subprocess.PIPE,
+        yield cluster.start(host, pinned(host, options.command), environment, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
 
 
@@ -134,9 +145,11 @@ def run_inside(options):
     except hosts_module.ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
+    if options.pin:
+        os.environ[CORES_VARIABLE] = " ".join(map(str, sorted(os.sched_getaffinity(0))))
     if options.launch == "mpirun":
-        processes = [cluster.start(0, mpirun_command(cluster, options), stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT)]
+        processes = [cluster.start(0, pinned(0, mpirun_command(cluster, options)),
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)]
     else:
         processes = list(start_ranks(cluster, options))
     readers = []
@@ -160,7 +173,8 @@ def agent(arguments):
     name, command = arguments[0], " ".join(arguments[1:])
     holders = dict(pair.split("=") for pair in os.environ[hosts_module.HOSTS_VARIABLE].split(","))
     os.environ.update(hosts_module.host_environment())
-    entered = hosts_module.enter_command(holders[name], ["sh", "-c", command])
+    entered = hosts_module.enter_command(
+        holders[name], pinned(list(holders).index(name), ["sh", "-c", command]))
     os.execvp(entered[0], entered)
 
 

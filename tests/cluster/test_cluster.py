@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -98,6 +99,20 @@ class EmulatedCluster(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
         self.assertEqual(by_rank(result.stdout),
                          {0: ["0 n0"], 1: ["1 n0"], 2: ["2 n1"], 3: ["3 n1"]})
+
+    def test_hosts_are_pinned_to_cores_in_turns(self):
+        cores = sorted(os.sched_getaffinity(0))
+        for launch in ("torchrun-env", "mpirun"):
+            if not shutil.which(launch.removesuffix("torchrun-env") or "sh"):
+                continue
+            with self.subTest(launch=launch), tempfile.TemporaryDirectory() as folder:
+                # Into files: mpirun may mix up lines that come at the same time.
+                result = run("--hosts", "3", "--pin", "--launch", launch, "--", "sh", "-c",
+                             f"taskset -pc $$ > {folder}/$(hostname)")
+                self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+                for rank in range(3):
+                    text = pathlib.Path(folder, f"n{rank}").read_text()
+                    self.assertEqual(text.split()[-1], str(cores[rank % len(cores)]))
 
     def test_exit_code_of_the_failed_rank(self):
         for command, code in (("exit $((RANK * 3))", 3), ("[ $RANK = 0 ] || kill -KILL $$", 137)):
