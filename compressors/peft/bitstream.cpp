@@ -4,6 +4,7 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/block_codec.h"
+#include "thinwire/compressors/peft/context_block.h"
 
 namespace thinwire::peft {
 namespace {
@@ -13,6 +14,18 @@ void check_block(PlanesView block, std::size_t room) {
         " entries, got ", block.numel);
   check(room >= max_block_bytes(block.numel), "a block of ", block.numel, " entries needs ",
         max_block_bytes(block.numel), " bytes of room, got ", room);
+}
+
+void check_rows(std::span<const BlockRows> rows, std::int64_t entries) {
+  std::int64_t covered = 0;
+  for (const BlockRows& part : rows) {
+    check(part.entries >= 0 && part.columns > 0 && part.first >= 0 && part.first < part.columns,
+          "rows of ", part.columns, " columns cannot have ", part.entries, " entries from column ",
+          part.first, " on");
+    covered += part.entries;
+  }
+  check(rows.empty() || covered == entries, "the rows of a block have ", covered,
+        " entries, the block ", entries);
 }
 
 const char* text_of(detail::BlockFault fault) {
@@ -68,28 +81,44 @@ const char* name_of(BlockMode mode) {
       return "mask+signs";
     case BlockMode::kPlanes:
       return "planes";
+    case BlockMode::kContexts:
+      return "contexts";
   }
   return "unknown";
 }
 
-std::size_t encode_block(PlanesView block, std::span<std::byte> out) {
+std::size_t encode_block(PlanesView block, std::span<std::byte> out,
+                         std::span<const BlockRows> rows) {
   check_block(block, out.size());
+  check_rows(rows, block.numel);
+  const std::size_t used = detail::encode_block_unchecked(block, out.data());
+  const std::size_t limit = used - used / 40;
+  if (rows.empty() || limit == used) return used;
+  if (detail::context_gain(block, rows) * 40 < static_cast<double>(8 * used)) return used;
+  if (const std::size_t less = detail::encode_contexts(block, rows, out.data(), limit)) return less;
   return detail::encode_block_unchecked(block, out.data());
 }
 
-std::size_t encode_block_as(BlockMode mode, PlanesView block, std::span<std::byte> out) {
+std::size_t encode_block_as(BlockMode mode, PlanesView block, std::span<std::byte> out,
+                            std::span<const BlockRows> rows) {
   check_block(block, out.size());
-  return detail::encode_block_as_unchecked(mode, block, out.data());
+  check_rows(rows, block.numel);
+  if (mode != BlockMode::kContexts)
+    return detail::encode_block_as_unchecked(mode, block, out.data());
+  if (rows.empty() || count_nonzero(block) == 0) return 0;
+  return detail::encode_contexts(block, rows, out.data(), max_block_bytes(block.numel));
 }
 
 void decode_block(std::span<const std::byte> in, std::int64_t entries,
-                  std::span<std::uint64_t> mask, std::span<std::uint64_t> sign) {
+                  std::span<std::uint64_t> mask, std::span<std::uint64_t> sign,
+                  std::span<const BlockRows> rows) {
   check(entries > 0 && entries <= kBlockEntries, "a block has 1 to ", kBlockEntries,
         " entries, got ", entries);
   const auto words = static_cast<std::size_t>(words_for(entries));
   check(mask.size() == words && sign.size() == words, "planes of ", entries, " entries have ",
         words, " words, got ", mask.size(), " and ", sign.size());
-  const auto fault = detail::decode_block_unchecked(in, entries, mask, sign);
+  check_rows(rows, entries);
+  const auto fault = detail::decode_block_unchecked(in, entries, rows, mask, sign);
   if (fault != detail::BlockFault::kNone)
     throw FrameError(concat("ternary block of ", in.size(), " bytes for ", entries,
                             " entries is damaged: ", text_of(fault)));

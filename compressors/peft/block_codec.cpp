@@ -14,6 +14,7 @@
 #include "thinwire/compressors/peft/block_codec.h"
 #include "thinwire/compressors/peft/block_rans-inl.h"
 #include "thinwire/compressors/peft/block_rice-inl.h"
+#include "thinwire/compressors/peft/context_block.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::peft::HWY_NAMESPACE {
@@ -55,6 +56,8 @@ std::size_t EncodeAs(BlockMode mode, int parameter, PlanesView block, std::int64
       std::memcpy(body, block.mask.data(), plane_bytes);
       std::memcpy(body + plane_bytes, block.sign.data(), plane_bytes);
       return Finish(mode, 0, ones, out, body + 2 * plane_bytes);
+    case BlockMode::kContexts:  // context_block.cpp
+      break;
   }
   return 0;
 }
@@ -126,11 +129,12 @@ inline bool DecodeMask(BlockMode mode, int parameter, std::span<const std::byte>
 }
 
 detail::BlockFault DecodeBlock(std::span<const std::byte> in, std::int64_t entries,
-                               std::span<std::uint64_t> mask, std::span<std::uint64_t> sign) {
+                               std::span<const BlockRows> rows, std::span<std::uint64_t> mask,
+                               std::span<std::uint64_t> sign) {
   using detail::BlockFault;
   if (in.size() < kBlockHeaderBytes) return BlockFault::kTruncated;
   const auto mode_byte = std::to_integer<unsigned>(in[0]);
-  if (mode_byte > static_cast<unsigned>(BlockMode::kPlanes)) return BlockFault::kMode;
+  if (mode_byte > static_cast<unsigned>(BlockMode::kContexts)) return BlockFault::kMode;
   const auto mode = static_cast<BlockMode>(mode_byte);
   const int parameter = std::to_integer<int>(in[1]);
   std::uint32_t count;
@@ -138,6 +142,10 @@ detail::BlockFault DecodeBlock(std::span<const std::byte> in, std::int64_t entri
   const auto ones = static_cast<std::int64_t>(count);
   if (ones > entries || (ones == 0) != (mode == BlockMode::kEmpty)) return BlockFault::kCount;
   in = in.subspan(kBlockHeaderBytes);
+  if (mode == BlockMode::kContexts) {
+    if (rows.empty() || parameter != 0) return BlockFault::kMode;
+    return detail::decode_contexts(in, ones, entries, rows, mask, sign);
+  }
   std::fill(mask.begin(), mask.end(), 0);
   if (mode == BlockMode::kEmpty) {
     std::fill(sign.begin(), sign.end(), 0);
@@ -180,8 +188,9 @@ std::size_t encode_block_as_unchecked(BlockMode mode, PlanesView block, std::byt
   return THINWIRE_DISPATCH(EncodeBlockAs)(mode, block, out);
 }
 BlockFault decode_block_unchecked(std::span<const std::byte> in, std::int64_t entries,
-                                  std::span<std::uint64_t> mask, std::span<std::uint64_t> sign) {
-  return THINWIRE_DISPATCH(DecodeBlock)(in, entries, mask, sign);
+                                  std::span<const BlockRows> rows, std::span<std::uint64_t> mask,
+                                  std::span<std::uint64_t> sign) {
+  return THINWIRE_DISPATCH(DecodeBlock)(in, entries, rows, mask, sign);
 }
 
 }  // namespace thinwire::peft::detail

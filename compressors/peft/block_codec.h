@@ -17,6 +17,7 @@ std::size_t encode_block_unchecked(PlanesView block, std::byte* out);
 std::size_t encode_block_as_unchecked(BlockMode mode, PlanesView block, std::byte* out);
 // Safe on any bytes.
 BlockFault decode_block_unchecked(std::span<const std::byte> in, std::int64_t entries,
-                                  std::span<std::uint64_t> mask, std::span<std::uint64_t> sign);
+                                  std::span<const BlockRows> rows, std::span<std::uint64_t> mask,
+                                  std::span<std::uint64_t> sign);
 
 }  // namespace thinwire::peft::detail

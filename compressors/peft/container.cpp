@@ -8,6 +8,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/peft/container_layout.h"
 #include "thinwire/compressors/peft/json_strict.h"
+#include "thinwire/compressors/peft/row_layout.h"
 
 namespace thinwire::peft {
 namespace {
@@ -62,9 +63,10 @@ PackedFile::PackedFile(SafetensorsFile file, Check check) : file_(std::move(file
     return found == metadata.end() ? std::string() : found->second;
   };
   if (value("format") != detail::kFormatName) fail("it is not a ComPEFT file");
-  if (value("version") != detail::kFormatVersion)
+  const bool contexts = value("version") == detail::kContextsVersion;
+  if (!contexts && value("version") != detail::kFormatVersion)
     fail(concat("its format version is '", value("version"), "', this library reads '",
-                detail::kFormatVersion, "'"));
+                detail::kFormatVersion, "' and '", detail::kContextsVersion, "'"));
   directory_ = file_.bytes(detail::kDirectoryName);
   payload_ = file_.bytes(detail::kBlocksName);
   const auto seal = file_.bytes(detail::kSealName);
@@ -83,6 +85,7 @@ PackedFile::PackedFile(SafetensorsFile file, Check check) : file_(std::move(file
     fail("the checksum of its content does not match");
 
   read_manifest();
+  if (contexts) row_layout_ = std::make_shared<const detail::RowLayout>(manifest_);
   read_blocks();
 }
 
@@ -217,8 +220,10 @@ BlockMode PackedFile::block_mode(std::int64_t block) const {
 
 void PackedFile::decode_block(std::int64_t block, std::span<std::uint64_t> mask,
                               std::span<std::uint64_t> sign) const {
+  std::vector<BlockRows> rows;
+  if (row_layout_ && block_mode(block) == BlockMode::kContexts) row_layout_->rows_of(block, rows);
   try {
-    peft::decode_block(block_bytes(block), block_entries(manifest_.numel, block), mask, sign);
+    peft::decode_block(block_bytes(block), block_entries(manifest_.numel, block), mask, sign, rows);
   } catch (const FrameError& error) {
     fail(concat("block ", block, ": ", error.what()));
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,6 +15,10 @@
 #include "thinwire/compressors/peft/safetensors.h"
 
 namespace thinwire::peft {
+
+namespace detail {
+class RowLayout;
+}
 
 // How a tensor is kept.
 enum class Storage {
@@ -116,6 +121,8 @@ class PackedFile {
 
   SafetensorsFile file_;
   Manifest manifest_;
+  // Of a file that may have blocks coded by row and column; else null.
+  std::shared_ptr<const detail::RowLayout> row_layout_;
   std::span<const std::byte> payload_;
   std::span<const std::byte> directory_;
   std::vector<std::size_t> block_offsets_;

@@ -6,7 +6,9 @@
 namespace thinwire::peft::detail {
 
 inline constexpr const char* kFormatName = "compeft";
+// Files of version 2 may have blocks coded by row and column; others are written as version 1.
 inline constexpr const char* kFormatVersion = "1";
+inline constexpr const char* kContextsVersion = "2";
 // Every tensor of the source may have any name but those with this prefix.
 inline constexpr const char* kReservedPrefix = "compeft.";
 inline constexpr const char* kDirectoryName = "compeft.directory";

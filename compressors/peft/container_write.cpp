@@ -7,6 +7,7 @@
 #include "thinwire/compressors/peft/container_layout.h"
 #include "thinwire/compressors/peft/content_hash.h"
 #include "thinwire/compressors/peft/json_strict.h"
+#include "thinwire/compressors/peft/row_layout.h"
 
 namespace thinwire::peft {
 namespace {
@@ -26,6 +27,33 @@ const char* name_of(Storage storage) {
 PlanesView block_of(PlanesView planes, std::int64_t block) {
   return planes.slice(block * kBlockEntries, block_entries(planes.numel, block));
 }
+
+// Encodes the blocks of a file, any number of times.
+class BlockWriter {
+ public:
+  BlockWriter(const Manifest& manifest, PlanesView planes)
+      : layout_(manifest), planes_(planes), buffer_(max_block_bytes(kBlockEntries)) {}
+
+  // Valid until the next call.
+  std::span<const std::byte> encode(std::int64_t block) {
+    layout_.rows_of(block, rows_);
+    const auto bytes =
+        std::span(buffer_).first(encode_block(block_of(planes_, block), buffer_, rows_));
+    contexts_ = contexts_ || bytes[0] == static_cast<std::byte>(BlockMode::kContexts);
+    return bytes;
+  }
+  // Of a file of the blocks so far.
+  const char* version() const {
+    return contexts_ ? detail::kContextsVersion : detail::kFormatVersion;
+  }
+
+ private:
+  const detail::RowLayout layout_;
+  const PlanesView planes_;
+  std::vector<BlockRows> rows_;
+  std::vector<std::byte> buffer_;
+  bool contexts_ = false;
+};
 
 void append_u32(std::vector<std::byte>& out, std::uint32_t value) {
   const auto bytes = std::as_bytes(std::span(&value, 1));
@@ -52,9 +80,8 @@ std::vector<TensorInfo> layout_of(const Manifest& manifest, std::size_t director
 }
 
 // All of the file's metadata but the manifest itself.
-SafetensorsFile::Metadata metadata_of(const Manifest& manifest) {
-  SafetensorsFile::Metadata metadata{{"format", detail::kFormatName},
-                                     {"version", detail::kFormatVersion}};
+SafetensorsFile::Metadata metadata_of(const Manifest& manifest, const char* version) {
+  SafetensorsFile::Metadata metadata{{"format", detail::kFormatName}, {"version", version}};
   if (manifest.adapter_config) metadata["adapter_config"] = *manifest.adapter_config;
   metadata["source_metadata"] = nlohmann::json(manifest.source_metadata).dump();
   return metadata;
@@ -100,13 +127,13 @@ std::string manifest_json(const Manifest& manifest) {
 }
 
 std::uint64_t packed_bytes(const Manifest& manifest, PlanesView planes) {
-  std::vector<std::byte> buffer(max_block_bytes(kBlockEntries));
+  BlockWriter writer(manifest, planes);
   std::size_t payload = 0;
   for (std::int64_t block = 0; block < block_count(planes.numel); ++block)
-    payload += encode_block(block_of(planes, block), buffer);
+    payload += writer.encode(block).size();
   const auto blocks = static_cast<std::size_t>(block_count(planes.numel));
   const auto layout = layout_of(manifest, blocks * detail::kDirectoryEntryBytes, payload);
-  SafetensorsFile::Metadata metadata = metadata_of(manifest);
+  SafetensorsFile::Metadata metadata = metadata_of(manifest, writer.version());
   Manifest named = manifest;
   named.id = ContentHash().hex();  // any id has this length
   metadata["manifest"] = manifest_json(named);
@@ -126,18 +153,18 @@ std::string write_packed(const std::filesystem::path& path, Manifest manifest, P
       progress(std::min(blocks_done * kBlockEntries, 2 * planes.numel), 2 * planes.numel);
   };
 
-  std::vector<std::byte> buffer(max_block_bytes(kBlockEntries));
+  BlockWriter writer(manifest, planes);
   std::vector<std::byte> directory;
   std::size_t payload = 0;
   for (std::int64_t block = 0; block < blocks; ++block) {
-    const std::size_t length = encode_block(block_of(planes, block), buffer);
-    append_u32(directory, static_cast<std::uint32_t>(length));
-    append_u32(directory, crc32c(std::span(buffer).first(length)));
-    payload += length;
+    const std::span<const std::byte> bytes = writer.encode(block);
+    append_u32(directory, static_cast<std::uint32_t>(bytes.size()));
+    append_u32(directory, crc32c(bytes));
+    payload += bytes.size();
     report(block + 1);
   }
 
-  SafetensorsFile::Metadata metadata = metadata_of(manifest);
+  SafetensorsFile::Metadata metadata = metadata_of(manifest, writer.version());
   manifest.id.clear();
   ContentHash hash;
   hash.update(manifest_json(manifest));
@@ -159,7 +186,7 @@ std::string write_packed(const std::filesystem::path& path, Manifest manifest, P
   put(directory);
   const std::uint32_t header_crc = crc;
   for (std::int64_t block = 0; block < blocks; ++block) {
-    put(std::span(buffer).first(encode_block(block_of(planes, block), buffer)));
+    put(writer.encode(block));
     report(blocks + block + 1);
   }
   for (std::size_t i = 0; i < manifest.tensors.size(); ++i)

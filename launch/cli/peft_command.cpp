@@ -27,9 +27,9 @@ using Json = nlohmann::ordered_json;
 // Whether JSON on the terminal has names out of files in ASCII, where nothing is obeyed.
 constexpr bool kAscii = true;
 
-constexpr std::array kModes = {peft::BlockMode::kEmpty, peft::BlockMode::kRice,
-                               peft::BlockMode::kRans, peft::BlockMode::kMaskSigns,
-                               peft::BlockMode::kPlanes};
+constexpr std::array kModes = {peft::BlockMode::kEmpty,  peft::BlockMode::kRice,
+                               peft::BlockMode::kRans,   peft::BlockMode::kMaskSigns,
+                               peft::BlockMode::kPlanes, peft::BlockMode::kContexts};
 
 // One line on the terminal that is written over, for work of more than half a second.
 class ProgressLine {

@@ -135,6 +135,35 @@ void measure_streams(std::int64_t numel, double read_rate) {
   }
 }
 
+// One block of 512 rows, half of them at 0.4 k and half at 1.6 k: by row and column, and as a
+// stream.
+void measure_contexts() {
+  std::printf("%6s %12s %12s %9s %10s %10s\n", "k", "bytes", "as stream", "less", "encode",
+              "decode");
+  for (const double k : {0.01, 0.05, 0.20}) {
+    const TernaryPlanes sparse = random_planes(kBlockEntries, 0.4 * k, 4);
+    const TernaryPlanes dense = random_planes(kBlockEntries, 1.6 * k, 5);
+    TernaryPlanes planes(kBlockEntries);
+    for (std::int64_t i = 0; i < kBlockEntries; ++i)
+      planes.set(i, (i % 2 != 0 ? dense : sparse).view().trit(i));
+    const std::array<BlockRows, 1> rows = {{{kBlockEntries, 512, 0}}};
+    std::vector<std::byte> bytes(max_block_bytes(kBlockEntries));
+    const std::size_t plain = encode_block(planes.view(), bytes);
+    std::size_t used = 0;
+    const double encode = median_seconds(
+        [&] { used = encode_block_as(BlockMode::kContexts, planes.view(), bytes, rows); });
+    TernaryPlanes decoded(kBlockEntries);
+    const double decode = median_seconds([&] {
+      decode_block(std::span(bytes).first(used), kBlockEntries, decoded.mask(), decoded.sign(),
+                   rows);
+    });
+    constexpr auto kEntries = static_cast<double>(kBlockEntries);
+    std::printf("%5.0f%% %12zu %12zu %8.1f%% %7.1f ns %7.1f ns\n", 100 * k, used, plain,
+                100 * (1 - static_cast<double>(used) / static_cast<double>(plain)),
+                1e9 * encode / kEntries, 1e9 * decode / kEntries);
+  }
+}
+
 void measure_cosine(std::int64_t numel) {
   const TernaryPlanes a = random_planes(numel, 0.2, 2), b = random_planes(numel, 0.2, 3);
   std::vector<float> x(static_cast<std::size_t>(numel)), y(x.size());
@@ -159,6 +188,8 @@ int main(int argc, char** argv) {
       "blocks (entries a second)\n",
       static_cast<long long>(numel), 1e-9 * read_rate);
   measure_streams(numel, read_rate);
+  std::printf("\nA block coded by row and column, time of an entry\n");
+  measure_contexts();
   std::printf(
       "\nCosine of two experts of 20 %%: float32 as a dot and two norms, in one fused pass, and "
       "bit planes\n%12s %12s %12s %12s %9s %9s\n",

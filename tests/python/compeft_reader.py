@@ -52,12 +52,57 @@ def rans(codes, p, n):
     return bits(mask)
 
 
-def block(data, n):
+def level_of(q):
+    x = max(q, 64)
+    b = x.bit_length() - 1
+    return 2 * (b - 6) + (x >> b - 1) % 2
+
+
+def learned(state, is_set, most):
+    q, w = state
+    return q + (((65535 if is_set else 0) - q) * (65536 // w) >> 16), min(w + 1, most)
+
+
+def contexts(codes, count, tensors):
+    """`tensors`: (entries, columns of a row, column of the first one) of those in the block."""
+    n = sum(entries for entries, _, _ in tensors)
+    fresh = (min(max(65536 * count // n, 64), 65535), 12)
+    middle = [(5 + 2 * (level % 2)) << level // 2 + 4 for level in range(20)]
+    cells = {(r, k): (min(max(middle[r] * middle[k] // fresh[0], 64), 58982), 24)
+             for r in range(20) for k in range(20)}
+    stream, mask = iter(codes[4:]), []
+    span, code = 2**32 - 1, int.from_bytes(codes[:4], "big")
+    for entries, width, column in tensors:
+        s = next(s for s in itertools.count() if (width - 1) >> s < 16384)
+        columns, row = {}, fresh
+        for _ in range(entries):
+            of_column = columns.get(column >> s, fresh)
+            place = level_of(row[0]), level_of(of_column[0])
+            bound = (span >> 16) * min(max(cells[place][0], 48), 63488)
+            mask.append(int(code < bound))
+            if mask[-1]:
+                span = bound
+            else:
+                code, span = code - bound, span - bound
+            while span < 2**24:
+                span, code = span << 8, code << 8 | next(stream)
+            cells[place] = learned(cells[place], mask[-1], 512)
+            columns[column >> s] = learned(of_column, mask[-1], 255)
+            row = learned(row, mask[-1], 255)
+            column += 1
+            if column == width:
+                column, row = 0, fresh
+    assert code == 0 and not list(stream)
+    return mask
+
+
+def block(data, n, tensors=()):
     mode, p, count = struct.unpack_from("<BBI", data)
     cut = len(data) - ((n if mode == 4 else count) + 7) // 8
     body, signs = data[6:cut], bits(data[cut:])
     mask = {0: lambda: [], 1: lambda: rice(body, p, count), 2: lambda: rans(body, p, n),
-            3: lambda: bits(body), 4: lambda: bits(body)}[mode]()
+            3: lambda: bits(body), 4: lambda: bits(body),
+            5: lambda: contexts(body, count, tensors)}[mode]()
     mask = (mask + [0] * n)[:n]
     assert sum(mask) == count
     order = iter(signs)
@@ -93,20 +138,42 @@ def rounded(dtype, values):
     return struct.pack(f"<{len(values)}{FORMATS[dtype]}", *floats("F32", data))
 
 
+def tensor_rows(shape):
+    """(entries, columns of a row) of a tensor, unless it is empty."""
+    numel = 1
+    for extent in shape:
+        numel *= extent
+    return [(numel, numel // shape[0] if len(shape) > 1 else numel)] if numel else []
+
+
+def rows_between(tensors, begin, end):
+    found, at = [], 0
+    for numel, width in tensors:
+        first, last = max(begin, at), min(end, at + numel)
+        if first < last:
+            found.append((last - first, width, (first - at) % width))
+        at += numel
+    return found
+
+
 def read(path, base=None):
     """{name: (dtype, shape, bytes)} of what was packed; `base`: bytes of the file it refers to."""
     with open(path, "rb") as file:
         data = file.read()
     tensors, metadata, begin = safetensors(data)
-    assert (metadata["format"], metadata["version"]) == ("compeft", "1")
+    assert metadata["format"] == "compeft" and metadata["version"] in "12"
     directory, blocks = tensors["compeft.directory"][2], tensors["compeft.blocks"][2]
     head, whole = struct.unpack("<II", tensors["compeft.seal"][2])
     assert head == crc32c(data[:begin + len(directory)]) and whole == crc32c(data[:-4])
     manifest = json.loads(metadata["manifest"])
+    whole_rows = [row for tensor in manifest["tensors"] if tensor["storage"] == "ternary"
+                  for row in tensor_rows(tensor["shape"])]
     trits, at = [], 0
     for length, crc in struct.iter_unpack("<II", directory):
         assert crc32c(blocks[at:at + length]) == crc
-        trits += block(blocks[at:at + length], min(262144, manifest["numel"] - len(trits)))
+        n = min(262144, manifest["numel"] - len(trits))
+        trits += block(blocks[at:at + length], n,
+                       rows_between(whole_rows, len(trits), len(trits) + n))
         at += length
     assert at == len(blocks) and len(trits) == manifest["numel"]
     found, entry = {}, 0

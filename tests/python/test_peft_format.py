@@ -1,6 +1,7 @@
 """The reader that was written from docs/peft-format.md against the files of `thinwire peft`."""
 
 import json
+import math
 import os
 import pathlib
 import random
@@ -15,6 +16,7 @@ BLOCK = 262144
 
 
 def pack_floats(values):
+    values = list(values)
     return struct.pack(f"<{len(values)}f", *values)
 
 
@@ -70,7 +72,21 @@ class Format(unittest.TestCase):
         write(self.dir / "in", {"w": ("F32", [4, BLOCK], pack_floats(values))})
         run("pack", self.dir / "in", "-o", self.dir / "p", "--density", "1")
         blocks = self.check(self.dir / "p")["blocks"]
-        self.assertEqual(blocks, {"empty": 1, "rice": 1, "rans": 1, "mask+signs": 1, "planes": 0})
+        self.assertEqual(blocks, {"empty": 1, "rice": 1, "rans": 1, "mask+signs": 1, "planes": 0,
+                                  "contexts": 0})
+        # Rows and columns of unlike density, in one block and over two of them.
+        for name, shapes in (("small", ([100, 80], [9, 5, 3, 3], [40])), ("large", ([1000, 300],))):
+            tensors = {}
+            for index, shape in enumerate(shapes):
+                numel, width = math.prod(shape), math.prod(shape[1:])
+                tensors[f"w{index}"] = ("F32", shape, pack_floats(
+                    generator.choice((-1, 1)) if generator.random() < (
+                        0.3 if i // width % 3 == 0 and i % width % 4 == 0 else 0.02) else 0
+                    for i in range(numel)))
+            write(self.dir / name, tensors)
+            run("pack", self.dir / name, "-o", self.dir / f"{name}.p", "--density", "1")
+            blocks = self.check(self.dir / f"{name}.p")["blocks"]
+            self.assertEqual(blocks["contexts"], {"small": 1, "large": 2}[name])
         # Sixteen set entries: two planes of two bytes are the smallest there is.
         write(self.dir / "few", {"w": ("F32", [16], pack_floats([-1, 1] * 8))})
         run("pack", self.dir / "few", "-o", self.dir / "q", "--density", "1")

@@ -9,8 +9,8 @@
 namespace thinwire::peft {
 namespace {
 
-constexpr BlockMode kModes[] = {BlockMode::kEmpty, BlockMode::kRice, BlockMode::kRans,
-                                BlockMode::kMaskSigns, BlockMode::kPlanes};
+constexpr BlockMode kModes[] = {BlockMode::kEmpty,     BlockMode::kRice,   BlockMode::kRans,
+                                BlockMode::kMaskSigns, BlockMode::kPlanes, BlockMode::kContexts};
 
 std::vector<std::byte> encode(const TernaryPlanes& planes) {
   std::vector<std::byte> out(max_stream_bytes(planes.numel()));
@@ -103,6 +103,79 @@ TEST(Stream, ClusteredDensityTakesLessThanOneGlobalModel) {
   EXPECT_LT(size, 1.03 * split);
 }
 
+// Entries whose density is the product of one for the row and one for the column.
+TernaryPlanes uneven_planes(std::int64_t rows, std::int64_t columns, std::uint64_t seed) {
+  const auto stream = PhiloxStream::of({.seed = seed});
+  TernaryPlanes planes(rows * columns);
+  for (std::int64_t i = 0; i < planes.numel(); ++i) {
+    const double of_row = (i / columns) % 3 == 0 ? 2.4 : 0.3;
+    const double of_column = (i % columns) % 4 == 1 ? 2.5 : 0.5;
+    const std::uint32_t word = stream.word(static_cast<std::uint64_t>(i));
+    if ((word >> 8) * 0x1p-24 < 0.05 * of_row * of_column) planes.set(i, word % 2 != 0 ? 1 : -1);
+  }
+  return planes;
+}
+
+TEST(Contexts, DensityByRowAndColumnTakesLess) {
+  for (const auto& [rows, columns] : {std::pair{256L, 1024L}, {4096L, 16L}, {64L, 2048L}}) {
+    const auto planes = uneven_planes(rows, columns, 31);
+    const std::vector<BlockRows> lie = {{planes.numel(), columns, 0}};
+    std::vector<std::byte> out(max_block_bytes(planes.numel()));
+    const auto plain = static_cast<double>(encode_block(planes.view(), out));
+    const std::size_t used = encode_block(planes.view(), out, lie);
+    EXPECT_EQ(out[0], static_cast<std::byte>(BlockMode::kContexts));
+    EXPECT_LT(static_cast<double>(used), 0.95 * plain) << rows;
+    TernaryPlanes decoded(planes.numel());
+    decode_block(std::span(out).first(used), planes.numel(), decoded.mask(), decoded.sign(), lie);
+    EXPECT_TRUE(equal(planes, decoded));
+  }
+}
+
+TEST(Contexts, EvenDensityIsLeftToTheOthers) {
+  for (const double density : {0.001, 0.05, 0.5}) {
+    const auto planes = test::random_planes(200000, density, 32);
+    std::vector<std::byte> plain(max_block_bytes(planes.numel())), out = plain;
+    plain.resize(encode_block(planes.view(), plain));
+    out.resize(encode_block(planes.view(), out, std::vector<BlockRows>{{200000, 400, 0}}));
+    EXPECT_EQ(plain, out) << density;
+  }
+}
+
+TEST(Contexts, EveryLayoutOfRowsRoundTrips) {
+  for (const double density : {0.0001, 0.05, 0.6, 1.0}) {
+    const auto planes = test::random_planes(100003, density, 33);
+    for (const std::vector<BlockRows>& rows :
+         {std::vector<BlockRows>{{100003, 1, 0}},
+          {{100003, 100003, 0}},
+          {{100003, 300000000, 299999999}},
+          {{0, 5, 0}, {3, 7, 6}, {50000, 64, 1}, {50000, 9, 0}}}) {
+      std::vector<std::byte> out(max_block_bytes(planes.numel()));
+      const std::size_t used = encode_block_as(BlockMode::kContexts, planes.view(), out, rows);
+      ASSERT_GT(used, 0u);
+      TernaryPlanes decoded(planes.numel());
+      decode_block(std::span(out).first(used), planes.numel(), decoded.mask(), decoded.sign(),
+                   rows);
+      EXPECT_TRUE(equal(planes, decoded)) << density;
+    }
+  }
+}
+
+// The numbers that docs/peft-format.md lets a reader check an implementation with.
+TEST(Contexts, BytesAreThoseOfTheFormat) {
+  TernaryPlanes planes(64);
+  for (const int i : {0, 3, 16, 19, 35, 51}) planes.set(i, i % 2 != 0 ? -1 : 1);
+  const std::vector<BlockRows> rows = {{64, 16, 0}};
+  std::vector<std::byte> out(64);
+  std::string hex;
+  const std::size_t used = encode_block_as(BlockMode::kContexts, planes.view(), out, rows);
+  for (std::size_t i = 0; i < used; ++i) {
+    constexpr const char* kDigits = "0123456789abcdef";
+    hex += kDigits[std::to_integer<int>(out[i]) / 16];
+    hex += kDigits[std::to_integer<int>(out[i]) % 16];
+  }
+  EXPECT_EQ(hex, "0500060000000e079ad4f56fec3a");
+}
+
 TEST(Stream, BlockwiseDecodingSeesEveryBlockOnce) {
   const std::int64_t numel = 3 * kBlockEntries + 1000;
   const auto planes = test::random_planes(numel, 0.05, 17);
@@ -125,7 +198,7 @@ bool survives(const std::vector<std::byte>& bytes, std::int64_t entries) {
   const auto words = static_cast<std::size_t>(words_for(entries));
   std::vector<std::uint64_t> mask(words), sign(words);
   try {
-    decode_block(bytes, entries, mask, sign);
+    decode_block(bytes, entries, mask, sign, std::vector<BlockRows>{{entries, 37, 5}});
   } catch (const FrameError&) {
     return false;
   }
@@ -142,7 +215,8 @@ TEST(Block, DamageIsRefusedOrHarmless) {
     const auto planes = test::random_planes(entries, 0.1, 19);
     for (const BlockMode mode : kModes) {
       std::vector<std::byte> bytes(max_block_bytes(entries));
-      bytes.resize(encode_block_as(mode, planes.view(), bytes));
+      bytes.resize(
+          encode_block_as(mode, planes.view(), bytes, std::vector<BlockRows>{{entries, 37, 5}}));
       if (bytes.empty()) continue;
       ASSERT_TRUE(survives(bytes, entries));
       for (std::size_t n = 0; n < bytes.size(); n += 1 + bytes.size() / 300)
@@ -169,7 +243,7 @@ TEST(Block, RandomBytesNeverEscape) {
     std::vector<std::byte> bytes(stream.word(draw++) % 600);
     for (auto& byte : bytes) byte = static_cast<std::byte>(stream.word(draw++));
     if (bytes.size() >= kBlockHeaderBytes) {
-      bytes[0] = static_cast<std::byte>(i % 6);
+      bytes[0] = static_cast<std::byte>(i % 7);
       if (i % 3 != 0) bytes[1] = static_cast<std::byte>(stream.word(draw++) % 20);
       const std::uint32_t count = stream.word(draw++) % static_cast<std::uint32_t>(entries + 2);
       std::memcpy(&bytes[2], &count, 4);

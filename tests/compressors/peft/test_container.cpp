@@ -179,7 +179,7 @@ TEST(Container, EveryFlippedByteAndEveryTruncationIsAnError) {
 // Replaces text in the file's JSON by text of equal length and mends both checksums, as someone
 // with bad intentions would.
 void forge(const std::filesystem::path& from, const std::filesystem::path& to,
-           const std::string& before, const std::string& after) {
+           const std::string& before, const std::string& after, std::size_t blocks = 1) {
   ASSERT_EQ(before.size(), after.size());
   std::string file = test::read_text(from);
   const std::size_t at = file.find(before);
@@ -187,7 +187,7 @@ void forge(const std::filesystem::path& from, const std::filesystem::path& to,
   file.replace(at, before.size(), after);
   std::uint64_t header;
   std::memcpy(&header, file.data(), 8);
-  const std::size_t directory = 8;  // one block
+  const std::size_t directory = 8 * blocks;
   const auto bytes = [&](std::size_t n) { return std::as_bytes(std::span(file).first(n)); };
   const std::uint32_t head = crc32c(bytes(8 + header + directory));
   std::memcpy(file.data() + file.size() - 8, &head, 4);
@@ -222,12 +222,55 @@ TEST(Container, ForgedManifestsAreRefused) {
       {R"(\"dtype\":\"I16\")", R"(\"dtype\":\"U16\")", "missing"},
       {R"(\"parent\":)", R"(\"Parent\":)", "'parent' is missing"},
       {R"("format":"compeft")", R"("format":"compefT")", "not a ComPEFT file"},
-      {R"("version":"1")", R"("version":"2")", "version is '2'"},
+      {R"("version":"1")", R"("version":"3")", "version is '3'"},
   };
   for (const auto& c : cases) {
     forge(dir / "f", dir / "g", c.before, c.after);
     EXPECT_THAT(error_of(dir / "g"), HasSubstr(c.complaint)) << c.after;
   }
+}
+
+// Rows of even numbers are three times as dense as others; cut into tensors as a LoRA adapter's
+// are.
+TEST(Container, ContextsMakeItAFileOfVersionTwo) {
+  const test::TemporaryDir dir;
+  Manifest manifest;
+  const std::vector<std::vector<std::int64_t>> shapes = {
+      {16, 4096}, {9, 7}, {3000, 16}, {64, 4096}, {0, 5}, {5}, {70, 20, 3, 3}};
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    const TensorInfo info{concat("t", i), "F32", shapes[i]};
+    manifest.tensors.push_back({info});
+    manifest.numel += info.numel();
+  }
+  TernaryPlanes planes(manifest.numel);
+  const auto dense = test::random_planes(manifest.numel, 0.12, 51);
+  const auto sparse = test::random_planes(manifest.numel, 0.01, 52);
+  std::int64_t at = 0;
+  for (const auto& shape : shapes) {
+    const std::int64_t numel = TensorInfo{"", "F32", shape}.numel();
+    for (std::int64_t i = 0; i < numel; ++i, ++at) {
+      const std::int64_t row = shape.size() > 1 ? i / (numel / shape[0]) : 0;
+      planes.set(at, (row % 2 == 0 ? dense : sparse).view().trit(at));
+    }
+  }
+  manifest.parts.push_back({"all", 0.25f, manifest.numel, count_nonzero(planes.view()), 1.0, 0.5});
+  write(dir / "f", planes, manifest);
+  const PackedFile file(dir / "f");
+  EXPECT_EQ(SafetensorsFile(dir / "f").metadata().at("version"), "2");
+  EXPECT_EQ(file.blocks(), 2);
+  EXPECT_EQ(file.block_mode(0), BlockMode::kContexts);
+  EXPECT_EQ(packed_bytes(manifest, planes.view()), std::filesystem::file_size(dir / "f"));
+  const auto found = file.planes();
+  EXPECT_TRUE(std::ranges::equal(found.mask(), planes.mask()));
+  EXPECT_TRUE(std::ranges::equal(found.sign(), planes.sign()));
+
+  forge(dir / "f", dir / "old", R"("version":"2")", R"("version":"1")", 2);
+  EXPECT_THAT(error_of(dir / "old"), HasSubstr("its mode is unknown"));
+
+  // Others stay files of version 1, which older readers take.
+  const auto even = test::random_planes(5000, 0.1, 53);
+  write(dir / "g", even, manifest_of(even));
+  EXPECT_EQ(SafetensorsFile(dir / "g").metadata().at("version"), "1");
 }
 
 TEST(Container, EmptyBlocksTakeNoMemory) {
