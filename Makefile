@@ -1,8 +1,8 @@
 # The commands of the project. `make` alone lists them; CONTRIBUTING.md says more.
 #
 # Variables: PRESET (release, debug, asan, tsan), PYTHON (makes .venv), FILES (for lint), JOBS
-# (parallel compilations; default: all cores), ARGS (for bench, bench-cluster and
-# experiment-moe), SECONDS_EACH and TARGETS (for fuzz).
+# (parallel compilations; default: all cores), ARGS (for bench, bench-cluster,
+# experiment-moe and soak), SECONDS_EACH and TARGETS (for fuzz).
 
 PRESET ?= release
 BUILD := build/$(PRESET)
@@ -39,6 +39,12 @@ slurm-test: ## Run the tests under a real Slurm of emulated hosts alone (root)
 	@scripts/setup.sh test
 	@scripts/build.sh $(PRESET) $(JOBS) rank_probe train_fashion_mnist
 	@scripts/run_tests.sh $(BUILD) -R '^slurm$$'
+
+.PHONY: soak
+soak: ## Train under a real Slurm for an hour while ranks, hosts and cables fail (root): ARGS="--seed 7"
+	@scripts/setup.sh test
+	@scripts/build.sh $(PRESET) $(JOBS) train_fashion_mnist
+	@THINWIRE_BINARY_DIR=$(CURDIR)/$(BUILD) python3 -B tests/slurm/soak.py $(ARGS)
 
 .PHONY: fault-matrix
 fault-matrix: ## Check every rank's end for each fault of a rank, a host or a disk, beside plain torch
