@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What every rank of a job ends with when one rank, its host or its surroundings fail.
 
-    fault_matrix.py [--short] [--only CASE] [--launcher plain|torchrun|mpirun] [--peer] [--markdown]
+    fault_matrix.py [--short] [--only CASE] [--launcher plain|torchrun|mpirun|srun] [--peer]
+                    [--markdown]
     fault_matrix.py --on-hosts CASE FOLDER COMMAND...    (by itself, on emulated hosts)
 
 Starts a real job of three ranks for every case (fault_rank.cpp says what happens in it), and checks
@@ -12,6 +13,7 @@ checked. --short: the cases that take no timeout, as ordinary processes.
 """
 
 import argparse
+import atexit
 import dataclasses
 import functools
 import os
@@ -24,11 +26,13 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+HERE = pathlib.Path(__file__).resolve().parent
+for neighbour in ("support", "slurm"):
+    sys.path.insert(0, str(HERE.parent / neighbour))
 import emulated_hosts  # noqa: E402, pylint: disable=wrong-import-position
 import jobs  # noqa: E402, pylint: disable=wrong-import-position
+import slurm_cluster  # noqa: E402, pylint: disable=wrong-import-position
 
-HERE = pathlib.Path(__file__).resolve().parent
 PROGRAM = jobs.PROGRAMS / "tests" / "fault_rank"
 SIZE, VICTIM = 3, 1
 TIMEOUT = 6
@@ -51,7 +55,7 @@ class Case:
     folder: str = ""  # what rank 1's checkpoints meet: mount options of a tmpfs
     variables: dict = dataclasses.field(default_factory=dict)  # of the victim
     everybody: dict = dataclasses.field(default_factory=dict)
-    launched: bool = False  # under torchrun and mpirun, too
+    launched: bool = False  # under torchrun, mpirun and srun, too
     peer: bool = True
     fault: str = ""  # of fault_rank, where it is not the case's name
     hosts: bool = False  # a rank on each of three emulated hosts
@@ -177,7 +181,8 @@ def run(case, launcher, command):
                               name, str(wrapper), *words]
             code = emulated_hosts.enclosed(start_on_hosts).wait()
             return Outcome(folder, ""), [code]
-        begin = {"plain": start_plain, "torchrun": start_torchrun, "mpirun": start_mpirun}[launcher]
+        begin = {"plain": start_plain, "torchrun": start_torchrun, "mpirun": start_mpirun,
+                 "srun": start_srun}[launcher]
         processes = begin(case, [str(wrapper), *words], folder)
         limit = time.monotonic() + case.bound + 30 + (30 if launcher == "torchrun" else 0)
         waiting = lambda: [p for p in processes if p.poll() is None]  # noqa: E731
@@ -224,6 +229,22 @@ def start_mpirun(_, command, folder):
     del folder
     return [start(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(SIZE), *command],
                   {})]
+
+
+@functools.cache
+def slurm():
+    """A Slurm of emulated hosts that ends with this process."""
+    cluster = slurm_cluster.SlurmCluster(hosts=SIZE).__enter__()
+    atexit.register(cluster.__exit__)
+    return cluster
+
+
+def start_srun(_, command, folder):
+    del folder
+    return [slurm().start("srun", "-N", str(SIZE), "-n", str(SIZE), "--kill-on-bad-exit=0", *command,
+                          environment={"THINWIRE_TIMEOUT": str(TIMEOUT), "OMP_NUM_THREADS": "1"},
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          start_new_session=True)]
 
 
 def change_network(case, cluster):
@@ -351,11 +372,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--launcher", choices=("plain", "torchrun", "mpirun"))
+    parser.add_argument("--launcher", choices=("plain", "torchrun", "mpirun", "srun"))
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     launchers = ["plain"] + ["torchrun"] * bool(jobs.TORCHRUN) + ["mpirun"] * jobs.HAS_MPI
+    launchers += ["srun"] * (slurm_cluster.why_impossible() is None)
     if options.launcher:
         launchers = [options.launcher]
     count = failed = 0
