@@ -21,4 +21,9 @@ void subtract(std::span<float> values, const float* less);
 // values[i] /= divisor.
 void divide(std::span<float> values, float divisor);
 
+// out[i] = values[i], of the size of `values`, which must not overlap. Long arrays are written past
+// the cache: for what is not read again before much else has been, which spares reading what was
+// there.
+void copy_past_cache(std::span<const float> values, float* out);
+
 }  // namespace thinwire::kernels

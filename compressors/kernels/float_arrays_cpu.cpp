@@ -1,11 +1,13 @@
 #include "thinwire/compressors/kernels/float_arrays.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "thinwire/compressors/kernels/float_arrays_cpu.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -78,6 +80,17 @@ void Multiply(float* values, float factor, std::size_t n) {
           [=](auto d, auto value) HWY_ATTR { return hn::Mul(value, hn::Set(d, factor)); });
 }
 
+void CopyPastCache(const float* values, std::size_t n, float* out) {
+  const DF d;
+  const std::size_t lanes = hn::Lanes(d);
+  std::size_t i = 0;
+  const std::size_t bytes = lanes * sizeof(float);
+  for (; i < n && std::bit_cast<std::uintptr_t>(out + i) % bytes != 0; ++i) out[i] = values[i];
+  for (; i + lanes <= n; i += lanes) hn::Stream(hn::LoadU(d, values + i), d, out + i);
+  for (; i < n; ++i) out[i] = values[i];
+  hwy::FlushStream();
+}
+
 }  // namespace thinwire::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -88,6 +101,7 @@ HWY_EXPORT(AllFinite);
 HWY_EXPORT(AddScaled);
 HWY_EXPORT(Divide);
 HWY_EXPORT(Multiply);
+HWY_EXPORT(CopyPastCache);
 
 bool all_finite(std::span<const float> values) {
   return THINWIRE_DISPATCH(AllFinite)(values.data(), values.size());
@@ -99,6 +113,16 @@ bool add_scaled(const float* a, const float* b, float factor, std::span<float> o
 
 void subtract(std::span<float> values, const float* less) {
   add_scaled(values.data(), less, -1, values);
+}
+
+void copy_past_cache(std::span<const float> values, float* out) {
+  // What is shorter leaves room in a cache for the model's other layers.
+  constexpr std::size_t kLong = 4096;
+  if (values.size() < kLong) {
+    std::ranges::copy(values, out);
+  } else {
+    THINWIRE_DISPATCH(CopyPastCache)(values.data(), values.size(), out);
+  }
 }
 
 void divide(std::span<float> values, float divisor) {

@@ -36,7 +36,7 @@ void SecondResidual::store(std::string_view name, std::int64_t begin,
   const Extent extent{begin, static_cast<std::int64_t>(values.size())};
   const auto found = std::ranges::lower_bound(layer->second, extent, {}, extent_of);
   if (found != layer->second.end() && extent_of(*found) == extent) {
-    std::ranges::copy(values, found->values.begin());
+    kernels::copy_past_cache(values, found->values.data());
   } else {
     layer->second.insert(found, {begin, {values.begin(), values.end()}});
   }

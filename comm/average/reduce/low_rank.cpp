@@ -223,7 +223,7 @@ void LowRank::reconstruct(const LayerValues& layer, const Matrix& m, bool keep) 
     kernels::low_rank_replace(block_p_.data(), own_q_.data() + m.q, mean_q, rows, m.cols(),
                               m.rank(), values.data(), lost.data());
     if (kernels::all_finite(lost)) {
-      std::ranges::copy(lost, layer.kept.begin() + static_cast<std::ptrdiff_t>(begin));
+      kernels::copy_past_cache(lost, layer.kept.data() + begin);
     }
   });
 }

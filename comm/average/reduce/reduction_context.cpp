@@ -41,7 +41,7 @@ void keep_residual(const LayerValues& layer, std::int64_t begin, std::int64_t nu
   if (layer.kept.empty() || !*layer.residual_finite) return;
   const auto first = static_cast<std::size_t>(begin);
   const auto residual = layer.residual.subspan(first, static_cast<std::size_t>(numel));
-  std::ranges::copy(residual, layer.kept.begin() + begin);
+  kernels::copy_past_cache(residual, layer.kept.data() + begin);
 }
 
 void keep_residual(const LayerValues& layer) {

@@ -259,6 +259,10 @@ void ScatterReduce::encode_mean(int index) {
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   PhaseSpan span(context_, Phase::kCompress);
   chunk.finite = true;
+  // The sums are all that is left of what this rank had for itself.
+  if (const auto frame = mean_frame(chunk); !frame.empty()) {
+    chunk.own = frame.subspan(kFrameHeaderBytes);
+  }
   for_each_piece(partition_.slice(index, rank_), [&](const Piece& piece, std::size_t byte,
                                                      std::size_t element) {
     const LayerValues& layer = layers_[piece.layer];
@@ -289,11 +293,17 @@ void ScatterReduce::encode_mean(int index) {
   finite_ = finite_ && chunk.finite;
 }
 
+// Where the own mean is sent from first; empty where there is nobody to send it to.
+std::span<std::byte> ScatterReduce::mean_frame(Chunk& chunk) const {
+  const bool sends = world_ > 1 && chunk.slices[static_cast<std::size_t>(rank_)].numel > 0;
+  return sends ? chunk.gather_out.of(rank_ == 0 ? 1 : 0) : std::span<std::byte>();
+}
+
 void ScatterReduce::send_mean(int index) {
   if (context_.peers->alone()) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   const FrameHeader& own = chunk.slices[static_cast<std::size_t>(rank_)];
-  if (own.numel > 0 && world_ > 1) {
+  if (const auto first = mean_frame(chunk); !first.empty()) {
     FrameHeader header = header_of(own, context_, index, Leg::kGather, rank_);
     const bool finite = tells_all_ ? finite_ : chunk.finite;
     if (!finite) header.status = FrameHeader::Status::kNonFinite;
@@ -301,9 +311,10 @@ void ScatterReduce::send_mean(int index) {
       header.status = FrameHeader::Status::kPeerFrameInvalid;
       header.blamed_rank = chunk.refused_rank;
     }
-    const auto first = chunk.gather_out.of(rank_ == 0 ? 1 : 0);
-    std::copy(chunk.own.begin(), chunk.own.end(), first.begin() + kFrameHeaderBytes);
-    write_frame_header(header, chunk.own, first);
+    // What was refused was not encoded there.
+    const auto payload = first.subspan(kFrameHeaderBytes);
+    if (chunk.own.data() != payload.data()) std::ranges::copy(chunk.own, payload.begin());
+    write_frame_header(header, payload, first);
     for (int r = 0; r < world_; ++r) {
       const auto frame = chunk.gather_out.of(r);
       if (r != rank_ && frame.data() != first.data()) std::ranges::copy(first, frame.begin());

@@ -64,6 +64,7 @@ class ScatterReduce final : public Reduction {
   bool accepts_own_slice(int chunk);
   bool add_up(int chunk);
   void encode_mean(int chunk);
+  std::span<std::byte> mean_frame(Chunk& chunk) const;
   void send_mean(int chunk);
   int chunks_to_hear() const;
   bool hear(int chunk);

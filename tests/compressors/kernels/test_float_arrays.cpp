@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -75,6 +76,19 @@ TEST_P(FloatArrays, FindWhatIsNotFiniteAnywhere) {
       const float kept = std::exchange(values[i], wrong);
       EXPECT_FALSE(all_finite(values)) << i;
       values[i] = kept;
+    }
+  }
+}
+
+// Short ones and long ones, at every alignment, and nothing beside them.
+TEST_P(FloatArrays, CopiesPastTheCache) {
+  for (const std::size_t more : {std::size_t{0}, std::size_t{5000}}) {
+    const std::vector<float> values = numbers(size() + more, 3);
+    for (std::size_t shift = 0; shift < 17; ++shift) {
+      std::vector<float> out(values.size() + 32, -1.0f), expected = out;
+      std::ranges::copy(values, expected.begin() + static_cast<std::ptrdiff_t>(shift));
+      copy_past_cache(values, out.data() + shift);
+      EXPECT_EQ(bits_of(out), bits_of(expected)) << shift;
     }
   }
 }
