@@ -41,7 +41,12 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << c.spec;
 }
 
-class Memory : public ::testing::TestWithParam<Case> {};
+class Memory : public ::testing::TestWithParam<Case> {
+ protected:
+  // Large blocks go back to the kernel when they are freed: what an earlier case has left in the
+  // allocator would be counted, or be found by a later one.
+  static void SetUpTestSuite() { mallopt(M_MMAP_THRESHOLD, 1 << 16); }
+};
 
 // One residual a layer, a share of the second one, and what two buckets on their way need.
 TEST_P(Memory, IsWhatFeedbackNeedsAndLittleMore) {
