@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Compares `thinwire advise` with measured steps on emulated hosts.
 
-    step_model.py --build build/release [--hosts 2,4] [--rates 25mbit,100mbit,1gbit] [--steps 40]
+    step_model.py --build build/release [--hosts 2,4] [--rates 25mbit,100mbit,1gbit]
+                  [--models mlp,cnn] [--steps 40]
 
-Of every network one short uncompressed run is logged; from it advise foretells each setting's step,
-and each setting is then trained and measured. Prints a table and the median and 90th percentile of the
-errors, and the same for logs of one network that foretell another one's.
+Every setting is trained for a few steps on every network, each host pinned to a core. From the log
+of the uncompressed run advise foretells each setting's step. Prints a table and the median and 90th
+percentile of the errors, and the same for what the log of the run with 4 bits foretells, and for
+logs of one network that foretell another one's.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -22,14 +25,14 @@ SETTINGS = ["none", "cast(bf16)", "quantize(bits=4)", "onebit", "topk(density=0.
 BURST = 131072
 
 
-def train(options, hosts, rate, setting):
-    name = "".join(c for c in f"{hosts}x{rate}-{setting}" if c.isalnum() or c == "-")
+def train(options, model, hosts, rate, setting):
+    name = "".join(c for c in f"{model}-{hosts}x{rate}-{setting}" if c.isalnum() or c == "-")
     log = options.out / f"{name}.jsonl"
     if not log.exists() or '"event":"result"' not in log.read_text():
         command = [sys.executable, "-B", str(ROOT / "tests/cluster/cluster.py"), "--hosts",
-                   str(hosts), "--rate", rate, "--launch", "torchrun-env", "--no-prefix", "--",
-                   str(options.build / "bin/train_fashion_mnist"), "--backend", "gloo", "--model",
-                   options.model, "--steps", str(options.steps), "--test-samples", "100",
+                   str(hosts), "--pin", "--rate", rate, "--launch", "torchrun-env", "--no-prefix",
+                   "--", str(options.build / "bin/train_fashion_mnist"), "--backend", "gloo",
+                   "--model", model, "--steps", str(options.steps), "--test-samples", "100",
                    "--threads", "1", "--profile", "--compression", setting, "--log", str(log)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     return log
@@ -60,34 +63,42 @@ def main():
     parser.add_argument("--hosts", default="2,4")
     parser.add_argument("--rates", default="25mbit,100mbit,1gbit")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--models", default="mlp")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results/step_model")
     options = parser.parse_args()
     options.build = options.build.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    within, across = [], []
-    print(f"{'hosts':5} {'rate':8} {'setting':20} {'measured':>10} {'foretold':>10} {'error':>8}")
-    for hosts in map(int, options.hosts.split(",")):
-        rates = options.rates.split(",")
-        logs = {rate: {each: train(options, hosts, rate, each) for each in SETTINGS}
+    errors = {"an uncompressed run on the same network": [],
+              "a run with 4 bits on the same network": [],
+              "an uncompressed run on a network of another rate": []}
+    uncompressed, four_bits, another = errors.values()
+    rates = options.rates.split(",")
+    print(f"{'model':8} {'hosts':5} {'rate':8} {'setting':20} {'measured':>10} {'foretold':>10} "
+          f"{'error':>8}")
+    for model, hosts in itertools.product(options.models.split(","),
+                                          map(int, options.hosts.split(","))):
+        logs = {rate: {each: train(options, model, hosts, rate, each) for each in SETTINGS}
                 for rate in rates}
         for rate in rates:
             foretold = advise(options, logs[rate]["none"])
+            from_four_bits = advise(options, logs[rate]["quantize(bits=4)"])
             for setting in SETTINGS:
                 real = measured(logs[rate][setting])
                 error = foretold[setting] / real - 1
-                within.append(abs(error))
-                print(f"{hosts:5} {rate:8} {setting:20} {1e3 * real:7.2f} ms "
+                uncompressed.append(abs(error))
+                four_bits.append(abs(from_four_bits[setting] / real - 1))
+                print(f"{model:8} {hosts:5} {rate:8} {setting:20} {1e3 * real:7.2f} ms "
                       f"{1e3 * foretold[setting]:7.2f} ms {100 * error:+6.1f} %")
             for other in rates:
                 if other == rate:
                     continue
                 foretold = advise(options, logs[rate]["none"], "--rate", other)
-                across += [abs(foretold[each] / measured(logs[other][each]) - 1)
-                           for each in SETTINGS]
-    summary("\nfrom an uncompressed run on the same network", within)
-    if across:
-        summary("from an uncompressed run on a network of another rate", across)
+                another += [abs(foretold[each] / measured(logs[other][each]) - 1)
+                            for each in SETTINGS]
+    print()
+    for name, found in errors.items():
+        if found:
+            summary(f"from {name}", found)
 
 
 if __name__ == "__main__":

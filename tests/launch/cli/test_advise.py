@@ -1,14 +1,17 @@
 """`thinwire advise` and `thinwire simulate` on logs whose steps can be worked out by hand."""
 
 import json
+import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 import unittest
 
 import jobs
 
 THINWIRE = jobs.PROGRAMS / "thinwire"
+PLOT = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"], "scripts", "plot_scale.py")
 # One matrix in one bucket, ready when the backward pass ends.
 SHAPE = [512, 512]
 BYTES = 4 * SHAPE[0] * SHAPE[1]
@@ -171,6 +174,21 @@ class Simulate(LogTest):
         self.assertGreater(onebit[8]["memory_bytes"], BYTES * 9 / 8)
         self.assertLess(onebit[8]["memory_bytes"], 1.5 * BYTES)
         self.near(onebit[64]["control_bytes"] / onebit[8]["control_bytes"], 63 / 7)
+
+    def test_the_picture(self):
+        simulation, picture = self.log.with_name("ring.json"), self.log.with_name("scale.svg")
+        result = self.run_thinwire(log_lines(1e-8 * BYTES), "simulate", "--json", "--setting",
+                                   "onebit", "--ranks", "8,64,10000")
+        simulation.write_text(result.stdout)
+        subprocess.run([sys.executable, str(PLOT), str(simulation), "-o", str(picture)], check=True)
+        text = picture.read_text()
+        self.assertIn("onebit, ring", text)
+        self.assertIn("memory of a rank", text)
+        simulation.write_text('{"rows": [{"world": 8}]}')
+        result = subprocess.run([sys.executable, str(PLOT), str(simulation), "-o", str(picture)],
+                                capture_output=True, text=True, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("uncompressed_step_seconds missing", result.stderr)
 
     def test_the_assumptions_are_printed(self):
         result = self.run_thinwire(log_lines(1e-8 * BYTES), "simulate", "--ranks", "8")
