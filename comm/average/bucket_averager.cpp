@@ -101,9 +101,14 @@ void BucketAverager::average(Bucket& bucket, const Plan& plan, std::int64_t step
 
 DeviceAverager& BucketAverager::on_device(at::Device device) {
   if (!device_) {
-    device_ = std::make_unique<DeviceAverager>(*group_, options_.seed, device, residuals_);
+    device_ = std::make_unique<DeviceAverager>(*group_, options_.original_group, options_.seed,
+                                               device, residuals_);
   }
   return *device_;
+}
+
+void BucketAverager::check_device() const {
+  if (device_) device_->check();
 }
 
 BucketInFlight& BucketAverager::free_place() {
@@ -361,7 +366,7 @@ void BucketAverager::note_checksum(const BucketInFlight& in_flight) {
 }
 
 void BucketAverager::agree() {
-  if (device_) device_->end_step(last_step_);
+  if (device_) traffic_.sent_bytes += device_->end_step(last_step_);
   if (!std::exchange(has_results_, false)) return;
   const Refusal refusal = std::exchange(refusal_, {});
   const std::vector<ReplicaChecksum> checksums = std::exchange(checksums_, {});

@@ -70,6 +70,9 @@ struct AveragerOptions {
   // The host of every rank, by any numbers; empty: all on one. See hosts_of_ranks().
   std::vector<int> host_of_rank = {};
   const LinkModel* link = nullptr;  // not owned; may be null
+  // The group that the averager's is a duplicate of, if any. Where a failure leaves the devices of
+  // buckets waiting, its communicators are aborted too, see DeviceWatch.
+  c10::intrusive_ptr<c10d::ProcessGroup> original_group = {};
   // Where the gradients of `record_steps` steps from `record_from` on are written, see
   // GradientRecorder; empty: nowhere.
   std::string record_gradients = {};
@@ -139,8 +142,10 @@ class BucketAverager {
   // the same in all calls and on which the bucket must be ready; the mean is there for what is
   // queued after it. Over NCCL nothing waits for the device, but where a layout has come anew, and
   // with check_replicas_every and record_gradients. A frame that some rank refused becomes an
-  // exception two steps later, on all ranks alike, and changes no residual. Over other backends
-  // begin() waits for the network.
+  // exception two steps later, on all ranks alike, and changes no residual. Where a rank dies or
+  // fails, a thread of the averager's notices and aborts the group's communicators, for which the
+  // device waits: the next begin(), state() or check_device() throws, and what the device has
+  // computed with the mean is worth nothing. Over other backends begin() waits for the network.
   //
   // The ranks compare what they bring when a bucket comes in a way, or after another, in which it
   // has not come before; from then on a rank that does something else makes other collectives than
@@ -164,6 +169,10 @@ class BucketAverager {
   void advance(BucketInFlight& in_flight);
   void finish(BucketInFlight& in_flight);
   void agree();
+
+  // Throws the failure that was noticed while a device waited for other ranks, if there was one.
+  // Between buckets, where the program has perhaps waited for the device.
+  void check_device() const;
 
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
   const Traffic& traffic() const { return traffic_; }

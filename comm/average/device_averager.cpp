@@ -12,6 +12,7 @@
 #include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
+#include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
 
@@ -27,18 +28,27 @@ const Partition& partition_of(const BucketLayout& layout) {
 
 }  // namespace
 
-DeviceAverager::DeviceAverager(c10d::ProcessGroup& group, std::uint64_t seed, at::Device device,
-                               Residuals& residuals)
+DeviceAverager::DeviceAverager(c10d::ProcessGroup& group,
+                               c10::intrusive_ptr<c10d::ProcessGroup> original, std::uint64_t seed,
+                               at::Device device, Residuals& residuals)
     : group_((check_device_group(group, device), group)),
       seed_(seed),
       device_(device),
+      watch_(group.getSize() > 1 && orders_streams(group, device.type())
+                 ? std::make_unique<DeviceWatch>(group, std::move(original), device)
+                 : nullptr),
       memory_(device),
       scatter_(group, device),
-      verdicts_(group, device) {
+      verdicts_(group, device, watch_.get()) {
   take(residuals);
 }
 
+void DeviceAverager::check() const {
+  if (watch_) watch_->check();
+}
+
 void DeviceAverager::begin() {
+  check();
   if (!in_step_) verdicts_.begin_step();
 }
 
@@ -79,9 +89,22 @@ DeviceAverager::Sent DeviceAverager::average(const Bucket& bucket, BucketLayout&
     sent.bytes = average_dense(bucket, layout, number);
     sent.means = sent.bytes / 2;
   }
-  if (layout.groups.empty()) return sent;
-  const Sent compressed = average_compressed(bucket, layout, step, number);
-  return {sent.bytes + compressed.bytes, sent.means + compressed.means};
+  if (!layout.groups.empty()) {
+    const Sent compressed = average_compressed(bucket, layout, step, number);
+    sent.bytes += compressed.bytes;
+    sent.means += compressed.means;
+  }
+  if (watch_) watch_->queued(bucket.index, number);
+  return sent;
+}
+
+// What makes the host wait for the device, which may be waiting for a rank that is gone.
+template <typename Wait>
+bool DeviceAverager::waiting(const Bucket& bucket, std::uint64_t number, const Wait& wait) const {
+  if (watch_) watch_->queued(bucket.index, number);
+  const bool result = wait();
+  check();
+  return result;
 }
 
 DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, BucketLayout& layout,
@@ -96,7 +119,9 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
                    tables, bucket.buffer, verdicts_.note());
   const Sent sent{tables.sent_bytes(), tables.mean_bytes()};
   // Once after a layout has come anew, and only then, the host has to know whether the step counts.
-  if (tables.pays_back() && scatter_.counted()) {
+  if (!tables.pays_back()) return sent;
+  const bool counted = waiting(bucket, number, [&] { return scatter_.counted(); });
+  if (counted) {
     for (const std::size_t i : layout.groups[0].layers) {
       if (!layout.layers[i].codec) memory_.drop_residual(bucket.layers[i].name);
       memory_.drop_unowned(bucket.layers[i].name, layout.layers[i].owned);
@@ -147,22 +172,25 @@ std::uint64_t DeviceAverager::average_dense(const Bucket& bucket, const BucketLa
   }
   for_each_packed([](const at::Tensor& part, const at::Tensor& from) { part.copy_(from); });
   for (const std::size_t i : paid) {
-    if (!at::isfinite(gradient_of(bucket, i)).all().item<bool>()) continue;
+    const at::Tensor finite = at::isfinite(gradient_of(bucket, i)).all();
+    if (!waiting(bucket, number, [&] { return finite.item<bool>(); })) continue;
     memory_.drop_residual(bucket.layers[i].name);
     memory_.drop_unowned(bucket.layers[i].name, {});
   }
   return ring_bytes(static_cast<std::int64_t>(values.nbytes()), group_.getSize());
 }
 
-void DeviceAverager::end_step(std::int64_t step) {
-  if (!std::exchange(in_step_, false)) return;
+std::uint64_t DeviceAverager::end_step(std::int64_t step) {
+  if (!std::exchange(in_step_, false)) return 0;
   const at::DeviceGuard guard(device_);
   verdicts_.end_step(step);
+  return sizeof(kernels::DeviceVerdict) * static_cast<std::uint64_t>(group_.getSize() - 1);
 }
 
 void DeviceAverager::copy_to(AveragerState& state) {
   verdicts_.settle();
   memory_.copy_to(state.residuals, state.second);
+  check();
 }
 
 void DeviceAverager::take(Residuals& residuals) {

@@ -9,6 +9,7 @@
 #include "thinwire/comm/average/device/device_memory.h"
 #include "thinwire/comm/average/device/device_scatter.h"
 #include "thinwire/comm/average/device/device_verdicts.h"
+#include "thinwire/comm/failure/device_watch.h"
 
 namespace thinwire::comm {
 
@@ -17,16 +18,20 @@ namespace thinwire::comm {
 // streams (NCCL). The means have the bits of those on the CPU. Not thread-safe.
 class DeviceAverager {
  public:
-  // Takes over what `residuals` holds. Throws InvalidArgument where kernels cannot be used
-  // (CudaModule) or the group cannot exchange small messages of the host.
-  DeviceAverager(c10d::ProcessGroup& group, std::uint64_t seed, at::Device device,
-                 Residuals& residuals);
+  // Takes over what `residuals` holds. `original`: the group that `group` duplicates, or null; see
+  // DeviceWatch. Throws InvalidArgument where kernels cannot be used (CudaModule) or the group
+  // cannot exchange small messages of the host.
+  DeviceAverager(c10d::ProcessGroup& group, c10::intrusive_ptr<c10d::ProcessGroup> original,
+                 std::uint64_t seed, at::Device device, Residuals& residuals);
 
   at::Device device() const { return device_; }
 
   // Before each bucket. Throws FrameError, with one text on all ranks, where a frame of an earlier
-  // step was refused: DeviceVerdicts.
+  // step was refused (DeviceVerdicts), and as check().
   void begin();
+  // Throws the failure of the group that was noticed while the device waited: DeviceWatch.
+  // Thread-safe.
+  void check() const;
 
   struct Sent {
     std::uint64_t bytes = 0, means = 0;
@@ -34,8 +39,8 @@ class DeviceAverager {
   // Replaces the bucket by its mean, as BucketAverager::average(). `number` counts the exchanges.
   Sent average(const Bucket& bucket, BucketLayout& layout, std::int64_t step, std::uint64_t number);
 
-  // Collective, after the last bucket of a step.
-  void end_step(std::int64_t step);
+  // Collective, after the last bucket of a step. Returns the bytes that this rank sent.
+  std::uint64_t end_step(std::int64_t step);
 
   // As BucketAverager's; wait for the device.
   void copy_to(AveragerState& state);
@@ -52,10 +57,13 @@ class DeviceAverager {
   std::uint64_t average_dense(const Bucket& bucket, const BucketLayout& layout,
                               std::uint64_t number);
   bool pay_debt(const Bucket& bucket, std::size_t layer);
+  template <typename Wait>
+  bool waiting(const Bucket& bucket, std::uint64_t number, const Wait& wait) const;
 
   c10d::ProcessGroup& group_;
   const std::uint64_t seed_;
   const at::Device device_;
+  const std::unique_ptr<DeviceWatch> watch_;  // null where the host waits for every collective
   DeviceMemory memory_;
   DeviceScatter scatter_;
   DeviceVerdicts verdicts_;

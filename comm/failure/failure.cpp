@@ -184,7 +184,8 @@ bool finished_before_any_failure(const c10d::ProcessGroup& group,
 }  // namespace
 
 void raise_collective_failure(const c10d::ProcessGroup& group, const std::string& operation,
-                              std::uint64_t sequence, std::exception_ptr cause) {
+                              std::uint64_t sequence, std::exception_ptr cause,
+                              std::uint64_t since) {
   const auto board = DuplicateStore::board_of(group.getStore());
   if (is_answered(cause, board.get())) std::rethrow_exception(std::move(cause));
   const FailureReport mine = describe(group.getRank(), concat(operation, " #", sequence), cause);
@@ -192,14 +193,16 @@ void raise_collective_failure(const c10d::ProcessGroup& group, const std::string
     if (mine.kind != Kind::kComm) std::rethrow_exception(cause);
     throw AnsweredError(CommError(-1, operation, sequence, mine.text), board.get());
   }
-  const RollCall roll = call_roll(board, mine, group.getSize(), kPatience);
-  silent_ranks = static_cast<int>(roll.silent.size());
-  try {
-    raise(roll, mine, group, operation, sequence, board.get());
-  } catch (const std::exception& error) {
-    leave_postmortem(mine.rank, group.getSize(), mine.operation, error.what());
-    throw;
-  }
+  answer_once(board.get(), mine.rank, since, [&] {
+    const RollCall roll = call_roll(board, mine, group.getSize(), kPatience);
+    silent_ranks = static_cast<int>(roll.silent.size());
+    try {
+      raise(roll, mine, group, operation, sequence, board.get());
+    } catch (const std::exception& error) {
+      leave_postmortem(mine.rank, group.getSize(), mine.operation, error.what());
+      throw;
+    }
+  });
 }
 
 int ranks_found_silent() noexcept {
@@ -213,6 +216,7 @@ bool another_rank_has_failed(const c10d::ProcessGroup& group) {
 
 void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>& work,
           const std::string& operation, std::uint64_t sequence) {
+  const std::uint64_t since = failures_answered();
   try {
     std::optional<RecordedOperation> recorded;
     if (leaves_postmortems()) recorded.emplace(operation, sequence);
@@ -220,7 +224,7 @@ void wait(const c10d::ProcessGroup& group, const c10::intrusive_ptr<c10d::Work>&
       throw CommError(-1, operation, sequence, "another rank has failed");
     if (!work->wait()) throw CommError(-1, operation, sequence, "it was aborted");
   } catch (...) {
-    raise_collective_failure(group, operation, sequence, std::current_exception());
+    raise_collective_failure(group, operation, sequence, std::current_exception(), since);
   }
 }
 

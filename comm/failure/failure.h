@@ -7,6 +7,7 @@
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include "thinwire/comm/failure/answered.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
@@ -20,10 +21,13 @@ namespace thinwire::comm {
 //   they gave, see departure.h), or the store's rank when the store itself is gone.
 // Every rank that gets here leaves with an exception; nobody waits for a rank that is gone. A cause
 // that it has thrown itself for this group, or one that shares its board, is rethrown as it is: a
-// failure is posted once, however many callers catch it on its way out.
+// failure is posted once, however many callers catch it on its way out. If another thread of this
+// process has answered a failure there after `since`, when the caller began to wait, that is
+// thrown: see Note [One answer]. Thread-safe.
 [[noreturn]] void raise_collective_failure(const c10d::ProcessGroup& group,
                                            const std::string& operation, std::uint64_t sequence,
-                                           std::exception_ptr cause);
+                                           std::exception_ptr cause,
+                                           std::uint64_t since = failures_answered());
 
 // Whether another rank has posted a failure that this rank has not answered. Throws where the store
 // is unreachable. For whoever waits for the others by other means than a collective.

@@ -60,9 +60,10 @@ class Case:
     fault: str = ""  # of fault_rank, where it is not the case's name
     hosts: bool = False  # a rank on each of three emulated hosts
     may_abort: bool = False  # a rank, or do no harm: then all end as if nothing had happened
+    size: int = SIZE
 
 
-GONE = rf"rank\(s\) {VICTIM} of {SIZE} are dead or hung"
+GONE = rf"rank\(s\) {VICTIM} of \d are dead or hung"
 CASES = [
     Case("kill", "SIGKILL of a rank", (-9, ""), (1, GONE), launched=True),
     Case("kill-store", "SIGKILL of rank 0, which hosts the store", (-9, ""),
@@ -71,11 +72,13 @@ CASES = [
     Case("stop", "SIGSTOP of a rank", None, (1, GONE), bound=LATE),
     Case("exit", "a rank ends itself (_exit) within a step", (7, ""), (1, GONE), launched=True),
     Case("fewer-steps", "a rank makes fewer steps than the others", (0, r"^end \d+"),
-         (1, rf"rank {VICTIM} has left: it ended its training after 20 steps|{GONE}"), bound=LATE),
+         (1, rf"rank {VICTIM} has left: it ended its training after \d+ steps|{GONE}"), bound=LATE),
     Case("throw-forward", "an exception in forward", (1, "a fault in forward"),
          (1, rf"rank {VICTIM}"), launched=True),
     Case("throw-backward", "an exception in backward", (1, "a fault in backward"),
          (1, rf"rank {VICTIM}"), launched=True),
+    Case("throw-layer", "an exception of a layer in backward", (1, "a fault of a layer"),
+         (1, rf"rank {VICTIM}.*a fault of a layer"), peer=False),
     Case("out-of-memory", "no memory in forward", (1, "memory|alloc"), (1, rf"rank {VICTIM}")),
     Case("nan", "a gradient that is not finite; the program skips such steps", (0, r"^end \d+"),
          (0, r"^end \d+"), launched=True),
@@ -141,10 +144,10 @@ exit $code
 class Outcome:
     """What became of the ranks: exit codes (None: had to be killed), texts, seconds to their ends."""
 
-    def __init__(self, folder, output):
+    def __init__(self, folder, output, size):
         self.codes, self.texts, ends = [], [], []
         self.fault = None
-        for rank in range(SIZE):
+        for rank in range(size):
             end = folder / f"end.{rank}"
             code, when = end.read_text().split() if end.exists() else (None, 0)
             self.codes.append(None if code is None else int(code))
@@ -173,14 +176,14 @@ def run(case, launcher, command):
         words = [str(word) for word in (*command, case.fault or case.name, case.victim_rank)]
         if case.folder:
             state = folder / "state"
-            for rank in range(SIZE):
+            for rank in range(case.size):
                 (state / str(rank)).mkdir(parents=True)
             words.append(str(state))
         if case.hosts:
             start_on_hosts = [sys.executable, str(HERE / "fault_matrix.py"), "--on-hosts", case.name,
                               name, str(wrapper), *words]
             code = emulated_hosts.enclosed(start_on_hosts).wait()
-            return Outcome(folder, ""), [code]
+            return Outcome(folder, "", case.size), [code]
         begin = {"plain": start_plain, "torchrun": start_torchrun, "mpirun": start_mpirun,
                  "srun": start_srun}[launcher]
         processes = begin(case, [str(wrapper), *words], folder)
@@ -194,7 +197,7 @@ def run(case, launcher, command):
         for process in waiting():
             os.killpg(process.pid, signal.SIGKILL)
         output = "".join(process.communicate()[0] or "" for process in processes)
-        return Outcome(folder, output), [process.returncode for process in processes]
+        return Outcome(folder, output, case.size), [process.returncode for process in processes]
 
 
 def start(command, variables, shell=""):
@@ -206,10 +209,10 @@ def start(command, variables, shell=""):
 
 
 def start_plain(case, command, folder):
-    common = {"WORLD_SIZE": SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": jobs.free_port(),
+    common = {"WORLD_SIZE": case.size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": jobs.free_port(),
               **case.everybody}
     processes = []
-    for rank in range(SIZE):
+    for rank in range(case.size):
         mine = rank == case.victim_rank
         shell = ""
         if mine and case.folder:
@@ -314,7 +317,7 @@ def faults_of(case, launcher, outcome, exits):
     if case.may_abort and set(outcome.codes) == {0}:
         return [] if ends == undisturbed() else [f"wrong parameters, and nobody notices: {ends}"]
     if launcher == "plain":
-        for rank in range(SIZE):
+        for rank in range(case.size):
             expected = case.victim if rank == case.victim_rank else case.others
             if expected is not None:
                 expect(rank, expected)
@@ -337,7 +340,7 @@ def faults_of(case, launcher, outcome, exits):
 
 
 def table_row(case, launcher, outcome, wrong, who="thinwire"):
-    others = [rank for rank in range(SIZE) if rank != case.victim_rank]
+    others = [rank for rank in range(case.size) if rank != case.victim_rank]
     seconds = [outcome.seconds[rank] for rank in others if outcome.seconds[rank] is not None]
     codes = "/".join("-" if code is None else str(code) for code in outcome.codes)
     took = f"{max(seconds):.1f}" if seconds else "-"
@@ -357,7 +360,7 @@ def print_row(row, markdown):
 
 
 def peer_verdict(case, outcome):
-    others = [rank for rank in range(SIZE) if rank != case.victim_rank]
+    others = [rank for rank in range(case.size) if rank != case.victim_rank]
     if any(outcome.codes[rank] is None for rank in others):
         return ["a survivor hangs"]
     if case.others[0] and all(outcome.codes[rank] == 0 for rank in others):

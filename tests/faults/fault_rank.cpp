@@ -4,7 +4,7 @@
 //   fault_rank FAULT VICTIM [FOLDER]
 //
 // Rank VICTIM prints "fault TIME" (seconds since 1970) when it happens; every rank that comes to
-// its end prints "end CRC", of its parameters.
+// its end prints "end CRC", of its parameters. Over NCCL the model is on the rank's GPU.
 #include <dlfcn.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -33,7 +33,7 @@ namespace {
 
 using namespace thinwire;
 
-constexpr int kFaultStep = 20, kSteps = 60;
+constexpr int kSteps = 60;
 constexpr auto kStepTime = std::chrono::milliseconds(5);
 
 void say_fault() {
@@ -62,8 +62,18 @@ struct Net : torch::nn::Module {
     second = register_module("second", torch::nn::Linear(width, 4));
     to(type);
   }
-  at::Tensor forward(const at::Tensor& x) { return second(at::relu(first(x))); }
+  at::Tensor forward(const at::Tensor& x) {
+    at::Tensor hidden = at::relu(first(x));
+    if (throws) {
+      hidden.register_hook([](const at::Tensor&) -> at::Tensor {
+        say_fault();
+        throw std::runtime_error("a fault of a layer");
+      });
+    }
+    return second(hidden);
+  }
   torch::nn::Linear first{nullptr}, second{nullptr};
+  bool throws = false;  // in the backward pass
 };
 
 int train(const std::string& fault, int victim, const std::string& folder) {
@@ -72,10 +82,15 @@ int train(const std::string& fault, int victim, const std::string& folder) {
   const auto is = [&](const char* name) { return mine && fault == name; };
   // Faults of what ranks must agree on happen while they set up.
   if (is("shape") || is("dtype") || is("spec")) say_fault();
+  const at::Device device = world.group()->getBoundDeviceId().value_or(at::Device(at::kCPU));
+  // A step on the fake device takes as long as many on the CPU.
+  const int fault_step = device.is_cpu() ? 20 : 6;
+  const std::string codec = device.is_cpu() ? "topk(density=0.1)" : "quantize(bits=4)";
+  const std::string other = device.is_cpu() ? "topk(density=0.2)" : "quantize(bits=5)";
   torch::manual_seed(1);
   auto net = std::make_shared<Net>(is("shape") ? 65 : 64, is("dtype") ? at::kDouble : at::kFloat);
-  DistributedDataParallel ddp(
-      net, world.group(), {.compression = is("spec") ? "topk(density=0.2)" : "topk(density=0.1)"});
+  net->to(device);
+  DistributedDataParallel ddp(net, world.group(), {.compression = is("spec") ? other : codec});
   torch::optim::SGD optimizer(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
   std::unique_ptr<Checkpoint> checkpoint;
   if (!folder.empty()) {
@@ -86,12 +101,12 @@ int train(const std::string& fault, int victim, const std::string& folder) {
     checkpoint->add("gradients", ddp);
   }
   int steps = kSteps;
-  if (is("fewer-steps")) steps = kFaultStep;
+  if (is("fewer-steps")) steps = fault_step;
   auto generator = at::detail::createCPUGenerator(static_cast<std::uint64_t>(world.rank()));
   for (int step = 0; step < steps; ++step) {
     std::this_thread::sleep_for(kStepTime);
-    at::Tensor x = at::randn({16, 32}, generator, at::kFloat).to(net->first->weight.scalar_type());
-    const bool now = step == kFaultStep;
+    at::Tensor x = at::randn({16, 32}, generator, at::kFloat).to(net->first->weight.options());
+    const bool now = step == fault_step;
     if (now && mine && (fault == "kill" || fault == "stop" || fault == "exit")) say_fault();
     if (now && is("kill")) raise(SIGKILL);
     if (now && is("stop")) raise(SIGSTOP);
@@ -118,6 +133,7 @@ int train(const std::string& fault, int victim, const std::string& folder) {
       say_fault();
       damage_a_message(fault.substr(5));
     }
+    net->throws = now && is("throw-layer");
     ddp.zero_grad();
     at::Tensor out = ddp.forward(x);
     if (now && is("throw-backward")) {
@@ -126,19 +142,21 @@ int train(const std::string& fault, int victim, const std::string& folder) {
         throw std::runtime_error("a fault in backward");
       });
     }
-    (out - x.narrow(1, 0, 4)).pow(2).mean().backward();
+    const at::Tensor loss = (out - x.narrow(1, 0, 4)).pow(2).mean();
+    loss.backward();
     if (fault == "nan") {  // as a loss scaler does: a step that is not finite is left out
       bool finite = true;
       for (const auto& p : net->parameters()) finite &= p.grad().isfinite().all().item<bool>();
       if (!finite) continue;
     }
     optimizer.step();
+    if (!device.is_cpu()) loss.item();  // where a host waits for its device
     if (now && is("flip-a-bit")) {
       say_fault();
       at::NoGradGuard no_grad;
       net->second->weight.view(at::kInt)[1][2].bitwise_xor_(1 << 12);
     }
-    if (checkpoint && step >= kFaultStep) {
+    if (checkpoint && step >= fault_step) {
       if (now && mine) say_fault();
       checkpoint->save(step);
     }

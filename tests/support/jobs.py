@@ -55,6 +55,16 @@ def environment(**changes):
     return kept
 
 
+def fake_gpu(**variables):
+    """Words for env(1) before a command that is to run on the fake device, see docs/gpu.md. Its
+    findings go to stderr."""
+    folder = PROGRAMS.parent / "lib" / "fake_gpu"
+    variables = {"LD_PRELOAD": f"{folder}/libcuda.so.1 {folder}/libfake_gpu_aten.so",
+                 # The library looks for its module of kernels beside itself.
+                 "LD_LIBRARY_PATH": folder, "FAKE_GPU_TELL": 1, **variables}
+    return [f"{name}={value}" for name, value in variables.items()]
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -206,6 +206,7 @@ bool DataParallelEngine::State::broadcasts_buffers() const {
 
 void DataParallelEngine::State::before_forward() {
   if (!at::GradMode::is_enabled()) return;
+  exchange->check_device();
   watch_->forget_pass();
   exchange->clock().forward_begins();
   ++forwards_;
@@ -404,7 +405,9 @@ void DataParallelEngine::State::take_part_in_backward(const UnevenInputs::Round&
 
 bool DataParallelEngine::State::replicas_equal() {
   return comm::guard(*group, "comparing the replicas", ++comparisons_, [&] {
-    return comm::HashAgreement(*group, comparisons_, tensors->crc32c()).wait();
+    const std::uint32_t mine = tensors->crc32c();
+    exchange->check_device();
+    return comm::HashAgreement(*group, comparisons_, mine).wait();
   });
 }
 

@@ -189,9 +189,10 @@ GradientExchange::GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>&
       link_(agreed_link_model(*group, name, options_)),
       averager_(comm::guard(*group, "making what averages the gradients", 0,
                             [&] {
-                              return comm::BucketAverager(
-                                  comm::duplicate(group, name),
-                                  averager_options(*group, name, options_, link_, timeline));
+                              comm::AveragerOptions made =
+                                  averager_options(*group, name, options_, link_, timeline);
+                              made.original_group = group;
+                              return comm::BucketAverager(comm::duplicate(group, name), made);
                             })),
       adaptive_(make_adaptive(averager_.group(), start_, options_, link_)),
       automatic_(make_automatic(averager_.group(), start_, options_.warmup_steps)),
@@ -282,6 +283,13 @@ void GradientExchange::submit_on_device(comm::Bucket bucket, bool last, std::int
     device_failure_ = std::current_exception();
     (*shared_done)(device_failure_);
   }
+}
+
+void GradientExchange::check_device() const {
+  // Over others the communication thread waits for the network, and whoever waits for a mean is
+  // told.
+  if (device_stream_ && comm::orders_streams(*averager_.group(), device_stream_->device_type()))
+    averager_.check_device();
 }
 
 void GradientExchange::average_on_device(comm::Bucket bucket, bool last, std::int64_t step) {

@@ -76,6 +76,10 @@ class GradientExchange {
   // collectives in one order and nothing is waited for; over others on the communication thread.
   void submit(comm::Bucket bucket, bool last, comm::CommunicationThread::Done done);
 
+  // Throws the failure of another rank that was noticed while the device waited for it, if there
+  // was one: whoever has perhaps waited for the device asks. For who submits, between steps.
+  void check_device() const;
+
   // The group of the exchange, a duplicate of the program's.
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return averager_.group(); }
   // Steps of which all buckets were submitted. Not thread-safe: for who submits.

@@ -55,8 +55,9 @@ std::string verdict_text(const kernels::DeviceVerdict& verdict) {
 
 }  // namespace
 
-DeviceVerdicts::DeviceVerdicts(c10d::ProcessGroup& group, at::Device device)
+DeviceVerdicts::DeviceVerdicts(c10d::ProcessGroup& group, at::Device device, DeviceWatch* watch)
     : group_(group),
+      watch_(watch),
       mine_(at::zeros({kVerdictBytes}, at::TensorOptions(at::kByte).device(device))),
       all_(at::zeros({kVerdictBytes * group.getSize()},
                      at::TensorOptions(at::kByte).device(device))) {
@@ -91,7 +92,10 @@ void DeviceVerdicts::end_step(std::int64_t step) {
 
 void DeviceVerdicts::look_at(Step& step) const {
   if (!step.pending) return;
-  if (!step.copied->query()) step.copied->synchronize();
+  if (!step.copied->query()) {
+    step.copied->synchronize();
+    if (watch_) watch_->check();  // it may have ended the wait
+  }
   step.pending = false;
   kernels::DeviceVerdict worst{};
   int refuser = -1;

@@ -10,6 +10,7 @@
 #include <c10/core/Event.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include "thinwire/comm/failure/device_watch.h"
 #include "thinwire/compressors/kernels/piece_task.h"
 
 namespace thinwire::comm {
@@ -23,7 +24,8 @@ class DeviceVerdicts {
   // The host may be so many steps ahead of the device before it waits for it.
   static constexpr std::size_t kStepsAhead = 2;
 
-  DeviceVerdicts(c10d::ProcessGroup& group, at::Device device);
+  // `watch` is asked after every wait for the device; null: nobody.
+  DeviceVerdicts(c10d::ProcessGroup& group, at::Device device, DeviceWatch* watch = nullptr);
 
   // Where kernels note it, in device memory.
   kernels::DeviceVerdict* note() const;
@@ -46,6 +48,7 @@ class DeviceVerdicts {
   void look_at(Step& step) const;
 
   c10d::ProcessGroup& group_;
+  DeviceWatch* const watch_;
   at::Tensor mine_, all_;  // bytes
   std::array<Step, kStepsAhead> steps_;
   std::size_t next_ = 0;

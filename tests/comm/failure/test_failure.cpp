@@ -2,6 +2,7 @@
 #include "thinwire/comm/failure/failure.h"
 
 #include <ATen/ATen.h>
+#include <c10/util/ScopeExit.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -94,6 +95,29 @@ TEST(Failure, ANamedErrorOfOneRankIsThatOfAll) {
 }
 
 // Callers need not know whether what they catch was told to the others already.
+// See Note [One answer]: else the second answer would wait for one of the other rank's.
+TEST(Failure, ThreadsThatFailTogetherHaveOneError) {
+  std::vector<std::string> of_second(2);
+  const auto errors = errors_of<CommError>(2, [&](RankContext& ctx) {
+    const std::uint64_t since = failures_answered();
+    const auto fail = [&] {
+      raise_collective_failure(*ctx.group, "decoding", 3,
+                               std::make_exception_ptr(InternalError("a broken rule")), since);
+    };
+    std::thread second([&] {
+      try {
+        fail();
+      } catch (const CommError& error) {
+        of_second[static_cast<std::size_t>(ctx.rank)] = error.what();
+      }
+    });
+    const auto join = c10::make_scope_exit([&] { second.join(); });
+    fail();
+  });
+  EXPECT_THAT(errors, Each(HasSubstr("reports: a broken rule")));
+  EXPECT_EQ(of_second, errors);
+}
+
 TEST(Failure, IsToldOnceHoweverOftenItIsCaught) {
   const auto errors = errors_of<CommError>(2, [&](RankContext& ctx) {
     const auto copy = duplicate(ctx.group, "copy");

@@ -75,7 +75,7 @@ at::Tensor& zero_(at::Tensor& self) {
 
 at::Scalar local_scalar_dense(const at::Tensor& tensor) {
   at::Tensor host = at::empty({}, tensor.options().device(at::kCPU));
-  copy_(host, tensor, false);
+  copy_(host, tensor.reshape({}), false);
   return host.item();
 }
 

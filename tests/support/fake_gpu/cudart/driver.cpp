@@ -1,6 +1,8 @@
 // The few functions of libcuda.so.1 without which libcaffe2_nvrtc.so cannot be loaded. This library
-// has the driver's name, so that whoever asks whether there is a driver finds one.
+// has the driver's name, so that whoever asks whether there is a driver, and devices, finds them.
 #include <cstdint>
+
+#include "thinwire/tests/support/fake_gpu/settings.h"
 
 extern "C" {
 
@@ -24,6 +26,15 @@ int cuDevicePrimaryCtxRetain(void** context, int) {
   return cuCtxGetCurrent(context);
 }
 
+int cuInit(unsigned) {
+  return 0;
+}
+
+int cuDeviceGetCount(int* count) {
+  *count = thinwire::fake_gpu::device_count();
+  return 0;
+}
+
 int cuDeviceGet(int* device, int ordinal) {
   *device = ordinal;
   return 0;
@@ -45,7 +56,6 @@ THINWIRE_NOT_EMULATED(cuFuncGetAttribute)
 THINWIRE_NOT_EMULATED(cuFuncSetAttribute)
 THINWIRE_NOT_EMULATED(cuFuncSetCacheConfig)
 THINWIRE_NOT_EMULATED(cuGetProcAddress_v2)
-THINWIRE_NOT_EMULATED(cuInit)
 THINWIRE_NOT_EMULATED(cuLaunchCooperativeKernel)
 THINWIRE_NOT_EMULATED(cuLaunchKernel)
 THINWIRE_NOT_EMULATED(cuLinkAddData_v2)
