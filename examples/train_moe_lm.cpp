@@ -11,6 +11,7 @@ namespace {
 
 int train(const thinwire::examples::LanguageTrainingOptions& options) {
   using namespace thinwire;
+  examples::check_on_cpu(options, "MoELayer");
   launch::World world = examples::join(options);
   const auto text = examples::load_text(options.data);
   const auto result = examples::train_language_model(world, text, options);

@@ -15,7 +15,7 @@ namespace thinwire::launch {
 
 struct InitOptions {
   // "auto", "mpi", "gloo" or "nccl"; auto: THINWIRE_BACKEND, else mpi under mpirun, else
-  // gloo. nccl must be asked for: gradients are averaged on the CPU so far, which it cannot do.
+  // gloo. nccl must be asked for, by programs whose gradients are in GPU memory.
   std::string backend = "auto";
   // 0: THINWIRE_TIMEOUT, default five minutes.
   std::chrono::milliseconds timeout{0};

@@ -104,6 +104,8 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
     group->setBoundDeviceId(
         c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(options.cuda_device)));
   group->setBackend(name == "nccl" ? c10::DeviceType::CUDA : c10::DeviceType::CPU, type, made);
+  // Gloo takes them through host memory.
+  if (name == "gloo") group->setBackend(c10::DeviceType::CUDA, type, made);
   if (for_host) group->setBackend(c10::DeviceType::CPU, ProcessGroup::BackendType::GLOO, for_host);
   return group;
 }

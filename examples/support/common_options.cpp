@@ -1,17 +1,26 @@
 #include "thinwire/examples/support/common_options.h"
 
+#include <ATen/detail/CUDAHooksInterface.h>
+
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <exception>
 
+#include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
+#include "thinwire/compressors/cuda/cuda_module.h"
 #include "thinwire/examples/support/resumable.h"
 
 namespace thinwire::examples {
 
 void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts& texts) {
   app.add_option("--backend", options.backend, "Collectives: auto, mpi, gloo or nccl")
+      ->capture_default_str();
+  app.add_option("--device", options.device,
+                 "Where the model and its gradients are: cpu or cuda, which is over nccl unless "
+                 "--backend says otherwise")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   app.add_option("--compression", options.compression, texts.compression)->capture_default_str();
   app.add_option("--seed", options.seed, texts.seed)->capture_default_str();
@@ -48,7 +57,24 @@ void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts
 
 launch::World join(const CommonOptions& options) {
   const std::chrono::milliseconds timeout(static_cast<std::int64_t>(1e3 * options.timeout_seconds));
-  return launch::init({.backend = options.backend, .timeout = timeout});
+  const bool chooses =
+      options.device == "cuda" && options.backend == "auto" && Env::get().backend == "auto";
+  return launch::init({.backend = chooses ? "nccl" : options.backend, .timeout = timeout});
+}
+
+at::Device device_of(const launch::World& world, const CommonOptions& options) {
+  if (options.device == "cpu") return at::kCPU;
+  CudaModule::get();
+  if (const auto bound = world.group()->getBoundDeviceId()) return *bound;
+  const int count = at::detail::getCUDAHooks().getNumGPUs();
+  check(count > 0, "--device=cuda: this process sees no GPU");
+  return {at::kCUDA, static_cast<at::DeviceIndex>(world.local_rank() % count)};
+}
+
+void check_on_cpu(const CommonOptions& options, const std::string& what) {
+  check(options.device == "cpu", "--device=cuda: ", what,
+        " takes tensors in host memory alone, so far; leave --device away. train_fashion_mnist "
+        "trains on GPUs");
 }
 
 CompressionOptions compression_of(const CommonOptions& options) {

@@ -7,6 +7,8 @@
 #include <memory>
 #include <string>
 
+#include <c10/core/Device.h>
+
 #include "thinwire/common/timeline.h"
 #include "thinwire/launch/world.h"
 #include "thinwire/torch_ext/compression/compression_options.h"
@@ -19,6 +21,7 @@ namespace thinwire::examples {
 
 struct CommonOptions {
   std::string backend = "auto";
+  std::string device = "cpu";
   std::string compression;  // empty: THINWIRE_COMPRESSION, else none
   std::uint64_t seed = 1;
   int threads = 0;             // 0: the host's cores shared among its ranks
@@ -42,14 +45,24 @@ struct CommonTexts {
   std::string step = "steps";  // what --checkpoint-every counts
 };
 
-// --backend, --compression, --seed, --threads, --timeout, --data, --log (--log-file), --timeline,
+// --backend, --device, --compression, --seed, --threads, --timeout, --data, --log (--log-file),
+// --timeline,
 // --checkpoint, --checkpoint-every, --record-gradients, --record-from, --record-steps; values land
 // in `options`. torchrun's parser takes --log for its own --log-dir: under it write
 // --log-file.
 void add_common_options(CLI::App& app, CommonOptions& options, const CommonTexts& texts);
 
-// launch::init() with the backend and the timeout of the command line.
+// launch::init() with the backend and the timeout of the command line. With --device=cuda and no
+// backend named, that is nccl.
 launch::World join(const CommonOptions& options);
+
+// Where this rank's model and data belong: the CPU, or for --device=cuda the GPU that
+// launch::init() chose, or of the host's as many as the rank's local number. Throws InvalidArgument
+// where there is none.
+at::Device device_of(const launch::World& world, const CommonOptions& options);
+// For programs that train on the CPU alone: throws InvalidArgument for --device=cuda, saying that
+// `what` takes tensors in host memory. To be called before join().
+void check_on_cpu(const CommonOptions& options, const std::string& what);
 
 // Spec, seed and what is recorded.
 CompressionOptions compression_of(const CommonOptions& options);

@@ -10,6 +10,17 @@ namespace nn = torch::nn;
 
 constexpr int kClasses = 10;
 
+class LinearClassifier : public Classifier {
+ public:
+  LinearClassifier() {
+    layers_ = register_module("layers", nn::Sequential(nn::Flatten(), nn::Linear(784, kClasses)));
+  }
+  torch::Tensor forward(torch::Tensor images) override { return layers_->forward(images); }
+
+ private:
+  nn::Sequential layers_;
+};
+
 class Mlp : public Classifier {
  public:
   Mlp() {
@@ -93,17 +104,18 @@ class ResNet20 : public Classifier {
 }  // namespace
 
 std::vector<std::string> classifier_names() {
-  return {"cnn", "mlp", "resnet20", "resnet_wide"};
+  return {"cnn", "linear", "mlp", "resnet20", "resnet_wide"};
 }
 
 std::shared_ptr<Classifier> make_classifier(std::string_view name) {
   if (name == "cnn") return std::make_shared<Cnn>();
+  if (name == "linear") return std::make_shared<LinearClassifier>();
   if (name == "mlp") return std::make_shared<Mlp>();
   if (name == "resnet20") return std::make_shared<ResNet20>(16);
   if (name == "resnet_wide") return std::make_shared<ResNet20>(32);
   const std::string near = nearest_name(name, classifier_names());
   throw InvalidArgument(concat("unknown model '", name,
-                               "'; the models are cnn, mlp, resnet20, resnet_wide",
+                               "'; the models are cnn, linear, mlp, resnet20, resnet_wide",
                                near.empty() ? "" : concat(" (did you mean ", near, "?)")));
 }
 

@@ -21,9 +21,9 @@
 namespace thinwire::examples {
 namespace {
 
-ImageSet first_samples(const ImageSet& set, std::int64_t count) {
+ImageSet first_samples(const ImageSet& set, std::int64_t count, torch::Device device) {
   const auto numel = count == 0 ? set.labels.size(0) : std::min(count, set.labels.size(0));
-  return {set.images.narrow(0, 0, numel), set.labels.narrow(0, 0, numel)};
+  return {set.images.narrow(0, 0, numel).to(device), set.labels.narrow(0, 0, numel).to(device)};
 }
 
 // This rank's images of one epoch, in order: every rank shuffles alike and takes its own stride.
@@ -49,10 +49,12 @@ Evaluation evaluate(Classifier& model, const ImageSet& set, launch::World& world
   torch::NoGradGuard no_grad;
   model.eval();
   const std::int64_t images = set.labels.size(0);
-  torch::Tensor sums = torch::zeros({2}, torch::kDouble);  // correct images, loss
-  for (const auto& indices : share_of_rank(world, images).split(500)) {
+  const torch::Device device = set.images.device();
+  torch::Tensor sums = torch::zeros({2}, torch::TensorOptions(torch::kDouble).device(device));
+  for (const auto& indices : share_of_rank(world, images).to(device).split(500)) {
     const auto scores = model.forward(set.images.index_select(0, indices));
     const auto labels = set.labels.index_select(0, indices);
+    // Correct images, loss.
     sums[0] += scores.argmax(1).eq(labels).sum();
     sums[1] += torch::cross_entropy_loss(scores, labels, {}, at::Reduction::Sum);
   }
@@ -117,8 +119,10 @@ void log_result(MetricsLog& log, const TrainingResult& result) {
 TrainingResult train_classifier(launch::World& world, std::shared_ptr<Classifier> model,
                                 const FashionMnist& data, const TrainingOptions& options) {
   at::set_num_threads(threads_of_rank(world, options.threads));
-  const ImageSet train = first_samples(data.train, options.train_samples);
-  const ImageSet test = first_samples(data.test, options.test_samples);
+  const torch::Device device = device_of(world, options);
+  model->to(device);
+  const ImageSet train = first_samples(data.train, options.train_samples, device);
+  const ImageSet test = first_samples(data.test, options.test_samples, device);
   const std::int64_t steps_per_epoch =
       train.labels.size(0) / (std::int64_t{options.batch_size} * world.size());
   check(steps_per_epoch > 0, train.labels.size(0), " images do not fill one batch of ",
@@ -177,7 +181,8 @@ TrainingResult train_classifier(launch::World& world, std::shared_ptr<Classifier
   std::int64_t in_epoch = std::min(images_seen / images_a_step, steps_per_epoch - 1);
   const auto order_of_epoch = [&] {
     return shard(train.labels.size(0), world, options.batch_size,
-                 options.seed * 1'000'003 + static_cast<std::uint64_t>(result.epochs + 1));
+                 options.seed * 1'000'003 + static_cast<std::uint64_t>(result.epochs + 1))
+        .to(device);
   };
   torch::Tensor order = order_of_epoch();
   const std::int64_t last_step =

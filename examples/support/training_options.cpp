@@ -11,7 +11,7 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
                       "'topk(density=0.01)' or 'lgreco(family=powersgd)'; none: uncompressed; "
                       "default: THINWIRE_COMPRESSION, else none",
        .log = "Write a JSON line for every epoch, and the result, to FILE"});
-  app.add_option("--model", options.model, "cnn, mlp, resnet20 or resnet_wide")
+  app.add_option("--model", options.model, "cnn, linear, mlp, resnet20 or resnet_wide")
       ->capture_default_str();
   app.add_option("--epochs", options.epochs, "Passes over the training set")
       ->check(CLI::PositiveNumber)

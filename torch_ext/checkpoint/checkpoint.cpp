@@ -67,7 +67,12 @@ NamedTensors optimizer_archive(const torch::optim::Optimizer& optimizer) {
 void load_optimizer(torch::optim::Optimizer& optimizer, const NamedTensors& saved) {
   std::istringstream in(text_of(saved, kArchive));
   torch::serialize::InputArchive archive;
-  archive.load_from(in);
+  // Another rank may have saved it, on its device.
+  const auto& groups = optimizer.param_groups();
+  std::optional<at::Device> device;
+  if (!groups.empty() && !groups.front().params().empty())
+    device = groups.front().params().front().device();
+  archive.load_from(in, device);
   optimizer.load(archive);
 }
 
