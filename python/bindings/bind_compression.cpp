@@ -28,6 +28,17 @@ std::string description_of(const Named& parameters) {
   return text;
 }
 
+// Where the gradients are. The CPU where there are none.
+at::Device device_of(const Named& parameters) {
+  const at::Device device = parameters.empty() ? at::kCPU : parameters.front().second.device();
+  for (const auto& [name, parameter] : parameters) {
+    check(parameter.device() == device, "parameter '", name, "' is on ", parameter.device(),
+          ", parameter '", parameters.front().first, "' on ", device,
+          ": all gradients that are averaged together have to be on one device");
+  }
+  return device;
+}
+
 std::shared_ptr<GradientExchange> compress(c10d::Reducer& reducer,
                                            const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                            const Named& parameters,
@@ -37,8 +48,9 @@ std::shared_ptr<GradientExchange> compress(c10d::Reducer& reducer,
   for (const auto& [name, parameter] : parameters) {
     names.emplace(parameter.unsafeGetTensorImpl(), name);
   }
-  auto exchange = std::make_shared<GradientExchange>(group, description_of(parameters),
-                                                     layers_of(parameters), options);
+  auto exchange = std::make_shared<GradientExchange>(
+      group, description_of(parameters), layers_of(parameters), options, /*timeline=*/nullptr,
+      comm::CommunicationThreadOptions(), device_of(parameters));
   reducer.register_comm_hook(std::make_unique<CompressionHook>(
       exchange, std::move(names), may_hold_unused_layers, detail::locally_used(reducer)));
   return exchange;
@@ -96,6 +108,7 @@ void bind_compression(py::module_& module) {
   py::class_<GradientExchange, std::shared_ptr<GradientExchange>>(module, "GradientExchange")
       .def("stats", [](const GradientExchange& e) { return as_dict(e.summary()); })
       .def("plan", [](const GradientExchange& e) { return as_text(e.plan()); })
+      .def("check_device", &GradientExchange::check_device, no_gil)
       .def("state", &GradientExchange::state, no_gil)
       .def(
           "load_state",

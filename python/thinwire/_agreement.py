@@ -9,14 +9,13 @@ _C = _load.module()
 
 
 def _give_default_backend(group):
-    """torch leaves a group that is made for devices, "cpu:gloo", without a default backend where a
-    plug-in is registered, as ours is."""
+    """torch leaves a group that is made for devices, "cpu:gloo,cuda:nccl", without a default backend
+    where a plug-in is registered, as ours is."""
     if group.name() != "undefined" or not group._device_types:
         return
     kind = dist.ProcessGroup.BackendType
-    backend = group._get_backend(group._device_types[0])
-    group._set_default_backend(kind.GLOO if isinstance(backend, dist.ProcessGroupGloo)
-                               else kind.CUSTOM)
+    name = group._get_backend(group._device_types[0]).name()
+    group._set_default_backend({"gloo": kind.GLOO, "nccl": kind.NCCL}.get(name, kind.CUSTOM))
 
 
 def agreed(group, what, make, text=None):

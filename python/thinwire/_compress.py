@@ -175,6 +175,7 @@ class Compression:
         if self.is_copied:
             raise Error("this DistributedDataParallel is a copy of one that is compressed with "
                         f"'{self.spec}', and is not compressed itself: call thinwire.compress() for it")
+        self._exchange.check_device()
         checked(self.module.process_group, "a forward pass", self._check_parameters)
         if self._require_ratio is not None and self.stats()["steps"] >= RATIO_STEPS:
             self._check_ratio()
@@ -234,8 +235,10 @@ def compress(model: torch.nn.Module, spec: str = "", *, warmup_steps: int = 0,
     arguments, after wrapping and before the first backward pass.
 
     Args:
-        model: a DistributedDataParallel with CPU parameters, or a module, which is then wrapped
-            with DistributedDataParallel's defaults; the handle's `module` is the wrapped one.
+        model: a DistributedDataParallel, or a module, which is then wrapped with
+            DistributedDataParallel's defaults; the handle's `module` is the wrapped one. For
+            parameters in GPU memory the process group is one of "cpu:gloo,cuda:nccl", or of "gloo";
+            docs/gpu.md lists the codecs that have kernels.
         spec: a codec, "quantize(bits=4)", "topk(density=0.01)", "powersgd(rank=4)", or the policy
             "lgreco(...)"; docs/algorithms.md lists them. Default: THINWIRE_COMPRESSION, else none.
         warmup_steps: the first so many steps are sent uncompressed.

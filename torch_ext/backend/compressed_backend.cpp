@@ -261,6 +261,12 @@ c10::intrusive_ptr<ProcessGroup> compressed_group(const c10::intrusive_ptr<Proce
           c10::make_intrusive<c10d::PrefixStore>(
               "thinwire/" + comm::next_name(*group, "compressed"), group->getStore()),
           options));
+  for (const c10::Device& device : group->getDeviceTypes()) {
+    if (device.is_cpu()) continue;
+    const auto backend = group->getBackend(device.type());
+    result->setBackend(device.type(), ProcessGroup::strToBackendType(backend->getBackendName()),
+                       backend);
+  }
   return result;
 }
 

@@ -149,7 +149,8 @@ class CompressedBackend final : public detail::ForwardingBackend {
 };
 
 // CompressedBackend in the place of every CPU backend of a group that a C++ program has made: the
-// same ranks and store. Collective; errors as CompressedBackend.
+// same ranks and store, and for other devices its own backends. Collective; errors as
+// CompressedBackend.
 c10::intrusive_ptr<c10d::ProcessGroup> compressed_group(
     const c10::intrusive_ptr<c10d::ProcessGroup>& group, const BackendOptions& options);
 
