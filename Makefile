@@ -1,7 +1,7 @@
 # The commands of the project. `make` alone lists them; CONTRIBUTING.md says more.
 #
 # Variables: PRESET (release, debug, asan, tsan), PYTHON (makes .venv), FILES (for lint), JOBS
-# (parallel compilations; default: all cores), ARGS (for bench, bench-cluster,
+# (parallel compilations; default: all cores), ARGS (for bench, bench-cluster, gpu-test,
 # experiment-moe and soak), SECONDS_EACH and TARGETS (for fuzz).
 
 PRESET ?= release
@@ -58,6 +58,13 @@ torch-suite: ## Run torch's own distributed tests on Gloo and on thinwire: ARGS=
 	@scripts/build.sh $(PRESET) $(JOBS) thinwire_python
 	@PYTHONPATH=$(CURDIR)/$(BUILD)/python .venv/bin/python tests/python/torch_suite/run_suite.py \
 	  $(ARGS)
+
+.PHONY: gpu-test
+gpu-test: ## Check averages, training and speed on this machine's GPU, into results/gpu.md
+	@python3 scripts/gpu_test.py --driver
+	@scripts/setup.sh test
+	@scripts/build.sh $(PRESET) $(JOBS) thinwire_cuda thinwire_python train_fashion_mnist
+	@.venv/bin/python scripts/gpu_test.py --build $(BUILD) --report results/gpu.md $(ARGS)
 
 .PHONY: wheel
 wheel: ## Build the Python package's wheel into build/wheel
