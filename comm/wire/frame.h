@@ -14,8 +14,8 @@ namespace thinwire {
 // Decoded form of the header; on the wire it is kFrameHeaderBytes little-endian bytes, see
 // docs/format.md.
 struct FrameHeader {
-  // kOk; kNonFinite: the payload holds NaN or infinity, so that the receivers leave alone what they
-  // carry over; else why the sender could not send a payload: a rank that refuses what it received
+  // kOk; kNonFinite: a payload of the sender holds NaN or infinity, so that receivers leave alone
+  // what they carry over; else why the sender could not send one: a rank that refuses what it got
   // tells the others in the frames that it still owes them, so that all raise the same error.
   enum class Status : std::uint8_t { kOk = 0, kPeerFrameInvalid = 1, kNonFinite = 2, kFailed = 3 };
 
