@@ -1,5 +1,6 @@
 #include "thinwire/comm/backend/process_group.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -8,6 +9,7 @@
 #include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/backend/nccl/backend.h"
 #include "thinwire/comm/backend/reconnect.h"
+#include "thinwire/comm/backend/staged.h"
 #include "thinwire/comm/backend/wrapper_backend.h"
 #include "thinwire/comm/failure/failure_board.h"
 #include "thinwire/comm/join/error_text.h"
@@ -23,6 +25,9 @@ using c10d::PrefixStore;
 using c10d::ProcessGroup;
 
 const std::vector<std::string> kBackends = {"nccl", "mpi", "gloo"};
+
+// After the number of a rank of MPI.
+constexpr std::string_view kHasGpus = " with GPUs";
 
 GlooOptions gloo_options(const ProcessGroupOptions& options) {
   return {options.timeout, options.hostname, options.interface};
@@ -76,6 +81,7 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
     if (name == "mpi") {
       check_mpi_backend(rank, size);
       place = std::to_string(mpi_rank());
+      if (has_gpus()) place += kHasGpus;
     }
     if (name == "nccl") check_nccl_backend(options.cuda_device);
     if (name != "mpi") check_gloo_backend(gloo_options(options));
@@ -88,13 +94,16 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
   auto group = c10::make_intrusive<ProcessGroup>(store, rank, size);
   const auto type = ProcessGroup::strToBackendType(name);
   group->setDefaultBackend(type);
-  c10::intrusive_ptr<Backend> made, for_host;
+  c10::intrusive_ptr<Backend> made, for_host, staged;
   const auto make = [&](const std::string& over) {
     return make_backend(over, c10::make_intrusive<PrefixStore>(over, store), rank, places, options);
   };
   try {
     made = make(name);
     if (name == "nccl") for_host = make("gloo");
+    if (name == "mpi" &&
+        std::ranges::all_of(places, [](const std::string& one) { return one.ends_with(kHasGpus); }))
+      staged = make_staged_backend(make(name));
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
@@ -106,6 +115,7 @@ c10::intrusive_ptr<ProcessGroup> make_process_group(std::string_view backend,
   group->setBackend(name == "nccl" ? c10::DeviceType::CUDA : c10::DeviceType::CPU, type, made);
   // Gloo takes them through host memory.
   if (name == "gloo") group->setBackend(c10::DeviceType::CUDA, type, made);
+  if (staged) group->setBackend(c10::DeviceType::CUDA, ProcessGroup::BackendType::CUSTOM, staged);
   if (for_host) group->setBackend(c10::DeviceType::CPU, ProcessGroup::BackendType::GLOO, for_host);
   return group;
 }

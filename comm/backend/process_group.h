@@ -34,7 +34,8 @@ std::vector<std::string> available_backends();
 
 // Makes a group of `size` ranks over "mpi", "gloo" or "nccl". One over nccl takes tensors in host
 // memory as well, over gloo: by these the ranks agree on what they do with the others. One over
-// gloo takes CUDA tensors as well, through host memory. The store is how the ranks find each other
+// gloo takes CUDA tensors as well, through host memory, and so does one over mpi where all ranks
+// have GPUs (staged.h). The store is how the ranks find each other
 // and where failures are posted; it must be a prefix that no other group uses. For mpi, a group of
 // all processes of MPI_COMM_WORLD must number them as that does; one of fewer may number them as it
 // likes. Collective: every rank of the group calls it.

@@ -8,6 +8,7 @@
 #include "thinwire/comm/backend/gloo/backend.h"
 #include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/backend/nccl/backend.h"
+#include "thinwire/comm/backend/staged.h"
 #include "thinwire/comm/backend/wrapper_backend.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/meet.h"
@@ -59,10 +60,13 @@ c10::intrusive_ptr<ProcessGroup> connect_again(const c10::intrusive_ptr<ProcessG
   try {
     for (const auto& [device, backend] : backends) {
       auto& mine = made[backend.get()];
-      if (mine == nullptr)
+      if (mine == nullptr) {
+        const bool staged = is_staged(*backend);
         mine = reconnect_backend(
-            bare ? unwrapped(backend) : backend,
+            bare || staged ? unwrapped(backend) : backend,
             c10::make_intrusive<c10d::PrefixStore>(backend->getBackendName(), store), ranks);
+        if (staged) mine = make_staged_backend(mine);
+      }
       made_group->setBackend(device, ProcessGroup::strToBackendType(backend->getBackendName()),
                              mine);
     }

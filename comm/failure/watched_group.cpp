@@ -100,8 +100,13 @@ c10::intrusive_ptr<ProcessGroup> watched(const c10::intrusive_ptr<ProcessGroup>&
     auto& watching = made[backend.get()];
     if (watching == nullptr) watching = c10::make_intrusive<WatchedBackend>(group, backend);
     const auto type = ProcessGroup::strToBackendType(backend->getBackendName());
+    // Those of one type would be one to c10d: one that is custom itself, beside the group's own,
+    // which is so here, gets a type that nobody has.
+    const auto own = group->getBackendType();
     result->setBackend(device.type(),
-                       type == group->getBackendType() ? ProcessGroup::BackendType::CUSTOM : type,
+                       type == own ? ProcessGroup::BackendType::CUSTOM
+                       : type == ProcessGroup::BackendType::CUSTOM ? ProcessGroup::BackendType::UCC
+                                                                   : type,
                        watching);
   }
   return result;

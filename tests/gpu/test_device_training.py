@@ -37,6 +37,16 @@ class Training(training.TrainingTest):
         self.assertEqual(found["backend"], "gloo")
         self.assertEqual(found["parameters_crc32c"], self.train_on("cpu")["parameters_crc32c"])
 
+    def test_so_are_those_of_mpi(self):
+        if not jobs.HAS_MPI:
+            self.skipTest("this build has no MPI")
+        words = ["env", *jobs.fake_gpu(FAKE_GPU_SCHEDULE="lazy")]
+        found = self.train(lambda command: self.clean(jobs.start_mpirun(2, words + command)),
+                           device="cuda", backend="mpi", model="linear", train_samples=128,
+                           test_samples=60)
+        self.assertEqual(found["backend"], "mpi")
+        self.assertEqual(found["parameters_crc32c"], self.train_on("cpu")["parameters_crc32c"])
+
     def test_without_a_driver_one_error_says_so(self):
         command = self.command(device="cuda", backend="gloo")
         job = jobs.start_alone(command)

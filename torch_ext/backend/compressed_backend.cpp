@@ -264,8 +264,10 @@ c10::intrusive_ptr<ProcessGroup> compressed_group(const c10::intrusive_ptr<Proce
   for (const c10::Device& device : group->getDeviceTypes()) {
     if (device.is_cpu()) continue;
     const auto backend = group->getBackend(device.type());
-    result->setBackend(device.type(), ProcessGroup::strToBackendType(backend->getBackendName()),
-                       backend);
+    const auto type = ProcessGroup::strToBackendType(backend->getBackendName());
+    // Those of one type would be one to c10d.
+    const bool taken = type == ProcessGroup::BackendType::CUSTOM;
+    result->setBackend(device.type(), taken ? ProcessGroup::BackendType::UCC : type, backend);
   }
   return result;
 }
