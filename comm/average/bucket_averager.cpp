@@ -301,6 +301,7 @@ void BucketAverager::finish(BucketInFlight& in_flight) {
 
 void BucketAverager::finish_groups(BucketInFlight& in_flight) {
   const BucketLayout& layout = *in_flight.layout;
+  has_results_ = has_results_ || marks_;
   if (layout.groups.empty()) return;
   has_results_ = true;
   // The means are the same on all ranks, so all ranks keep or drop this step together.
@@ -389,6 +390,23 @@ AveragerMemory BucketAverager::memory() const {
     memory.in_flight += device_->scratch_bytes();
   }
   return memory;
+}
+
+void BucketAverager::mark() {
+  marks_ = true;
+  residuals_.mark();
+  device_before_ = device_ ? std::make_unique<DeviceMemory>(device_->memory().copy()) : nullptr;
+}
+
+void BucketAverager::undo() {
+  residuals_.undo();
+  if (!device_) return;
+  ErrorFeedback::State residuals = residuals_.feedback.state();
+  SecondResidual::State second = residuals_.second.state();
+  if (device_before_) device_before_->copy_to(residuals, second);
+  residuals_.feedback.load_state(std::move(residuals));
+  residuals_.second.load_state(std::move(second));
+  device_->take(residuals_);
 }
 
 AveragerState BucketAverager::state() const {

@@ -100,6 +100,7 @@ struct BucketInFlight;
 struct BucketLayout;
 struct LayerGroup;
 class DeviceAverager;
+class DeviceMemory;
 class GradientRecorder;
 class Layouts;
 
@@ -185,6 +186,14 @@ class BucketAverager {
   AveragerState state() const;
   void load_state(AveragerState state);
 
+  // For a training whose ranks may change (see GradientExchange::begin_step()). From mark() on all
+  // that averages change of what is carried over can be taken back by undo(), however far they have
+  // come, until the next mark(). From the first mark() on agree() is never left out: whoever
+  // returns from it knows that every rank has finished all buckets of the step. Not collective, but
+  // all ranks mark or none.
+  void mark();
+  void undo();
+
   AveragerMemory memory() const;
 
  private:
@@ -212,7 +221,9 @@ class BucketAverager {
   std::unique_ptr<GradientRecorder> recorder_;  // null where nothing is recorded
   std::optional<at::Device> buckets_on_;        // where all of them are
   std::unique_ptr<DeviceAverager> device_;      // once one has come from a GPU
-  std::uint64_t last_layout_ = 0;               // hash of that of the bucket before
+  bool marks_ = false;
+  std::unique_ptr<DeviceMemory> device_before_;  // at the last mark()
+  std::uint64_t last_layout_ = 0;                // hash of that of the bucket before
   bool compressed_before_ = false;
   std::vector<std::unique_ptr<BucketInFlight>> places_;
   // Since the last agree():

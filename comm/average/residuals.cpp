@@ -1,6 +1,7 @@
 #include "thinwire/comm/average/residuals.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
@@ -50,6 +51,7 @@ ErrorFeedback::Carried Residuals::correct(std::string_view name, std::span<float
                                           std::int64_t step) {
   const bool uses_momentum = way.compressed && setting.momentum.has_value();
   const bool uses_feedback = way.compressed && setting.uses_feedback();
+  if (mark_ > 0) remember(name);
   if (!way.in_basis || !uses_feedback) leave_basis(name, world);
   // Momentum comes first: what is owed must not enter the velocity.
   if (uses_momentum) momentum.correct(name, values, *setting.momentum);
@@ -94,6 +96,61 @@ void Residuals::commit(std::string_view name, const LayerSetting& setting, const
   second.drop_unowned(name, way.owned);
   const auto basis = bases.find(name);
   if (basis != bases.end()) bases.erase(basis);
+}
+
+void Residuals::mark() {
+  ++mark_;
+  shared_before_ = shared_steps.state();
+}
+
+// Whatever a step changes of a layer comes after its correct().
+void Residuals::remember(std::string_view name) {
+  auto found = before_.find(name);
+  if (found == before_.end()) found = before_.emplace(name, Before()).first;
+  Before& before = found->second;
+  if (std::exchange(before.mark, mark_) == mark_) return;
+  const std::span<const float> residual = feedback.residual(name);
+  before.has_residual = feedback.state().contains(name);
+  before.residual.assign(residual.begin(), residual.end());
+  const auto copy_of = [&](const auto& all, auto& copy) {
+    const auto entry = all.find(name);
+    if (entry == all.end()) {
+      copy.reset();
+    } else {
+      copy = entry->second;
+    }
+  };
+  copy_of(momentum.state(), before.momentum);
+  copy_of(warm_starts, before.warm_start);
+  copy_of(bases, before.basis);
+  const auto ranges = second.state().find(name);
+  before.second.clear();
+  if (ranges != second.state().end()) before.second = ranges->second;
+}
+
+void Residuals::undo() {
+  if (mark_ == 0) return;
+  ErrorFeedback::State residuals = feedback.state();
+  MomentumCorrection::State velocities = momentum.state();
+  SecondResidual::State ranges = second.state();
+  const auto restore = [](auto& all, const std::string& name, bool existed, const auto& value) {
+    all.erase(name);
+    if (existed) all.emplace(name, value());
+  };
+  for (const auto& [layer, kept] : before_) {
+    if (kept.mark != mark_) continue;
+    const std::string& name = layer;
+    const Before& before = kept;
+    restore(residuals, name, before.has_residual, [&] { return before.residual; });
+    restore(velocities, name, before.momentum.has_value(), [&] { return *before.momentum; });
+    restore(ranges, name, !before.second.empty(), [&] { return before.second; });
+    restore(warm_starts, name, before.warm_start.has_value(), [&] { return *before.warm_start; });
+    restore(bases, name, before.basis.has_value(), [&] { return *before.basis; });
+  }
+  feedback.load_state(std::move(residuals));
+  momentum.load_state(std::move(velocities));
+  second.load_state(std::move(ranges));
+  shared_steps.load_state(shared_before_);
 }
 
 float Residuals::second_decay(const LayerSetting& setting, std::int64_t step) {
@@ -155,6 +212,15 @@ AveragerState merge_states(std::span<const AveragerState> of_all_ranks) {
     }
   }
   return merged;
+}
+
+AveragerState for_world(AveragerState state, int world) {
+  for (auto& [name, residual] : out_of_bases(state, static_cast<std::size_t>(world))) {
+    state.residuals[name] = std::move(residual);
+    state.second.erase(name);
+  }
+  for (auto& [name, layer] : state.bases) layer.holds_residuals = false;
+  return state;
 }
 
 void check_fits(const AveragerState& state,

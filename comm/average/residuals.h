@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,6 +36,11 @@ struct AveragerState {
 // the warm starts and bases, which are equal on all ranks; no residual is in its basis. Throws
 // InvalidArgument for states of different models.
 AveragerState merge_states(std::span<const AveragerState> of_all_ranks);
+
+// What a rank goes on with in a world of `world` ranks, from its own state: residuals and
+// velocities as they are, and nothing in a basis. Second residuals stay with who holds them; where
+// the new world cuts elsewhere they are orphans, and paid back (see SecondResidual).
+AveragerState for_world(AveragerState state, int world);
 
 // Throws InvalidArgument unless everything in the state belongs to one of the layers, given with
 // their numbers of elements, and has its size.
@@ -81,6 +87,12 @@ class Residuals {
   // What the step has paid back is forgotten.
   void commit(std::string_view name, const LayerSetting& setting, const Way& way);
 
+  // Begins a step that undo() can take back, as a whole and however far it has come: a layer is
+  // copied before it changes for the first time. Costs memory and a copy of all that is held.
+  void mark();
+  // Everything is as it was at the last mark(); nothing where there was none.
+  void undo();
+
   // Factor of a layer's second residual in this step: its decay, 0 where it is reset.
   static float second_decay(const LayerSetting& setting, std::int64_t step);
 
@@ -92,7 +104,23 @@ class Residuals {
   LayerBases bases;
 
  private:
+  // A layer as it was at a mark().
+  struct Before {
+    std::uint64_t mark = 0;
+    bool has_residual = false;
+    std::vector<float> residual;  // keeps its memory from step to step
+    std::optional<MomentumCorrection::Layer> momentum;
+    std::vector<SecondResidual::Range> second;
+    std::optional<WarmStart> warm_start;
+    std::optional<LayerBasis> basis;
+  };
+
   void leave_basis(std::string_view name, int world);
+  void remember(std::string_view name);
+
+  std::uint64_t mark_ = 0;  // 0: none yet
+  std::map<std::string, Before, std::less<>> before_;
+  SharedSteps::State shared_before_;
 };
 
 }  // namespace thinwire::comm

@@ -205,6 +205,13 @@ void raise_collective_failure(const c10d::ProcessGroup& group, const std::string
   });
 }
 
+void post_failure(const c10d::ProcessGroup& group, const std::string& operation,
+                  const std::string& text) {
+  const auto board = DuplicateStore::board_of(group.getStore());
+  if (board == nullptr) return;
+  post_report(*board->clone(), {Kind::kComm, group.getRank(), operation, text});
+}
+
 int ranks_found_silent() noexcept {
   return silent_ranks;
 }

@@ -33,6 +33,12 @@ namespace thinwire::comm {
 // is unreachable. For whoever waits for the others by other means than a collective.
 bool another_rank_has_failed(const c10d::ProcessGroup& group);
 
+// Posts a failure of this rank without waiting for the others, for a thread that is in no
+// collective: those that are leave them with the error of raise_collective_failure(), which for the
+// ranks that then answer is a CommError with `text`. Throws what the store throws.
+void post_failure(const c10d::ProcessGroup& group, const std::string& operation,
+                  const std::string& text);
+
 // How many ranks had posted nothing when this process last raised a failure: they are dead, and
 // nobody need wait for them. Thread-safe.
 int ranks_found_silent() noexcept;

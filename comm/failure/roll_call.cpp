@@ -94,6 +94,11 @@ RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureRe
   }
 }
 
+void post_report(c10d::Store& store, const FailureReport& report) {
+  const std::int64_t answered = store.add(count_key(report.rank), 0);
+  StoreLog(store, prefix_of(answered + 1)).append(report.rank, encode_report(report));
+}
+
 bool failure_is_posted(const c10::intrusive_ptr<c10d::Store>& store, int rank) {
   const std::int64_t answered = store->add(count_key(rank), 0);
   return StoreLog(*store, prefix_of(answered + 1)).exists();

@@ -36,6 +36,9 @@ struct RollCall {
 RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureReport& mine,
                    int size, std::chrono::milliseconds patience);
 
+// Posts `report`, which its rank is to answer by call_roll() like the others.
+void post_report(c10d::Store& store, const FailureReport& report);
+
 // Whether another rank has posted a failure that this rank has not answered. Throws where the
 // store is unreachable.
 bool failure_is_posted(const c10::intrusive_ptr<c10d::Store>& store, int rank);

@@ -16,7 +16,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(work|root|home|Users|mnt|workspace|d
 ONLY_IN = {
     re.compile(r"\bstd::(ostringstream|stringstream|stod|stof|strtod|strtof|atof)\b"):
         # The second one: bytes of torch's archives, no numbers.
-        ["common/text.cpp", "torch_ext/checkpoint/checkpoint.cpp"],
+        ["common/text.cpp", "torch_ext/checkpoint/program_parts.cpp"],
     re.compile(r"\b(HWY_DYNAMIC_DISPATCH|SetSupportedTargetsForTest)\b"):
         ["compressors/kernels/dispatch.h"],
 }

@@ -1,16 +1,11 @@
 #include "thinwire/torch_ext/checkpoint/checkpoint.h"
 
 #include <ATen/Context.h>
-#include <ATen/core/grad_mode.h>
-#include <torch/csrc/api/include/torch/nn/module.h>
-#include <torch/csrc/api/include/torch/optim/optimizer.h>
-#include <torch/csrc/api/include/torch/serialize.h>
 
 #include <algorithm>
 #include <iterator>
 #include <random>
 #include <span>
-#include <sstream>
 
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
@@ -21,60 +16,14 @@
 #include "thinwire/common/log.h"
 #include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
 #include "thinwire/torch_ext/checkpoint/optimizer_state.h"
+#include "thinwire/torch_ext/checkpoint/program_parts.h"
 
 namespace thinwire {
 namespace {
 
-constexpr const char* kArchive = "archive";
 // Newest steps that ranks tell each other of; older ones would hardly be the newest in common.
 constexpr std::size_t kStepsTold = 64;
 constexpr std::size_t kNumbersOfAStep = 3;
-
-// name -> tensor of a module's parameters and buffers, which share its memory.
-std::map<std::string, at::Tensor> tensors_of(const torch::nn::Module& module) {
-  std::map<std::string, at::Tensor> tensors;
-  for (const auto& item : module.named_parameters()) tensors.emplace(item.key(), item.value());
-  for (const auto& item : module.named_buffers()) tensors.emplace(item.key(), item.value());
-  return tensors;
-}
-
-void load_module(const std::string& part, torch::nn::Module& module, const NamedTensors& saved) {
-  const at::NoGradGuard no_grad;
-  auto tensors = tensors_of(module);
-  for (const auto& [name, tensor] : saved)
-    check(tensors.contains(name), "the checkpoint's '", part, "' has '", name,
-          "', which this module has not");
-  for (auto& [name, tensor] : tensors) {
-    const auto found = saved.find(name);
-    check(found != saved.end(), "the checkpoint's '", part, "' has no '", name, "'");
-    check(found->second.sizes() == tensor.sizes() &&
-              found->second.scalar_type() == tensor.scalar_type(),
-          "the checkpoint's '", part, "/", name, "' is ", toString(found->second.scalar_type()),
-          " ", found->second.sizes(), ", the module's ", toString(tensor.scalar_type()), " ",
-          tensor.sizes());
-  }
-  for (auto& [name, tensor] : tensors) tensor.copy_(saved.at(name));
-}
-
-NamedTensors optimizer_archive(const torch::optim::Optimizer& optimizer) {
-  torch::serialize::OutputArchive archive;
-  optimizer.save(archive);
-  std::ostringstream out;
-  archive.save_to(out);
-  return {{kArchive, text_tensor(std::move(out).str())}};
-}
-
-void load_optimizer(torch::optim::Optimizer& optimizer, const NamedTensors& saved) {
-  std::istringstream in(text_of(saved, kArchive));
-  torch::serialize::InputArchive archive;
-  // Another rank may have saved it, on its device.
-  const auto& groups = optimizer.param_groups();
-  std::optional<at::Device> device;
-  if (!groups.empty() && !groups.front().params().empty())
-    device = groups.front().params().front().device();
-  archive.load_from(in, device);
-  optimizer.load(archive);
-}
 
 // So that no two runs have the same one.
 std::string random_number() {
@@ -130,13 +79,17 @@ void Checkpoint::add(const std::string& name, Part part) {
 }
 
 void Checkpoint::add(const std::string& name, torch::nn::Module& module) {
-  add(name, Part{[&module] { return NamedTensors(tensors_of(module)); },
-                 [&module, name](const NamedTensors& saved) { load_module(name, module, saved); }});
+  add(name, Part{[&module] { return detail::module_tensors(module); },
+                 [&module, name](const NamedTensors& saved) {
+                   detail::load_module(concat("the checkpoint's '", name, "'"), module, saved);
+                 }});
 }
 
 void Checkpoint::add(const std::string& name, torch::optim::Optimizer& optimizer) {
-  add(name, Part{[&optimizer] { return optimizer_archive(optimizer); },
-                 [&optimizer](const NamedTensors& saved) { load_optimizer(optimizer, saved); },
+  add(name, Part{[&optimizer] { return detail::optimizer_archive(optimizer); },
+                 [&optimizer](const NamedTensors& saved) {
+                   detail::load_optimizer_archive(optimizer, saved);
+                 },
                  AcrossWorlds::kAnyRanks});
 }
 

@@ -10,6 +10,7 @@
 
 #include "thinwire/torch_ext/ddp/gradient_exchange.h"
 #include "thinwire/torch_ext/ddp/options.h"
+#include "thinwire/torch_ext/elastic/move.h"
 
 namespace thinwire::detail {
 
@@ -42,9 +43,23 @@ class DataParallelEngine {
   GradientState state() const;
   void load_state(const GradientState& state);
 
+  // See DistributedDataParallel and Note [Changing worlds].
+  void begin_step();
+  void end_step();
+  std::int64_t finished_steps() const { return finished_steps_; }
+  void move_to(const Move& move);
+
  private:
   class State;
-  std::unique_ptr<State> state_;
+  void leave(bool undo);
+
+  const std::shared_ptr<torch::nn::Module> module_;
+  const DistributedDataParallelOptions options_;
+  std::unique_ptr<State> state_;  // null after a move_to() that has failed
+  // What this rank carries from one world to the next, until it has arrived.
+  GradientState carried_;
+  bool sync_ = true;
+  std::int64_t finished_steps_ = 0;
 };
 
 }  // namespace thinwire::detail

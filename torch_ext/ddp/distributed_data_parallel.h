@@ -154,6 +154,16 @@ class DistributedDataParallel : public torch::nn::Module {
   GradientState state() const { return engine_->state(); }
   void load_state(const GradientState& state) { engine_->load_state(state); }
 
+  // For ranks that may change while they train (launch/elastic/): begin_step() and end_step() stand
+  // around each step, and move_to() goes on over another group, keeping residuals, plan and order
+  // of the buckets; rank 0's parameters and buffers are copied to all. move_to() is collective over
+  // the new group. Where it throws, the object can do nothing but move again. Groups over MPI
+  // cannot be left.
+  void begin_step() { engine_->begin_step(); }
+  void end_step() { engine_->end_step(); }
+  std::int64_t finished_steps() const { return engine_->finished_steps(); }
+  void move_to(const Move& move) { engine_->move_to(move); }
+
   // CRC-32C of all parameters that ranks share, in the order of named_parameters().
   std::uint32_t parameters_crc32c() const { return engine_->parameters_crc32c(); }
   // Whether all ranks have the same of them, bit for bit. Collective.

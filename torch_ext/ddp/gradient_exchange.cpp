@@ -429,16 +429,43 @@ CommunicationSummary GradientExchange::summary() const {
 
 GradientState GradientExchange::state() const {
   detail::SavedGradients saved;
-  saved.world = averager_.group()->getSize();
-  saved.steps = submitted_steps_;
   thread_->call([&] {
-    saved.averager = averager_.state();
-    if (adaptive_ && adaptive_->allocation()) {
-      saved.plan = lgreco::plan_text(*adaptive_->allocation());
-    }
+    saved = saved_now();
     if (adaptive_) saved.next_plan = adaptive_->under_way();
   });
   return detail::put_together(saved);
+}
+
+// Without what is under way of lgreco's next plan, which begins anew in another world.
+detail::SavedGradients GradientExchange::saved_now() const {
+  detail::SavedGradients saved;
+  saved.world = averager_.group()->getSize();
+  saved.steps = submitted_steps_;
+  saved.averager = averager_.state();
+  if (adaptive_ && adaptive_->allocation()) {
+    saved.plan = lgreco::plan_text(*adaptive_->allocation());
+  }
+  return saved;
+}
+
+void GradientExchange::begin_step() {
+  thread_->call([&] {
+    std::optional<c10::StreamGuard> stream;
+    if (device_stream_) stream.emplace(*device_stream_);
+    averager_.mark();
+  });
+  steps_at_mark_ = submitted_steps_;
+}
+
+detail::SavedGradients GradientExchange::leave(bool undo) {
+  thread_.reset();
+  std::optional<c10::StreamGuard> stream;
+  if (device_stream_) stream.emplace(*device_stream_);
+  if (undo && steps_at_mark_ >= 0) {
+    averager_.undo();
+    submitted_steps_ = steps_at_mark_;
+  }
+  return saved_now();
 }
 
 void GradientExchange::load_state(const GradientState& state,

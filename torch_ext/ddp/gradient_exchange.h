@@ -111,6 +111,14 @@ class GradientExchange {
   // `more` checks what else the program loads with it and gives, as text, what must be equal of it.
   void load_state(const GradientState& state, const std::function<std::string()>& more = {});
 
+  // For ranks that may change, see Note [Changing worlds]. All averages from here to the next call
+  // belong to one step, which leave() can take back. Costs a copy of the residuals a step. Between
+  // steps; throws what an exchange before it threw.
+  void begin_step();
+  // Ends the exchange for good and returns what it has carried so far; with `undo` what it had when
+  // the step began. Not collective, and all there is left to do after a failure.
+  detail::SavedGradients leave(bool undo);
+
  private:
   GradientExchange(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& name,
                    const std::string& model, const std::vector<LayerInfo>& layers,
@@ -138,6 +146,8 @@ class GradientExchange {
   void measure(const comm::Bucket& bucket, const comm::Plan& plan);
   bool adapt_plan(std::int64_t step);
   void finish_step(std::int64_t step);
+  detail::SavedGradients saved_now() const;
+
   const std::string name_;
   std::uint64_t loads_ = 0;
   std::map<std::string, std::int64_t, std::less<>> numel_of_layer_;
@@ -153,6 +163,7 @@ class GradientExchange {
   const std::unique_ptr<AutomaticPlan> automatic_;
   const std::int64_t warmup_steps_;
   std::int64_t submitted_steps_ = 0;
+  std::int64_t steps_at_mark_ = -1;  // -1: begin_step() was never called
   std::atomic<std::int64_t> measured_step_ = -1;
   std::vector<LayerReport> measuring_;  // of the communication thread alone
   std::optional<Timeline::Clock::time_point> began_;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <exception>
 #include <map>
+#include <utility>
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
@@ -94,30 +95,8 @@ OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Op
     parameters_ = detail::OuterParameters(module, options_.granularity);
     return parameters_.description();
   });
-  CompressionOptions compression(with_decay(options_.compression));
-  compression.seed = options_.seed;
-  compression.compress_1d = true;  // a part may be of one dimension; small ones are left out
-  compression.min_numel = options_.min_numel;
-  for (const auto& [pattern, spec] : options_.overrides) {
-    compression.overrides.emplace_back(pattern, with_decay(spec));
-  }
-  compression.record_gradients = options_.record_gradients;
-  compression.record_from = options_.record_from;
-  compression.record_steps = options_.record_steps;
-  plan_ = detail::agreed_plan(
-              *group, name_, "the settings of the outer optimizer", parameters_.layout(),
-              parameters_.layers(), compression,
-              [&](const CompressionPlan& made) { return settings_of(options_, outer_, made); })
-              .plan;
-  averager_ = comm::guard(*group, "making what averages the deltas", 0, [&] {
-    return std::make_unique<comm::BucketAverager>(
-        comm::duplicate(group, name_),
-        comm::AveragerOptions{.seed = options_.seed,
-                              .timeline = options_.timeline,
-                              .record_gradients = options_.record_gradients,
-                              .record_from = options_.record_from,
-                              .record_steps = options_.record_steps});
-  });
+  agree_on_options(*group);
+  averager_ = make_averager(group);
   collect_warnings();
   broadcast(parameters_.at_the_start(), "broadcast of the model");
 
@@ -131,6 +110,37 @@ OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Op
       synchronised_.narrow(0, at, parameter.numel()).copy_(parameter.detach().flatten());
       at += parameter.numel();
     }
+  });
+}
+
+void OuterOptimizer::agree_on_options(c10d::ProcessGroup& group) {
+  CompressionOptions compression(with_decay(options_.compression));
+  compression.seed = options_.seed;
+  compression.compress_1d = true;  // a part may be of one dimension; small ones are left out
+  compression.min_numel = options_.min_numel;
+  for (const auto& [pattern, spec] : options_.overrides) {
+    compression.overrides.emplace_back(pattern, with_decay(spec));
+  }
+  compression.record_gradients = options_.record_gradients;
+  compression.record_from = options_.record_from;
+  compression.record_steps = options_.record_steps;
+  plan_ = detail::agreed_plan(
+              group, name_, "the settings of the outer optimizer", parameters_.layout(),
+              parameters_.layers(), compression,
+              [&](const CompressionPlan& made) { return settings_of(options_, outer_, made); })
+              .plan;
+}
+
+std::unique_ptr<comm::BucketAverager> OuterOptimizer::make_averager(
+    const c10::intrusive_ptr<c10d::ProcessGroup>& group) const {
+  return comm::guard(*group, "making what averages the deltas", 0, [&] {
+    return std::make_unique<comm::BucketAverager>(
+        comm::duplicate(group, name_),
+        comm::AveragerOptions{.seed = options_.seed,
+                              .timeline = options_.timeline,
+                              .record_gradients = options_.record_gradients,
+                              .record_from = options_.record_from,
+                              .record_steps = options_.record_steps});
   });
 }
 
@@ -156,6 +166,9 @@ void OuterOptimizer::broadcast(std::vector<at::Tensor> tensors, const char* oper
 }
 
 bool OuterOptimizer::step() {
+  const Repeat repeat = std::exchange(repeat_, Repeat::kNothing);
+  if (repeat == Repeat::kOuterStep) outer_step();
+  if (repeat != Repeat::kNothing) return true;
   const auto number = static_cast<std::uint64_t>(summary_.inner_steps);
   comm::guard(*averager_->group(), "an inner step", number, [&] {
     parameters_.check_unchanged();
@@ -181,7 +194,9 @@ void OuterOptimizer::outer_step() {
   });
   // Until the last rank has come: that is no time of the exchange.
   const auto arrived = Clock::now();
+  repeat_ = Repeat::kOuterStep;
   bool finite = meet(not_finite);
+  if (marks_) averager_->mark();
   const auto begin = Clock::now();
   summary_.wait_seconds += std::chrono::duration<double>(begin - arrived).count();
   if (finite) {
@@ -205,9 +220,10 @@ void OuterOptimizer::outer_step() {
       for (const std::size_t index : not_finite)
         inner_.state().erase(parameters_.trained()[index].unsafeGetTensorImpl());
   });
+  ++summary_.outer_steps;  // what comes now may fail and changes no weights
+  repeat_ = Repeat::kNothing;
   broadcast_buffers();
   summary_.exchange_seconds += seconds_since(begin);
-  ++summary_.outer_steps;
   if (options_.check_replicas) check_same_weights();
   summary_.traffic = averager_->traffic();
   summary_.traffic.sent_bytes += sent_beside_;
@@ -327,15 +343,19 @@ std::uint32_t OuterOptimizer::synchronised_crc32c() const {
   return crc32c(bytes_of(synchronised_));
 }
 
+detail::SavedOuter OuterOptimizer::saved_now() const {
+  return {.layout = parameters_.layout(),
+          .world = averager_->group()->getSize(),
+          .inner_steps = summary_.inner_steps,
+          .outer_steps = summary_.outer_steps,
+          .skipped_steps = summary_.skipped_steps,
+          .synchronised = synchronised_,
+          .momentum = momentum_,
+          .averager = averager_->state()};
+}
+
 OuterState OuterOptimizer::state() const {
-  return detail::state_of({.layout = parameters_.layout(),
-                           .world = averager_->group()->getSize(),
-                           .inner_steps = summary_.inner_steps,
-                           .outer_steps = summary_.outer_steps,
-                           .skipped_steps = summary_.skipped_steps,
-                           .synchronised = synchronised_,
-                           .momentum = momentum_,
-                           .averager = averager_->state()});
+  return detail::state_of(saved_now());
 }
 
 void OuterOptimizer::load_state(const OuterState& state) {

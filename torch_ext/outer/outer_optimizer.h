@@ -15,6 +15,7 @@
 
 #include "thinwire/comm/average/bucket_averager.h"
 #include "thinwire/compressors/peft/pack.h"
+#include "thinwire/torch_ext/elastic/move.h"
 #include "thinwire/torch_ext/outer/outer_parameters.h"
 #include "thinwire/torch_ext/outer/outer_state.h"
 
@@ -143,7 +144,26 @@ class OuterOptimizer {
   OuterState state() const;
   void load_state(const OuterState& state);
 
+  // For ranks that may change while they train, see Note [Changing worlds]. Its steps are the outer
+  // ones, in which alone ranks meet: between them each goes on with weights of its own, and keeps
+  // them. Where an outer step has failed and is to be made again, the next step() does that and
+  // nothing else, as the inner step before it is done. A rank that takes over starts from the
+  // weights of the last meeting. move_to() is collective over the new group; where it throws, the
+  // object can do nothing but move again.
+  void begin_step() { marks_ = true; }
+  void end_step() {}
+  std::int64_t finished_steps() const { return summary_.outer_steps; }
+  void move_to(const Move& move);
+
  private:
+  // Whether the next step() has to do with the last one, which failed.
+  enum class Repeat { kNothing, kOuterStep, kNoMore };
+
+  void agree_on_options(c10d::ProcessGroup& group);
+  std::unique_ptr<comm::BucketAverager> make_averager(
+      const c10::intrusive_ptr<c10d::ProcessGroup>& group) const;
+  void leave(const Move& move);
+  detail::SavedOuter saved_now() const;
   void collect_warnings();
   void broadcast(std::vector<at::Tensor> tensors, const char* operation);
   // Of the trained parameters, those that are not finite, by index.
@@ -168,6 +188,9 @@ class OuterOptimizer {
   std::uint64_t sent_beside_ = 0;  // bytes that the averager does not know of
   std::int64_t skipped_in_a_row_ = 0;
   std::int64_t loads_ = 0;
+  Repeat repeat_ = Repeat::kNothing;
+  bool marks_ = false;  // an outer step that fails is to be made again
+  OuterState carried_;  // from one world to the next, until this rank has arrived
 };
 
 }  // namespace thinwire

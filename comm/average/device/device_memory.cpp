@@ -112,6 +112,15 @@ void DeviceMemory::copy_to(ErrorFeedback::State& all_residuals,
   }
 }
 
+DeviceMemory DeviceMemory::copy() const {
+  DeviceMemory copied(device_);
+  for (const auto& [name, residual] : residuals_) copied.residuals_.emplace(name, residual.clone());
+  for (const auto& [name, ranges] : second_) {
+    for (const auto& [extent, values] : ranges) copied.second_[name][extent] = values.clone();
+  }
+  return copied;
+}
+
 bool DeviceMemory::carries(std::string_view name) const {
   return residuals_.contains(name) || second_.contains(name);
 }

@@ -49,6 +49,8 @@ class DeviceMemory {
   void take(ErrorFeedback& feedback, SecondResidual& second);
   // Adds all to the states. Waits for the device.
   void copy_to(ErrorFeedback::State& residuals, SecondResidual::State& second) const;
+  // Memory of its own with the same values.
+  DeviceMemory copy() const;
   // Whether the layer is owed anything.
   bool carries(std::string_view name) const;
 

@@ -55,6 +55,13 @@ c10::intrusive_ptr<c10d::Backend> connect(const c10::intrusive_ptr<c10d::Store>&
   return c10::make_intrusive<ProcessGroupGloo>(store, rank, size, std::move(options));
 }
 
+// LibTorch has no way to end a group's operations before their timeout.
+struct GlooContexts : ProcessGroupGloo {
+  static const std::vector<std::shared_ptr<gloo::Context>>& of(const ProcessGroupGloo& group) {
+    return group.*(&GlooContexts::contexts_);
+  }
+};
+
 }  // namespace
 
 void check_gloo_backend(const GlooOptions& options) {
@@ -89,6 +96,12 @@ c10::intrusive_ptr<c10d::Backend> reconnect_gloo_backend(
   THINWIRE_ASSERT(place != ranks.end());
   return connect(store, static_cast<int>(place - ranks.begin()), static_cast<int>(ranks.size()),
                  options->devices.front(), options->timeout);
+}
+
+void close_gloo_backend(c10d::Backend& backend) {
+  const auto* gloo = dynamic_cast<const ProcessGroupGloo*>(&backend);
+  if (gloo == nullptr) return;
+  for (const auto& context : GlooContexts::of(*gloo)) context->closeConnections();
 }
 
 // Note [Flight recorder]

@@ -35,6 +35,11 @@ c10::intrusive_ptr<c10d::Backend> reconnect_gloo_backend(
     const c10::intrusive_ptr<c10d::Backend>& backend, const c10::intrusive_ptr<c10d::Store>& store,
     const std::vector<int>& ranks);
 
+// Closes all connections of `backend`: what the other ranks wait for with this one fails there at
+// once. What this rank waits for itself may last until its timeout. Of another backend than Gloo
+// nothing.
+void close_gloo_backend(c10d::Backend& backend);
+
 // See prepare_process().
 void prepare_gloo_backend();
 // Whether torch records the Gloo operations of this process; see Note [Flight recorder].

@@ -1,4 +1,5 @@
-// Declaration of what ProcessGroupGloo.hpp calls on a context. See rendezvous/store.h.
+// Declaration of what ProcessGroupGloo.hpp and gloo/backend.cpp call on a context. See
+// rendezvous/store.h.
 #pragma once
 
 #include <chrono>
@@ -8,6 +9,7 @@ namespace gloo {
 class Context {
  public:
   void setTimeout(std::chrono::milliseconds timeout);
+  void closeConnections();
 };
 
 }  // namespace gloo

@@ -6,7 +6,8 @@
 // creates; it requires that no file of ours
 //   - creates a ProcessGroupGloo::GlooStore (its table of virtual functions would be ours, and
 //     shorter than the one LibTorch was compiled with),
-//   - calls a member of a gloo class, or
+//   - calls a member of a gloo class that is virtual or that LibTorch does not export
+//     (Context::closeConnections() is neither), or
 //   - includes ProcessGroupGloo.hpp anywhere but in comm/backend/gloo/backend.cpp.
 #pragma once
 

@@ -1,0 +1,97 @@
+// OuterOptimizer on its way from one world to the next.
+#include "thinwire/common/error.h"
+#include "thinwire/tests/torch_ext/elastic/next_group.h"
+#include "thinwire/tests/torch_ext/outer/outer_toy.h"
+
+namespace thinwire {
+namespace {
+
+using testing::expect_same_on_all;
+using testing::group_of;
+using testing::RankContext;
+using testing::run_ranks;
+using testing::Toy;
+
+struct OuterTraining {
+  OuterTraining(const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::string& compression)
+      : inner(toy.parameters(), torch::optim::SGDOptions(testing::kRate)),
+        outer(toy, inner, group,
+              {.inner_steps = 2, .learning_rate = 1, .momentum = 0, .compression = compression}) {
+    outer.begin_step();
+  }
+  bool step(int rank, std::int64_t number) {
+    toy.set_gradients(rank, number);
+    return outer.step();
+  }
+  Toy toy;
+  torch::optim::SGD inner;
+  OuterOptimizer outer;
+};
+
+// A rank dies between two meetings: the others meet without it, at the weights that they have come
+// to, and a new rank begins at the last meeting.
+TEST(OuterMove, ThoseWhoAreLeftMeetWithTheStepsThatTheyHaveMade) {
+  run_ranks(3, [](RankContext& ctx) {
+    auto training = std::make_unique<OuterTraining>(ctx.group, "none");
+    for (int step = 0; step < 4; ++step) training->step(ctx.rank, step);
+    if (ctx.rank == 2) {
+      training.reset();
+      ctx.group.reset();
+      training = std::make_unique<OuterTraining>(group_of(ctx, "alone", 0, 1), "none");
+      training->step(2, 0);
+    } else {
+      EXPECT_FALSE(training->step(ctx.rank, 4));
+      EXPECT_THROW(training->step(ctx.rank, 5), CommError);
+      const at::Tensor mine = training->toy.flat();
+      auto two = group_of(ctx, "two", ctx.rank, 2);
+      std::vector<at::Tensor> sum = {mine.clone()};
+      two->allreduce(sum)->wait();
+      training->outer.move_to({.group = two, .standing = Standing::kRepeats});
+      EXPECT_TRUE(at::equal(training->toy.flat(), mine)) << "weights between meetings are kept";
+      EXPECT_EQ(training->outer.finished_steps(), 2);
+      // The repeated call meets; its gradients are those of an inner step that is done.
+      EXPECT_TRUE(training->step(ctx.rank, 99));
+      EXPECT_LE((training->toy.flat() - sum[0] / 2).abs().max().item<float>(), 1e-6);
+      EXPECT_EQ(training->outer.summary().inner_steps, 6);
+      EXPECT_EQ(training->outer.finished_steps(), 3);
+    }
+    auto three = group_of(ctx, "three", ctx.rank, 3);
+    training->outer.move_to(
+        {.group = three, .standing = ctx.rank == 2 ? Standing::kNew : Standing::kGoesOn});
+    ctx.group = three;
+    expect_same_on_all(ctx, training->toy.flat());
+    EXPECT_EQ(training->outer.finished_steps(), 3);
+    EXPECT_FALSE(training->step(ctx.rank, 6));
+    EXPECT_TRUE(training->step(ctx.rank, 7));
+    expect_same_on_all(ctx, training->toy.flat());
+  });
+}
+
+TEST(OuterMove, WhoIsBehindTakesTheMeetingsEndAndAStepThatIsTakenBackLeavesNothing) {
+  run_ranks(2, [](RankContext& ctx) {
+    const char* spec = "ternary(density=0.05)";
+    OuterTraining training(ctx.group, spec);
+    for (int step = 0; step < 4; ++step) training.step(ctx.rank, step);
+    const OuterState before = training.outer.state();
+    if (ctx.rank == 1) training.toy.big.data().fill_(9);
+    training.outer.move_to({.group = group_of(ctx, "next", ctx.rank, 2),
+                            .standing = ctx.rank == 0 ? Standing::kGoesOn : Standing::kBehind});
+    ctx.group = group_of(ctx, "check", ctx.rank, 2);
+    expect_same_on_all(ctx, training.toy.flat());
+    const OuterState after = training.outer.state();
+    ASSERT_EQ(after.size(), before.size());
+    for (const auto& [name, tensor] : before)
+      EXPECT_TRUE(at::equal(after.at(name), tensor)) << name;
+    // Its call is the one whose end it lacked.
+    if (ctx.rank == 1) {
+      EXPECT_TRUE(training.step(1, 3));
+    }
+    EXPECT_EQ(training.outer.summary().inner_steps, 4);
+    EXPECT_FALSE(training.step(ctx.rank, 4));
+    EXPECT_TRUE(training.step(ctx.rank, 5));
+    expect_same_on_all(ctx, training.toy.flat());
+  });
+}
+
+}  // namespace
+}  // namespace thinwire
