@@ -124,6 +124,10 @@ Env::Env(Reader read)
       postmortem(read.text("THINWIRE_POSTMORTEM", "",
                            "folder where a rank whose collective fails writes what it was doing, "
                            "for `thinwire doctor --postmortem`")),
+      store(
+          read.text("THINWIRE_STORE", "",
+                    "HOST:PORT of the store that `thinwire store` serves, in place of one in rank "
+                    "0")),
       disable_cuda(
           read.flag("THINWIRE_DISABLE_CUDA", "1 keeps thinwire from loading its CUDA module")),
       variables_(std::move(read.variables)) {

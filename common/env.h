@@ -15,7 +15,8 @@
 // them, for groups that launch::init() did not make, and the contents of THINWIRE_LINK_MODEL, whose
 // path may differ. What is left may differ from rank to rank: it decides no collective
 // (THINWIRE_LOG_LEVEL, THINWIRE_DATA, THINWIRE_POSTMORTEM, THINWIRE_DISABLE_CUDA), names what is
-// this host's own (THINWIRE_GLOO_INTERFACE), or changes no bit of a result (THINWIRE_SIMD).
+// this host's own (THINWIRE_GLOO_INTERFACE) or where the ranks meet in the first place
+// (THINWIRE_STORE), or changes no bit of a result (THINWIRE_SIMD).
 #pragma once
 
 #include <chrono>
@@ -60,6 +61,8 @@ class Env {
   // THINWIRE_POSTMORTEM: folder where a rank whose collective fails writes what it was doing, for
   // `thinwire doctor --postmortem`; empty: nowhere.
   const std::string postmortem;
+  // THINWIRE_STORE: HOST:PORT of the store that `thinwire store` serves, in place of one in rank 0.
+  const std::string store;
   // THINWIRE_DISABLE_CUDA: 1 keeps thinwire from loading its CUDA module.
   const bool disable_cuda;
 

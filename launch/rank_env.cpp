@@ -62,6 +62,10 @@ void check_below(const std::string& index_name, int index, const std::string& co
 
 // MASTER_ADDR and MASTER_PORT, which work by hand under every launcher. Both or neither.
 void read_master(const Variables& read, RankEnv& env) {
+  if (const auto store = read.text("THINWIRE_STORE")) {
+    use_store(env, *store);
+    return;
+  }
   const auto address = read.text("MASTER_ADDR");
   const auto port = read.number("MASTER_PORT", 1, 65535);
   check(address.has_value() == port.has_value(), address ? "MASTER_ADDR" : "MASTER_PORT",
@@ -92,7 +96,7 @@ RankEnv read_torchrun(const Variables& read) {
   check(env.local_size <= env.size, "LOCAL_WORLD_SIZE=", env.local_size,
         " must not be more than WORLD_SIZE=", env.size);
   read_master(read, env);
-  env.agent_store = read_agent_store(read);
+  env.agent_store = read_agent_store(read) || env.agent_store;
   env.run_id = read.text("TORCHELASTIC_RUN_ID").value_or("");
   check(!env.master_addr.empty() || (env.size == 1 && !env.agent_store), "RANK=", env.rank,
         " and WORLD_SIZE=", env.size,
@@ -257,6 +261,23 @@ RankEnv read_rank_env() {
     const char* value = std::getenv(name.c_str());
     return value ? std::optional<std::string>(value) : std::nullopt;
   });
+}
+
+void use_store(RankEnv& env, const std::string& address) {
+  const std::size_t colon = address.rfind(':');
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']')
+    host = host.substr(1, host.size() - 2);
+  int port = 0;
+  const char* const end = address.data() + address.size();
+  const char* const begin = colon == std::string::npos ? end : address.data() + colon + 1;
+  const auto [stop, error] = std::from_chars(begin, end, port);
+  check(!host.empty() && error == std::errc() && stop == end && port > 0 && port <= 65535,
+        "the environment variable THINWIRE_STORE='", address,
+        "' must be HOST:PORT, the address of a store that `thinwire store` serves");
+  env.master_addr = host;
+  env.master_port = port;
+  env.agent_store = true;
 }
 
 int slurm_port(long long job, long long step) {

@@ -23,7 +23,9 @@
 // Variables that tell of a job and not of its size (PALS_RANKID, PMIX_RANK) are refused: a program
 // that went on would train alone, once for every rank.
 //
-// RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set by hand work like torchrun's.
+// RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set by hand work like torchrun's. THINWIRE_STORE,
+// HOST:PORT, stands before MASTER_* under every launcher: nobody serves a store then, see `thinwire
+// store`.
 #pragma once
 
 #include <functional>
@@ -48,7 +50,7 @@ struct RankEnv {
   // Where the store is; under mpirun empty and 0 until rank 0 has told the others.
   std::string master_addr;
   int master_port = 0;
-  // torchrun's agent serves the store: every rank connects as a client.
+  // torchrun's agent or `thinwire store` serves the store: every rank connects as a client.
   bool agent_store = false;
   // TORCHELASTIC_RUN_ID, part of the store's prefix. What torchrun tells beside it of a restart is
   // not the same on every rank; see Note [Rounds].
@@ -62,6 +64,10 @@ using EnvLookup = std::function<std::optional<std::string>(const std::string& na
 RankEnv read_rank_env(const EnvLookup& lookup);
 // From this process's environment.
 RankEnv read_rank_env();
+
+// Takes the address of a store that none of the ranks serves from "HOST:PORT"; an IPv6 address
+// stands in brackets or not. Throws InvalidArgument for anything else.
+void use_store(RankEnv& env, const std::string& address);
 
 // The port at which rank 0 of a Slurm step serves the store: 15000 + (31 job + step) mod 15000,
 // below the ports that Linux hands out by itself. Steps of one job, and jobs next to each other,

@@ -13,6 +13,8 @@
 
 namespace thinwire::launch {
 
+struct Enrolment;
+
 struct InitOptions {
   // "auto", "mpi", "gloo" or "nccl"; auto: THINWIRE_BACKEND, else mpi under mpirun, else
   // gloo. nccl must be asked for, by programs whose gradients are in GPU memory.
@@ -56,7 +58,10 @@ class World {
 
  private:
   friend World init(const InitOptions& options);
+  friend class ElasticWorld;
   World() = default;
+  // Makes the default group; rank, host and store are known. Collective.
+  void begin(std::vector<Enrolment> members, std::chrono::milliseconds timeout);
 
   RankEnv ranks_;
   std::string host_;

@@ -19,5 +19,6 @@ void add_plan_command(CLI::App& app);
 void add_replay_command(CLI::App& app);
 void add_report_command(CLI::App& app);
 void add_simulate_command(CLI::App& app);
+void add_store_command(CLI::App& app);
 
 }  // namespace thinwire::launch

@@ -54,6 +54,7 @@ int run(int argc, char** argv) {
   add_report_command(app);
   add_advise_command(app);
   add_simulate_command(app);
+  add_store_command(app);
 
   if (argc > 1 && argv[1][0] != '-') {
     const std::string unknown = unknown_command(app, argv[1]);

@@ -44,6 +44,7 @@ TEST(Env, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(env.link_model, "");
   EXPECT_EQ(env.simd, "");
   EXPECT_EQ(env.postmortem, "");
+  EXPECT_EQ(env.store, "");
   EXPECT_FALSE(env.disable_cuda);
 }
 
@@ -58,6 +59,7 @@ TEST(Env, ReadsEveryVariable) {
                           {"THINWIRE_LINK_MODEL", "/link.json"},
                           {"THINWIRE_SIMD", "AVX2"},
                           {"THINWIRE_POSTMORTEM", "/failures"},
+                          {"THINWIRE_STORE", "a:29500"},
                           {"THINWIRE_DISABLE_CUDA", "1"}});
   EXPECT_EQ(env.log_level, "debug");
   EXPECT_EQ(env.compression, "quantize(bits=4)");
@@ -69,6 +71,7 @@ TEST(Env, ReadsEveryVariable) {
   EXPECT_EQ(env.link_model, "/link.json");
   EXPECT_EQ(env.simd, "AVX2");
   EXPECT_EQ(env.postmortem, "/failures");
+  EXPECT_EQ(env.store, "a:29500");
   EXPECT_TRUE(env.disable_cuda);
   for (const auto& variable : env.variables()) EXPECT_TRUE(variable.is_set) << variable.name;
 }
