@@ -57,6 +57,13 @@ void add_training_options(CLI::App& app, TrainingOptions& options) {
   app.add_option("--link-model", options.link_model,
                  "File of `thinwire link`, for lgreco(objective=time); default: "
                  "THINWIRE_LINK_MODEL");
+  app.add_flag("--elastic", options.elastic,
+               "Go on without ranks that die, and with those that come later; see docs/elastic.md "
+               "for how to start it");
+  app.add_option("--min-ranks", options.min_ranks,
+                 "With --elastic: so many ranks begin and go on without the others, and no fewer; "
+                 "0: all begin, more than half of those before go on")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--target-accuracy", options.target_accuracy,
                  "Stop when a test reaches this accuracy (0 to 1)")
       ->check(CLI::Range(0.0, 1.0));

@@ -27,6 +27,8 @@ struct TrainingOptions : CommonOptions {
   std::filesystem::path plan;             // where lgreco(...)'s last plan is written
   bool profile = false;                   // measure the link and the codecs first, for the log
   std::string link_model;                 // empty: THINWIRE_LINK_MODEL
+  bool elastic = false;                   // go on when ranks die or come
+  int min_ranks = 0;                      // with `elastic`; 0: more than half
   std::optional<double> target_accuracy;  // stop when a test reaches it
 };
 
