@@ -43,7 +43,8 @@ void add_store_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "store",
       "Serve the store through which the ranks of a job meet, until it gets SIGTERM, SIGINT or "
-      "SIGHUP: for jobs whose ranks may change, so that none of them is needed");
+      "SIGHUP: for a job whose ranks may change, so that none of them is needed. One "
+      "job, one store");
   const auto port = std::make_shared<int>(0);
   command->add_option("--port", *port, "To listen on, on all interfaces; 0: a free one")
       ->check(CLI::Range(0, 65535))

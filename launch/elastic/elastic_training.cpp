@@ -155,12 +155,12 @@ void ElasticTraining::hand_over(const ElasticWorld::Place& place, bool is_behind
 }
 
 bool ElasticTraining::wait_for_the_others() {
-  constexpr auto kLook = std::chrono::milliseconds(20);
+  constexpr auto kLookAgain = std::chrono::milliseconds(20);
   try {
     world_.finish();
     while (!world_.change_is_called()) {
       if (world_.all_have_finished()) return true;
-      std::this_thread::sleep_for(kLook);
+      std::this_thread::sleep_for(kLookAgain);
     }
     return false;
   } catch (const Error&) {

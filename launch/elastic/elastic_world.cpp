@@ -44,7 +44,7 @@ RankEnv elastic_ranks(const ElasticOptions& options) {
 }
 
 // "lost rank 2; 1 new rank"
-std::string difference(const Roster& before, const Roster& after) {
+std::string who_has_changed(const Roster& before, const Roster& after) {
   std::vector<int> lost;
   for (int rank = 0; rank < before.size(); ++rank)
     if (after.rank_of(before.ranks[static_cast<std::size_t>(rank)].id) < 0) lost.push_back(rank);
@@ -138,7 +138,7 @@ ElasticWorld::Place ElasticWorld::join_next(bool is_new, const std::vector<std::
         c10::make_intrusive<c10d::PrefixStore>(concat("world/", roster.generation), store_),
         options_.connect_timeout);
   log::info("world ", roster.generation, ": rank ", rank, " of ", roster.size(),
-            difference(before, roster), why.empty() ? "" : concat(" (", why, ")"));
+            who_has_changed(before, roster), why.empty() ? "" : concat(" (", why, ")"));
   Place place;
   place.is_new = is_new || !as_it_was;
   place.furthest = roster.ranks.front().finished;
