@@ -109,7 +109,7 @@ TEST(Env, EveryVariableIsDescribedOnce) {
         variable.name == "THINWIRE_COMPRESSION" || variable.name == "THINWIRE_CHECK_REPLICAS";
     EXPECT_EQ(variable.must_agree, decides) << variable.name;
   }
-  EXPECT_EQ(seen.size(), 11u);
+  EXPECT_EQ(seen.size(), 12u);
 }
 
 TEST(Env, FindsVariablesThatNobodyReads) {
