@@ -429,15 +429,11 @@ CommunicationSummary GradientExchange::summary() const {
 
 GradientState GradientExchange::state() const {
   detail::SavedGradients saved;
-  thread_->call([&] {
-    saved = saved_now();
-    if (adaptive_) saved.next_plan = adaptive_->under_way();
-  });
+  thread_->call([&] { saved = saved_now(/*with_next_plan=*/true); });
   return detail::put_together(saved);
 }
 
-// Without what is under way of lgreco's next plan, which begins anew in another world.
-detail::SavedGradients GradientExchange::saved_now() const {
+detail::SavedGradients GradientExchange::saved_now(bool with_next_plan) const {
   detail::SavedGradients saved;
   saved.world = averager_.group()->getSize();
   saved.steps = submitted_steps_;
@@ -445,6 +441,7 @@ detail::SavedGradients GradientExchange::saved_now() const {
   if (adaptive_ && adaptive_->allocation()) {
     saved.plan = lgreco::plan_text(*adaptive_->allocation());
   }
+  if (with_next_plan && adaptive_) saved.next_plan = adaptive_->under_way();
   return saved;
 }
 
@@ -465,7 +462,7 @@ detail::SavedGradients GradientExchange::leave(bool undo) {
     averager_.undo();
     submitted_steps_ = steps_at_mark_;
   }
-  return saved_now();
+  return saved_now(/*with_next_plan=*/false);
 }
 
 void GradientExchange::load_state(const GradientState& state,

@@ -146,7 +146,8 @@ class GradientExchange {
   void measure(const comm::Bucket& bucket, const comm::Plan& plan);
   bool adapt_plan(std::int64_t step);
   void finish_step(std::int64_t step);
-  detail::SavedGradients saved_now() const;
+  // What is under way of lgreco's next plan begins anew in another world.
+  detail::SavedGradients saved_now(bool with_next_plan) const;
 
   const std::string name_;
   std::uint64_t loads_ = 0;
