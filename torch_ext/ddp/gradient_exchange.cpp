@@ -445,26 +445,6 @@ detail::SavedGradients GradientExchange::saved_now(bool with_next_plan) const {
   return saved;
 }
 
-void GradientExchange::begin_step() {
-  thread_->call([&] {
-    std::optional<c10::StreamGuard> stream;
-    if (device_stream_) stream.emplace(*device_stream_);
-    averager_.mark();
-  });
-  steps_at_mark_ = submitted_steps_;
-}
-
-detail::SavedGradients GradientExchange::leave(bool undo) {
-  thread_.reset();
-  std::optional<c10::StreamGuard> stream;
-  if (device_stream_) stream.emplace(*device_stream_);
-  if (undo && steps_at_mark_ >= 0) {
-    averager_.undo();
-    submitted_steps_ = steps_at_mark_;
-  }
-  return saved_now(/*with_next_plan=*/false);
-}
-
 void GradientExchange::load_state(const GradientState& state,
                                   const std::function<std::string()>& more) {
   detail::SavedGradients saved;
