@@ -387,6 +387,7 @@ AveragerMemory BucketAverager::memory() const {
   if (device_) {
     memory.residuals += device_->memory().residual_bytes();
     memory.second_residuals += device_->memory().second_bytes();
+    memory.momentum += device_->memory().momentum_bytes();
     memory.in_flight += device_->scratch_bytes();
   }
   return memory;
@@ -402,9 +403,11 @@ void BucketAverager::undo() {
   residuals_.undo();
   if (!device_) return;
   ErrorFeedback::State residuals = residuals_.feedback.state();
+  MomentumCorrection::State momentum = residuals_.momentum.state();
   SecondResidual::State second = residuals_.second.state();
-  if (device_before_) device_before_->copy_to(residuals, second);
+  if (device_before_) device_before_->copy_to(residuals, momentum, second);
   residuals_.feedback.load_state(std::move(residuals));
+  residuals_.momentum.load_state(std::move(momentum));
   residuals_.second.load_state(std::move(second));
   device_->take(residuals_);
 }

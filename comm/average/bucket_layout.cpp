@@ -124,14 +124,13 @@ void force(Strategy strategy, const Bucket& bucket, int hosts, int world,
   }
 }
 
-// In GPU memory there is one way.
+// In GPU memory there is one way for each codec.
 void choose_for_device(const Bucket& bucket, const Plan& plan, const AveragerOptions& options,
                        std::vector<LayerStrategy>& ways) {
   for (std::size_t i = 0; i < ways.size(); ++i) {
     if (!ways[i].codec) continue;
-    check_device_strategy(options.strategy);
     check_device_setting(bucket.layers[i].name, plan.of(bucket.layers[i].name));
-    ways[i].strategy = Strategy::kScatterReduce;
+    ways[i].strategy = device_strategy(*ways[i].codec, options.strategy);
   }
 }
 

@@ -16,6 +16,7 @@
 namespace thinwire::comm {
 
 class PieceTables;
+class SparseTables;
 
 // Layers of a bucket that share a reduction, and so an exchange.
 struct LayerGroup {
@@ -42,9 +43,11 @@ struct BucketLayout {
   };
   std::vector<Layer> layers;
   std::vector<LayerGroup> groups;
-  bool compresses = false;              // any layer has a codec
-  std::vector<std::size_t> dense;       // layers that one all_reduce averages in the buffer's type
-  std::shared_ptr<PieceTables> tables;  // of a bucket in GPU memory, once it has come
+  bool compresses = false;         // any layer has a codec
+  std::vector<std::size_t> dense;  // layers that one all_reduce averages in the buffer's type
+  // Of a bucket in GPU memory, once it has come.
+  std::shared_ptr<PieceTables> tables;
+  std::shared_ptr<SparseTables> chosen_tables, drawn_tables;
 
   // About what it holds.
   std::size_t bytes() const;

@@ -7,6 +7,7 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
 
+#include <cstring>
 #include <utility>
 
 #include "thinwire/comm/average/device_plan.h"
@@ -19,12 +20,14 @@
 namespace thinwire::comm {
 namespace {
 
-const Partition& partition_of(const BucketLayout& layout) {
-  THINWIRE_ASSERT(layout.groups.size() == 1);
-  const auto* reduction = dynamic_cast<const ScatterReduce*>(layout.groups[0].reduction.get());
+const Partition& partition_of(const LayerGroup& group) {
+  const auto* reduction = dynamic_cast<const ScatterReduce*>(group.reduction.get());
   THINWIRE_ASSERT(reduction != nullptr);
   return reduction->partition();
 }
+
+// Exchanges of entries are told apart from those of slices of the same bucket.
+constexpr std::uint64_t kChosenLayout = 0x9E3779B97F4A7C15u, kDrawnLayout = 0xD6E8FEB86659FD93u;
 
 }  // namespace
 
@@ -39,7 +42,11 @@ DeviceAverager::DeviceAverager(c10d::ProcessGroup& group,
                  : nullptr),
       memory_(device),
       scatter_(group, device),
-      verdicts_(group, device, watch_.get()) {
+      chosen_(group, device, scatter_),
+      drawn_(group, device, scatter_),
+      verdicts_(group, device, watch_.get()),
+      words_(at::zeros({sizeof(kernels::ExchangeWords) / sizeof(std::int32_t)},
+                       at::TensorOptions(at::kInt).device(device))) {
   take(residuals);
 }
 
@@ -52,10 +59,10 @@ void DeviceAverager::begin() {
   if (!in_step_) verdicts_.begin_step();
 }
 
-std::vector<DeviceLayer> DeviceAverager::layers_of(const Bucket& bucket,
-                                                   const BucketLayout& layout) const {
+std::vector<DeviceLayer> DeviceAverager::layers_of(const Bucket& bucket, const BucketLayout& layout,
+                                                   const LayerGroup& group) const {
   std::vector<DeviceLayer> layers;
-  for (const std::size_t i : layout.groups[0].layers) {
+  for (const std::size_t i : group.layers) {
     const BucketLayer& layer = bucket.layers[i];
     const BucketLayout::Layer& own = layout.layers[i];
     const bool compressed = own.codec != nullptr;
@@ -69,16 +76,27 @@ std::vector<DeviceLayer> DeviceAverager::layers_of(const Bucket& bucket,
                       .decay = static_cast<float>(own.setting.feedback.decay),
                       .reset_every = own.setting.feedback.reset_every,
                       .owned = own.owned});
+    if (compressed) layers.back().momentum = own.setting.momentum;
   }
   return layers;
 }
 
-PieceTables& DeviceAverager::tables_of(const Bucket& bucket, BucketLayout& layout) {
+PieceTables& DeviceAverager::tables_of(const Bucket& bucket, BucketLayout& layout,
+                                       const LayerGroup& group) {
   if (!layout.tables || layout.tables->memory_version() != memory_.version()) {
-    layout.tables = std::make_shared<PieceTables>(layers_of(bucket, layout), partition_of(layout),
-                                                  group_.getRank(), device_, memory_);
+    layout.tables = std::make_shared<PieceTables>(
+        layers_of(bucket, layout, group), partition_of(group), group_.getRank(), device_, memory_);
   }
   return *layout.tables;
+}
+
+void DeviceAverager::refresh(std::shared_ptr<SparseTables>& tables, const Bucket& bucket,
+                             const BucketLayout& layout, const LayerGroup& group) {
+  if (tables && tables->memory_version() == memory_.version()) return;
+  std::vector<DeviceLayer> layers = layers_of(bucket, layout, group);
+  std::erase_if(layers, [](const DeviceLayer& layer) { return layer.numel == 0; });
+  tables =
+      std::make_shared<SparseTables>(layers, group_.getRank(), group_.getSize(), device_, memory_);
 }
 
 DeviceAverager::Sent DeviceAverager::average(const Bucket& bucket, BucketLayout& layout,
@@ -107,27 +125,81 @@ bool DeviceAverager::waiting(const Bucket& bucket, std::uint64_t number, const W
   return result;
 }
 
+// First the entries, then the slices: no part may be kept before all have come.
 DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, BucketLayout& layout,
                                                         std::int64_t step, std::uint64_t number) {
-  const PieceTables& tables = tables_of(bucket, layout);
-  in_step_ = true;
-  scatter_.average({.sequence = number,
-                    .step = static_cast<std::uint64_t>(step),
-                    .seed = seed_,
-                    .layout = layout.hash,
-                    .bucket = bucket.index},
-                   tables, bucket.buffer, verdicts_.note());
-  const Sent sent{tables.sent_bytes(), tables.mean_bytes()};
-  // Once after a layout has come anew, and only then, the host has to know whether the step counts.
-  if (!tables.pays_back()) return sent;
-  const bool counted = waiting(bucket, number, [&] { return scatter_.counted(); });
-  if (counted) {
-    for (const std::size_t i : layout.groups[0].layers) {
-      if (!layout.layers[i].codec) memory_.drop_residual(bucket.layers[i].name);
-      memory_.drop_unowned(bucket.layers[i].name, layout.layers[i].owned);
+  struct Entries {
+    DeviceSparse* by;
+    std::uint64_t layout;
+    const SparseTables* tables;
+  };
+  std::vector<Entries> entries;
+  const PieceTables* slices = nullptr;
+  for (const LayerGroup& group : layout.groups) {
+    const CodecPtr& codec = layout.layers[group.layers.front()].codec;
+    if (codec && codec->traits().summable) {
+      refresh(layout.drawn_tables, bucket, layout, group);
+      entries.push_back({&drawn_, kDrawnLayout, layout.drawn_tables.get()});
+    } else if (codec && codec->entry_form()) {
+      refresh(layout.chosen_tables, bucket, layout, group);
+      entries.push_back({&chosen_, kChosenLayout, layout.chosen_tables.get()});
+    } else {
+      slices = &tables_of(bucket, layout, group);
     }
   }
+  std::erase_if(entries, [](const Entries& part) { return part.tables->entries() == 0; });
+  in_step_ = true;
+  DeviceExchange exchange{.sequence = number,
+                          .step = static_cast<std::uint64_t>(step),
+                          .seed = seed_,
+                          .layout = layout.hash,
+                          .bucket = bucket.index,
+                          .words = static_cast<kernels::ExchangeWords*>(words_.mutable_data_ptr()),
+                          .begins = true,
+                          .verdict = verdicts_.note()};
+  Sent sent;
+  bool pays_back = false;
+  for (const Entries& part : entries) {
+    DeviceExchange own = exchange;
+    own.layout ^= part.layout;
+    part.by->exchange(own, *part.tables, bucket.buffer);
+    exchange.begins = false;
+    sent = {sent.bytes + part.tables->sent_bytes(), sent.means + part.tables->mean_bytes()};
+    pays_back = pays_back || part.tables->pays_back();
+  }
+  if (slices != nullptr) {
+    scatter_.average(exchange, *slices, bucket.buffer);
+    sent = {sent.bytes + slices->sent_bytes(), sent.means + slices->mean_bytes()};
+    pays_back = pays_back || slices->pays_back();
+  }
+  for (const Entries& part : entries) part.by->deliver(exchange, *part.tables, bucket.buffer);
+  // Once after a layout has come anew, and only then, the host has to know whether the step counts.
+  if (pays_back && waiting(bucket, number, [&] { return counted(); })) {
+    drop_what_was_paid(bucket, layout);
+  }
   return sent;
+}
+
+// Whether residuals have been changed by the last exchange. Waits for the device.
+bool DeviceAverager::counted() const {
+  const at::Tensor host = words_.cpu();
+  kernels::ExchangeWords words;
+  std::memcpy(&words, host.const_data_ptr(), sizeof words);
+  return words.refused == 0 && words.not_finite == 0;
+}
+
+// As Residuals::commit().
+void DeviceAverager::drop_what_was_paid(const Bucket& bucket, const BucketLayout& layout) {
+  for (const LayerGroup& group : layout.groups) {
+    for (const std::size_t i : group.layers) {
+      const std::string& name = bucket.layers[i].name;
+      const BucketLayout::Layer& own = layout.layers[i];
+      const bool uses_momentum = own.codec && own.setting.momentum;
+      if (!uses_momentum) memory_.drop_momentum(name);
+      if (!own.codec || uses_momentum) memory_.drop_residual(name);
+      memory_.drop_unowned(name, own.owned);
+    }
+  }
 }
 
 // Adds to a layer's gradient what it is owed from steps in which it was compressed. As in
@@ -138,6 +210,8 @@ bool DeviceAverager::pay_debt(const Bucket& bucket, std::size_t i) {
   at::Tensor debt = at::zeros({layer.numel()}, at::TensorOptions(at::kFloat).device(device_));
   const at::Tensor residual = memory_.held(layer.name);
   if (residual.defined()) debt.add_(residual);
+  const at::Tensor of_momentum = memory_.held_momentum(layer.name);
+  if (of_momentum.defined()) debt.add_(of_momentum);
   const at::Tensor orphans = memory_.orphans(layer.name, layer.numel(), {});
   if (orphans.defined()) debt.add_(orphans.mul(group_.getSize()));
   gradient_of(bucket, i).add_(debt.to(bucket.buffer.scalar_type()));
@@ -175,6 +249,7 @@ std::uint64_t DeviceAverager::average_dense(const Bucket& bucket, const BucketLa
     const at::Tensor finite = at::isfinite(gradient_of(bucket, i)).all();
     if (!waiting(bucket, number, [&] { return finite.item<bool>(); })) continue;
     memory_.drop_residual(bucket.layers[i].name);
+    memory_.drop_momentum(bucket.layers[i].name);
     memory_.drop_unowned(bucket.layers[i].name, {});
   }
   return ring_bytes(static_cast<std::int64_t>(values.nbytes()), group_.getSize());
@@ -189,13 +264,13 @@ std::uint64_t DeviceAverager::end_step(std::int64_t step) {
 
 void DeviceAverager::copy_to(AveragerState& state) {
   verdicts_.settle();
-  memory_.copy_to(state.residuals, state.second);
+  memory_.copy_to(state.residuals, state.momentum, state.second);
   check();
 }
 
 void DeviceAverager::take(Residuals& residuals) {
   const at::DeviceGuard guard(device_);
-  memory_.take(residuals.feedback, residuals.second);
+  memory_.take(residuals.feedback, residuals.momentum, residuals.second);
 }
 
 }  // namespace thinwire::comm

@@ -8,6 +8,7 @@
 #include "thinwire/comm/average/bucket_layout.h"
 #include "thinwire/comm/average/device/device_memory.h"
 #include "thinwire/comm/average/device/device_scatter.h"
+#include "thinwire/comm/average/device/device_sparse.h"
 #include "thinwire/comm/average/device/device_verdicts.h"
 #include "thinwire/comm/failure/device_watch.h"
 
@@ -47,13 +48,18 @@ class DeviceAverager {
   void take(Residuals& residuals);
 
   const DeviceMemory& memory() const { return memory_; }
-  std::size_t scratch_bytes() const { return scatter_.bytes(); }
+  std::size_t scratch_bytes() const { return scatter_.bytes() + chosen_.bytes() + drawn_.bytes(); }
 
  private:
-  std::vector<DeviceLayer> layers_of(const Bucket& bucket, const BucketLayout& layout) const;
-  PieceTables& tables_of(const Bucket& bucket, BucketLayout& layout);
+  std::vector<DeviceLayer> layers_of(const Bucket& bucket, const BucketLayout& layout,
+                                     const LayerGroup& group) const;
+  PieceTables& tables_of(const Bucket& bucket, BucketLayout& layout, const LayerGroup& group);
+  void refresh(std::shared_ptr<SparseTables>& tables, const Bucket& bucket,
+               const BucketLayout& layout, const LayerGroup& group);
   Sent average_compressed(const Bucket& bucket, BucketLayout& layout, std::int64_t step,
                           std::uint64_t number);
+  bool counted() const;
+  void drop_what_was_paid(const Bucket& bucket, const BucketLayout& layout);
   std::uint64_t average_dense(const Bucket& bucket, const BucketLayout& layout,
                               std::uint64_t number);
   bool pay_debt(const Bucket& bucket, std::size_t layer);
@@ -66,7 +72,9 @@ class DeviceAverager {
   const std::unique_ptr<DeviceWatch> watch_;  // null where the host waits for every collective
   DeviceMemory memory_;
   DeviceScatter scatter_;
+  DeviceSparse chosen_, drawn_;  // entries that each rank chooses, and that all draw alike
   DeviceVerdicts verdicts_;
+  at::Tensor words_;      // of the exchange under way, 32 bits each
   bool in_step_ = false;  // something was exchanged since the last end_step()
 };
 

@@ -4,30 +4,35 @@
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/common/error.h"
-#include "thinwire/compressors/kernels/piece_task.h"
+#include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire::comm {
 
 void check_device_setting(std::string_view layer, const LayerSetting& setting) {
   if (!setting.codec) return;
-  check(
-      setting.codec->piece_format().has_value(), "layer '", layer, "' is in GPU memory, where ",
-      setting.codec->spec(),
-      " has no kernels yet: quantize, cast, onebit and terngrad have; choose one of these or none, "
-      "or train on the CPU");
-  check(!setting.momentum, "layer '", layer,
-        "' is in GPU memory, where momentum correction has no kernels yet");
+  const bool known = setting.codec->piece_format() || setting.codec->entry_form() ||
+                     setting.codec->traits().summable;
+  check(known, "layer '", layer, "' is in GPU memory, where ", setting.codec->spec(),
+        " has no kernels yet: quantize, cast, onebit, terngrad, randomk, topk(select=exact, "
+        "values=fp32, fp16 or bf16) and ternary(scale=mean) have; choose one of these or none, or "
+        "train on the CPU");
 }
 
-void check_device_strategy(const std::optional<Strategy>& strategy) {
-  if (!strategy) return;
-  check(*strategy == Strategy::kScatterReduce, "gradients are in GPU memory, where strategy ",
-        name_of(*strategy), " has no kernels yet: scatter_reduce has; name it, or auto");
+Strategy device_strategy(const Codec& codec, const std::optional<Strategy>& asked) {
+  Strategy one = Strategy::kScatterReduce;
+  if (codec.entry_form()) one = Strategy::kGatherReduce;
+  if (codec.traits().summable) one = Strategy::kDense;
+  check(!asked || *asked == one, "gradients are in GPU memory, where ", codec.spec(),
+        " is averaged by ", name_of(one), " alone: strategy ", name_of(*asked),
+        " has no kernels yet; name ", name_of(one), ", or auto");
+  return one;
 }
 
 void check_device_plan(const Plan& plan, const std::optional<Strategy>& strategy) {
-  if (plan.compresses()) check_device_strategy(strategy);
-  for (const auto& [name, setting] : plan.layers()) check_device_setting(name, setting);
+  for (const auto& [name, setting] : plan.layers()) {
+    check_device_setting(name, setting);
+    if (setting.codec) device_strategy(*setting.codec, strategy);
+  }
 }
 
 void check_device_group(c10d::ProcessGroup& group, at::Device device) {

@@ -12,10 +12,12 @@
 namespace thinwire::comm {
 
 // Each throws InvalidArgument that says what has no kernels, and what has: of one layer, which the
-// message names; of the strategy that a program asks for by name, if any; of all layers of a plan.
+// message names; of all layers of a plan, and the strategy that a program asks for by name, if any.
 void check_device_setting(std::string_view layer, const LayerSetting& setting);
-void check_device_strategy(const std::optional<Strategy>& strategy);
 void check_device_plan(const Plan& plan, const std::optional<Strategy>& strategy);
+
+// The one strategy of a codec that has kernels. Throws InvalidArgument where another is asked for.
+Strategy device_strategy(const Codec& codec, const std::optional<Strategy>& asked);
 
 // Throws InvalidArgument unless the group takes tensors of the device's kind, and small ones in
 // host memory, by which the ranks agree on what they do with the others.

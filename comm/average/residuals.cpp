@@ -63,7 +63,11 @@ ErrorFeedback::Carried Residuals::correct(std::string_view name, std::span<float
   }
   if (!uses_momentum) add(values, momentum.residual(name), 1);
   if (way.in_basis) return carried;
-  add_ranges(second.unowned(name, way.owned), static_cast<float>(world), values);
+  const auto orphans = second.unowned(name, way.owned);
+  add_ranges(orphans, static_cast<float>(world), values);
+  // What was sent is found by what it leaves of the whole.
+  const bool owed_more = !orphans.empty() || !feedback.residual(name).empty();
+  if (uses_momentum && owed_more) momentum.set_corrected(name, values);
   return carried;
 }
 

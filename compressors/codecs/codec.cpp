@@ -5,10 +5,15 @@
 #include "thinwire/compressors/codecs/codec_checks.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/compressors/kernels/piece_task.h"
+#include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire {
 
 std::optional<kernels::PieceFormat> Codec::piece_format() const {
+  return std::nullopt;
+}
+
+std::optional<kernels::EntryForm> Codec::entry_form() const {
   return std::nullopt;
 }
 

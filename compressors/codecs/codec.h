@@ -18,7 +18,8 @@ namespace thinwire {
 
 namespace kernels {
 struct PieceFormat;
-}
+enum class EntryForm : std::uint8_t;
+}  // namespace kernels
 
 // The codecs. The values are part of the frame format: append, never renumber.
 enum class CodecId : std::uint16_t {
@@ -122,6 +123,9 @@ class Codec {
 
   // How the kernels of averaging in GPU memory code it; none where they do not.
   virtual std::optional<kernels::PieceFormat> piece_format() const;
+  // The same for codecs that send chosen entries: those of largest magnitude, as many as
+  // facts().density tells.
+  virtual std::optional<kernels::EntryForm> entry_form() const;
 
   // The same codec with another density, in (0, 1]; null for codecs without one.
   virtual std::shared_ptr<const Codec> with_density(double density) const;

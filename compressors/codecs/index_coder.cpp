@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/elias_fano.h"
 
 static_assert(std::endian::native == std::endian::little, "payloads are little-endian");
 
@@ -113,6 +114,14 @@ class BitReader {
     return zeros + last;
   }
 
+  bool rest_is_zero() const {
+    if (position_ >= end_) return true;
+    const std::size_t byte = position_ / 8;
+    return (std::to_integer<unsigned>(bytes_[byte]) >> (position_ % 8)) == 0 &&
+           std::ranges::all_of(bytes_.subspan(byte + 1),
+                               [](std::byte b) { return b == std::byte{0}; });
+  }
+
   // Bytes read; throws where the padding of the last one is not zero.
   std::size_t finish() const {
     const unsigned used = position_ % 8;
@@ -177,7 +186,98 @@ std::size_t decode_bitmap(std::span<const std::byte> in, std::uint64_t n,
   return bytes;
 }
 
+// The words of form 253, from after its byte and the three zeros.
+struct EliasFanoPlaces {
+  kernels::EliasFano shape;
+  std::size_t directory, low, upper, end;
+};
+EliasFanoPlaces places_of(std::uint64_t n, std::uint64_t k) {
+  const auto shape = kernels::EliasFano::of(n, k);
+  const auto words = [](std::uint32_t count) { return std::size_t{4} * count; };
+  const std::size_t low = words(shape.directory_words);
+  const std::size_t upper = low + words(shape.low_words);
+  return {shape, 0, low, upper, upper + words(shape.upper_words)};
+}
+
+// The directory says of every run of words how many bits were set before it, and nothing else.
+void check_directory(std::span<const std::byte> in, const EliasFanoPlaces& at) {
+  std::uint32_t ones = 0;
+  for (std::uint32_t w = 0; w < at.shape.upper_words; ++w) {
+    std::uint32_t told, word;
+    if (w % kernels::kDirectoryRun == 0) {
+      std::memcpy(&told, in.data() + at.directory + w / kernels::kDirectoryRun * 4, sizeof told);
+      if (told != ones) {
+        throw FrameError(concat("the index payload's directory says ", told, " for word ", w,
+                                ", before which are ", ones));
+      }
+    }
+    std::memcpy(&word, in.data() + at.upper + std::size_t{4} * w, sizeof word);
+    ones += static_cast<std::uint32_t>(std::popcount(word));
+  }
+}
+
+std::size_t decode_elias_fano(std::span<const std::byte> in, std::uint64_t n,
+                              std::span<std::uint32_t> indices) {
+  constexpr std::size_t kZeros = 3;
+  if (indices.empty() || indices.size() > n) throw FrameError("index payload of no or too many");
+  const EliasFanoPlaces at = places_of(n, indices.size());
+  if (in.size() < kZeros + at.end) throw FrameError("index payload is truncated");
+  if (std::ranges::any_of(in.first(kZeros), [](std::byte b) { return b != std::byte{0}; })) {
+    throw FrameError("index payload has padding bits that are not zero");
+  }
+  in = in.subspan(kZeros, at.end);
+  check_directory(in, at);
+  BitReader low(in.subspan(at.low, at.upper - at.low)), upper(in.subspan(at.upper));
+  std::uint64_t zeros = 0, next = 0;
+  for (auto& index : indices) {
+    zeros += upper.unary();
+    checked_index(zeros > (n >> at.shape.low_bits) ? n : next, n);
+    const std::uint64_t found = zeros << at.shape.low_bits | low.take(at.shape.low_bits);
+    if (found < next) throw FrameError(concat("index payload is not ascending at ", found));
+    index = checked_index(found, n);
+    next = found + 1;
+  }
+  for (const BitReader* part : {&low, &upper}) {
+    if (!part->rest_is_zero()) {
+      throw FrameError("index payload has padding bits that are not zero");
+    }
+  }
+  return kZeros + at.end;
+}
+
 }  // namespace
+
+std::size_t elias_fano_bytes(std::uint64_t n, std::uint64_t k) {
+  THINWIRE_ASSERT(k >= 1 && k <= n);
+  return 4 + places_of(n, k).end;
+}
+
+void encode_elias_fano(std::span<const std::uint32_t> indices, std::uint64_t n,
+                       std::span<std::byte> out) {
+  const EliasFanoPlaces at = places_of(n, indices.size());
+  THINWIRE_ASSERT(out.size() >= 4 + at.end);
+  std::memset(out.data(), 0, 4 + at.end);
+  out[0] = static_cast<std::byte>(kernels::kEliasFanoForm);
+  out = out.subspan(4);
+  BitWriter low(out.data() + at.low);
+  const auto upper = out.subspan(at.upper);
+  const std::uint32_t mask = (std::uint32_t{1} << at.shape.low_bits) - 1;
+  for (std::size_t j = 0; j < indices.size(); ++j) {
+    low.put(indices[j] & mask, at.shape.low_bits);
+    const std::size_t bit = (indices[j] >> at.shape.low_bits) + j;
+    upper[bit / 8] |= static_cast<std::byte>(1u << (bit % 8));
+  }
+  low.finish();
+  std::uint32_t ones = 0;
+  for (std::uint32_t w = 0; w < at.shape.upper_words; ++w) {
+    if (w % kernels::kDirectoryRun == 0) {
+      std::memcpy(out.data() + at.directory + w / kernels::kDirectoryRun * 4, &ones, sizeof ones);
+    }
+    std::uint32_t word;
+    std::memcpy(&word, upper.data() + std::size_t{4} * w, sizeof word);
+    ones += static_cast<std::uint32_t>(std::popcount(word));
+  }
+}
 
 std::size_t max_index_bytes(std::uint64_t n, std::uint64_t k) {
   THINWIRE_ASSERT(k <= n);
@@ -251,6 +351,7 @@ std::size_t decode_indices(std::span<const std::byte> in, std::uint64_t n,
   const auto form = std::to_integer<unsigned>(in[0]);
   const auto body = in.subspan(1);
   if (form == kBitmap) return 1 + decode_bitmap(body, n, indices);
+  if (form == kernels::kEliasFanoForm) return 1 + decode_elias_fano(body, n, indices);
   BitReader bits(body);
   if (form == kFixed) {
     decode_fixed(bits, n, indices);

@@ -1,5 +1,6 @@
 #include "thinwire/compressors/codecs/ternary.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -7,10 +8,25 @@
 #include "thinwire/compressors/codecs/index_coder.h"
 #include "thinwire/compressors/codecs/sparse_codec.h"
 #include "thinwire/compressors/codecs/sparse_values.h"
+#include "thinwire/compressors/kernels/sparse_task.h"
 #include "thinwire/compressors/kernels/topk.h"
 
 namespace thinwire {
 namespace {
+
+// Of the magnitudes; of runs of 256 first, so that a GPU may take the same sum.
+double sum_of_magnitudes(std::span<const float> values) {
+  constexpr std::size_t kRun = 256;
+  double sum = 0;
+  for (std::size_t begin = 0; begin < values.size(); begin += kRun) {
+    double of_run = 0;
+    for (const float value : values.subspan(begin, std::min(kRun, values.size() - begin))) {
+      of_run += std::abs(static_cast<double>(value));
+    }
+    sum += of_run;
+  }
+  return sum;
+}
 
 // Unbiased, of all elements; sums in order of the elements.
 double standard_deviation(std::span<const float> values) {
@@ -41,6 +57,11 @@ class Ternary final : public SparseCodec {
             .alpha = options_.alpha};
   }
 
+  std::optional<kernels::EntryForm> entry_form() const override {
+    if (options_.alpha) return std::nullopt;
+    return kernels::EntryForm::kSigns;
+  }
+
   CodecPtr with_density(double density) const override {
     TernaryOptions changed = options_;
     changed.density = density;
@@ -59,11 +80,10 @@ class Ternary final : public SparseCodec {
                      std::span<std::byte> output) const override {
     kernels::select_topk(x, kept(static_cast<std::int64_t>(x.size())), sent);
     auto& values = sent.values;
-    double sum = 0;
-    for (const float value : values) sum += std::abs(static_cast<double>(value));
-    const auto scale =
-        static_cast<float>(options_.alpha ? *options_.alpha * standard_deviation(x)
-                                          : sum / static_cast<double>(values.size()));
+    auto scale = static_cast<float>(options_.alpha ? *options_.alpha * standard_deviation(x)
+                                                   : sum_of_magnitudes(values) /
+                                                         static_cast<double>(values.size()));
+    if (std::isnan(scale)) scale = kernels::float_of(kernels::kFloatNanBits);
     std::memcpy(output.data(), &scale, sizeof scale);
     std::size_t size = sizeof scale;
     size += encode_indices(sent.indices, x.size(), output.subspan(size));

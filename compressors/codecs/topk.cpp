@@ -7,6 +7,7 @@
 #include "thinwire/compressors/codecs/index_coder.h"
 #include "thinwire/compressors/codecs/sparse_codec.h"
 #include "thinwire/compressors/codecs/value_levels.h"
+#include "thinwire/compressors/kernels/sparse_task.h"
 #include "thinwire/compressors/kernels/topk.h"
 
 namespace thinwire {
@@ -37,6 +38,21 @@ class Topk final : public SparseCodec {
             .form = CodecFacts::Form::kSparse,
             .density = options_.density,
             .values = options_.values};
+  }
+
+  std::optional<kernels::EntryForm> entry_form() const override {
+    if (options_.sampled) return std::nullopt;
+    switch (options_.values) {
+      case ValueType::kFloat32:
+        return kernels::EntryForm::kFloat32;
+      case ValueType::kFloat16:
+        return kernels::EntryForm::kFloat16;
+      case ValueType::kBFloat16:
+        return kernels::EntryForm::kBFloat16;
+      case ValueType::kCoded:
+        break;
+    }
+    return std::nullopt;
   }
 
   CodecPtr with_density(double density) const override {

@@ -78,6 +78,7 @@ CudaModule::CudaModule(const Places& places) {
   look_up(module, "thinwire_cuda_decode_pieces", decode_pieces_);
   look_up(module, "thinwire_cuda_sum_frames", sum_frames_);
   look_up(module, "thinwire_cuda_frames", handle_frames_);
+  look_up(module, "thinwire_cuda_sparse", run_sparse_);
 }
 
 void CudaModule::check_launch(const char* what, std::int32_t error) const {
@@ -115,6 +116,11 @@ void CudaModule::sum_frames(const kernels::SumTask& task, void* stream) const {
 
 void CudaModule::handle_frames(const kernels::FrameTask& task, void* stream) const {
   check_launch("the headers of frames", handle_frames_(&task, stream));
+}
+
+void CudaModule::run_sparse(const kernels::SparseTask& task, kernels::SparseStage stage,
+                            void* stream) const {
+  check_launch("the entries of a bucket", run_sparse_(&task, stage, stream));
 }
 
 }  // namespace thinwire

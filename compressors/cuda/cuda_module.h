@@ -11,6 +11,7 @@
 
 #include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
+#include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire {
 
@@ -48,6 +49,7 @@ class CudaModule {
   void decode_pieces(const kernels::DecodeTask& task, void* stream) const;
   void sum_frames(const kernels::SumTask& task, void* stream) const;
   void handle_frames(const kernels::FrameTask& task, void* stream) const;
+  void run_sparse(const kernels::SparseTask& task, kernels::SparseStage stage, void* stream) const;
 
   // The file that was loaded.
   const std::string& path() const { return path_; }
@@ -63,6 +65,7 @@ class CudaModule {
   std::int32_t (*reduce_pieces_)(const kernels::ReduceTask*, void*) = nullptr;
   std::int32_t (*decode_pieces_)(const kernels::DecodeTask*, void*) = nullptr;
   std::int32_t (*sum_frames_)(const kernels::SumTask*, void*) = nullptr;
+  std::int32_t (*run_sparse_)(const kernels::SparseTask*, kernels::SparseStage, void*) = nullptr;
   std::int32_t (*handle_frames_)(const kernels::FrameTask*, void*) = nullptr;
 };
 

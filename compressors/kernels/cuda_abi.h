@@ -6,12 +6,13 @@
 
 #include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
+#include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire::kernels {
 
-// Raise it whenever a function or a struct of this file, of quantize_task.h or of piece_task.h
-// changes.
-inline constexpr std::int32_t kCudaAbi = 3;
+// Raise it whenever a function or a struct of this file, of quantize_task.h, piece_task.h or
+// sparse_task.h changes.
+inline constexpr std::int32_t kCudaAbi = 5;
 
 }  // namespace thinwire::kernels
 
@@ -27,5 +28,7 @@ std::int32_t thinwire_cuda_encode_pieces(const thinwire::kernels::EncodeTask* ta
 std::int32_t thinwire_cuda_reduce_pieces(const thinwire::kernels::ReduceTask* task, void* stream);
 std::int32_t thinwire_cuda_decode_pieces(const thinwire::kernels::DecodeTask* task, void* stream);
 std::int32_t thinwire_cuda_sum_frames(const thinwire::kernels::SumTask* task, void* stream);
+std::int32_t thinwire_cuda_sparse(const thinwire::kernels::SparseTask* task,
+                                  thinwire::kernels::SparseStage stage, void* stream);
 std::int32_t thinwire_cuda_frames(const thinwire::kernels::FrameTask* task, void* stream);
 }

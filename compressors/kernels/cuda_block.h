@@ -13,6 +13,7 @@ class CudaBlock {
   __device__ std::uint32_t thread() const { return threadIdx.x; }
   __device__ std::uint32_t size() const { return blockDim.x; }
   __device__ void sync() { __syncthreads(); }
+  __device__ void add(std::uint32_t* counter, std::uint32_t n) { atomicAdd(counter, n); }
 };
 
 // A block for every part up to the number of blocks that keeps any GPU busy many times over; beyond

@@ -35,6 +35,14 @@ THINWIRE_HOST_DEVICE std::uint64_t bits_of(double value) {
 #endif
 }
 
+THINWIRE_HOST_DEVICE std::uint32_t bits_set(std::uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<std::uint32_t>(__popc(static_cast<int>(word)));
+#else
+  return static_cast<std::uint32_t>(__builtin_popcount(word));
+#endif
+}
+
 inline constexpr std::uint32_t kFloatInfinityBits = 0x7F800000u;
 // The one NaN that kernels write, so that payloads do not depend on which NaN came in.
 inline constexpr std::uint32_t kFloatNanBits = 0x7FC00000u;

@@ -32,6 +32,7 @@ THINWIRE_HOST_DEVICE void encode_tile(Context& block, TileShared& shared, const 
     float value = load_element<kType>(task.values, first + i);
     // As Residuals::correct() adds them: a layer that goes as it is gets all of its residual back.
     if (owes && !compressed) value = value + 1.0f * piece.residual[place.begin + i];
+    if (piece.leftover != nullptr) value = value + 1.0f * piece.leftover[place.begin + i];
     if (piece.orphan != nullptr) value = value + task.ranks * piece.orphan[place.begin + i];
     if (owes && compressed) value = value + piece.decay * piece.residual[place.begin + i];
     x[i] = value;

@@ -65,6 +65,8 @@ struct DevicePiece {
   float* residual;
   float* second;
   const float* orphan;
+  // What momentum correction owes from steps in which it corrected the layer; null: nothing.
+  const float* leftover;
   // Whether what encoding loses is kept in `residual`.
   bool keeps_loss;
 };

@@ -4,26 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <c10/cuda/CUDAFunctions.h>
-
-#include "thinwire/comm/average/bucket_averager.h"
 #include "thinwire/common/error.h"
-#include "thinwire/tests/comm/average/averager_fixture.h"
-#include "thinwire/tests/gpu/every_schedule.h"
+#include "thinwire/tests/gpu/device_averaging.h"
 #include "thinwire/tests/support/error_of.h"
-#include "thinwire/tests/support/fake_gpu/fake_gpu.h"
-#include "thinwire/tests/support/fake_gpu/ranks/ranks.h"
 
 namespace thinwire::comm {
 namespace {
 
-using testing::GpuRanks;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using testing::LayerShapes;
-
-// Chunks of which a bucket has several.
-constexpr std::size_t kChunkBytes = 7000;
 
 const LayerShapes kShapes = {{"wide", {3, 500}}, {"cast", {315}},      {"bias", {40}},
                              {"eight", {700}},   {"random", {2, 400}}, {"five", {200}},
@@ -45,60 +34,18 @@ Plan mixed_plan() {
   return plan;
 }
 
-std::string text_of(const at::Tensor& tensor) {
-  const auto* bytes = static_cast<const char*>(tensor.const_data_ptr());
-  return {bytes, bytes + tensor.nbytes()};
-}
-
-// One averager on each side, and what they are given.
-class DeviceAveraging : public testing::EverySchedule {
+class DeviceAveragerTest : public testing::DeviceAveraging {
  protected:
-  void TearDown() override {
-    c10::cuda::device_synchronize();
-    EXPECT_THAT(fake_gpu::findings(), IsEmpty());
+  DeviceAveragerTest() {
+    shapes = kShapes;
+    plan = mixed_plan();
   }
-
-  // Averages on both sides and compares the bits.
-  void average(Bucket bucket, std::int64_t step) {
-    Bucket on_device = bucket;
-    on_device.buffer = bucket.buffer.to(ranks.device());
-    device->average(on_device, plan, step);
-    cpu->average(bucket, plan, step);
-    const at::Tensor found = on_device.buffer.cpu();
-    // Which NaN comes of a conversion is ATen's own affair.
-    EXPECT_TRUE(at::equal(found.isnan(), bucket.buffer.isnan())) << "step " << step;
-    EXPECT_TRUE(text_of(found.nan_to_num(1)) == text_of(bucket.buffer.nan_to_num(1)))
-        << "step " << step << ": " << found.view(-1).ne(bucket.buffer).sum().item<std::int64_t>()
-        << " of " << found.numel() << " elements differ";
-  }
-  void make(AveragerOptions options = {}) {
-    options.seed = 7;
-    options.chunk_bytes = kChunkBytes;
-    device = std::make_unique<BucketAverager>(nccl, options);
-    cpu = std::make_unique<BucketAverager>(gloo, options);
-  }
-  Bucket bucket_of(std::int64_t step, at::ScalarType dtype) const {
-    return testing::random_bucket(shapes, static_cast<std::uint64_t>(step), ranks.rank, dtype);
-  }
-
-  const GpuRanks& ranks = GpuRanks::get();
-  const c10::intrusive_ptr<c10d::ProcessGroup> nccl = [] {
-    static const auto made = GpuRanks::get().nccl_group("device");
-    return made;
-  }();
-  const c10::intrusive_ptr<c10d::ProcessGroup> gloo = [] {
-    static const auto made = GpuRanks::get().gloo_group("cpu");
-    return made;
-  }();
-  LayerShapes shapes = kShapes;
-  Plan plan = mixed_plan();
-  std::unique_ptr<BucketAverager> device, cpu;
 };
-INSTANTIATE_TEST_SUITE_P(, DeviceAveraging,
+INSTANTIATE_TEST_SUITE_P(, DeviceAveragerTest,
                          ::testing::Values(fake_gpu::Schedule::kEager, fake_gpu::Schedule::kLazy),
                          testing::name_of_schedule);
 
-TEST_P(DeviceAveraging, MeansAndResidualsHaveTheBitsOfTheCpu) {
+TEST_P(DeviceAveragerTest, MeansAndResidualsHaveTheBitsOfTheCpu) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     // What goes as it is in a narrow type is the backend's own all_reduce, whose order of adding is
     // its own.
@@ -113,7 +60,7 @@ TEST_P(DeviceAveraging, MeansAndResidualsHaveTheBitsOfTheCpu) {
   }
 }
 
-TEST_P(DeviceAveraging, WhatAnotherLayoutLeavesOwedIsPaidBack) {
+TEST_P(DeviceAveragerTest, WhatAnotherLayoutLeavesOwedIsPaidBack) {
   make();
   average(bucket_of(0, at::kFloat), 0);
   // Other owners: what they hold of others' slices is theirs no longer.
@@ -135,7 +82,7 @@ TEST_P(DeviceAveraging, WhatAnotherLayoutLeavesOwedIsPaidBack) {
   }
 }
 
-TEST_P(DeviceAveraging, AStateGoesOnOnTheOtherSide) {
+TEST_P(DeviceAveragerTest, AStateGoesOnOnTheOtherSide) {
   make();
   for (std::int64_t step = 0; step < 2; ++step) average(bucket_of(step, at::kFloat), step);
   const AveragerState of_device = device->state(), of_cpu = cpu->state();
@@ -149,21 +96,10 @@ TEST_P(DeviceAveraging, AStateGoesOnOnTheOtherSide) {
   EXPECT_TRUE(device->state() == cpu->state());
 }
 
-TEST_P(DeviceAveraging, ASteadyStepWaitsForNothingAndAllocatesNothing) {
+TEST_P(DeviceAveragerTest, ASteadyStepWaitsForNothingAndAllocatesNothing) {
   make();
-  const auto step_of = [&](std::int64_t step) {
-    Bucket bucket = bucket_of(step, at::kFloat);
-    bucket.buffer = bucket.buffer.to(ranks.device());
-    c10::cuda::device_synchronize();
-    const auto before = fake_gpu::counters();
-    {
-      const fake_gpu::NoHostSync nothing_waits;
-      device->average(bucket, plan, step);
-    }
-    return fake_gpu::counters() - before;
-  };
-  for (std::int64_t step = 0; step < 3; ++step) step_of(step);
-  const auto counted = step_of(3);
+  for (std::int64_t step = 0; step < 3; ++step) counters_of_step(step);
+  const auto counted = counters_of_step(3);
   EXPECT_EQ(counted.host_syncs, 0u);
   EXPECT_EQ(counted.allocations, 0u);
   const std::uint64_t chunks = 2;  // of 14 KB
@@ -173,14 +109,14 @@ TEST_P(DeviceAveraging, ASteadyStepWaitsForNothingAndAllocatesNothing) {
   EXPECT_EQ(counted.to_device, 0u);
 }
 
-TEST_P(DeviceAveraging, WhatHasNoKernelsIsRefusedByName) {
+TEST_P(DeviceAveragerTest, WhatHasNoKernelsIsRefusedByName) {
   make();
   Bucket bucket = bucket_of(0, at::kFloat);
   bucket.buffer = bucket.buffer.to(ranks.device());
-  plan.set("wide", parse_layer_setting("topk(density=0.1)"));
+  plan.set("wide", parse_layer_setting("powersgd(rank=2)"));
   EXPECT_THAT(testing::error_of<InvalidArgument>([&] { device->average(bucket, plan, 0); }),
-              AllOf(HasSubstr("layer 'wide' is in GPU memory"), HasSubstr("topk"),
-                    HasSubstr("quantize, cast, onebit and terngrad have")));
+              AllOf(HasSubstr("layer 'wide' is in GPU memory"), HasSubstr("powersgd"),
+                    HasSubstr("quantize, cast, onebit, terngrad, randomk, topk")));
 }
 
 }  // namespace

@@ -47,6 +47,23 @@ at::Tensor DeviceMemory::held(std::string_view name) const {
   return found == residuals_.end() ? at::Tensor() : found->second;
 }
 
+DeviceMemory::Momentum DeviceMemory::momentum(std::string_view name, std::int64_t numel) {
+  auto found = momentum_.find(name);
+  if (found == momentum_.end()) {
+    found = momentum_.emplace(name, Momentum{filled(numel, -0.0f), filled(numel, -0.0f), {}}).first;
+  }
+  Momentum& layer = found->second;
+  check(layer.velocity.numel() == numel, "layer '", name, "' had ", layer.velocity.numel(),
+        " elements, now it has ", numel);
+  if (!layer.next.defined()) layer.next = filled(numel, 0);
+  return layer;
+}
+
+at::Tensor DeviceMemory::held_momentum(std::string_view name) const {
+  const auto found = momentum_.find(name);
+  return found == momentum_.end() ? at::Tensor() : found->second.residual;
+}
+
 at::Tensor DeviceMemory::second(std::string_view name, SecondResidual::Extent extent) {
   auto layer = second_.find(name);
   if (layer == second_.end()) layer = second_.emplace(name, Ranges()).first;
@@ -74,6 +91,13 @@ void DeviceMemory::drop_residual(std::string_view name) {
   ++version_;
 }
 
+void DeviceMemory::drop_momentum(std::string_view name) {
+  const auto found = momentum_.find(name);
+  if (found == momentum_.end()) return;
+  momentum_.erase(found);
+  ++version_;
+}
+
 void DeviceMemory::drop_unowned(std::string_view name, Extents owned) {
   const auto layer = second_.find(name);
   if (layer == second_.end()) return;
@@ -84,8 +108,10 @@ void DeviceMemory::drop_unowned(std::string_view name, Extents owned) {
   if (dropped > 0) ++version_;
 }
 
-void DeviceMemory::take(ErrorFeedback& feedback, SecondResidual& second) {
+void DeviceMemory::take(ErrorFeedback& feedback, MomentumCorrection& momentum,
+                        SecondResidual& second) {
   residuals_.clear();
+  momentum_.clear();
   second_.clear();
   ++version_;
   for (const auto& [name, values] : feedback.state()) {
@@ -96,13 +122,24 @@ void DeviceMemory::take(ErrorFeedback& feedback, SecondResidual& second) {
       second_[name][{range.begin, range.numel()}] = device_copy(range.values, device_);
     }
   }
+  for (const auto& [name, layer] : momentum.state()) {
+    momentum_[name] = {
+        device_copy(layer.velocity, device_), device_copy(layer.residual, device_), {}};
+  }
   feedback.load_state({});
+  momentum.load_state({});
   second.load_state({});
 }
 
 void DeviceMemory::copy_to(ErrorFeedback::State& all_residuals,
+                           MomentumCorrection::State& all_momentum,
                            SecondResidual::State& all_second) const {
   for (const auto& [name, residual] : residuals_) all_residuals[name] = host_copy(residual);
+  for (const auto& [name, layer] : momentum_) {
+    MomentumCorrection::Layer host{host_copy(layer.velocity), host_copy(layer.residual)};
+    if (std::ranges::all_of(host.residual, is_nothing)) continue;
+    all_momentum[name] = std::move(host);
+  }
   for (const auto& [name, ranges] : second_) {
     for (const auto& [extent, values] : ranges) {
       std::vector<float> host = host_copy(values);
@@ -115,6 +152,9 @@ void DeviceMemory::copy_to(ErrorFeedback::State& all_residuals,
 DeviceMemory DeviceMemory::copy() const {
   DeviceMemory copied(device_);
   for (const auto& [name, residual] : residuals_) copied.residuals_.emplace(name, residual.clone());
+  for (const auto& [name, layer] : momentum_) {
+    copied.momentum_[name] = {layer.velocity.clone(), layer.residual.clone(), {}};
+  }
   for (const auto& [name, ranges] : second_) {
     for (const auto& [extent, values] : ranges) copied.second_[name][extent] = values.clone();
   }
@@ -122,12 +162,21 @@ DeviceMemory DeviceMemory::copy() const {
 }
 
 bool DeviceMemory::carries(std::string_view name) const {
-  return residuals_.contains(name) || second_.contains(name);
+  return residuals_.contains(name) || momentum_.contains(name) || second_.contains(name);
 }
 
 std::size_t DeviceMemory::residual_bytes() const {
   std::size_t bytes = 0;
   for (const auto& [name, residual] : residuals_) bytes += residual.nbytes();
+  return bytes;
+}
+
+std::size_t DeviceMemory::momentum_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& [name, layer] : momentum_) {
+    bytes += layer.velocity.nbytes() + layer.residual.nbytes();
+    if (layer.next.defined()) bytes += layer.next.nbytes();
+  }
   return bytes;
 }
 

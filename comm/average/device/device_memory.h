@@ -1,6 +1,6 @@
 // What compression carries over from step to step for layers whose gradients are in GPU memory: the
-// residuals, in the memory of the same device. Their names and meaning are those of ErrorFeedback
-// and SecondResidual.
+// residuals, in the memory of the same device. Their names and meaning are those of ErrorFeedback,
+// MomentumCorrection and SecondResidual.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "thinwire/comm/average/memory/error_feedback.h"
+#include "thinwire/comm/average/memory/momentum_correction.h"
 #include "thinwire/comm/average/memory/second_residual.h"
 
 namespace thinwire::comm {
@@ -33,6 +34,14 @@ class DeviceMemory {
   at::Tensor residual(std::string_view name, std::int64_t numel);
   // The same where there is one, else undefined.
   at::Tensor held(std::string_view name) const;
+  // Of a layer with momentum correction: -0 in both at first use, which stays nothing whatever it
+  // is multiplied by or added to; and room for the velocity of the step under way.
+  struct Momentum {
+    at::Tensor velocity, residual, next;
+  };
+  Momentum momentum(std::string_view name, std::int64_t numel);
+  // Its residual where there is one, else undefined.
+  at::Tensor held_momentum(std::string_view name) const;
   // Of these elements, nothing at first use.
   at::Tensor second(std::string_view name, SecondResidual::Extent extent);
   // Of the whole layer, what this rank holds of second residuals that are none of `owned`, which is
@@ -40,15 +49,17 @@ class DeviceMemory {
   at::Tensor orphans(std::string_view name, std::int64_t numel, Extents owned) const;
 
   void drop_residual(std::string_view name);
+  void drop_momentum(std::string_view name);
   void drop_unowned(std::string_view name, Extents owned);
 
   // Changes whenever memory that was given out is given up.
   std::uint64_t version() const { return version_; }
 
   // Replaces all by what the host holds, which then holds it no longer.
-  void take(ErrorFeedback& feedback, SecondResidual& second);
+  void take(ErrorFeedback& feedback, MomentumCorrection& momentum, SecondResidual& second);
   // Adds all to the states. Waits for the device.
-  void copy_to(ErrorFeedback::State& residuals, SecondResidual::State& second) const;
+  void copy_to(ErrorFeedback::State& residuals, MomentumCorrection::State& momentum,
+               SecondResidual::State& second) const;
   // Memory of its own with the same values.
   DeviceMemory copy() const;
   // Whether the layer is owed anything.
@@ -56,6 +67,7 @@ class DeviceMemory {
 
   // Bytes held.
   std::size_t residual_bytes() const;
+  std::size_t momentum_bytes() const;
   std::size_t second_bytes() const;
 
  private:
@@ -65,6 +77,7 @@ class DeviceMemory {
 
   at::Device device_;
   std::map<std::string, at::Tensor, std::less<>> residuals_;
+  std::map<std::string, Momentum, std::less<>> momentum_;
   std::map<std::string, Ranges, std::less<>> second_;
   std::uint64_t version_ = 0;
 };

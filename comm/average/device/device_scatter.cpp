@@ -1,12 +1,11 @@
 #include "thinwire/comm/average/device/device_scatter.h"
 
-#include <ATen/ops/zeros.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include <cstring>
 #include <numeric>
 #include <vector>
 
+#include "thinwire/comm/average/device/table_upload.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/error.h"
@@ -16,19 +15,8 @@ namespace {
 
 constexpr const char* kDeviceScatter = "scatter_reduce";
 
-// Zeros, since padding travels too. Some more than needed, for the next bucket may need more.
-void enlarge(at::Tensor& memory, std::int64_t numel, at::ScalarType type, at::Device device) {
-  if (memory.defined() && memory.numel() >= numel) return;
-  memory = at::zeros({numel + numel / 8}, at::TensorOptions(type).device(device));
-}
-
 std::int64_t sum_of_sizes(const std::vector<std::int64_t>& sizes) {
   return std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
-}
-
-template <typename T>
-T* data_of(const at::Tensor& memory) {
-  return static_cast<T*>(memory.mutable_data_ptr());
 }
 
 }  // namespace
@@ -41,7 +29,6 @@ struct DeviceScatter::Run {
   const DeviceExchange& exchange;
   const PieceTables& tables;
   const at::Tensor& bucket;
-  kernels::DeviceVerdict* verdict;
   void* stream;
   kernels::PieceTable table;
   std::vector<WorkPtr> scatters = {}, gathers = {};
@@ -88,8 +75,8 @@ kernels::FrameTask DeviceScatter::Run::frame_task() const {
           .sequence = exchange.sequence,
           .bucket = exchange.bucket,
           .begins = false,
-          .words = data_of<kernels::ExchangeWords>(owner.words_),
-          .verdict = verdict,
+          .words = exchange.words,
+          .verdict = exchange.verdict,
           .mean_finite = data_of<std::uint32_t>(owner.mean_finite_),
           .layers = nullptr,
           .layer_count = 0,
@@ -113,7 +100,7 @@ void DeviceScatter::Run::send_slices(std::size_t index) {
   kernels::FrameTask frames = frame_task();
   frames.leaving = tables.frames(chunk.sent);
   frames.departures = chunk.sent.count;
-  frames.begins = index == 0;
+  frames.begins = exchange.begins && index == 0;
   owner.module_.handle_frames(frames, stream);
   scatters.emplace_back();
   if (alone()) return;
@@ -168,15 +155,13 @@ void DeviceScatter::Run::deliver() const {
                                .values = bucket.mutable_data_ptr(),
                                .lost = lost(),
                                .sums = owner.sums_.const_data_ptr<float>(),
-                               .words = data_of<kernels::ExchangeWords>(owner.words_),
+                               .words = exchange.words,
                                .keep = data_of<std::uint32_t>(owner.keep_)},
                               stream);
 }
 
 DeviceScatter::DeviceScatter(c10d::ProcessGroup& group, at::Device device)
-    : group_(group), device_(device), module_(CudaModule::get()) {
-  enlarge(words_, sizeof(kernels::ExchangeWords) / sizeof(std::int32_t), at::kInt, device);
-}
+    : group_(group), device_(device), module_(CudaModule::get()) {}
 
 void DeviceScatter::make_room(const PieceTables& tables, const at::Tensor& bucket) {
   enlarge(workspace_, tables.workspace_bytes(), at::kByte, device_);
@@ -190,7 +175,7 @@ void DeviceScatter::make_room(const PieceTables& tables, const at::Tensor& bucke
 }
 
 void DeviceScatter::average(const DeviceExchange& exchange, const PieceTables& tables,
-                            const at::Tensor& bucket, kernels::DeviceVerdict* verdict) {
+                            const at::Tensor& bucket) {
   if (tables.tiles().count == 0) return;
   make_room(tables, bucket);
   const auto stream = c10::impl::VirtualGuardImpl(device_.type()).getStream(device_);
@@ -198,7 +183,6 @@ void DeviceScatter::average(const DeviceExchange& exchange, const PieceTables& t
           .exchange = exchange,
           .tables = tables,
           .bucket = bucket,
-          .verdict = verdict,
           .stream = stream.native_handle(),
           .table = {.pieces = tables.pieces(),
                     .count = tables.piece_count(),
@@ -214,17 +198,10 @@ void DeviceScatter::average(const DeviceExchange& exchange, const PieceTables& t
   run.deliver();
 }
 
-bool DeviceScatter::counted() const {
-  const at::Tensor host = words_.cpu();
-  kernels::ExchangeWords words;
-  std::memcpy(&words, host.const_data_ptr(), sizeof words);
-  return words.refused == 0 && words.not_finite == 0;
-}
-
 std::size_t DeviceScatter::bytes() const {
   std::size_t bytes = 0;
-  for (const at::Tensor* memory : {&workspace_, &lost_, &sums_, &segment_sums_, &residual_finite_,
-                                   &mean_finite_, &keep_, &words_}) {
+  for (const at::Tensor* memory :
+       {&workspace_, &lost_, &sums_, &segment_sums_, &residual_finite_, &mean_finite_, &keep_}) {
     if (memory->defined()) bytes += memory->nbytes();
   }
   return bytes;

@@ -8,19 +8,11 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include "thinwire/comm/average/device/device_exchange.h"
 #include "thinwire/comm/average/device/piece_tables.h"
 #include "thinwire/compressors/cuda/cuda_module.h"
 
 namespace thinwire::comm {
-
-// One exchange; equal on all ranks.
-struct DeviceExchange {
-  std::uint64_t sequence = 0;  // number of the exchange on this group
-  std::uint64_t step = 0;
-  std::uint64_t seed = 0;
-  std::uint64_t layout = 0;  // hash of what is exchanged, see Frame
-  std::uint64_t bucket = 0;  // its number, for messages
-};
 
 // Queues everything on the current stream, which has to be the same in all calls, and waits for
 // nothing where the group's backend does not (NCCL: its work is ordered by streams). Memory is kept
@@ -35,14 +27,9 @@ class DeviceScatter {
  public:
   DeviceScatter(c10d::ProcessGroup& group, at::Device device);
 
-  // Replaces the bucket's elements by their mean. The tables are those of its layers; `verdict` is
-  // where kernels note the first frame that is refused. Throws CommError where a collective cannot
-  // be started.
-  void average(const DeviceExchange& exchange, const PieceTables& tables, const at::Tensor& bucket,
-               kernels::DeviceVerdict* verdict);
-
-  // Of the last exchange: whether its residuals have been changed. Waits for the device.
-  bool counted() const;
+  // Replaces the elements of the tables' layers by their mean; the last part of an exchange. Throws
+  // CommError where a collective cannot be started.
+  void average(const DeviceExchange& exchange, const PieceTables& tables, const at::Tensor& bucket);
 
   // Bytes held.
   std::size_t bytes() const;
@@ -58,8 +45,8 @@ class DeviceScatter {
   at::Tensor workspace_;  // bytes: all messages
   at::Tensor lost_;       // of buckets that are not float32
   at::Tensor sums_;
-  at::Tensor segment_sums_;                                  // 64 bits each
-  at::Tensor residual_finite_, mean_finite_, keep_, words_;  // 32 bits each
+  at::Tensor segment_sums_;                          // 64 bits each
+  at::Tensor residual_finite_, mean_finite_, keep_;  // 32 bits each
 };
 
 }  // namespace thinwire::comm

@@ -1,12 +1,10 @@
 #include "thinwire/comm/average/device/piece_tables.h"
 
-#include <ATen/ops/from_blob.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include <algorithm>
 #include <span>
 #include <utility>
 
+#include "thinwire/comm/average/device/table_upload.h"
 #include "thinwire/comm/average/reduce/scatter_frames.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/kernels/block.h"
@@ -15,28 +13,6 @@ namespace thinwire::comm {
 namespace {
 
 static_assert(kFrameHeaderBytes == kernels::kDeviceHeaderBytes);
-
-// Frames begin where the widest accesses are aligned.
-std::int64_t padded_frame(std::size_t bytes) {
-  constexpr std::size_t kAlignment = 16;
-  return static_cast<std::int64_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
-}
-
-template <typename Entry>
-at::Tensor table_on(at::Device device, const std::vector<Entry>& entries) {
-  static_assert(kernels::kIsPlain<Entry>);
-  const auto bytes = static_cast<std::int64_t>(entries.size() * sizeof(Entry));
-  return at::from_blob(const_cast<Entry*>(entries.data()), {bytes}, at::kByte).to(device);
-}
-
-float* address_of(const at::Tensor& values, std::int64_t first) {
-  return values.defined() ? values.mutable_data_ptr<float>() + first : nullptr;
-}
-
-std::uint32_t segments_of(std::size_t payload_bytes) {
-  return static_cast<std::uint32_t>((payload_bytes + kernels::kSegmentBytes - 1) /
-                                    kernels::kSegmentBytes);
-}
 
 }  // namespace
 
@@ -50,7 +26,7 @@ struct PieceTables::Maker {
 
   struct Prepared {
     kernels::PieceFormat format;
-    at::Tensor residual, orphan;
+    at::Tensor residual, orphan, leftover;
   };
   std::vector<Prepared> prepared = {};
   std::vector<kernels::DevicePiece> pieces = {};
@@ -76,9 +52,10 @@ void PieceTables::Maker::prepare_layers() {
     if (layer.keeps_loss) made.residual = memory.residual(layer.name, layer.numel);
     if (!layer.compressed) made.residual = memory.held(layer.name);
     made.orphan = memory.orphans(layer.name, layer.numel, layer.owned);
-    tables.pays_back_ = tables.pays_back_ || made.orphan.defined() ||
+    made.leftover = memory.held_momentum(layer.name);
+    tables.pays_back_ = tables.pays_back_ || made.orphan.defined() || made.leftover.defined() ||
                         (!layer.compressed && made.residual.defined());
-    for (const at::Tensor& values : {made.residual, made.orphan}) {
+    for (const at::Tensor& values : {made.residual, made.orphan, made.leftover}) {
       if (values.defined()) tables.held_.push_back(values);
     }
     prepared.push_back(std::move(made));
@@ -146,6 +123,7 @@ void PieceTables::Maker::add_pieces(int index, DeviceChunk& chunk) {
            .residual = address_of(ready.residual, piece.begin),
            .second = address_of(second, 0),
            .orphan = address_of(ready.orphan, piece.begin),
+           .leftover = address_of(ready.leftover, piece.begin),
            .keeps_loss = layer.keeps_loss});
       kernels::LayerTiles& run = layer_tiles[piece.layer];
       if (run.tiles == 0) run.first_tile = tables.tiles_;
@@ -227,11 +205,7 @@ PieceTables::PieceTables(std::span<const DeviceLayer> layers, const Partition& p
   frames_ = table_on(device, maker.frames);
   layers_ = table_on(device, maker.layer_tiles);
   memory_version_ = memory.version();
-  // What came from a saved state was made on another stream than works on it.
-  const c10::impl::VirtualGuardImpl streams(device.type());
-  const c10::Stream stream = streams.getStream(device);
-  for (const at::Tensor& values : held_)
-    streams.recordDataPtrOnStream(values.storage().data_ptr(), stream);
+  record_on_current_stream(held_, device);
 }
 
 const kernels::DevicePiece* PieceTables::pieces() const {

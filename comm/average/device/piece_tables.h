@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -20,13 +21,14 @@ namespace thinwire::comm {
 struct DeviceLayer {
   std::uint32_t id = 0;  // equal on all ranks, derived from the parameter's name
   std::string_view name = {};
-  const Codec* codec = nullptr;  // has a piece_format()
-  std::int64_t offset = 0;       // first element in the bucket
+  const Codec* codec = nullptr;
+  std::int64_t offset = 0;  // first element in the bucket
   std::int64_t numel = 0;
   bool compressed = true;   // false: goes as it is, and gets back what it is owed
   bool keeps_loss = false;  // of a compressed layer: error feedback is on
   float decay = 1;
   std::int64_t reset_every = 0;
+  std::optional<MomentumCorrectionOptions> momentum = {};  // in place of error feedback
   // Ranges of which this rank keeps the second residual, in order.
   DeviceMemory::Extents owned = {};
 };
@@ -59,7 +61,7 @@ struct DeviceChunk {
 class PieceTables {
  public:
   // Queues the copy of the tables on the current stream, and waits for it.
-  // `partition` is that of the layers.
+  // `partition` is that of the layers, whose codecs have a piece_format().
   PieceTables(std::span<const DeviceLayer> layers, const Partition& partition, int rank,
               at::Device device, DeviceMemory& memory);
 

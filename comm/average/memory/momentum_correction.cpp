@@ -65,6 +65,13 @@ MomentumCorrection::Pending& MomentumCorrection::pending_of(std::string_view nam
   return waiting->second;
 }
 
+void MomentumCorrection::set_corrected(std::string_view name, std::span<const float> values) {
+  Pending& pending = pending_of(name);
+  check(values.size() == pending.velocity.size(), "layer '", name, "' has ",
+        pending.velocity.size(), " elements, set_corrected() got ", values.size());
+  pending.corrected.assign(values.begin(), values.end());
+}
+
 void MomentumCorrection::commit(std::string_view name, std::span<const float> corrected,
                                 std::span<const float> reconstruction) {
   const std::size_t numel = pending_of(name).velocity.size();

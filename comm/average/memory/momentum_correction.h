@@ -46,6 +46,10 @@ class MomentumCorrection {
   void correct(std::string_view name, std::span<float> values,
                const MomentumCorrectionOptions& options);
 
+  // Says that more was owed after correct(): `values` is what it gave and that. Throws
+  // InvalidArgument as commit().
+  void set_corrected(std::string_view name, std::span<const float> values);
+
   // Takes what correct() gave and what the codec made of it. Throws InvalidArgument without a
   // correct() of this layer since the last commit().
   void commit(std::string_view name, std::span<const float> corrected,

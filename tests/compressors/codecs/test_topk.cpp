@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -128,6 +129,46 @@ TEST(IndexCoder, CostsNearTheEntropyAtOnePercent) {
   std::vector<std::byte> bytes(max_index_bytes(1000000, indices.size()));
   const double bits = 8.0 * static_cast<double>(encode_indices(indices, 1000000, bytes));
   EXPECT_LT(bits / static_cast<double>(indices.size()), 8.2);  // H(0.01) / 0.01 = 8.08
+}
+
+TEST(IndexCoder, EliasFanoHasOneSizeAndIsReadBack) {
+  std::mt19937 generator(5);
+  for (const std::uint64_t n : {1, 2, 33, 1000, 40000}) {
+    for (const std::uint64_t k : {std::uint64_t{1}, n / 100, n / 3, n - 1, n}) {
+      if (k == 0) continue;
+      std::vector<std::uint32_t> all(n), indices, read(k);
+      std::iota(all.begin(), all.end(), 0u);
+      std::sample(all.begin(), all.end(), std::back_inserter(indices), k, generator);
+      std::vector<std::byte> bytes(elias_fano_bytes(n, k) + 1, std::byte{9});
+      encode_elias_fano(indices, n, bytes);
+      EXPECT_EQ(bytes.back(), std::byte{9});
+      EXPECT_EQ(decode_indices(bytes, n, read), bytes.size() - 1) << n << " " << k;
+      EXPECT_EQ(read, indices) << n << " " << k;
+    }
+  }
+  // 8.56 bits an index and 1/16 for the directory.
+  EXPECT_NEAR(8.0 * static_cast<double>(elias_fano_bytes(1 << 22, 41943)) / 41943, 8.72, 0.02);
+}
+
+TEST(IndexCoder, EveryBitOfEliasFanoCounts) {
+  constexpr std::uint64_t kNumel = 700;
+  const std::vector<std::uint32_t> indices = {0, 3, 4, 5, 90, 91, 300, 301, 302, 303, 640, 699};
+  std::vector<std::byte> bytes(elias_fano_bytes(kNumel, indices.size()));
+  encode_elias_fano(indices, kNumel, bytes);
+  std::vector<std::uint32_t> read(indices.size());
+  for (std::size_t bit = 8; bit < 8 * bytes.size(); ++bit) {
+    auto damaged = bytes;
+    damaged[bit / 8] ^= static_cast<std::byte>(1u << (bit % 8));
+    bool refused = false;
+    try {
+      decode_indices(damaged, kNumel, read);
+    } catch (const FrameError&) {
+      refused = true;
+    }
+    EXPECT_TRUE(refused || read != indices) << "bit " << bit;
+  }
+  bytes.pop_back();
+  EXPECT_THROW(decode_indices(bytes, kNumel, read), FrameError);
 }
 
 TEST(IndexCoder, RefusesWhatNoEncoderWrites) {

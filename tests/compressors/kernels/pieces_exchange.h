@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <functional>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -16,6 +14,7 @@
 #include "thinwire/compressors/kernels/piece_block.h"
 #include "thinwire/tests/compressors/codecs/payloads.h"
 #include "thinwire/tests/support/ptx/machine.h"
+#include "thinwire/tests/support/ptx/named_kernels.h"
 
 namespace thinwire::testing {
 
@@ -50,25 +49,12 @@ inline constexpr Layer kLayers[] = {
 inline constexpr std::size_t kLayerCount = std::size(kLayers);
 
 inline const std::vector<ptx::Kernel>& compiled() {
-  static const std::vector<ptx::Kernel> kernels = [] {
-    std::ifstream in(THINWIRE_PIECES_PTX);
-    std::ostringstream text;
-    text << in.rdbuf();
-    return ptx::parse(text.str());
-  }();
+  static const std::vector<ptx::Kernel> kernels = ptx::kernels_of_file(THINWIRE_PIECES_PTX);
   return kernels;
 }
 
-inline const ptx::Kernel& kernel_of(const std::vector<ptx::Kernel>& kernels,
-                                    const std::string& name) {
-  for (const auto& kernel : kernels) {
-    if (kernel.name.find(name) != std::string::npos) return kernel;
-  }
-  throw std::runtime_error("there is no kernel " + name);
-}
-
 inline std::string instance(const std::string& name, DType dtype) {
-  return concat(name.size(), name, "ILNS_5DTypeE", static_cast<int>(dtype));
+  return ptx::instance(name, "DType", static_cast<int>(dtype));
 }
 
 // One rank: what it has, its tables and its workspace. Frames: 0 and 1 leave for the owners, 2 and
@@ -240,7 +226,7 @@ void launch(Rank& rank, const std::vector<ptx::Kernel>& kernels, const std::stri
   add(rank.keep);
   memory.add(&rank.words, sizeof rank.words);
   memory.add(&rank.verdict, sizeof rank.verdict);
-  ptx::run(kernel_of(kernels, name),
+  ptx::run(ptx::kernel_of(kernels, name),
            {.blocks = static_cast<std::uint32_t>(blocks),
             .threads = threads,
             .parameters = std::as_bytes(std::span(&task, 1)),

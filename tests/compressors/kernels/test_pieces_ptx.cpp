@@ -162,7 +162,7 @@ TEST(PiecesPtx, EveryBarrierThatIsTakenOutIsFound) {
   int barriers = 0;
   for (const char* name : {"encode_pieces_kernelILNS_5DTypeE0", "reduce_pieces_kernel",
                            "sum_frames_kernel", "13frames_kernel"}) {
-    const ptx::Kernel& whole = kernel_of(compiled(), name);
+    const ptx::Kernel& whole = ptx::kernel_of(compiled(), name);
     for (std::size_t i = 0; i < whole.code.size(); ++i) {
       if (whole.code[i].op != ptx::Op::kBar) continue;
       ++barriers;

@@ -90,6 +90,8 @@ class Block {
         load(i);
       } else if (i.op == Op::kSt) {
         store(i);
+      } else if (i.op == Op::kAtom || i.op == Op::kRed) {
+        add_at_once(i);
       } else if (i.results.size() > 1) {
         unpack(i);
       } else {
@@ -191,6 +193,20 @@ class Block {
     access(i, address, count, [&](WatchedBytes& range, std::size_t offset) {
       return range.write(offset, count, actor(), bytes);
     });
+  }
+
+  // atom.add and red.add of integers.
+  void add_at_once(const Instruction& i) {
+    if (i.type.kind == Type::Kind::kFloat) fail("the order of sums of floats is not defined");
+    const bool gives = i.op == Op::kAtom;
+    const std::uint64_t address = value_of(gives ? i.sources[0] : i.results[0]);
+    const std::uint64_t more = value_of(gives ? i.sources[1] : i.sources[0]);
+    const std::size_t size = i.type.bytes();
+    std::uint64_t before = 0;
+    access(i, address, size, [&](WatchedBytes& range, std::size_t offset) {
+      return range.add(offset, size, actor(), more, before);
+    });
+    if (gives) set(i.results[0], before);
   }
 
   Actor actor() const { return {number_, thread_->number, epoch_}; }

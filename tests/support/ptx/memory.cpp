@@ -7,7 +7,7 @@ namespace thinwire::testing::ptx {
 
 bool WatchedBytes::unordered(const Access& access, const Actor& actor) {
   if (!access.any) return false;
-  if (access.actor.block != actor.block) return true;
+  if (access.actor.block != actor.block || access.foreign) return true;
   return access.actor.epoch == actor.epoch && (access.many || access.actor.thread != actor.thread);
 }
 
@@ -54,6 +54,27 @@ std::string WatchedBytes::write(std::size_t at, std::size_t count, const Actor& 
     record.defined = true;
   }
   std::memcpy(bytes_.data() + at, from, count);
+  return {};
+}
+
+std::string WatchedBytes::add(std::size_t at, std::size_t count, const Actor& actor,
+                              std::uint64_t more, std::uint64_t& before) {
+  for (std::size_t i = at; i < at + count; ++i) {
+    Record& record = this->record(i);
+    if (!record.defined) return "byte " + std::to_string(i) + " was never written";
+    const Access& written = record.written;
+    const bool ordered = !unordered(written, actor);
+    if ((!ordered && !written.atomic) || unordered(record.read, actor)) {
+      return "byte " + std::to_string(i) + ": race of an atomic operation with a plain access of " +
+             "block " + std::to_string(written.actor.block);
+    }
+    const bool foreign =
+        written.any && written.atomic && (written.foreign || written.actor.block != actor.block);
+    record.written = {actor, true, !ordered, true, foreign};
+  }
+  std::memcpy(&before, bytes_.data() + at, count);
+  const std::uint64_t after = before + more;
+  std::memcpy(bytes_.data() + at, &after, count);
   return {};
 }
 

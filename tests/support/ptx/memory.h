@@ -35,6 +35,9 @@ class WatchedBytes {
   // Empty, or the fault as words: "race with a write of thread 3".
   std::string read(std::size_t at, std::size_t count, const Actor& actor, std::byte* into);
   std::string write(std::size_t at, std::size_t count, const Actor& actor, const std::byte* from);
+  // Adds to an integer of `count` bytes as one operation, which races with plain accesses alone.
+  std::string add(std::size_t at, std::size_t count, const Actor& actor, std::uint64_t more,
+                  std::uint64_t& before);
   // Says that the bytes hold nothing yet: reading them before a write is a fault.
   void forget_contents();
 
@@ -67,7 +70,9 @@ class WatchedBytes {
   struct Access {
     Actor actor;
     bool any = false;
-    bool many = false;  // by several threads of this epoch
+    bool many = false;     // by several threads of this epoch
+    bool atomic = false;   // add()
+    bool foreign = false;  // by several blocks
   };
   struct Record {
     Access written, read;

@@ -11,15 +11,16 @@ namespace thinwire::testing::ptx {
 namespace {
 
 const std::map<std::string, Op, std::less<>> kOps = {
-    {"mov", Op::kMov},   {"ld", Op::kLd},     {"st", Op::kSt},       {"cvt", Op::kCvt},
-    {"cvta", Op::kMov},  {"add", Op::kAdd},   {"sub", Op::kSub},     {"mul", Op::kMul},
-    {"mad", Op::kMad},   {"fma", Op::kFma},   {"div", Op::kDiv},     {"rem", Op::kRem},
-    {"rcp", Op::kRcp},   {"sqrt", Op::kSqrt}, {"neg", Op::kNeg},     {"abs", Op::kAbs},
-    {"min", Op::kMin},   {"max", Op::kMax},   {"and", Op::kAnd},     {"or", Op::kOr},
-    {"xor", Op::kXor},   {"not", Op::kNot},   {"shl", Op::kShl},     {"shr", Op::kShr},
-    {"shf", Op::kShf},   {"bfi", Op::kBfi},   {"bfe", Op::kBfe},     {"prmt", Op::kPrmt},
-    {"selp", Op::kSelp}, {"setp", Op::kSetp}, {"popc", Op::kPopc},   {"clz", Op::kClz},
-    {"bra", Op::kBra},   {"bar", Op::kBar},   {"barrier", Op::kBar}, {"ret", Op::kRet}};
+    {"mov", Op::kMov},     {"ld", Op::kLd},     {"st", Op::kSt},     {"cvt", Op::kCvt},
+    {"cvta", Op::kMov},    {"add", Op::kAdd},   {"sub", Op::kSub},   {"mul", Op::kMul},
+    {"mad", Op::kMad},     {"fma", Op::kFma},   {"div", Op::kDiv},   {"rem", Op::kRem},
+    {"rcp", Op::kRcp},     {"sqrt", Op::kSqrt}, {"neg", Op::kNeg},   {"abs", Op::kAbs},
+    {"min", Op::kMin},     {"max", Op::kMax},   {"and", Op::kAnd},   {"or", Op::kOr},
+    {"xor", Op::kXor},     {"not", Op::kNot},   {"shl", Op::kShl},   {"shr", Op::kShr},
+    {"shf", Op::kShf},     {"bfi", Op::kBfi},   {"bfe", Op::kBfe},   {"prmt", Op::kPrmt},
+    {"selp", Op::kSelp},   {"setp", Op::kSetp}, {"popc", Op::kPopc}, {"clz", Op::kClz},
+    {"atom", Op::kAtom},   {"red", Op::kRed},   {"bra", Op::kBra},   {"bar", Op::kBar},
+    {"barrier", Op::kBar}, {"ret", Op::kRet}};
 
 const std::map<std::string, Comparison, std::less<>> kComparisons = {
     {"eq", Comparison::kEq},   {"ne", Comparison::kNe},   {"lt", Comparison::kLt},
@@ -205,6 +206,8 @@ class Parser {
       instruction.wide = true;
     } else if (word == "hi") {
       instruction.high = true;
+    } else if ((instruction.op == Op::kAtom || instruction.op == Op::kRed) && word == "add") {
+      // The one such operation that is known.
     } else if (instruction.op == Op::kShf && (word == "l" || word == "r")) {
       instruction.to_left = word == "l";
     } else if (word == "rzi") {

@@ -41,6 +41,8 @@ enum class Op : std::uint8_t {
   kSetp,
   kPopc,
   kClz,
+  kAtom,
+  kRed,
   kBra,
   kBar,
   kRet,

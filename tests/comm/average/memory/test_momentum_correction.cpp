@@ -21,6 +21,17 @@ TEST(MomentumCorrection, AccumulatesVelocityAndMasksWhatWasSent) {
   EXPECT_EQ(v, (Values{2, 3.5f}));  // velocities 2 and 0.5 + 2, residuals 0 and 1
 }
 
+TEST(MomentumCorrection, WhatWasOwedBesidesIsNotTakenForSent) {
+  MomentumCorrection correction({.momentum = 0.5});
+  Values v = {4, 1};
+  correction.correct("w", v);
+  v = {5, 3};
+  correction.set_corrected("w", v);
+  correction.commit("w", Values{0, 3});
+  EXPECT_EQ(correction.state().at("w").velocity, (Values{0, 1}));
+  EXPECT_THROW(correction.set_corrected("w", v), InvalidArgument);
+}
+
 TEST(MomentumCorrection, SentEverythingEqualsHeavyBallUntilMasked) {
   // Nothing sent for three steps, then all: the sum is that of momentum's updates.
   MomentumCorrection correction({.momentum = 0.5});
