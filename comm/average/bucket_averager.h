@@ -138,15 +138,16 @@ class BucketAverager {
   // on all ranks, naming who refused whose), CommError when a rank is gone, or fails alone (with
   // its reason). After an exception the group must not be used any more.
   //
-  // Buckets in GPU memory (all of one averager, or none): quantize and cast, by scatter_reduce,
-  // with the bits of the CPU. begin() queues all of the work on the current stream, which has to be
-  // the same in all calls and on which the bucket must be ready; the mean is there for what is
-  // queued after it. Over NCCL nothing waits for the device, but where a layout has come anew, and
-  // with check_replicas_every and record_gradients. A frame that some rank refused becomes an
-  // exception two steps later, on all ranks alike, and changes no residual. Where a rank dies or
-  // fails, a thread of the averager's notices and aborts the group's communicators, for which the
-  // device waits: the next begin(), state() or check_device() throws, and what the device has
-  // computed with the mean is worth nothing. Over other backends begin() waits for the network.
+  // Buckets in GPU memory (all of one averager, or none): the codecs that docs/gpu.md lists, each
+  // by its one strategy, with the bits of the CPU. begin() queues all of the work on the current
+  // stream, which has to be the same in all calls and on which the bucket must be ready; the mean
+  // is there for what is queued after it. Over NCCL nothing waits for the device, but where a
+  // layout has come anew, and with check_replicas_every and record_gradients. A frame that some
+  // rank refused becomes an exception two steps later, on all ranks alike, and changes no residual.
+  // Where a rank dies or fails, a thread of the averager's notices and aborts the group's
+  // communicators, for which the device waits: the next begin(), state() or check_device() throws,
+  // and what the device has computed with the mean is worth nothing. Over other backends begin()
+  // waits for the network.
   //
   // The ranks compare what they bring when a bucket comes in a way, or after another, in which it
   // has not come before; from then on a rank that does something else makes other collectives than
