@@ -34,6 +34,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 for folder in ("support", "examples", "slurm"):
     sys.path.insert(0, str(HERE.parent / folder))
+import emulated_hosts  # noqa: E402, pylint: disable=wrong-import-position
 import jobs  # noqa: E402, pylint: disable=wrong-import-position
 import slurm_cluster  # noqa: E402, pylint: disable=wrong-import-position
 import training  # noqa: E402, pylint: disable=wrong-import-position
@@ -64,6 +65,8 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
         pass
 """
 GROWTH = 1.05
+# A round takes a minute on a quiet machine; one of so many seconds hangs.
+PATIENCE = 1800
 
 
 class Memory(threading.Thread):
@@ -177,7 +180,7 @@ class Soak:
                   for _ in range(self.options.events)]
         if codec not in self.whole:
             job = self.submit(f"whole-{number}", codec, checkpoint=False)
-            state = self.cluster.wait(job, seconds=600)
+            state = self.cluster.wait(job, seconds=PATIENCE)
             if state != "COMPLETED":
                 return [f"undisturbed, the job is {state}: {self.output(f'whole-{number}')[-2000:]}"]
             self.whole[codec] = self.result(f"whole-{number}")
@@ -195,7 +198,7 @@ class Soak:
                 break
             self.say(event, round=number, host=host, after=self.progress(name))
             self.make(event, host, job, name)
-        state = self.cluster.wait(job, seconds=900)
+        state = self.cluster.wait(job, seconds=PATIENCE)
         largest, growth = memory.stop()
         wrong = []
         if state != "COMPLETED":
@@ -218,7 +221,10 @@ class Soak:
         with slurm_cluster.SlurmCluster(hosts=self.options.hosts) as self.cluster:
             while (rounds < self.options.rounds if self.options.rounds else time.monotonic() < end):
                 rounds += 1
-                wrong = self.round(rounds)
+                try:
+                    wrong = self.round(rounds)
+                except emulated_hosts.ClusterError as error:
+                    wrong = [str(error)]
                 failures += bool(wrong)
                 for sentence in wrong:
                     print(f"WRONG in round {rounds}: {sentence}", flush=True)
