@@ -19,6 +19,8 @@ void check_elastic_options(const TrainingOptions& options) {
     check(!is_set, "--elastic has no ", name, ": it keeps no log, tests once, at the end, and ",
           "what it has learnt is with the ranks that are left");
   };
+  check(options.device == "cpu", "--elastic trains on the CPU; --device=", options.device,
+        " is not tried there yet");
   refuse(!options.checkpoint.empty(), "--checkpoint");
   refuse(!options.log.empty(), "--log");
   refuse(!options.timeline.empty(), "--timeline");

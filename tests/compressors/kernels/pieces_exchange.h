@@ -152,6 +152,7 @@ inline Rank::Rank(int number, DType type, float poison)
                         .residual = data(residuals.back()),
                         .second = data(seconds.back()),
                         .orphan = data(orphans.back()),
+                        .leftover = nullptr,
                         .keeps_loss = layer.keeps});
       tiles += (layer.numel + format.tile - 1) / format.tile;
       if (owner == rank) own += layer.numel;
