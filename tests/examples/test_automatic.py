@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import subprocess
 import sys
 import unittest
@@ -43,7 +44,9 @@ class Automatic(training.TrainingTest):
             self.assertIn(f"with {tried}", result["reason"])
         lines = [line for line in ended[0].output.splitlines() if "auto: " in line]
         self.assertEqual(len(lines), 1, ended[0].output)
-        self.assertIn(f"auto: {result['setting']} from step 37", lines[0])
+        step = re.search(rf"auto: {re.escape(result['setting'])} from step (\d+)", lines[0])
+        # Four windows and the steps between; sooner where a step takes a quarter of a second.
+        self.assertLess(int(step[1]), 55, lines[0])
 
     def test_one_rank_has_nothing_to_choose(self):
         result = self.train(jobs.start_alone, compression="auto")

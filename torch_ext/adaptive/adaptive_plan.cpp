@@ -309,7 +309,7 @@ void AdaptivePlan::check_fits(const PlanUnderWay& next) const {
 
 std::optional<PlanUnderWay> AdaptivePlan::under_way() const {
   if (!curves_.empty()) return PlanUnderWay{{}, curves_};
-  if (statistics_.bytes() == 0 || !window_is_whole_) return std::nullopt;
+  if (statistics_.empty() || !window_is_whole_) return std::nullopt;
   return PlanUnderWay{statistics_.saved(), {}};
 }
 

@@ -64,6 +64,8 @@ class GradientStatistics {
   // Goes on with what fits.
   void restore(Saved saved);
 
+  // Neither sums nor means: a rank that owns no layer has means without elements.
+  bool empty() const { return values_.empty() && !holds_means_; }
   std::int64_t steps() const { return steps_; }
   std::int64_t left_out() const { return left_out_; }
   // Bytes held.

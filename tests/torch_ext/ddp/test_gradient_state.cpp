@@ -117,12 +117,13 @@ INSTANTIATE_TEST_SUITE_P(
         "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=0, first=0, window=2)"));
 
 // At each step of a period: within the window, while curves are measured, while a plan is solved.
+// There are two layers to plan for, so that a rank has none whose curve it measures.
 TEST(GradientState, KeepsWhatIsUnderWayOfTheNextPlan) {
   constexpr int kSteps = 13;
   std::mutex mutex;
   std::set<std::string> parts;
-  std::vector<std::vector<GradientState>> of_steps(kSteps, std::vector<GradientState>(2));
-  run_ranks(2, [&](RankContext& ctx) {
+  std::vector<std::vector<GradientState>> of_steps(kSteps, std::vector<GradientState>(3));
+  run_ranks(3, [&](RankContext& ctx) {
     const CompressionOptions compression(
         "lgreco(family=quantize, period=8, warmup=0, first=0, window=3)");
     Training whole(ctx, compression);
@@ -150,7 +151,7 @@ TEST(GradientState, KeepsWhatIsUnderWayOfTheNextPlan) {
   });
   EXPECT_THAT(parts, ElementsAre("next_plan/curves", "next_plan/left_out", "next_plan/means",
                                  "next_plan/steps", "next_plan/sums"));
-  // A part of a job of two ranks.
+  // A part of a job of three ranks.
   for (const auto& states : of_steps)
     for (const auto& [name, tensor] : merge_states(states, 1))
       EXPECT_FALSE(name.starts_with("next_plan/")) << name;
