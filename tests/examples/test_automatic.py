@@ -39,14 +39,17 @@ class Automatic(training.TrainingTest):
         # An uncompressed step waits for 2.1 MB at 8 MB/s; computing takes a few milliseconds.
         result = self.train(start, compression="auto", epochs=6, timeout=60)
         self.assertTrue(result["replicas_equal"])
-        self.assertIn(result["setting"], ("quantize(bits=4)", "ecsq(as=quantize(bits=4))"))
-        for tried in ("none", "cast(bf16)", "quantize(bits=8)"):
-            self.assertIn(f"with {tried}", result["reason"])
         lines = [line for line in ended[0].output.splitlines() if "auto: " in line]
-        self.assertEqual(len(lines), 1, ended[0].output)
-        step = re.search(rf"auto: {re.escape(result['setting'])} from step (\d+)", lines[0])
+        self.assertTrue(lines, ended[0].output)
+        # The first choice. On busy cores steps may change so much that there is another search.
+        choice = re.search(r"auto: (.*) from step (\d+): (.*)", lines[0])
+        self.assertIn(choice[1], ("quantize(bits=4)", "ecsq(as=quantize(bits=4))"))
+        for tried in ("none", "cast(bf16)", "quantize(bits=8)"):
+            self.assertIn(f"with {tried}", choice[3])
         # Four windows and the steps between; sooner where a step takes a quarter of a second.
-        self.assertLess(int(step[1]), 55, lines[0])
+        self.assertLess(int(choice[2]), 55, lines[0])
+        if len(lines) == 1 and result["setting"] == choice[1]:
+            self.assertEqual(result["reason"], choice[3])
 
     def test_one_rank_has_nothing_to_choose(self):
         result = self.train(jobs.start_alone, compression="auto")
