@@ -6,8 +6,6 @@
 #include <cstring>
 #include <exception>
 #include <future>
-#include <memory>
-#include <thread>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
@@ -16,6 +14,7 @@
 #include "thinwire/comm/backend/mpi/backend.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/thread_apart.h"
 #include "thinwire/launch/enrolment.h"
 #include "thinwire/launch/host.h"
 
@@ -59,10 +58,8 @@ StorePtr connect(const std::string& host, int port, milliseconds timeout) {
   options.timeout = timeout;
   // On a thread of its own: torch's client waits for ever where a stranger accepts the connection
   // and does not answer.
-  auto task = std::make_shared<std::packaged_task<StorePtr()>>(
-      [host, options] { return c10::make_intrusive<c10d::TCPStore>(host, options); });
-  auto answer = task->get_future();
-  std::thread([task] { (*task)(); }).detach();
+  auto answer = on_a_thread_apart(
+      [host, options]() -> StorePtr { return c10::make_intrusive<c10d::TCPStore>(host, options); });
   std::string reason = "does another program listen there?";
   try {
     if (answer.wait_for(timeout) == std::future_status::ready) return answer.get();

@@ -14,6 +14,7 @@
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
+#include "thinwire/common/thread_apart.h"
 
 namespace thinwire::comm {
 namespace {
@@ -58,10 +59,8 @@ class PostedFailures {
       }
       return ask();
     }
-    auto question = std::make_shared<std::packaged_task<bool()>>(
+    asked_ = on_a_thread_apart(
         [store = store_, rank = rank_] { return failure_is_posted(store, rank); });
-    asked_ = question->get_future();
-    std::thread([question] { (*question)(); }).detach();
     return found_;
   }
 

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <future>
-#include <thread>
 #include <utility>
 
 #include "thinwire/comm/join/store_log.h"
 #include "thinwire/comm/join/store_poll.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/thread_apart.h"
 
 namespace thinwire::comm {
 namespace {
@@ -61,16 +61,6 @@ RollCall call(c10d::Store& store, std::int64_t round, const FailureReport& mine,
   return result;
 }
 
-// Not std::async, whose future waits in its destructor: a store's client blocks for as long as its
-// host is silent.
-template <typename Action>
-auto on_a_thread_apart(Action action) {
-  std::packaged_task<decltype(action())()> task(std::move(action));
-  auto result = task.get_future();
-  std::thread(std::move(task)).detach();
-  return result;
-}
-
 }  // namespace
 
 RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureReport& mine,
@@ -78,7 +68,8 @@ RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureRe
   RollCall gone;
   gone.store_is_gone = true;
   try {
-    // With a connection of its own: another thread of ours may be waiting on the shared one.
+    // A store's client blocks for as long as its host is silent. With a connection of its own:
+    // another thread of ours may be waiting on the shared one.
     auto begun = on_a_thread_apart([store, rank = mine.rank] {
       const auto connection = store->clone();
       return std::pair(connection, connection->add(count_key(rank), 1));

@@ -21,6 +21,7 @@
 #include "thinwire/comm/backend/mpi/transfer.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
+#include "thinwire/common/thread_apart.h"
 
 namespace thinwire::comm::mpi {
 
@@ -437,13 +438,10 @@ std::shared_ptr<Communicator> subset(const std::shared_ptr<Communicator>& parent
                                      const std::vector<int>& ranks,
                                      std::chrono::milliseconds timeout) {
   Runtime::get().run([] { Runtime::get().start_mpi(); });
-  const auto task =
-      std::make_shared<std::packaged_task<std::shared_ptr<Communicator>()>>([parent, ranks] {
-        return std::make_shared<Communicator>(MPI_Comm_f2c(create_group(
-            parent == nullptr ? MPI_Comm_c2f(MPI_COMM_WORLD) : parent->number(), ranks)));
-      });
-  auto made = task->get_future();
-  std::thread([task] { (*task)(); }).detach();
+  auto made = on_a_thread_apart([parent, ranks] {
+    return std::make_shared<Communicator>(MPI_Comm_f2c(
+        create_group(parent == nullptr ? MPI_Comm_c2f(MPI_COMM_WORLD) : parent->number(), ranks)));
+  });
   if (made.wait_for(timeout) != std::future_status::ready) {
     Runtime::get().expect_no_end();
     throw CommError(-1, "MPI_Comm_create_group", 0,
