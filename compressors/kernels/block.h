@@ -29,6 +29,19 @@ namespace thinwire::kernels {
 // different phases hide each other's waits.
 inline constexpr std::uint32_t kMaxBlockThreads = 256;
 
+// Of `count` items (at least one) in order of where they begin, the index of the last one that
+// begins at `place` or before; the first item where none does.
+template <typename Item, typename Place>
+THINWIRE_HOST_DEVICE std::uint32_t last_begun(const Item* items, std::uint32_t count,
+                                              Place Item::*begin, Place place) {
+  std::uint32_t low = 0, high = count;
+  while (high - low > 1) {
+    const std::uint32_t middle = low + (high - low) / 2;
+    (items[middle].*begin <= place ? low : high) = middle;
+  }
+  return low;
+}
+
 // Element `i` of a tensor whose memory is aligned to its elements; the values and roundings of
 // ref::load(), ref::store() and ref::accumulate().
 template <DType kType>

@@ -41,15 +41,11 @@ struct EntryRun {
 };
 
 THINWIRE_HOST_DEVICE EntryRun run_of(const SparseTask& task, std::uint64_t run) {
-  std::uint32_t low = 0, high = task.count;
-  while (high - low > 1) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    (task.layers[middle].first_run <= run ? low : high) = middle;
-  }
-  const SparseLayer& layer = task.layers[low];
+  const std::uint32_t index = last_begun(task.layers, task.count, &SparseLayer::first_run, run);
+  const SparseLayer& layer = task.layers[index];
   const auto number = static_cast<std::uint32_t>(run - layer.first_run);
   const std::uint32_t begin = number * kEntryRun, left = layer.kept - begin;
-  return {low, number, begin, left < kEntryRun ? left : kEntryRun};
+  return {index, number, begin, left < kEntryRun ? left : kEntryRun};
 }
 
 // Threads work by themselves. A layer that is not finite is sent as NaN, and keeps what it owed.

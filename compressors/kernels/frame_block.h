@@ -36,12 +36,8 @@ template <typename Context>
 THINWIRE_HOST_DEVICE void sum_segment(Context& block, SumShared& shared, const SumTask& task,
                                       std::uint32_t segment) {
   const std::uint32_t thread = block.thread(), size = block.size();
-  std::uint32_t low = 0, high = task.count;
-  while (high - low > 1) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    (task.frames[middle].first_segment <= segment ? low : high) = middle;
-  }
-  const DeviceFrame& frame = task.frames[low];
+  const DeviceFrame& frame =
+      task.frames[last_begun(task.frames, task.count, &DeviceFrame::first_segment, segment)];
   const std::uint64_t begin = std::uint64_t{segment - frame.first_segment} * kSegmentBytes;
   const std::uint64_t left = frame.payload_bytes - begin;
   const auto bytes = static_cast<std::uint32_t>(left < kSegmentBytes ? left : kSegmentBytes);

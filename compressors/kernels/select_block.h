@@ -24,15 +24,11 @@ struct SparsePlace {
 };
 
 THINWIRE_HOST_DEVICE SparsePlace place_of(const SparseTask& task, std::uint64_t tile) {
-  std::uint32_t low = 0, high = task.count;
-  while (high - low > 1) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    (task.layers[middle].first_tile <= tile ? low : high) = middle;
-  }
-  const SparseLayer& layer = task.layers[low];
+  const std::uint32_t index = last_begun(task.layers, task.count, &SparseLayer::first_tile, tile);
+  const SparseLayer& layer = task.layers[index];
   const auto begin = static_cast<std::uint32_t>((tile - layer.first_tile) * kSparseTile);
   const std::uint32_t left = layer.numel - begin;
-  return {low, begin, left < kSparseTile ? left : kSparseTile};
+  return {index, begin, left < kSparseTile ? left : kSparseTile};
 }
 
 THINWIRE_HOST_DEVICE std::uint32_t magnitude_bits(float x) {

@@ -31,12 +31,7 @@ struct TilePlace {
 };
 
 THINWIRE_HOST_DEVICE const DevicePiece& piece_of(const PieceTable& table, std::uint64_t tile) {
-  std::uint32_t low = 0, high = table.count;
-  while (high - low > 1) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    (table.pieces[middle].first_tile <= tile ? low : high) = middle;
-  }
-  return table.pieces[low];
+  return table.pieces[last_begun(table.pieces, table.count, &DevicePiece::first_tile, tile)];
 }
 
 THINWIRE_HOST_DEVICE TilePlace place_of(const DevicePiece& piece, std::uint64_t tile) {
