@@ -13,6 +13,8 @@ import math
 import pathlib
 import sys
 
+import plotting
+
 FIELDS = ("name", "spec", "bytes", "error", "reference_spec", "reference_bytes", "reference_error")
 TEXTS = ("name", "spec", "reference_spec")
 TOTALS = ("total_bytes", "total_error", "reference_bytes", "reference_error")
@@ -96,20 +98,9 @@ def draw(plan, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("plan", type=pathlib.Path)
-    parser.add_argument("-o", "--output", type=pathlib.Path, required=True,
-                        help="picture to write, .svg or .png")
-    options = parser.parse_args()
-    if options.output.suffix not in (".svg", ".png"):
-        parser.error(f"--output {options.output}: expected a name that ends in .svg or .png")
-    try:
-        draw(read_plan(options.plan), options.output)
-    except (ValueError, OSError) as error:
-        print(f"plot_plan: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(f"plot_plan: {error}; pip install -r requirements-test.txt", file=sys.stderr)
-        return 1
-    return 0
+    plotting.add_output(parser)
+    options = plotting.parse(parser)
+    return plotting.exit_code("plot_plan", lambda: draw(read_plan(options.plan), options.output))
 
 
 if __name__ == "__main__":

@@ -9,28 +9,12 @@ what is made. Needs matplotlib (requirements-test.txt).
 
 import argparse
 import collections
-import json
 import pathlib
 import sys
 
+import plotting
+
 FIELDS = ("spec", "bits_up", "bits_down", "rel_error")
-
-
-def read_rows(path):
-    """The rows of a file; raises ValueError that says what is wrong with it."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8")).get("rows")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not what thinwire replay --json writes: {error}") from error
-    if not rows:
-        raise ValueError(f"{path}: it has no rows")
-    for row in rows:
-        for field in FIELDS:
-            if field not in row:
-                raise ValueError(f"{path}: {field} missing")
-    return rows
 
 
 def pareto(points):
@@ -73,7 +57,8 @@ def main():
     parser.add_argument("-o", "--output", required=True, type=pathlib.Path)
     arguments = parser.parse_args()
     try:
-        rows = [row for path in arguments.files for row in read_rows(path)]
+        rows = [row for path in arguments.files
+                for row in plotting.read_document(path, FIELDS, "thinwire replay --json")["rows"]]
     except ValueError as error:
         print(f"plot_replay.py: {error}", file=sys.stderr)
         return 1

@@ -9,33 +9,16 @@ first. The ending of the output (.svg or .png) says what is made. Needs matplotl
 """
 
 import argparse
-import json
 import pathlib
 import sys
+
+import plotting
 
 # Field of a row, what it is called, and its unit.
 PANELS = (("step_seconds", "a step, ms", 1e3), ("memory_bytes", "memory of a rank, MB", 1e-6),
           ("control_bytes", "control messages of a rank and step, kB", 1e-3),
           ("store_bytes", "from the store at start-up, for each rank, kB", 1e-3))
 FIELDS = ("world", "uncompressed_step_seconds", *(field for field, _, _ in PANELS))
-
-
-def read_simulation(path):
-    """The document of a file; raises ValueError that says what is wrong with it."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        rows = document["rows"]
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not what thinwire simulate --json writes: {error}") from error
-    if not rows:
-        raise ValueError(f"{path}: it has no rows")
-    for row in rows:
-        for field in FIELDS:
-            if field not in row:
-                raise ValueError(f"{path}: {field} missing")
-    return document
 
 
 def draw(simulations, path):
@@ -68,20 +51,11 @@ def draw(simulations, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=pathlib.Path)
-    parser.add_argument("-o", "--output", required=True, type=pathlib.Path,
-                        help="picture to write, .svg or .png")
-    options = parser.parse_args()
-    if options.output.suffix not in (".svg", ".png"):
-        parser.error(f"--output {options.output}: expected a name that ends in .svg or .png")
-    try:
-        draw([(path.stem, read_simulation(path)) for path in options.files], options.output)
-    except (ValueError, OSError) as error:
-        print(f"plot_scale: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(f"plot_scale: {error}; pip install -r requirements-test.txt", file=sys.stderr)
-        return 1
-    return 0
+    plotting.add_output(parser)
+    options = plotting.parse(parser)
+    return plotting.exit_code("plot_scale", lambda: draw(
+        [(path.stem, plotting.read_document(path, FIELDS, "thinwire simulate --json"))
+         for path in options.files], options.output))
 
 
 if __name__ == "__main__":
