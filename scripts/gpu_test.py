@@ -16,10 +16,11 @@ import ctypes
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
+
+from free_port import free_port
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NO_GPU = 77
@@ -39,12 +40,6 @@ def missing_gpu():
 
 def environment(**changes):
     return os.environ | {name: str(value) for name, value in changes.items()}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def run_job(commands, seconds=1200, **variables):

@@ -24,9 +24,11 @@ struct ProcessGroupOptions {
 
 // Sets the environment variables that Gloo and MPI read at their first use (TORCH_FR_BUFFER_SIZE,
 // see Note [Flight recorder], and OMPI_MCA_btl_vader_single_copy_mechanism, see Note [No single
-// copy]), where the program has not. launch::init() begins with it. A program that makes its groups
-// itself calls it in main() before it starts threads: setting a variable while another thread reads
-// one is undefined. The first group that is made does it at the latest.
+// copy]), where the program has not, and ignores SIGPIPE where the program has left it to end the
+// process (Note [Broken pipes]): a program whose output nobody reads any more goes on.
+// launch::init() begins with it. A program that makes its groups itself calls it in main() before
+// it starts threads: setting a variable while another thread reads one is undefined. The first
+// group that is made does it at the latest.
 void prepare_process();
 
 // Backends that can be used here: "nccl" (where a GPU is), "mpi" (under mpirun), "gloo".

@@ -7,6 +7,7 @@
 
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/common/error.h"
 #include "thinwire/launch/cli/commands.h"
@@ -21,6 +22,7 @@ void serve_until_told_to_stop(int port) {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&ends, signal);
   // Before there are threads, which inherit it.
   pthread_sigmask(SIG_BLOCK, &ends, nullptr);
+  comm::prepare_process();  // a client that dies before its answer must not end the store
   c10d::TCPStoreOptions options;
   options.port = static_cast<std::uint16_t>(port);
   options.isServer = true;

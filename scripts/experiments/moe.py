@@ -21,10 +21,12 @@ import contextlib
 import json
 import os
 import pathlib
-import socket
 import statistics
 import subprocess
 import sys
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from free_port import free_port  # noqa: E402, pylint: disable=wrong-import-position
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANKS = 4
@@ -101,12 +103,6 @@ def command(options, log, **chosen):
               "log": log, **chosen}
     return [str(options.build / "bin" / "train_moe_lm"),
             *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items())]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run_local(ranks, line):

@@ -6,9 +6,12 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
+import sys
 import time
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from free_port import free_port  # noqa: E402, pylint: disable=wrong-import-position
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANKS = 4
@@ -17,12 +20,6 @@ TIMEOUT_SECONDS = 1800
 
 class RunError(Exception):
     """A run failed; the text holds what its ranks said."""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def slug(options):

@@ -15,20 +15,16 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from free_port import free_port  # noqa: E402, pylint: disable=wrong-import-position
+
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 STEPS, FIRST_KILL, SECOND_KILL, NEW_AFTER = 600, 40, 450, 0.5
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def lines_of(path):

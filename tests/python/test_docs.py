@@ -3,18 +3,12 @@
 import os
 import pathlib
 import re
-import socket
 import unittest
 
+from free_port import free_port
 from ranks import run_ranks
 
 DOCS = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"]) / "docs"
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def execute(rank, world, code, port):

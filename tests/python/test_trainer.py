@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 import tempfile
 import unittest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from free_port import free_port
 from ranks import error_of, run_ranks
 
 import torch
@@ -85,12 +85,6 @@ def accelerated(rank, world, port):
             optimizer.zero_grad()
     torch.distributed.destroy_process_group()
     return handle.stats()["steps"], handle.stats()["ratio"], model.module.weight.detach()
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def alone(rank, world, folder):

@@ -5,8 +5,11 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
+import sys
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+from free_port import free_port  # noqa: E402, pylint: disable=wrong-import-position
 
 PROGRAMS = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"]) / "bin"
 TORCHRUN = os.environ.get("THINWIRE_TORCHRUN", "")
@@ -63,12 +66,6 @@ def fake_gpu(**variables):
                  # The library looks for its module of kernels beside itself.
                  "LD_LIBRARY_PATH": folder, "FAKE_GPU_TELL": 1, **variables}
     return [f"{name}={value}" for name, value in variables.items()]
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _communicate(processes, seconds, first=lambda: None):

@@ -1,6 +1,7 @@
 #include "thinwire/comm/backend/gloo/backend.h"
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <nlohmann/json.hpp>
@@ -110,8 +111,20 @@ void close_gloo_backend(c10d::Backend& backend) {
 // crash each other now and then. Switched off the record returns first. It reads this variable
 // once, at the first operation of the process; whoever sets it keeps the record, and the risk. So
 // does a program that has used Gloo before: it is warned.
+//
+// Note [Broken pipes]
+// Gloo writes to its sockets with writev(), which cannot ask for an error instead of SIGPIPE. Where
+// a peer has gone and this rank writes before it reads, the signal ends the process without a word.
+// Ignored, the write fails with EPIPE, and Gloo reports the peer. Python ignores it from its start.
 void prepare_gloo_backend() {
-  static const int done = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
+  static const bool done = [] {
+    setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
+    struct sigaction present = {};
+    if (sigaction(SIGPIPE, nullptr, &present) == 0 && (present.sa_flags & SA_SIGINFO) == 0 &&
+        present.sa_handler == SIG_DFL)
+      std::signal(SIGPIPE, SIG_IGN);
+    return true;
+  }();
   static_cast<void>(done);
 }
 

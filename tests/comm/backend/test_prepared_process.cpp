@@ -1,4 +1,10 @@
 // In a program of its own: torch reads its variable once in the life of a process.
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
 #include <cstdlib>
 
 #include <ATen/ATen.h>
@@ -20,6 +26,28 @@ TEST(PreparedProcess, RecordsNoOperation) {
   std::vector<at::Tensor> tensors = {at::ones({3})};
   group->allreduce(tensors)->wait();
   EXPECT_FALSE(flight_recorder_is_on());
+}
+
+TEST(PreparedProcess, AWriteToAPeerThatHasGoneIsAnErrorAndNotTheEnd) {
+  prepare_process();
+  std::array<int, 2> ends = {};
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()), 0);
+  close(ends[1]);
+  errno = 0;
+  EXPECT_EQ(write(ends[0], "x", 1), -1);
+  EXPECT_EQ(errno, EPIPE);
+  close(ends[0]);
+}
+
+TEST(PreparedProcessDeathTest, AHandlerOfTheProgramStays) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // prepares a process that nothing has prepared
+  EXPECT_EXIT(
+      {
+        std::signal(SIGPIPE, [](int) { _exit(7); });
+        prepare_process();
+        std::raise(SIGPIPE);
+      },
+      ::testing::ExitedWithCode(7), "");
 }
 
 }  // namespace
