@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Adds up a test run and prints `N passed, N failed, N skipped` as its last line.
 
-    test_summary.py --ctest CTEST_JUNIT FOLDER
+    test_summary.py --ctest CTEST_JUNIT [--again CTEST_JUNIT --first FOLDER] FOLDER
 
 Every ctest entry `name` is counted by the cases of FOLDER/name.xml (and FOLDER/name.*.xml), as
 GoogleTest, pytest and scripts/run_unittests.py write them. An entry without such a file counts as
 one test. An entry that ctest saw failing although its file reports no failure (a crash, a time-out,
 a bad exit code) counts as one failed test more.
+
+Entries that are in --again were run a second time, and count as they went then. Those that pass are
+named, with what their files in --first say; so that nobody takes them for sound.
 """
 
 import argparse
@@ -21,6 +24,7 @@ class Totals:
     passed: int = 0
     failures: list = dataclasses.field(default_factory=list)
     skips: list = dataclasses.field(default_factory=list)
+    unsteady: list = dataclasses.field(default_factory=list)  # passed the second time
 
 
 def first_line(text):
@@ -91,31 +95,50 @@ def skip_text(case):
     return output[-1].strip() if output else "no reason given"
 
 
-def summarize(ctest_file, folder):
-    totals = Totals()
-    files = sorted(path for path in folder.glob("*.xml") if path != ctest_file)
-    try:
-        entries = list(ElementTree.parse(ctest_file).getroot().iter("testcase"))
-    except (OSError, ElementTree.ParseError) as error:
-        totals.failures.append(("ctest", f"left no readable result file: {error}"))
-        return totals
-    for case in entries:
-        name = case.get("name")
+def cases_of(ctest_file):
+    return {case.get("name"): case for case in ElementTree.parse(ctest_file).getroot().iter("testcase")}
+
+
+def add_all(cases, folder, totals, but=()):
+    """Adds the entries, and what is in the folder of none of them."""
+    files = sorted(path for path in folder.glob("*.xml") if path not in but)
+    for name, case in cases.items():
         own = [path for path in files if path.stem == name or path.name.startswith(name + ".")]
         files = [path for path in files if path not in own]
         add_entry(case, own, totals)
     for path in files:
         add_cases(path, path.stem, totals)
+
+
+def summarize(options):
+    totals = Totals()
+    try:
+        cases = cases_of(options.ctest)
+        again = cases_of(options.again) if options.again else {}
+    except (OSError, ElementTree.ParseError) as error:
+        totals.failures.append(("ctest", f"left no readable result file: {error}"))
+        return totals
+    if again:
+        before = Totals()
+        add_all({name: cases[name] for name in again}, options.first, before)
+        totals.unsteady = [(name, reason) for name, reason in before.failures
+                           if again[name.partition(":")[0]].get("status") == "run"]
+    add_all(cases | again, options.folder, totals, but=(options.ctest, options.again))
     return totals
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ctest", required=True, type=pathlib.Path, help="ctest's JUnit file")
+    parser.add_argument("--again", type=pathlib.Path, help="ctest's JUnit file of a second run")
+    parser.add_argument("--first", type=pathlib.Path,
+                        help="folder of the result files that the second run would have replaced")
     parser.add_argument("folder", type=pathlib.Path, help="folder of the result files")
     options = parser.parse_args()
-    totals = summarize(options.ctest, options.folder)
-    for title, cases in (("Skipped", totals.skips), ("Failed", totals.failures)):
+    totals = summarize(options)
+    for title, cases in (("Skipped", totals.skips),
+                         ("Failed beside other tests and passed alone", totals.unsteady),
+                         ("Failed", totals.failures)):
         if cases:
             print(f"\n{title}:")
             for name, reason in cases:

@@ -27,16 +27,23 @@ def run(script, *arguments):
 
 
 class Summary(unittest.TestCase):
-    def summarize(self, entries, files):
-        """Runs the summary on ctest `entries` (name -> XML attributes and inner text)."""
+    def summarize(self, entries, files, again=None):
+        """Runs the summary on ctest `entries` (name -> XML attributes and inner text); on those of
+        `again`, too, as a second run."""
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder)
-            cases = "".join(f'<testcase name="{name}" {rest}</testcase>'
-                            for name, rest in entries.items())
-            (path / "ctest.xml").write_text(f"<testsuite>{cases}</testsuite>")
+            (path / "first").mkdir()
+            second = []
+            for name, these in (("ctest.xml", entries), ("again.xml", again)):
+                if these is not None:
+                    cases = "".join(f'<testcase name="{name}" {rest}</testcase>'
+                                    for name, rest in these.items())
+                    (path / name).write_text(f"<testsuite>{cases}</testsuite>")
+            if again is not None:
+                second = ["--again", path / "again.xml", "--first", path / "first"]
             for name, text in files.items():
                 (path / name).write_text(text)
-            result = run("test_summary.py", "--ctest", path / "ctest.xml", path)
+            result = run("test_summary.py", "--ctest", path / "ctest.xml", *second, path)
         return result.stdout, result.stdout.splitlines()[-1], result.returncode
 
     def test_cases_are_added(self):
@@ -78,6 +85,21 @@ class Summary(unittest.TestCase):
              "b": 'status="run">'}, {})
         self.assertEqual((last, code), ("1 passed, 0 failed, 1 skipped", 0))
         self.assertIn("a: no network", text)
+
+    def test_what_passes_the_second_time_is_named(self):
+        text, last, code = self.summarize(
+            {"a": 'status="fail"><failure message="Failed"/>', "b": 'status="run">'},
+            {"first/a.xml": GTEST.format(BAD), "a.xml": GTEST.format("")},
+            again={"a": 'status="run">'})
+        self.assertEqual((last, code), ("2 passed, 0 failed, 2 skipped", 0))
+        self.assertIn("passed alone:\n  a: A.bad: a.cpp:9", text)
+
+    def test_what_fails_twice_fails(self):
+        text, last, code = self.summarize(
+            {"a": 'status="fail"><failure message="SEGFAULT"/>', "b": 'status="run">'}, {},
+            again={"a": 'status="fail"><failure message="SEGFAULT"/>'})
+        self.assertEqual((last, code), ("1 passed, 1 failed, 0 skipped", 1))
+        self.assertNotIn("passed alone", text)
 
     def test_nothing_is_a_failure(self):
         _, last, code = self.summarize({}, {})
