@@ -40,7 +40,7 @@ struct BucketUse {
 struct PredictedPlace {
   int world = 1;
   int hosts = 1;
-  double chunk_bytes = 8 << 20;  // AveragerOptions::chunk_bytes
+  double chunk_bytes = 4 << 20;  // AveragerOptions::chunk_bytes
   // Seconds per byte of dividing an uncompressed gradient.
   double scale_cost = 1.2e-10;
 };
