@@ -61,9 +61,9 @@ struct AveragerOptions {
   std::uint64_t seed = 0;
   // Compare a checksum of the averaged buckets across ranks every so many steps; 0: never.
   std::int64_t check_replicas_every = 0;
-  // Elements of so many float32 bytes are what scatter_reduce codes and sends as one piece. The first
-  // piece's coding and the last one's hide behind nothing, so pieces are small; each costs two
-  // collectives, so they are not smaller (docs/benchmarks.md has what sizes gave).
+  // Elements of so many float32 bytes are what scatter_reduce codes and sends as one piece. The
+  // first piece's coding and the last one's hide behind nothing, so pieces are small; each costs
+  // two collectives, so they are not smaller (docs/benchmarks.md has what sizes gave).
   std::size_t chunk_bytes = std::size_t{4} << 20;
   Timeline* timeline = nullptr;  // not owned
   // How compressed layers are averaged. Empty: what the codec was made for, or what is fastest by
