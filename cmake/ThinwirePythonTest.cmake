@@ -10,7 +10,7 @@ find_program(THINWIRE_TEST_PYTHON NAMES python3 HINTS /usr/bin DOC "Python that 
 function(thinwire_python_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "JOBS;SERIAL" "FILE;TIMEOUT" "ENVIRONMENT;LABELS")
   if(NOT arg_TIMEOUT)
-    set(arg_TIMEOUT 120)
+    set(arg_TIMEOUT 300)
   endif()
   add_test(NAME ${name} COMMAND ${THINWIRE_TEST_PYTHON} -B
     ${PROJECT_SOURCE_DIR}/scripts/run_unittests.py
