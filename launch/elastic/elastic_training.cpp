@@ -118,38 +118,47 @@ void ElasticTraining::change(std::string why) {
 void ElasticTraining::enter(const ElasticWorld::Place& place) {
   is_new_ = is_new_ || place.is_new;
   const bool is_behind = !is_new_ && finished_ != place.furthest;
-  if (place.somebody_is_behind) hand_over(place, is_behind);
-  for (std::size_t i = 0; i < parts_.size(); ++i) {
-    Move move{.group = world_.group(), .timeout = world_.timeout()};
-    if (is_new_) {
-      move.standing = Standing::kNew;
-    } else if (is_behind) {
-      move.standing = finished_[i] == place.furthest.at(i) ? Standing::kGoesOn : Standing::kBehind;
-    } else {
-      move.standing = in_step_ ? Standing::kRepeats : Standing::kGoesOn;
-    }
-    parts_[i].move_to(move);
-  }
+  for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i].leave(standing_of(i, place));
+  hand_over(place, is_behind);
+  for (const Part& part : parts_) part.arrive(world_.group(), world_.timeout());
   comm::agree_on_text(*world_.group(), "elastic/settled", "the world", "");
   for (std::size_t i = 0; i < parts_.size(); ++i) finished_[i] = parts_[i].finished_steps();
   world_.settle();
 }
 
+Standing ElasticTraining::standing_of(std::size_t part, const ElasticWorld::Place& place) const {
+  if (is_new_) return Standing::kNew;
+  if (finished_ == place.furthest) return in_step_ ? Standing::kRepeats : Standing::kGoesOn;
+  return finished_[part] == place.furthest.at(part) ? Standing::kGoesOn : Standing::kBehind;
+}
+
 void ElasticTraining::hand_over(const ElasticWorld::Place& place, bool is_behind) {
+  const auto name_of_part = [](std::size_t i) { return concat("part/", i, "/"); };
+  const auto name_of_state = [](const std::string& name) { return concat("state/", name, "/"); };
+  const bool gives = world_.rank() == 0;
   const bool somebody_is_new = place.all_are_new || place.somebody_is_new;
   NamedTensors mine;
-  if (world_.rank() == 0) {
+  if (gives) {
+    for (std::size_t i = 0; i < parts_.size(); ++i)
+      insert_part(mine, name_of_part(i), parts_[i].shared_state());
     for (const auto& [is_replicated, name, state] : states_)
-      if (is_replicated || somebody_is_new) insert_part(mine, name + "/", state.save());
+      if (place.somebody_is_behind && (is_replicated || somebody_is_new))
+        insert_part(mine, name_of_state(name), state.save());
   }
   const NamedTensors all =
       detail::tensors_of_rank_0(world_.group(), mine, "handing over the state of the training");
   // So that one whose model is another does not leave the others waiting.
   comm::agree_on_result(*world_.group(), "elastic/state", "the state of the training", [&] {
-    const bool is_from_elsewhere = world_.rank() != 0;
+    for (std::size_t i = 0; i < parts_.size(); ++i)
+      parts_[i].take_over(part_of(all, name_of_part(i)));
     for (const auto& [is_replicated, name, state] : states_)
-      if (is_from_elsewhere && (is_new_ || (is_behind && is_replicated)))
-        state.load(part_of(all, name + "/"));
+      if (!gives && (is_new_ || (is_behind && is_replicated)))
+        state.load(part_of(all, name_of_state(name)));
+    // With all of it this rank is one of the furthest, also if it gets no further in this world.
+    if (is_behind) {
+      finished_ = place.furthest;
+      in_step_ = false;
+    }
     return std::string();
   });
 }

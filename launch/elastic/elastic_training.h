@@ -1,6 +1,8 @@
 // Training that goes on when ranks die, leave or come.
 #pragma once
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -54,7 +56,11 @@ class ElasticTraining {
   void moves(Part& part) {
     parts_.push_back({[&part] { part.begin_step(); }, [&part] { part.end_step(); },
                       [&part] { return std::int64_t{part.finished_steps()}; },
-                      [&part](const Move& move) { part.move_to(move); }});
+                      [&part](Standing standing) { part.leave(standing); },
+                      [&part] { return part.shared_state(); },
+                      [&part](const NamedTensors& of_rank_0) { part.take_over(of_rank_0); },
+                      [&part](const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                              std::chrono::milliseconds timeout) { part.arrive(group, timeout); }});
   }
 
   struct State {
@@ -82,7 +88,11 @@ class ElasticTraining {
   struct Part {
     std::function<void()> begin_step, end_step;
     std::function<std::int64_t()> finished_steps;
-    std::function<void(const Move&)> move_to;
+    std::function<void(Standing)> leave;
+    std::function<NamedTensors()> shared_state;
+    std::function<void(const NamedTensors&)> take_over;
+    std::function<void(const c10::intrusive_ptr<c10d::ProcessGroup>&, std::chrono::milliseconds)>
+        arrive;
   };
   struct NamedState {
     bool is_replicated;
@@ -94,6 +104,7 @@ class ElasticTraining {
   void change(std::string why);
   void enter(const ElasticWorld::Place& place);
   void hand_over(const ElasticWorld::Place& place, bool is_behind);
+  Standing standing_of(std::size_t part, const ElasticWorld::Place& place) const;
   bool wait_for_the_others();
 
   ElasticWorld& world_;

@@ -13,6 +13,7 @@ namespace {
 GradientState for_world(GradientState state, int world) {
   auto order = state.extract(kBucketsName);
   SavedGradients saved = taken_apart(state);
+  saved.world = world;
   saved.averager = comm::for_world(std::move(saved.averager), world);
   GradientState changed = put_together(saved);
   changed.insert(std::move(order));
@@ -82,26 +83,42 @@ void DataParallelEngine::end_step() {
   finished_steps_ = state_->exchange->submitted_steps();
 }
 
-void DataParallelEngine::leave(bool undo) {
+void DataParallelEngine::leave(Standing standing) {
+  standing_ = standing;
+  if (!state_) {
+    // Those that it was behind are gone before it had their step.
+    if (standing == Standing::kRepeats && before_step_)
+      carried_ = *std::exchange(before_step_, std::nullopt);
+    return;
+  }
   // What holds a group lives on until nothing is under way in it.
   auto exchange = state_->exchange;
   auto groups = std::make_shared<std::vector<c10::intrusive_ptr<c10d::ProcessGroup>>>();
   *groups = {state_->group, exchange->group()};
   for (const auto& group : *groups) comm::abandon(*group);
-  carried_ = state_->leave(undo);
+  before_step_.reset();
+  carried_ = state_->leave(/*undo=*/standing == Standing::kRepeats);
+  if (standing == Standing::kBehind) before_step_ = state_->leave(/*undo=*/true);
   sync_ = state_->sync;
   state_.reset();
   comm::retire(std::move(exchange));
   comm::retire(std::move(groups));
 }
 
-void DataParallelEngine::move_to(const Move& move) {
-  if (state_) leave(move.standing == Standing::kRepeats);
-  auto state = std::make_unique<State>(module_, move.group, options_);
-  const GradientState carried =
-      carried_over(move, for_world(carried_, move.group->getSize()), "moving the gradients");
-  state->load_state(carried);
-  comm::set_timeout(*state->exchange->group(), move.timeout);
+NamedTensors DataParallelEngine::shared_state() const {
+  return shared_part(carried_);
+}
+
+void DataParallelEngine::take_over(const NamedTensors& of_rank_0) {
+  carried_ = with_shared_part(of_rank_0, carried_, standing_);
+  before_step_.reset();
+}
+
+void DataParallelEngine::arrive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                                std::chrono::milliseconds timeout) {
+  auto state = std::make_unique<State>(module_, group, options_);
+  state->load_state(for_world(carried_, group->getSize()));
+  comm::set_timeout(*state->exchange->group(), timeout);
   state->sync = sync_;
   state_ = std::move(state);
   finished_steps_ = state_->exchange->submitted_steps();

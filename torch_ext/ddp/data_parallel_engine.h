@@ -1,8 +1,10 @@
 // All of DistributedDataParallel that does not depend on the module's type.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include <torch/nn/module.h>
@@ -43,21 +45,27 @@ class DataParallelEngine {
   GradientState state() const;
   void load_state(const GradientState& state);
 
-  // See DistributedDataParallel and Note [Changing worlds].
+  // See Movable and Note [Changing worlds].
   void begin_step();
   void end_step();
   std::int64_t finished_steps() const { return finished_steps_; }
-  void move_to(const Move& move);
+  void leave(Standing standing);
+  NamedTensors shared_state() const;
+  void take_over(const NamedTensors& of_rank_0);
+  void arrive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+              std::chrono::milliseconds timeout);
 
  private:
   class State;
-  void leave(bool undo);
 
   const std::shared_ptr<torch::nn::Module> module_;
   const DistributedDataParallelOptions options_;
-  std::unique_ptr<State> state_;  // null after a move_to() that has failed
+  std::unique_ptr<State> state_;  // null between two worlds
+  Standing standing_ = Standing::kGoesOn;
   // What this rank carries from one world to the next, until it has arrived.
   GradientState carried_;
+  // Where it is behind: what it carries should it have to make the step again after all.
+  std::optional<GradientState> before_step_;
   bool sync_ = true;
   std::int64_t finished_steps_ = 0;
 };

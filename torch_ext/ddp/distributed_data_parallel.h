@@ -154,15 +154,19 @@ class DistributedDataParallel : public torch::nn::Module {
   GradientState state() const { return engine_->state(); }
   void load_state(const GradientState& state) { engine_->load_state(state); }
 
-  // For ranks that may change while they train (launch/elastic/): begin_step() and end_step() stand
-  // around each step, and move_to() goes on over another group, keeping residuals, plan and order
-  // of the buckets; rank 0's parameters and buffers are copied to all. move_to() is collective over
-  // the new group. Where it throws, the object can do nothing but move again. Groups over MPI
-  // cannot be left.
+  // For ranks that may change while they train (launch/elastic/): see Movable. Goes on over another
+  // group, keeping residuals, plan and order of the buckets; rank 0's parameters and buffers are
+  // copied to all. Groups over MPI cannot be left.
   void begin_step() { engine_->begin_step(); }
   void end_step() { engine_->end_step(); }
   std::int64_t finished_steps() const { return engine_->finished_steps(); }
-  void move_to(const Move& move) { engine_->move_to(move); }
+  void leave(Standing standing) { engine_->leave(standing); }
+  NamedTensors shared_state() const { return engine_->shared_state(); }
+  void take_over(const NamedTensors& of_rank_0) { engine_->take_over(of_rank_0); }
+  void arrive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+              std::chrono::milliseconds timeout) {
+    engine_->arrive(group, timeout);
+  }
 
   // CRC-32C of all parameters that ranks share, in the order of named_parameters().
   std::uint32_t parameters_crc32c() const { return engine_->parameters_crc32c(); }

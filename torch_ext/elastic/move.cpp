@@ -35,6 +35,7 @@ nlohmann::json contents_of(const NamedTensors& tensors) {
 
 NamedTensors tensors_of_rank_0(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                const NamedTensors& mine, const std::string& operation) {
+  check(group != nullptr, operation, " needs a process group, got a null pointer");
   if (group->getSize() == 1) return mine;
   const auto watched = comm::watched(group);
   const auto broadcast = [&](const std::vector<at::Tensor>& tensors) {
@@ -65,15 +66,19 @@ NamedTensors tensors_of_rank_0(const c10::intrusive_ptr<c10d::ProcessGroup>& gro
   return all;
 }
 
-NamedTensors carried_over(const Move& move, const NamedTensors& mine,
-                          const std::string& operation) {
-  NamedTensors shared, own;
+NamedTensors shared_part(const NamedTensors& mine) {
+  NamedTensors shared = mine;
+  std::erase_if(shared, [](const auto& named) { return is_own_of_a_rank(named.first); });
+  return shared;
+}
+
+NamedTensors with_shared_part(const NamedTensors& of_rank_0, const NamedTensors& mine,
+                              Standing standing) {
+  NamedTensors state = of_rank_0;
+  if (standing == Standing::kNew) return state;
   for (const auto& [name, tensor] : mine)
-    (is_own_of_a_rank(name) ? own : shared).emplace(name, tensor);
-  NamedTensors carried = tensors_of_rank_0(move.group, shared, operation);
-  if (move.standing != Standing::kNew) carried.merge(own);
-  carried[kWorldName] = integer_tensor(move.group->getSize());
-  return carried;
+    if (is_own_of_a_rank(name)) state.emplace(name, tensor);
+  return state;
 }
 
 }  // namespace thinwire::detail

@@ -18,9 +18,14 @@
 // Residuals stay with their ranks as they are: the mean of what the survivors are owed stands in
 // for the mean over all. What the dead rank's residual held is lost; what it held of means, as the
 // owner of a slice, too.
+//
+// Ranks may die meanwhile. So nobody takes over the half of a step: until all that rank 0 gives has
+// come (take_over()) a rank stands where it stood and can still make the step again, should those
+// who have finished it all be gone; from then on it is one of these, wherever it gets to next.
 #pragma once
 
 #include <chrono>
+#include <concepts>
 #include <string>
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -37,37 +42,59 @@ enum class Standing {
   kNew,      // has nothing of its own
 };
 
-struct Move {
-  c10::intrusive_ptr<c10d::ProcessGroup> group;
-  Standing standing = Standing::kGoesOn;
-  // Of the collectives to come; while the world is being made, the group has a shorter one.
-  std::chrono::milliseconds timeout = std::chrono::minutes(5);
-
-  // Takes what rank 0 has of all that is the same on all ranks.
-  bool takes_over() const { return standing >= Standing::kBehind; }
-};
-
 // What can change worlds: DistributedDataParallel and OuterOptimizer. begin_step() and end_step()
-// stand around each step, which no other step's exchanges reach into.
+// stand around each step, which no other step's exchanges reach into. Then, in this order:
+//
+//   leave()         ends with the world and keeps what is to be carried from it. May be called
+//                   again, with another standing, where the world to come has failed.
+//   shared_state()  what of that is the same on all ranks
+//   take_over()     rank 0's, in the place of this rank's
+//   arrive()        goes on over another group. Collective; where it throws, the part can do
+//                   nothing but leave() and arrive() again. `timeout` is that of the collectives to
+//                   come: while a world is being made, its group has a shorter one.
 template <typename Part>
-concept Movable = requires(Part& part, const Move& move) {
+concept Movable = requires(Part& part, const Part& left, Standing standing,
+                           const NamedTensors& of_rank_0,
+                           const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                           std::chrono::milliseconds timeout) {
   part.begin_step();
   part.end_step();
   { part.finished_steps() } -> std::convertible_to<std::int64_t>;
-  part.move_to(move);
+  part.leave(standing);
+  { left.shared_state() } -> std::same_as<NamedTensors>;
+  part.take_over(of_rank_0);
+  part.arrive(group, timeout);
+};
+
+struct Move {
+  c10::intrusive_ptr<c10d::ProcessGroup> group;
+  Standing standing = Standing::kGoesOn;
+  std::chrono::milliseconds timeout = std::chrono::minutes(5);
 };
 
 namespace detail {
 
 // Rank 0's tensors, on every rank of the group, on the CPU. Collective; `mine` counts on rank 0
-// alone. `operation` is what errors name.
+// alone. `operation` is what errors name. Throws InvalidArgument where there is no group.
 NamedTensors tensors_of_rank_0(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                const NamedTensors& mine, const std::string& operation);
 
-// A state of gradients or of an outer optimizer, as merge_states() knows them, for a rank that goes
-// on: what is the same on all ranks from rank 0, residuals its own, or none where it is new.
-// Collective.
-NamedTensors carried_over(const Move& move, const NamedTensors& mine, const std::string& operation);
+// Of a state of gradients or of an outer optimizer, as merge_states() knows them: what is the same
+// on all ranks; and a state with that of rank 0 and what is this rank's own in `mine`, or nothing
+// such where it is new.
+NamedTensors shared_part(const NamedTensors& mine);
+NamedTensors with_shared_part(const NamedTensors& of_rank_0, const NamedTensors& mine,
+                              Standing standing);
 
 }  // namespace detail
+
+// One part alone, all of the above. Collective over the new group.
+template <Movable Part>
+void move_to(Part& part, const Move& move) {
+  part.leave(move.standing);
+  part.take_over(
+      detail::tensors_of_rank_0(move.group, part.shared_state(), "moving to another world"));
+  part.arrive(move.group, move.timeout);
+}
+
 }  // namespace thinwire

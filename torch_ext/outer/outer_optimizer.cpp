@@ -194,9 +194,10 @@ void OuterOptimizer::outer_step() {
   });
   // Until the last rank has come: that is no time of the exchange.
   const auto arrived = Clock::now();
+  if (marks_)
+    averager_->mark();  // before anything that may fail, or it would take back the last one
   repeat_ = Repeat::kOuterStep;
   bool finite = meet(not_finite);
-  if (marks_) averager_->mark();
   const auto begin = Clock::now();
   summary_.wait_seconds += std::chrono::duration<double>(begin - arrived).count();
   if (finite) {

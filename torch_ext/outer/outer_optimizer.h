@@ -144,16 +144,19 @@ class OuterOptimizer {
   OuterState state() const;
   void load_state(const OuterState& state);
 
-  // For ranks that may change while they train, see Note [Changing worlds]. Its steps are the outer
-  // ones, in which alone ranks meet: between them each goes on with weights of its own, and keeps
-  // them. Where an outer step has failed and is to be made again, the next step() does that and
-  // nothing else, as the inner step before it is done. A rank that takes over starts from the
-  // weights of the last meeting. move_to() is collective over the new group; where it throws, the
-  // object can do nothing but move again.
+  // For ranks that may change while they train, see Movable. Its steps are the outer ones, in which
+  // alone ranks meet: between them each goes on with weights of its own, and keeps them. Where an
+  // outer step has failed and is to be made again, the next step() does that and nothing else, as
+  // the inner step before it is done. A rank that is new or behind starts from the weights of the
+  // last meeting.
   void begin_step() { marks_ = true; }
   void end_step() {}
   std::int64_t finished_steps() const { return summary_.outer_steps; }
-  void move_to(const Move& move);
+  void leave(Standing standing);
+  NamedTensors shared_state() const;
+  void take_over(const NamedTensors& of_rank_0);
+  void arrive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+              std::chrono::milliseconds timeout);
 
  private:
   // Whether the next step() has to do with the last one, which failed.
@@ -162,7 +165,6 @@ class OuterOptimizer {
   void agree_on_options(c10d::ProcessGroup& group);
   std::unique_ptr<comm::BucketAverager> make_averager(
       const c10::intrusive_ptr<c10d::ProcessGroup>& group) const;
-  void leave(const Move& move);
   detail::SavedOuter saved_now() const;
   void collect_warnings();
   void broadcast(std::vector<at::Tensor> tensors, const char* operation);
@@ -190,7 +192,11 @@ class OuterOptimizer {
   std::int64_t loads_ = 0;
   Repeat repeat_ = Repeat::kNothing;
   bool marks_ = false;  // an outer step that fails is to be made again
+  Standing standing_ = Standing::kGoesOn;
   OuterState carried_;  // from one world to the next, until this rank has arrived
+  // Where it is behind: what it carries should it have to make the step again after all.
+  std::optional<OuterState> before_step_;
+  bool begins_at_meeting_ = false;  // once it has arrived
 };
 
 }  // namespace thinwire

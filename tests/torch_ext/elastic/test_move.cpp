@@ -91,8 +91,8 @@ TEST_P(MoveOf, AStepThatIsTakenBackLeavesNothing) {
     moved.backward(77);
     const bool changes = moved.ddp.state().size() > 3;
     EXPECT_TRUE(changes) << "this codec carries nothing";
-    moved.ddp.move_to(
-        {.group = group_of(ctx, "after", ctx.rank, ctx.size), .standing = Standing::kRepeats});
+    move_to(moved.ddp,
+            {.group = group_of(ctx, "after", ctx.rank, ctx.size), .standing = Standing::kRepeats});
     EXPECT_EQ(moved.net->seen.item<float>(), 4);
     EXPECT_EQ(moved.ddp.finished_steps(), 4);
     const bool in_basis = std::string(GetParam()).starts_with("spectral");
@@ -130,8 +130,8 @@ TEST(Move, ThoseWhoAreLeftKeepWhatTheyAreOwedAndANewOneTakesTheRest) {
       const GradientState before = training->ddp.state();
       training->ddp.begin_step();
       EXPECT_THROW(training->backward(4), CommError);
-      training->ddp.move_to(
-          {.group = group_of(ctx, "two", ctx.rank, 2), .standing = Standing::kRepeats});
+      move_to(training->ddp,
+              {.group = group_of(ctx, "two", ctx.rank, 2), .standing = Standing::kRepeats});
       const GradientState after = training->ddp.state();
       for (const auto& [name, tensor] : before) {
         if (is_residual(name)) {
@@ -143,8 +143,8 @@ TEST(Move, ThoseWhoAreLeftKeepWhatTheyAreOwedAndANewOneTakesTheRest) {
       EXPECT_TRUE(training->ddp.replicas_equal());
     }
     const GradientState before = training->ddp.state();
-    training->ddp.move_to({.group = group_of(ctx, "three", ctx.rank, 3),
-                           .standing = ctx.rank == 2 ? Standing::kNew : Standing::kGoesOn});
+    move_to(training->ddp, {.group = group_of(ctx, "three", ctx.rank, 3),
+                            .standing = ctx.rank == 2 ? Standing::kNew : Standing::kGoesOn});
     EXPECT_TRUE(training->ddp.replicas_equal());
     EXPECT_EQ(training->ddp.finished_steps(), 7);
     for (const auto& [name, tensor] : training->ddp.state()) {
@@ -170,11 +170,29 @@ TEST(Move, WhoIsBehindTakesRank0sWeightsAndKeepsItsResiduals) {
     }
     EXPECT_EQ(training.ddp.finished_steps(), ctx.rank == 0 ? 4 : 3);
     const GradientState before = training.ddp.state();
-    training.ddp.move_to({.group = group_of(ctx, "next", ctx.rank, 2),
-                          .standing = ctx.rank == 0 ? Standing::kGoesOn : Standing::kBehind});
+    move_to(training.ddp, {.group = group_of(ctx, "next", ctx.rank, 2),
+                           .standing = ctx.rank == 0 ? Standing::kGoesOn : Standing::kBehind});
     EXPECT_EQ(training.ddp.finished_steps(), 4);
     EXPECT_TRUE(training.ddp.replicas_equal());
     expect_same_state(training.ddp.state(), before);
+  });
+}
+
+// Should all who have seen a step's end be gone, before this rank has taken it over from them.
+TEST(Move, WhoWasBehindMakesTheStepAgainAfterAll) {
+  run_ranks(2, [](RankContext& ctx) {
+    const char* spec = "topk(density=0.05)";
+    Training undisturbed(ctx.rank, ctx.group, spec);
+    Training behind(ctx.rank, group_of(ctx, "before", ctx.rank, 2), spec);
+    undisturbed.run(0, 3);
+    behind.run(0, 3);
+    behind.ddp.begin_step();
+    behind.backward(3);
+    behind.ddp.leave(Standing::kBehind);
+    move_to(behind.ddp,
+            {.group = group_of(ctx, "after", ctx.rank, 2), .standing = Standing::kRepeats});
+    EXPECT_EQ(behind.net->seen.item<float>(), 3);
+    expect_same_state(behind.ddp.state(), undisturbed.ddp.state());
   });
 }
 
@@ -185,9 +203,9 @@ TEST(Move, AMoveThatFailsMayBeMadeAgain) {
     training.run(0, 3);
     const GradientState before = training.ddp.state();
     if (ctx.rank == 0) {
-      EXPECT_THROW(training.ddp.move_to({.group = nullptr}), InvalidArgument);
+      EXPECT_THROW(move_to(training.ddp, {.group = nullptr}), InvalidArgument);
     }
-    training.ddp.move_to({.group = group_of(ctx, "whole", ctx.rank, 2)});
+    move_to(training.ddp, {.group = group_of(ctx, "whole", ctx.rank, 2)});
     expect_same_state(training.ddp.state(), before);
   });
 }

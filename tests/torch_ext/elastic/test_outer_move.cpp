@@ -46,7 +46,9 @@ TEST(OuterMove, ThoseWhoAreLeftMeetWithTheStepsThatTheyHaveMade) {
       auto two = group_of(ctx, "two", ctx.rank, 2);
       std::vector<at::Tensor> sum = {mine.clone()};
       two->allreduce(sum)->wait();
-      training->outer.move_to({.group = two, .standing = Standing::kRepeats});
+      // For a while it looks as if somebody had finished that meeting.
+      training->outer.leave(Standing::kBehind);
+      move_to(training->outer, {.group = two, .standing = Standing::kRepeats});
       EXPECT_TRUE(at::equal(training->toy.flat(), mine)) << "weights between meetings are kept";
       EXPECT_EQ(training->outer.finished_steps(), 2);
       // The repeated call meets; its gradients are those of an inner step that is done.
@@ -56,14 +58,40 @@ TEST(OuterMove, ThoseWhoAreLeftMeetWithTheStepsThatTheyHaveMade) {
       EXPECT_EQ(training->outer.finished_steps(), 3);
     }
     auto three = group_of(ctx, "three", ctx.rank, 3);
-    training->outer.move_to(
-        {.group = three, .standing = ctx.rank == 2 ? Standing::kNew : Standing::kGoesOn});
+    move_to(training->outer,
+            {.group = three, .standing = ctx.rank == 2 ? Standing::kNew : Standing::kGoesOn});
     ctx.group = three;
     expect_same_on_all(ctx, training->toy.flat());
     EXPECT_EQ(training->outer.finished_steps(), 3);
     EXPECT_FALSE(training->step(ctx.rank, 6));
     EXPECT_TRUE(training->step(ctx.rank, 7));
     expect_same_on_all(ctx, training->toy.flat());
+  });
+}
+
+// A meeting to which one rank does not come is taken back, and not the one before it.
+TEST(OuterMove, ResidualsOfTheLastMeetingOutliveOneThatFails) {
+  run_ranks(2, [](RankContext& ctx) {
+    auto training = std::make_unique<OuterTraining>(ctx.group, "ternary(density=0.05)");
+    for (int step = 0; step < 4; ++step) training->step(ctx.rank, step);
+    if (ctx.rank == 1) {
+      training.reset();
+      ctx.group.reset();
+      return;
+    }
+    training->step(0, 4);
+    const OuterState before = training->outer.state();
+    EXPECT_THROW(training->step(0, 5), CommError);
+    move_to(training->outer,
+            {.group = group_of(ctx, "alone", 0, 1), .standing = Standing::kRepeats});
+    const OuterState after = training->outer.state();
+    int residuals = 0;
+    for (const auto& [name, tensor] : before) {
+      if (name.find("residual/") == std::string::npos) continue;
+      EXPECT_TRUE(at::equal(after.at(name), tensor)) << name;
+      ++residuals;
+    }
+    EXPECT_GT(residuals, 0);
   });
 }
 
@@ -74,8 +102,8 @@ TEST(OuterMove, WhoIsBehindTakesTheMeetingsEndAndAStepThatIsTakenBackLeavesNothi
     for (int step = 0; step < 4; ++step) training.step(ctx.rank, step);
     const OuterState before = training.outer.state();
     if (ctx.rank == 1) training.toy.big.data().fill_(9);
-    training.outer.move_to({.group = group_of(ctx, "next", ctx.rank, 2),
-                            .standing = ctx.rank == 0 ? Standing::kGoesOn : Standing::kBehind});
+    move_to(training.outer, {.group = group_of(ctx, "next", ctx.rank, 2),
+                             .standing = ctx.rank == 0 ? Standing::kGoesOn : Standing::kBehind});
     ctx.group = group_of(ctx, "check", ctx.rank, 2);
     expect_same_on_all(ctx, training.toy.flat());
     const OuterState after = training.outer.state();
