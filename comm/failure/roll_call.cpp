@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <future>
+#include <iterator>
+#include <set>
 #include <utility>
 
 #include "thinwire/comm/join/store_log.h"
@@ -19,6 +21,8 @@ constexpr auto kStorePatience = std::chrono::seconds(3);
 std::string count_key(int rank) {
   return "thinwire/failure/count/" + std::to_string(rank);
 }
+constexpr const char* kDeaths = "thinwire/failure/deaths";
+
 std::string prefix_of(std::int64_t round) {
   return "thinwire/failure/" + std::to_string(round);
 }
@@ -42,12 +46,20 @@ FailureReport decode_report(const LogEntry& entry) {
   return report;
 }
 
+bool nobody_is_missing(StoreLog& log, StoreLog& deaths, int size) {
+  if (log.count() + deaths.count() < size) return false;
+  std::set<int> ranks;  // one may have died after its report
+  for (const LogEntry& entry : log.read()) ranks.insert(entry.rank);
+  for (const LogEntry& entry : deaths.read()) ranks.insert(entry.rank);
+  return std::ssize(ranks) >= size;
+}
+
 RollCall call(c10d::Store& store, std::int64_t round, const FailureReport& mine, int size,
               std::chrono::milliseconds patience) {
-  StoreLog log(store, prefix_of(round));
+  StoreLog log(store, prefix_of(round)), deaths(store, kDeaths);
   log.append(mine.rank, encode_report(mine));
-  StorePoll poll(size, StorePoll::Clock::now() + patience);
-  while (log.count() < size && poll.pause()) {
+  StorePoll poll(2 * size, StorePoll::Clock::now() + patience);  // two requests a look
+  while (!nobody_is_missing(log, deaths, size) && poll.pause()) {
   }
   RollCall result;
   std::vector<bool> spoke(static_cast<std::size_t>(size), false);
@@ -88,6 +100,10 @@ RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureRe
 void post_report(c10d::Store& store, const FailureReport& report) {
   const std::int64_t answered = store.add(count_key(report.rank), 0);
   StoreLog(store, prefix_of(answered + 1)).append(report.rank, encode_report(report));
+}
+
+void post_death(c10d::Store& store, int rank) {
+  StoreLog(store, kDeaths).append(rank, "");
 }
 
 bool failure_is_posted(const c10::intrusive_ptr<c10d::Store>& store, int rank) {

@@ -30,14 +30,17 @@ struct RollCall {
   bool store_is_gone = false;
 };
 
-// Posts `mine` and waits up to `patience` for all `size` ranks to post.
-// A group may fail more than once: the n-th failure of this rank meets the n-th of the others.
-// Returns in bounded time even where the store's host is dead or hangs.
+// Posts `mine` and waits up to `patience` for all `size` ranks to post, but for those whose death
+// is posted. A group may fail more than once: the n-th failure of this rank meets the n-th of the
+// others. Returns in bounded time even where the store's host is dead or hangs.
 RollCall call_roll(const c10::intrusive_ptr<c10d::Store>& store, const FailureReport& mine,
                    int size, std::chrono::milliseconds patience);
 
 // Posts `report`, which its rank is to answer by call_roll() like the others.
 void post_report(c10d::Store& store, const FailureReport& report);
+
+// That `rank` has ended and will post nothing more. Whoever knows says so, once or several times.
+void post_death(c10d::Store& store, int rank);
 
 // Whether another rank has posted a failure that this rank has not answered. Throws where the
 // store is unreachable.

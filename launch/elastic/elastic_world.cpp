@@ -35,7 +35,10 @@ RankEnv elastic_ranks(const ElasticOptions& options) {
         "a job over MPI ends with the first rank that dies; take gloo or nccl for one whose ranks "
         "may change");
   RankEnv ranks = read_rank_env();
-  if (!Env::get().store.empty()) use_store(ranks, Env::get().store);
+  if (!Env::get().store.empty()) {
+    use_store(ranks, Env::get().store);
+    ranks.run_id.clear();  // its ranks may be started by several launchers
+  }
   check(ranks.agent_store,
         "the store of a job whose ranks may change must outlive any of them: start `thinwire store "
         "--port P` on some host and set THINWIRE_STORE=HOST:P for every rank, or use torchrun, "
@@ -65,12 +68,18 @@ ElasticWorld::ElasticWorld(const ElasticOptions& options)
   ranks_ = elastic_ranks(options_);
   host_ = host_name();
   log::set_identity(ranks_.rank, host_);
+  // With several, which one is this process's would follow its place on the host, and that changes.
+  const int gpus = describe(ranks_, host_, options_.init, timeout_).gpus;
+  check(options_.init.backend != "nccl" || gpus < 2, "this process sees ", gpus,
+        " GPUs; in a job whose ranks may change each must see its own alone: set "
+        "CUDA_VISIBLE_DEVICES for each process");
   const auto job = connect_store(ranks_, timeout_);
   store_ = c10::make_intrusive<c10d::PrefixStore>("thinwire/elastic/" + ranks_.run_id, job);
   const bool told = ranks_.launcher != Launcher::kNone;
   membership_ = std::make_unique<Membership>(
       store_, MembershipOptions{.hint = told ? ranks_.rank : 0,
-                                .expected = told ? ranks_.size : std::max(options_.min_ranks, 1),
+                                .expected = std::max(told ? ranks_.size : 1, options_.min_ranks),
+                                .host = reachable_address(),
                                 .min_ranks = options_.min_ranks,
                                 .patience = options_.patience,
                                 .dead_after = options_.dead_after});
@@ -78,7 +87,7 @@ ElasticWorld::ElasticWorld(const ElasticOptions& options)
 }
 
 ElasticWorld::~ElasticWorld() {
-  membership_->watch(nullptr);
+  membership_->watch_no_longer();
   if (generation() > 0) comm::abandon(*group());
 }
 
@@ -137,6 +146,7 @@ ElasticWorld::Place ElasticWorld::join_next(bool is_new, const std::vector<std::
   begin(std::move(ranks),
         c10::make_intrusive<c10d::PrefixStore>(concat("world/", roster.generation), store_),
         options_.connect_timeout);
+  membership_->watch(*group());
   log::info("world ", roster.generation, ": rank ", rank, " of ", roster.size(),
             who_has_changed(before, roster), why.empty() ? "" : concat(" (", why, ")"));
   Place place;
@@ -154,7 +164,6 @@ ElasticWorld::Place ElasticWorld::join_next(bool is_new, const std::vector<std::
 void ElasticWorld::settle() {
   store_->set(kHasBegun, std::vector<std::uint8_t>{1});
   comm::set_timeout(*group(), timeout_);
-  membership_->watch(group());
 }
 
 bool ElasticWorld::change_is_called() const {

@@ -19,9 +19,9 @@ class Membership;
 struct ElasticOptions {
   // Over gloo or nccl; MPI ends a job with the first rank that dies.
   InitOptions init = {};
-  // So many ranks go on without the others, and no fewer; 0: more than half of those that were
-  // there, so that the smaller part of a job that has fallen in two ends. 1 lets a single one go
-  // on. No two parts ever go on, whatever this is: see Note [Generations].
+  // So many ranks begin, and go on without the others, and no fewer; 0: more than half of those
+  // that were there, so that the smaller part of a job that has fallen in two ends. 1 lets a single
+  // one go on. No two parts ever go on, whatever this is: see Note [Generations].
   int min_ranks = 0;
   // How long too few wait for others to come before they give up.
   std::chrono::milliseconds patience = std::chrono::minutes(1);

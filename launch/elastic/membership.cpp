@@ -4,8 +4,8 @@
 #include <exception>
 #include <utility>
 
-#include "thinwire/comm/backend/abandon.h"
-#include "thinwire/comm/failure/failure.h"
+#include "thinwire/comm/failure/failure_board.h"
+#include "thinwire/comm/failure/roll_call.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/store_log.h"
 #include "thinwire/comm/join/store_meeting.h"
@@ -17,14 +17,27 @@ namespace {
 
 constexpr auto kPulse = std::chrono::milliseconds(200);
 constexpr auto kLook = std::chrono::milliseconds(20);
+constexpr auto kLookAtLifelines = std::chrono::milliseconds(100);
 constexpr const char* kMembers = "members";
 constexpr const char* kLatest = "latest";
 constexpr const char* kHasLeft = "left";
 constexpr const char* kHasEnded = "has_ended";
+constexpr const char* kWatching = "watching the other ranks";
 constexpr const char* kNextWorld = "agreeing on the next world";
 
 std::string pulse_key(int id) {
   return concat("pulse/", id);
+}
+
+std::vector<int> ids_of(const std::vector<Candidate>& ranks) {
+  std::vector<int> ids;
+  for (const Candidate& rank : ranks) ids.push_back(rank.id);
+  return ids;
+}
+
+int rank_in(const std::vector<Candidate>& ranks, int id) {
+  const auto found = std::ranges::find(ranks, id, &Candidate::id);
+  return found == ranks.end() ? -1 : static_cast<int>(found - ranks.begin());
 }
 
 std::vector<std::uint8_t> store_bytes(const std::string& text) {
@@ -34,7 +47,7 @@ std::vector<std::uint8_t> store_bytes(const std::string& text) {
 }  // namespace
 
 Membership::Membership(c10::intrusive_ptr<c10d::Store> store, MembershipOptions options)
-    : store_(std::move(store)), options_(options) {
+    : store_(std::move(store)), options_(std::move(options)), lifeline_(options_.host) {
   id_ = static_cast<int>(store_->add(kMembers, 1));
   store_->add(pulse_key(id_), 1);
   pulse_ = std::thread([this, connection = store_->clone()]() mutable {
@@ -65,22 +78,30 @@ Membership::~Membership() {
 
 // On the thread of the pulse.
 void Membership::beat(c10d::Store& store) {
+  lifeline_.hang_up();
   int id = 0;
   std::int64_t generation = 0;
-  std::vector<int> ranks;
+  std::vector<Candidate> ranks;
+  c10::intrusive_ptr<c10d::Store> board;
+  bool is_first = false;
   {
     const std::lock_guard lock(mutex_);
     id = id_;
     generation = generation_;
     ranks = ranks_;
+    board = board_;
+    is_first = std::exchange(watches_anew_, false);
   }
   store.add(pulse_key(id), 1);
-  look(store, ranks);
+  look(store, ids_of(ranks));
   if (comm::StoreLog(store, key("asked", generation + 1)).exists()) {
     const std::lock_guard lock(mutex_);
     if (generation == generation_) called_ = true;
   }
-  tell_of_the_dead(ranks);
+  if (board == nullptr) return;
+  const int mine = rank_in(ranks, id);
+  if (is_first || called_ || comm::failure_is_posted(board, mine)) look_at_lifelines(ranks);
+  tell_of_the_dead(*board, ranks, mine);
 }
 
 void Membership::look(c10d::Store& store, const std::vector<int>& ids) {
@@ -92,41 +113,69 @@ void Membership::look(c10d::Store& store, const std::vector<int>& ids) {
   const std::lock_guard lock(mutex_);
   for (std::size_t i = 0; i < ids.size(); ++i) {
     const std::string value(values[i].begin(), values[i].end());
-    const auto [sign, is_first] = signs_.try_emplace(ids[i], Sign{value, now});
-    if (!is_first && sign->second.value != value) sign->second = {value, now};
-    sign->second.has_left = value == kHasLeft;
+    const auto [found, is_first] = signs_.try_emplace(ids[i], Sign{.value = value, .seen = now});
+    Sign& sign = found->second;
+    if (!is_first && sign.value != value) {
+      sign.value = value;
+      sign.seen = now;
+    }
+    sign.has_left = value == kHasLeft;
+  }
+}
+
+void Membership::look_at_lifelines(const std::vector<Candidate>& ranks) {
+  std::vector<std::string> addresses;
+  for (const Candidate& rank : ranks) addresses.push_back(rank.lifeline);
+  const std::vector<Answer> answers = look_at(addresses, kLookAtLifelines);
+  const std::lock_guard lock(mutex_);
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    const auto sign = signs_.find(ranks[i].id);
+    if (sign == signs_.end()) continue;
+    sign->second.has_a_line = sign->second.has_a_line || answers[i] == Answer::kAccepted;
+    sign->second.has_ended = sign->second.has_a_line && answers[i] == Answer::kRefused;
   }
 }
 
 bool Membership::lives(int id) {
   const std::lock_guard lock(mutex_);
   if (id == id_) return true;
-  const auto sign = signs_.find(id);
-  return sign == signs_.end() ||
-         (!sign->second.has_left && Clock::now() - sign->second.seen < options_.dead_after);
+  const auto found = signs_.find(id);
+  if (found == signs_.end()) return true;
+  const Sign& sign = found->second;
+  return !sign.has_left && !sign.has_ended && Clock::now() - sign.seen < options_.dead_after;
 }
 
-void Membership::tell_of_the_dead(const std::vector<int>& ids) {
+void Membership::tell_of_the_dead(c10d::Store& board, const std::vector<Candidate>& ranks,
+                                  int mine) {
   std::vector<int> dead;
-  for (std::size_t rank = 0; rank < ids.size(); ++rank)
-    if (!lives(ids[rank])) dead.push_back(static_cast<int>(rank));
-  if (dead.empty()) return;
-  c10::intrusive_ptr<c10d::ProcessGroup> group;
-  {
-    const std::lock_guard lock(mutex_);
-    group = std::exchange(watched_, nullptr);
+  for (int rank = 0; rank < std::ssize(ranks); ++rank) {
+    const int id = ranks[static_cast<std::size_t>(rank)].id;
+    if (lives(id)) continue;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!posted_.insert(id).second) continue;
+    }
+    comm::post_death(board, rank);
+    dead.push_back(rank);
   }
-  if (group == nullptr) return;
-  comm::post_failure(*group, "watching the other ranks",
-                     concat("rank(s) ", comm::list_of(dead), " of ", ids.size(),
-                            " have given no sign of life for ",
-                            static_cast<double>(options_.dead_after.count()) / 1000, " s"));
-  comm::retire(std::make_shared<c10::intrusive_ptr<c10d::ProcessGroup>>(std::move(group)));
+  if (dead.empty()) return;
+  comm::post_report(board, {comm::FailureReport::Kind::kComm, mine, kWatching,
+                            concat("rank(s) ", comm::list_of(dead), " of ", ranks.size(),
+                                   " have ended, or have given no sign of life for ",
+                                   static_cast<double>(options_.dead_after.count()) / 1000, " s")});
 }
 
-void Membership::watch(c10::intrusive_ptr<c10d::ProcessGroup> group) {
+void Membership::watch(const c10d::ProcessGroup& group) {
+  auto board = comm::DuplicateStore::board_of(group.getStore())->clone();
   const std::lock_guard lock(mutex_);
-  watched_ = std::move(group);
+  board_ = std::move(board);
+  watches_anew_ = true;
+  posted_.clear();
+}
+
+void Membership::watch_no_longer() {
+  const std::lock_guard lock(mutex_);
+  board_ = nullptr;
 }
 
 std::string Membership::key(const std::string& name, std::int64_t generation) const {
@@ -142,7 +191,6 @@ std::int64_t Membership::latest_generation() {
 
 std::vector<Candidate> Membership::living_candidates(std::int64_t generation) {
   std::vector<Candidate> candidates;
-  std::vector<int> ids;
   for (const comm::LogEntry& entry : comm::StoreLog(*store_, key("asked", generation)).read()) {
     const Candidate candidate = candidate_from_text(entry.text);
     // Who has given up and asks again counts once, as it is now.
@@ -152,11 +200,15 @@ std::vector<Candidate> Membership::living_candidates(std::int64_t generation) {
       continue;
     }
     candidates.push_back(candidate);
-    ids.push_back(candidate.id);
   }
+  std::vector<Candidate> all = candidates;
   for (const Candidate& rank : roster_.ranks)
-    if (std::ranges::find(ids, rank.id) == ids.end()) ids.push_back(rank.id);
-  look(*store_, ids);
+    if (rank_in(all, rank.id) < 0) all.push_back(rank);
+  look(*store_, ids_of(all));
+  if (Clock::now() - looked_at_lifelines_ >= kPulse) {
+    look_at_lifelines(all);
+    looked_at_lifelines_ = Clock::now();
+  }
   std::erase_if(candidates, [&](const Candidate& one) { return !lives(one.id); });
   return candidates;
 }
@@ -191,7 +243,7 @@ std::string Membership::who_is_missing(const std::vector<Candidate>& candidates)
 }
 
 bool Membership::join_next(bool is_new, const std::vector<std::int64_t>& finished) {
-  watch(nullptr);
+  watch_no_longer();
   has_finished_ = false;
   bool was_left_out = false;
   std::int64_t asked = 0;
@@ -206,8 +258,7 @@ bool Membership::join_next(bool is_new, const std::vector<std::int64_t>& finishe
         const std::lock_guard lock(mutex_);
         roster_ = known;
         generation_ = known.generation;
-        ranks_.clear();
-        for (const Candidate& rank : known.ranks) ranks_.push_back(rank.id);
+        ranks_ = known.ranks;
         called_ = false;
         if (is_in && asked == known.generation) return !was_left_out;
       }
@@ -220,7 +271,7 @@ bool Membership::join_next(bool is_new, const std::vector<std::int64_t>& finishe
           const std::lock_guard lock(mutex_);
           id_ = id;
         }
-        const Candidate mine{id_, options_.hint, is_new, finished};
+        const Candidate mine{id_, options_.hint, is_new, finished, lifeline_.address()};
         comm::StoreLog(*store_, key("asked", next)).append(id_, to_text(mine));
         asked = next;
       }

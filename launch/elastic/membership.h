@@ -11,8 +11,11 @@
 //
 // Candidates are complete when all ranks of the last world that live have come. A process lives
 // while its pulse does, a counter in the store that a thread of it raises: a rank that computes for
-// a long time is waited for, one that is dead or stopped is not. One that was stopped and goes on
-// later finds a roster without itself, and can only join as a new one. Everything that the ranks of
+// a long time is waited for, one that is dead or stopped is not. Of a process that has ended its
+// host's kernel tells at once (see Lifeline), which is asked where an exchange has failed or a rank
+// is missing; the pulse alone is for those that are stopped, or whose host is gone. One that was
+// stopped and goes on later finds a roster without itself, and can only join as a new one; so does
+// one that was wrongly taken for dead. Everything that the ranks of
 // a world write lies under the world's own prefix, and its connections are its own, so nothing of
 // an earlier world reaches a later one.
 #pragma once
@@ -23,6 +26,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -30,6 +34,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include "thinwire/launch/elastic/lifeline.h"
 #include "thinwire/launch/elastic/roster.h"
 
 namespace thinwire::launch {
@@ -37,6 +42,7 @@ namespace thinwire::launch {
 struct MembershipOptions {
   int hint = 0;      // this process's rank as its launcher told it
   int expected = 1;  // how many begin the first world
+  std::string host;  // where others reach this process
   int min_ranks = 0;
   std::chrono::milliseconds patience{};
   std::chrono::milliseconds dead_after{};
@@ -62,9 +68,10 @@ class Membership {
   // Whether somebody asks for the world after the present one. Costs nothing.
   bool change_is_called() const { return called_; }
 
-  // From now on a rank of the world that gives no sign of life makes the others leave their
-  // exchanges in `group`, without waiting for its timeout. Null: no longer.
-  void watch(c10::intrusive_ptr<c10d::ProcessGroup> group);
+  // From now on a rank of the world that has ended or gives no sign of life makes the others leave
+  // their exchanges in `group`, without waiting for its timeout.
+  void watch(const c10d::ProcessGroup& group);
+  void watch_no_longer();
 
   // For the end of the training: counts this rank as one that has finished in this world, and says
   // whether all that live have; who asks for a world from then on learns that there is none.
@@ -77,22 +84,27 @@ class Membership {
     std::string value;
     Clock::time_point seen;
     bool has_left = false;
+    bool has_ended = false;   // without saying so
+    bool has_a_line = false;  // its lifeline has answered once, so that a refusal means something
   };
 
   void beat(c10d::Store& store);
   void look(c10d::Store& store, const std::vector<int>& ids);
+  void look_at_lifelines(const std::vector<Candidate>& ranks);
   bool lives(int id);
   std::string key(const std::string& name, std::int64_t generation) const;
   std::int64_t latest_generation();
   std::vector<Candidate> living_candidates(std::int64_t generation);
   bool is_complete(const std::vector<Candidate>& candidates);
   std::string who_is_missing(const std::vector<Candidate>& candidates);
-  void tell_of_the_dead(const std::vector<int>& ids);
+  void tell_of_the_dead(c10d::Store& board, const std::vector<Candidate>& ranks, int mine);
 
   c10::intrusive_ptr<c10d::Store> store_;
   const MembershipOptions options_;
+  Lifeline lifeline_;
   Roster roster_;  // of the last world that is agreed on
   bool has_finished_ = false;
+  Clock::time_point looked_at_lifelines_;
 
   std::atomic<bool> called_ = false;
   std::mutex mutex_;  // of all below
@@ -100,9 +112,13 @@ class Membership {
   bool stopping_ = false;
   int id_ = 0;
   std::int64_t generation_ = 0;
-  std::vector<int> ranks_;  // of roster_
+  std::vector<Candidate> ranks_;  // of roster_
   std::map<int, Sign> signs_;
-  c10::intrusive_ptr<c10d::ProcessGroup> watched_;
+  // Where failures of the group that is watched are posted; null without one. Of the group itself
+  // nothing is held here: whoever lets go of it last may wait for its operations.
+  c10::intrusive_ptr<c10d::Store> board_;
+  bool watches_anew_ = false;
+  std::set<int> posted_;  // ids of the dead that are told there
   std::thread pulse_;
 };
 

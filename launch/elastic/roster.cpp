@@ -10,7 +10,7 @@
 namespace thinwire::launch {
 
 // Beside the types, where argument-dependent look-up finds them.
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Candidate, id, hint, is_new, finished)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Candidate, id, hint, is_new, finished, lifeline)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Roster, generation, ranks, writer)
 
 namespace {

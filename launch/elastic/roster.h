@@ -14,6 +14,7 @@ struct Candidate {
   bool is_new = true;  // has nothing of the training yet
   // Finished steps of everything that moves, in one order; see Movable.
   std::vector<std::int64_t> finished = {};
+  std::string lifeline = {};  // the address of its Lifeline; may be empty
 
   bool operator==(const Candidate&) const = default;
 };

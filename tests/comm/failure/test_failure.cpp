@@ -295,5 +295,23 @@ TEST(RollCall, ListsWhoPostedAndWhoIsSilent) {
             {.make_group = false});
 }
 
+// One of the dead has posted before it died; both survivors say so.
+TEST(RollCall, DoesNotWaitForTheDead) {
+  run_ranks(4,
+            [&](RankContext& ctx) {
+              FailureReport mine;
+              mine.rank = ctx.rank;
+              if (ctx.rank == 3) return;
+              if (ctx.rank == 2) return post_report(*ctx.store, mine);
+              post_death(*ctx.store, 2);
+              post_death(*ctx.store, 3);
+              const RollCall roll = call_roll(ctx.store, mine, 4, std::chrono::minutes(5));
+              EXPECT_THAT(roll.silent, ::testing::IsSubsetOf({2, 3}));
+              EXPECT_THAT(roll.silent, ::testing::Contains(3));
+              EXPECT_GE(roll.reports.size(), 2u);
+            },
+            {.watchdog = std::chrono::seconds(30), .make_group = false});
+}
+
 }  // namespace
 }  // namespace thinwire::comm
