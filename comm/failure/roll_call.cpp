@@ -111,4 +111,8 @@ bool failure_is_posted(const c10::intrusive_ptr<c10d::Store>& store, int rank) {
   return StoreLog(*store, prefix_of(answered + 1)).exists();
 }
 
+bool failure_was_posted(c10d::Store& store) {
+  return StoreLog(store, prefix_of(1)).exists();
+}
+
 }  // namespace thinwire::comm

@@ -46,4 +46,7 @@ void post_death(c10d::Store& store, int rank);
 // store is unreachable.
 bool failure_is_posted(const c10::intrusive_ptr<c10d::Store>& store, int rank);
 
+// Whether any rank has ever posted one. Throws likewise.
+bool failure_was_posted(c10d::Store& store);
+
 }  // namespace thinwire::comm

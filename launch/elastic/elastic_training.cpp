@@ -15,7 +15,7 @@
 namespace thinwire::launch {
 namespace {
 
-// Worlds that fail one after another without a step between them.
+// Worlds, and steps in them, that fail one after another without a step that succeeds.
 constexpr int kMostChanges = 10;
 
 ElasticTraining::State state_of_number(std::int64_t& number) {
@@ -87,6 +87,8 @@ void ElasticTraining::run(const std::function<bool()>& more, const std::function
     } catch (const CommError& error) {
       // Of an OuterOptimizer the weights may be those after a meeting whose last words failed.
       for (std::size_t i = 0; i < parts_.size(); ++i) finished_[i] = parts_[i].finished_steps();
+      // One that fails in every world, for what one rank lacks, would go on for ever.
+      if (++changes_in_a_row_ >= kMostChanges) throw;
       change(error.what());
     }
   }

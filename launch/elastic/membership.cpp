@@ -100,7 +100,7 @@ void Membership::beat(c10d::Store& store) {
   }
   if (board == nullptr) return;
   const int mine = rank_in(ranks, id);
-  if (is_first || called_ || comm::failure_is_posted(board, mine)) look_at_lifelines(ranks);
+  if (is_first || called_ || comm::failure_was_posted(*board)) look_at_lifelines(ranks);
   tell_of_the_dead(*board, ranks, mine);
 }
 

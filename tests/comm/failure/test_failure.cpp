@@ -272,6 +272,9 @@ TEST(RollCall, ListsWhoPostedAndWhoIsSilent) {
   run_ranks(3,
             [&](RankContext& ctx) {
               if (ctx.rank == 1) return;
+              if (ctx.rank == 0) {
+                EXPECT_FALSE(failure_was_posted(*c10::make_intrusive<c10d::HashStore>()));
+              }
               for (int round = 0; round < 2; ++round) {
                 FailureReport mine;
                 mine.kind = FailureReport::Kind::kOther;
@@ -289,6 +292,7 @@ TEST(RollCall, ListsWhoPostedAndWhoIsSilent) {
                   EXPECT_EQ(report.text, concat("round ", round, "\nof rank ", report.rank));
                 }
               }
+              EXPECT_TRUE(failure_was_posted(*ctx.store));
               EXPECT_FALSE(failure_is_posted(ctx.store, ctx.rank));
               EXPECT_TRUE(failure_is_posted(ctx.store, 1));
             },

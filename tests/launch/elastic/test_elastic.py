@@ -183,6 +183,14 @@ class Elastic(ElasticTest):
                       job.err(0))
         self.assertEqual({line["world"] for line in job.steps_of(0)}, {1})
 
+    def test_a_step_that_fails_in_every_world_ends_the_job(self):
+        job = self.job()
+        job.begin(["behind:5"], ["behind:5"])
+        self.assertEqual(job.end(), [1, 1], str(job))
+        self.assertIn("a step without its end", job.err(0).splitlines()[-1])
+        self.assertIn("world 10: ", job.err(0))
+        self.assertNotIn("world 11: ", job.err(0))
+
     def test_outer_steps(self):
         job = self.job(kind="outer")
         hold = "hold:32:3"
