@@ -17,6 +17,7 @@ import training  # noqa: E402, pylint: disable=wrong-import-position
 
 TEMPLATES = pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"]) / "launch" / "slurm"
 PROBE = str(jobs.PROGRAMS / "tests" / "rank_probe")
+ELASTIC = str(jobs.PROGRAMS / "tests" / "elastic_rank")
 PROGRAM = str(jobs.PROGRAMS / "train_fashion_mnist")
 MPIRUN_OPTIONS = ("--allow-run-as-root --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 "
                   "--mca oob_tcp_if_include 10.77.0.0/24")
@@ -136,6 +137,19 @@ class Slurm(training.TrainingTest):
             environment={**SURROUNDINGS, "THINWIRE_TIMEOUT": "6"})
         self.assertNotEqual(code, 0, output)
         self.assertRegex(output, r"rank 1 (of 2 )?did not come|rank\(s\) 1")
+
+    def test_a_rank_that_is_killed_is_started_again_and_the_others_take_it_in(self):
+        once = self.folder / "has-died"
+        script = (f'if [ "$SLURM_PROCID" = 1 ] && mkdir {once}; then exec {ELASTIC} ddp 60 kill:15; '
+                  f'fi; exec {ELASTIC} ddp 60 hold:40:3')
+        state, output = self.batch("elastic", "bash", "-c", script,
+                                   THINWIRE=jobs.PROGRAMS / "thinwire")
+        self.assertEqual(state, "COMPLETED", output)
+        lines = [json.loads(line) for line in re.findall(r"^\{.*\}$", output, re.MULTILINE)]
+        ends = [line for line in lines if "end" in line]
+        self.assertEqual([line["size"] for line in ends], [4] * 4, output)
+        self.assertEqual(len({line["end"] for line in ends}), 1, output)
+        self.assertEqual({line["size"] for line in lines if line.get("world") == 2}, {3}, output)
 
     def test_a_host_without_power_is_named_by_the_others(self):
         with slurm_cluster.SlurmCluster(hosts=3) as cluster:
