@@ -388,6 +388,7 @@ AveragerMemory BucketAverager::memory() const {
     memory.residuals += device_->memory().residual_bytes();
     memory.second_residuals += device_->memory().second_bytes();
     memory.momentum += device_->memory().momentum_bytes();
+    memory.warm_starts += device_->memory().warm_start_bytes();
     memory.in_flight += device_->scratch_bytes();
   }
   return memory;
@@ -405,7 +406,8 @@ void BucketAverager::undo() {
   ErrorFeedback::State residuals = residuals_.feedback.state();
   MomentumCorrection::State momentum = residuals_.momentum.state();
   SecondResidual::State second = residuals_.second.state();
-  if (device_before_) device_before_->copy_to(residuals, momentum, second);
+  WarmStarts& warm_starts = residuals_.warm_starts;
+  if (device_before_) device_before_->copy_to(residuals, momentum, second, warm_starts);
   residuals_.feedback.load_state(std::move(residuals));
   residuals_.momentum.load_state(std::move(momentum));
   residuals_.second.load_state(std::move(second));

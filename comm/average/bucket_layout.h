@@ -15,6 +15,7 @@
 
 namespace thinwire::comm {
 
+class LowRankTables;
 class PieceTables;
 class SparseTables;
 
@@ -48,6 +49,7 @@ struct BucketLayout {
   // Of a bucket in GPU memory, once it has come.
   std::shared_ptr<PieceTables> tables;
   std::shared_ptr<SparseTables> chosen_tables, drawn_tables;
+  std::vector<std::shared_ptr<LowRankTables>> factor_tables;  // by group
 
   // About what it holds.
   std::size_t bytes() const;

@@ -12,6 +12,7 @@
 
 #include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
+#include "thinwire/comm/average/reduce/low_rank.h"
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/failure.h"
@@ -26,8 +27,9 @@ const Partition& partition_of(const LayerGroup& group) {
   return reduction->partition();
 }
 
-// Exchanges of entries are told apart from those of slices of the same bucket.
-constexpr std::uint64_t kChosenLayout = 0x9E3779B97F4A7C15u, kDrawnLayout = 0xD6E8FEB86659FD93u;
+// Exchanges of entries and factors are told apart from those of slices of the same bucket.
+constexpr std::uint64_t kChosenLayout = 0x9E3779B97F4A7C15u, kDrawnLayout = 0xD6E8FEB86659FD93u,
+                        kFactorsLayout = 0xA0761D6478BD642Fu;
 
 }  // namespace
 
@@ -99,6 +101,14 @@ void DeviceAverager::refresh(std::shared_ptr<SparseTables>& tables, const Bucket
       std::make_shared<SparseTables>(layers, group_.getRank(), group_.getSize(), device_, memory_);
 }
 
+void DeviceAverager::refresh(std::shared_ptr<LowRankTables>& tables, const Bucket& bucket,
+                             const BucketLayout& layout, const LayerGroup& group,
+                             const LowRank& reduction) {
+  if (tables && tables->memory_version() == memory_.version()) return;
+  tables = std::make_shared<LowRankTables>(layers_of(bucket, layout, group), reduction,
+                                           group_.getRank(), device_, memory_);
+}
+
 DeviceAverager::Sent DeviceAverager::average(const Bucket& bucket, BucketLayout& layout,
                                              std::int64_t step, std::uint64_t number) {
   const at::DeviceGuard guard(device_);
@@ -125,7 +135,7 @@ bool DeviceAverager::waiting(const Bucket& bucket, std::uint64_t number, const W
   return result;
 }
 
-// First the entries, then the slices: no part may be kept before all have come.
+// First the entries and factors, then the slices: no part may be kept before all have come.
 DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, BucketLayout& layout,
                                                         std::int64_t step, std::uint64_t number) {
   struct Entries {
@@ -134,10 +144,16 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
     const SparseTables* tables;
   };
   std::vector<Entries> entries;
+  std::vector<const LowRankTables*> factors;
   const PieceTables* slices = nullptr;
-  for (const LayerGroup& group : layout.groups) {
+  layout.factor_tables.resize(layout.groups.size());
+  for (std::size_t g = 0; g < layout.groups.size(); ++g) {
+    const LayerGroup& group = layout.groups[g];
     const CodecPtr& codec = layout.layers[group.layers.front()].codec;
-    if (codec && codec->traits().summable) {
+    if (const auto* reduction = dynamic_cast<const LowRank*>(group.reduction.get())) {
+      refresh(layout.factor_tables[g], bucket, layout, group, *reduction);
+      factors.push_back(layout.factor_tables[g].get());
+    } else if (codec && codec->traits().summable) {
       refresh(layout.drawn_tables, bucket, layout, group);
       entries.push_back({&drawn_, kDrawnLayout, layout.drawn_tables.get()});
     } else if (codec && codec->entry_form()) {
@@ -148,6 +164,7 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
     }
   }
   std::erase_if(entries, [](const Entries& part) { return part.tables->entries() == 0; });
+  std::erase_if(factors, [](const LowRankTables* tables) { return tables->p_numel() == 0; });
   in_step_ = true;
   DeviceExchange exchange{.sequence = number,
                           .step = static_cast<std::uint64_t>(step),
@@ -167,12 +184,24 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
     sent = {sent.bytes + part.tables->sent_bytes(), sent.means + part.tables->mean_bytes()};
     pays_back = pays_back || part.tables->pays_back();
   }
+  while (factors_.size() < factors.size()) factors_.emplace_back(group_, device_, scatter_);
+  for (std::size_t g = 0; g < factors.size(); ++g) {
+    DeviceExchange own = exchange;
+    own.layout ^= (g + 1) * kFactorsLayout;
+    factors_[g].exchange(own, *factors[g], bucket.buffer);
+    exchange.begins = false;
+    sent = {sent.bytes + factors[g]->sent_bytes(), sent.means + factors[g]->mean_bytes()};
+    pays_back = pays_back || factors[g]->pays_back();
+  }
   if (slices != nullptr) {
     scatter_.average(exchange, *slices, bucket.buffer);
     sent = {sent.bytes + slices->sent_bytes(), sent.means + slices->mean_bytes()};
     pays_back = pays_back || slices->pays_back();
   }
   for (const Entries& part : entries) part.by->deliver(exchange, *part.tables, bucket.buffer);
+  for (std::size_t g = 0; g < factors.size(); ++g) {
+    factors_[g].deliver(exchange, *factors[g], bucket.buffer);
+  }
   // Once after a layout has come anew, and only then, the host has to know whether the step counts.
   if (pays_back && waiting(bucket, number, [&] { return counted(); })) {
     drop_what_was_paid(bucket, layout);
@@ -255,6 +284,12 @@ std::uint64_t DeviceAverager::average_dense(const Bucket& bucket, const BucketLa
   return ring_bytes(static_cast<std::int64_t>(values.nbytes()), group_.getSize());
 }
 
+std::size_t DeviceAverager::scratch_bytes() const {
+  std::size_t bytes = scatter_.bytes() + chosen_.bytes() + drawn_.bytes();
+  for (const DeviceLowRank& factors : factors_) bytes += factors.bytes();
+  return bytes;
+}
+
 std::uint64_t DeviceAverager::end_step(std::int64_t step) {
   if (!std::exchange(in_step_, false)) return 0;
   const at::DeviceGuard guard(device_);
@@ -264,13 +299,13 @@ std::uint64_t DeviceAverager::end_step(std::int64_t step) {
 
 void DeviceAverager::copy_to(AveragerState& state) {
   verdicts_.settle();
-  memory_.copy_to(state.residuals, state.momentum, state.second);
+  memory_.copy_to(state.residuals, state.momentum, state.second, state.warm_starts);
   check();
 }
 
 void DeviceAverager::take(Residuals& residuals) {
   const at::DeviceGuard guard(device_);
-  memory_.take(residuals.feedback, residuals.momentum, residuals.second);
+  memory_.take(residuals.feedback, residuals.momentum, residuals.second, residuals.warm_starts);
 }
 
 }  // namespace thinwire::comm

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 
 #include "thinwire/comm/average/bucket_layout.h"
+#include "thinwire/comm/average/device/device_low_rank.h"
 #include "thinwire/comm/average/device/device_memory.h"
 #include "thinwire/comm/average/device/device_scatter.h"
 #include "thinwire/comm/average/device/device_sparse.h"
@@ -48,7 +50,7 @@ class DeviceAverager {
   void take(Residuals& residuals);
 
   const DeviceMemory& memory() const { return memory_; }
-  std::size_t scratch_bytes() const { return scatter_.bytes() + chosen_.bytes() + drawn_.bytes(); }
+  std::size_t scratch_bytes() const;
 
  private:
   std::vector<DeviceLayer> layers_of(const Bucket& bucket, const BucketLayout& layout,
@@ -56,6 +58,8 @@ class DeviceAverager {
   PieceTables& tables_of(const Bucket& bucket, BucketLayout& layout, const LayerGroup& group);
   void refresh(std::shared_ptr<SparseTables>& tables, const Bucket& bucket,
                const BucketLayout& layout, const LayerGroup& group);
+  void refresh(std::shared_ptr<LowRankTables>& tables, const Bucket& bucket,
+               const BucketLayout& layout, const LayerGroup& group, const LowRank& reduction);
   Sent average_compressed(const Bucket& bucket, BucketLayout& layout, std::int64_t step,
                           std::uint64_t number);
   bool counted() const;
@@ -72,7 +76,8 @@ class DeviceAverager {
   const std::unique_ptr<DeviceWatch> watch_;  // null where the host waits for every collective
   DeviceMemory memory_;
   DeviceScatter scatter_;
-  DeviceSparse chosen_, drawn_;  // entries that each rank chooses, and that all draw alike
+  DeviceSparse chosen_, drawn_;        // entries that each rank chooses, and that all draw alike
+  std::deque<DeviceLowRank> factors_;  // of each of a bucket's groups with factors
   DeviceVerdicts verdicts_;
   at::Tensor words_;      // of the exchange under way, 32 bits each
   bool in_step_ = false;  // something was exchanged since the last end_step()

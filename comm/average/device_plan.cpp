@@ -7,21 +7,29 @@
 #include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire::comm {
+namespace {
+
+bool has_factors(const Codec& codec) {
+  return codec.facts().form == CodecFacts::Form::kLowRank;
+}
+
+}  // namespace
 
 void check_device_setting(std::string_view layer, const LayerSetting& setting) {
   if (!setting.codec) return;
   const bool known = setting.codec->piece_format() || setting.codec->entry_form() ||
-                     setting.codec->traits().summable;
+                     setting.codec->traits().summable || has_factors(*setting.codec);
   check(known, "layer '", layer, "' is in GPU memory, where ", setting.codec->spec(),
-        " has no kernels yet: quantize, cast, onebit, terngrad, randomk, topk(select=exact, "
-        "values=fp32, fp16 or bf16) and ternary(scale=mean) have; choose one of these or none, or "
-        "train on the CPU");
+        " has no kernels yet: quantize, cast, onebit, terngrad, randomk, powersgd, "
+        "topk(select=exact, values=fp32, fp16 or bf16) and ternary(scale=mean) have; choose one of "
+        "these or none, or train on the CPU");
 }
 
 Strategy device_strategy(const Codec& codec, const std::optional<Strategy>& asked) {
   Strategy one = Strategy::kScatterReduce;
   if (codec.entry_form()) one = Strategy::kGatherReduce;
   if (codec.traits().summable) one = Strategy::kDense;
+  if (has_factors(codec)) one = Strategy::kLowRank;
   check(!asked || *asked == one, "gradients are in GPU memory, where ", codec.spec(),
         " is averaged by ", name_of(one), " alone: strategy ", name_of(*asked),
         " has no kernels yet; name ", name_of(one), ", or auto");

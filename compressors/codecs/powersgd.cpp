@@ -13,6 +13,7 @@
 #include "thinwire/compressors/codecs/identity.h"
 #include "thinwire/compressors/codecs/quantize.h"
 #include "thinwire/compressors/kernels/low_rank.h"
+#include "thinwire/compressors/kernels/low_rank_math.h"
 
 namespace thinwire {
 namespace {
@@ -196,13 +197,7 @@ void init_factor(const RandomKey& key, std::int64_t cols, std::int64_t first, st
       PhiloxStream::of({.seed = key.seed, .step = key.step, .layer = key.layer});
   THINWIRE_ASSERT(q.size() == static_cast<std::size_t>(cols * count));
   const auto begin = static_cast<std::uint64_t>(first * cols);
-  for (std::size_t i = 0; i < q.size(); ++i) {
-    std::uint64_t sum = 0;
-    for (const std::uint32_t word : stream.block(begin + i)) sum += word >> 8;
-    // Four uniform numbers of [0, 2^24): mean 2^25 - 2, variance 2^48 / 3.
-    q[i] = static_cast<float>(static_cast<std::int64_t>(sum) - ((std::int64_t{1} << 25) - 2)) *
-           (1.7320508f * 0x1p-24f);
-  }
+  for (std::size_t i = 0; i < q.size(); ++i) q[i] = kernels::start_number(stream.block(begin + i));
 }
 
 void resize_factor(const RandomKey& key, std::int64_t cols, std::int64_t old_rank,

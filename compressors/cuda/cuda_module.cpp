@@ -79,6 +79,7 @@ CudaModule::CudaModule(const Places& places) {
   look_up(module, "thinwire_cuda_sum_frames", sum_frames_);
   look_up(module, "thinwire_cuda_frames", handle_frames_);
   look_up(module, "thinwire_cuda_sparse", run_sparse_);
+  look_up(module, "thinwire_cuda_low_rank", run_low_rank_);
 }
 
 void CudaModule::check_launch(const char* what, std::int32_t error) const {
@@ -121,6 +122,11 @@ void CudaModule::handle_frames(const kernels::FrameTask& task, void* stream) con
 void CudaModule::run_sparse(const kernels::SparseTask& task, kernels::SparseStage stage,
                             void* stream) const {
   check_launch("the entries of a bucket", run_sparse_(&task, stage, stream));
+}
+
+void CudaModule::run_low_rank(const kernels::LowRankTask& task, kernels::LowRankStage stage,
+                              void* stream) const {
+  check_launch("the factors of a bucket", run_low_rank_(&task, stage, stream));
 }
 
 }  // namespace thinwire

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "thinwire/compressors/kernels/low_rank_task.h"
 #include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
@@ -50,6 +51,8 @@ class CudaModule {
   void sum_frames(const kernels::SumTask& task, void* stream) const;
   void handle_frames(const kernels::FrameTask& task, void* stream) const;
   void run_sparse(const kernels::SparseTask& task, kernels::SparseStage stage, void* stream) const;
+  void run_low_rank(const kernels::LowRankTask& task, kernels::LowRankStage stage,
+                    void* stream) const;
 
   // The file that was loaded.
   const std::string& path() const { return path_; }
@@ -66,6 +69,8 @@ class CudaModule {
   std::int32_t (*decode_pieces_)(const kernels::DecodeTask*, void*) = nullptr;
   std::int32_t (*sum_frames_)(const kernels::SumTask*, void*) = nullptr;
   std::int32_t (*run_sparse_)(const kernels::SparseTask*, kernels::SparseStage, void*) = nullptr;
+  std::int32_t (*run_low_rank_)(const kernels::LowRankTask*, kernels::LowRankStage,
+                                void*) = nullptr;
   std::int32_t (*handle_frames_)(const kernels::FrameTask*, void*) = nullptr;
 };
 

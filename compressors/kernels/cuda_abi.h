@@ -4,15 +4,16 @@
 
 #include <cstdint>
 
+#include "thinwire/compressors/kernels/low_rank_task.h"
 #include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire::kernels {
 
-// Raise it whenever a function or a struct of this file, of quantize_task.h, piece_task.h or
-// sparse_task.h changes.
-inline constexpr std::int32_t kCudaAbi = 5;
+// Raise it whenever a function or a struct of this file, of quantize_task.h, piece_task.h,
+// sparse_task.h or low_rank_task.h changes.
+inline constexpr std::int32_t kCudaAbi = 6;
 
 }  // namespace thinwire::kernels
 
@@ -30,5 +31,7 @@ std::int32_t thinwire_cuda_decode_pieces(const thinwire::kernels::DecodeTask* ta
 std::int32_t thinwire_cuda_sum_frames(const thinwire::kernels::SumTask* task, void* stream);
 std::int32_t thinwire_cuda_sparse(const thinwire::kernels::SparseTask* task,
                                   thinwire::kernels::SparseStage stage, void* stream);
+std::int32_t thinwire_cuda_low_rank(const thinwire::kernels::LowRankTask* task,
+                                    thinwire::kernels::LowRankStage stage, void* stream);
 std::int32_t thinwire_cuda_frames(const thinwire::kernels::FrameTask* task, void* stream);
 }

@@ -35,6 +35,14 @@ THINWIRE_HOST_DEVICE std::uint64_t bits_of(double value) {
 #endif
 }
 
+THINWIRE_HOST_DEVICE double double_of(std::uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __longlong_as_double(static_cast<long long>(bits));
+#else
+  return __builtin_bit_cast(double, bits);
+#endif
+}
+
 THINWIRE_HOST_DEVICE std::uint32_t bits_set(std::uint32_t word) {
 #if defined(__CUDA_ARCH__)
   return static_cast<std::uint32_t>(__popc(static_cast<int>(word)));

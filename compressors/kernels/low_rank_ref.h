@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstddef>
 
+#include "thinwire/compressors/kernels/low_rank_math.h"
+
 namespace thinwire::kernels::ref {
 
 inline constexpr std::size_t kSumLanes = 16;
@@ -68,15 +70,14 @@ inline void axpy(float* a, const float* b, float factor, std::size_t n) {
 template <typename Dot, typename Axpy>
 void orthogonalize_with(float* p, std::size_t rows, std::size_t r, const Dot& dot_of,
                         const Axpy& add) {
-  constexpr double kDependent = 1e-6;
   for (std::size_t c = 0; c < r; ++c) {
     float* column = p + c * rows;
     // A power of two brings the column near length one, where squares neither overflow nor vanish.
     float largest = 0;
     for (std::size_t i = 0; i < rows; ++i) largest = std::fmax(largest, std::fabs(column[i]));
     if (largest > 0 && std::isfinite(largest)) {
-      const int exponent = std::ilogb(largest);
-      for (std::size_t i = 0; i < rows; ++i) column[i] = std::ldexp(column[i], -exponent);
+      const int exponent = exponent_of(largest);
+      for (std::size_t i = 0; i < rows; ++i) column[i] = scaled_down(column[i], exponent);
     }
     const double before = std::sqrt(dot_of(column, column, rows));
     for (int pass = 0; pass < 2; ++pass) {

@@ -4,6 +4,7 @@
 // order of the ranks.
 #pragma once
 
+#include "thinwire/compressors/kernels/owed.h"
 #include "thinwire/compressors/kernels/tile_block.h"
 
 namespace thinwire::kernels {
@@ -14,28 +15,17 @@ THINWIRE_HOST_DEVICE PhiloxStream random_of(const PieceKey& key, const DevicePie
   return PhiloxStream::of({key.seed, key.step, piece.layer_id, key.rank, stage, 0});
 }
 
-// Whether the residuals of a layer are left out in this step.
-THINWIRE_HOST_DEVICE bool resets(const DevicePiece& piece, std::uint64_t step) {
-  return piece.reset_every > 0 && step % static_cast<std::uint64_t>(piece.reset_every) == 0;
-}
-
 template <DType kType, typename Context>
 THINWIRE_HOST_DEVICE void encode_tile(Context& block, TileShared& shared, const EncodeTask& task,
                                       std::uint64_t tile) {
   const DevicePiece& piece = piece_of(task.table, tile);
   const TilePlace place = place_of(piece, tile);
   const std::uint64_t first = piece.value + place.begin;
-  const bool compressed = piece.keeps_loss;
-  const bool owes = piece.residual != nullptr && !(compressed && resets(piece, task.key.step));
+  const bool without_residual = resets(piece, task.key.step);
   float* const x = task.lost + first;
   for (std::uint32_t i = block.thread(); i < place.elements; i += block.size()) {
-    float value = load_element<kType>(task.values, first + i);
-    // As Residuals::correct() adds them: a layer that goes as it is gets all of its residual back.
-    if (owes && !compressed) value = value + 1.0f * piece.residual[place.begin + i];
-    if (piece.leftover != nullptr) value = value + 1.0f * piece.leftover[place.begin + i];
-    if (piece.orphan != nullptr) value = value + task.ranks * piece.orphan[place.begin + i];
-    if (owes && compressed) value = value + piece.decay * piece.residual[place.begin + i];
-    x[i] = value;
+    x[i] = with_owed(piece, load_element<kType>(task.values, first + i), task.ranks,
+                     without_residual, place.begin + i);
   }
   block.sync();
   std::byte* const payload = task.table.workspace + piece.sent + place.byte;

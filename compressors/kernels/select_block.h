@@ -93,9 +93,7 @@ THINWIRE_HOST_DEVICE float corrected(const SparseTask& task, const SparseLayer& 
   }
   if (layer.leftover != nullptr) value = value + 1.0f * layer.leftover[i];
   if (layer.orphan != nullptr) value = value + task.ranks * layer.orphan[i];
-  const bool resets =
-      layer.reset_every > 0 && task.step % static_cast<std::uint64_t>(layer.reset_every) == 0;
-  if (layer.residual != nullptr && !layer.has_momentum && !resets) {
+  if (layer.residual != nullptr && !layer.has_momentum && !resets(layer, task.step)) {
     value = value + layer.decay * layer.residual[i];
   }
   return value;

@@ -64,6 +64,21 @@ at::Tensor DeviceMemory::held_momentum(std::string_view name) const {
   return found == momentum_.end() ? at::Tensor() : found->second.residual;
 }
 
+at::Tensor DeviceMemory::warm_start(std::string_view name, std::int64_t cols,
+                                    std::int64_t columns) {
+  auto found = starts_.find(name);
+  if (found == starts_.end()) found = starts_.emplace(name, Start()).first;
+  Start& start = found->second;
+  const std::int64_t known = start.q.defined() && start.cols == cols ? start.q.numel() : 0;
+  if (known > 0 && known >= columns * cols) return start.q;
+  // The addresses of the old memory are in tables.
+  if (start.q.defined()) ++version_;
+  at::Tensor q = filled(columns * cols, -0.0f);
+  if (known > 0) q.narrow(0, 0, known).copy_(start.q);
+  start = {cols, q};
+  return q;
+}
+
 at::Tensor DeviceMemory::second(std::string_view name, SecondResidual::Extent extent) {
   auto layer = second_.find(name);
   if (layer == second_.end()) layer = second_.emplace(name, Ranges()).first;
@@ -109,10 +124,11 @@ void DeviceMemory::drop_unowned(std::string_view name, Extents owned) {
 }
 
 void DeviceMemory::take(ErrorFeedback& feedback, MomentumCorrection& momentum,
-                        SecondResidual& second) {
+                        SecondResidual& second, WarmStarts& warm_starts) {
   residuals_.clear();
   momentum_.clear();
   second_.clear();
+  starts_.clear();
   ++version_;
   for (const auto& [name, values] : feedback.state()) {
     residuals_.emplace(name, device_copy(values, device_));
@@ -126,6 +142,10 @@ void DeviceMemory::take(ErrorFeedback& feedback, MomentumCorrection& momentum,
     momentum_[name] = {
         device_copy(layer.velocity, device_), device_copy(layer.residual, device_), {}};
   }
+  for (const auto& [name, start] : warm_starts) {
+    starts_[name] = {start.cols, device_copy(start.q, device_)};
+  }
+  warm_starts.clear();
   feedback.load_state({});
   momentum.load_state({});
   second.load_state({});
@@ -133,7 +153,7 @@ void DeviceMemory::take(ErrorFeedback& feedback, MomentumCorrection& momentum,
 
 void DeviceMemory::copy_to(ErrorFeedback::State& all_residuals,
                            MomentumCorrection::State& all_momentum,
-                           SecondResidual::State& all_second) const {
+                           SecondResidual::State& all_second, WarmStarts& all_warm_starts) const {
   for (const auto& [name, residual] : residuals_) all_residuals[name] = host_copy(residual);
   for (const auto& [name, layer] : momentum_) {
     MomentumCorrection::Layer host{host_copy(layer.velocity), host_copy(layer.residual)};
@@ -147,6 +167,14 @@ void DeviceMemory::copy_to(ErrorFeedback::State& all_residuals,
       all_second[name].push_back({extent.begin, std::move(host)});
     }
   }
+  for (const auto& [name, start] : starts_) {
+    std::vector<float> q = host_copy(start.q);
+    const auto cols = static_cast<std::ptrdiff_t>(start.cols);
+    while (!q.empty() && std::all_of(q.end() - cols, q.end(), is_nothing)) {
+      q.resize(q.size() - static_cast<std::size_t>(cols));
+    }
+    if (!q.empty()) all_warm_starts[name] = {start.cols, std::move(q)};
+  }
 }
 
 DeviceMemory DeviceMemory::copy() const {
@@ -158,6 +186,7 @@ DeviceMemory DeviceMemory::copy() const {
   for (const auto& [name, ranges] : second_) {
     for (const auto& [extent, values] : ranges) copied.second_[name][extent] = values.clone();
   }
+  for (const auto& [name, start] : starts_) copied.starts_[name] = {start.cols, start.q.clone()};
   return copied;
 }
 
@@ -185,6 +214,12 @@ std::size_t DeviceMemory::second_bytes() const {
   for (const auto& [name, ranges] : second_) {
     for (const auto& [extent, values] : ranges) bytes += values.nbytes();
   }
+  return bytes;
+}
+
+std::size_t DeviceMemory::warm_start_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& [name, start] : starts_) bytes += start.q.nbytes();
   return bytes;
 }
 

@@ -1,6 +1,6 @@
 // What compression carries over from step to step for layers whose gradients are in GPU memory: the
 // residuals, in the memory of the same device. Their names and meaning are those of ErrorFeedback,
-// MomentumCorrection and SecondResidual.
+// MomentumCorrection, SecondResidual and WarmStarts.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@
 #include "thinwire/comm/average/memory/error_feedback.h"
 #include "thinwire/comm/average/memory/momentum_correction.h"
 #include "thinwire/comm/average/memory/second_residual.h"
+#include "thinwire/comm/average/memory/warm_start.h"
 
 namespace thinwire::comm {
 
@@ -42,6 +43,8 @@ class DeviceMemory {
   Momentum momentum(std::string_view name, std::int64_t numel);
   // Its residual where there is one, else undefined.
   at::Tensor held_momentum(std::string_view name) const;
+  // The Q that a matrix starts from, in columns: at least `columns`, those that are not known -0.
+  at::Tensor warm_start(std::string_view name, std::int64_t cols, std::int64_t columns);
   // Of these elements, nothing at first use.
   at::Tensor second(std::string_view name, SecondResidual::Extent extent);
   // Of the whole layer, what this rank holds of second residuals that are none of `owned`, which is
@@ -56,10 +59,11 @@ class DeviceMemory {
   std::uint64_t version() const { return version_; }
 
   // Replaces all by what the host holds, which then holds it no longer.
-  void take(ErrorFeedback& feedback, MomentumCorrection& momentum, SecondResidual& second);
+  void take(ErrorFeedback& feedback, MomentumCorrection& momentum, SecondResidual& second,
+            WarmStarts& warm_starts);
   // Adds all to the states. Waits for the device.
   void copy_to(ErrorFeedback::State& residuals, MomentumCorrection::State& momentum,
-               SecondResidual::State& second) const;
+               SecondResidual::State& second, WarmStarts& warm_starts) const;
   // Memory of its own with the same values.
   DeviceMemory copy() const;
   // Whether the layer is owed anything.
@@ -69,9 +73,14 @@ class DeviceMemory {
   std::size_t residual_bytes() const;
   std::size_t momentum_bytes() const;
   std::size_t second_bytes() const;
+  std::size_t warm_start_bytes() const;
 
  private:
   using Ranges = std::map<SecondResidual::Extent, at::Tensor>;
+  struct Start {
+    std::int64_t cols = 0;
+    at::Tensor q;
+  };
 
   at::Tensor filled(std::int64_t numel, float value) const;
 
@@ -79,6 +88,7 @@ class DeviceMemory {
   std::map<std::string, at::Tensor, std::less<>> residuals_;
   std::map<std::string, Momentum, std::less<>> momentum_;
   std::map<std::string, Ranges, std::less<>> second_;
+  std::map<std::string, Start, std::less<>> starts_;
   std::uint64_t version_ = 0;
 };
 

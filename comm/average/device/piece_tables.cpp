@@ -49,7 +49,9 @@ void PieceTables::Maker::prepare_layers() {
     THINWIRE_ASSERT(format.has_value());
     Prepared made;
     made.format = *format;
-    if (layer.keeps_loss) made.residual = memory.residual(layer.name, layer.numel);
+    if (layer.keeps_loss) {
+      made.residual = layer.lost.defined() ? layer.lost : memory.residual(layer.name, layer.numel);
+    }
     if (!layer.compressed) made.residual = memory.held(layer.name);
     made.orphan = memory.orphans(layer.name, layer.numel, layer.owned);
     made.leftover = memory.held_momentum(layer.name);
@@ -104,6 +106,8 @@ void PieceTables::Maker::add_pieces(int index, DeviceChunk& chunk) {
       if (owner == rank && !layer.owned.empty()) {
         second = memory.second(layer.name, {piece.begin, piece.numel});
         tables.held_.push_back(second);
+      } else if (owner == rank && layer.lost_of_means.defined()) {
+        second = layer.lost_of_means.narrow(0, piece.begin, piece.numel);
       }
       pieces.push_back(
           {.format = ready.format,

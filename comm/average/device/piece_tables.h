@@ -31,6 +31,9 @@ struct DeviceLayer {
   std::optional<MomentumCorrectionOptions> momentum = {};  // in place of error feedback
   // Ranges of which this rank keeps the second residual, in order.
   DeviceMemory::Extents owned = {};
+  // In place of DeviceMemory's residuals, of a layer without a name that keeps its loss: float32 of
+  // the layer's size.
+  at::Tensor lost = {}, lost_of_means = {};
 };
 
 // Some of the bucket's tiles, one after another.

@@ -29,6 +29,7 @@ class FactorMean {
   void advance() { reduce_->advance(); }
   // Waits and writes the mean, unless a frame was refused.
   Averaged finish();
+  const Partition& partition() const { return reduce_->partition(); }
 
  private:
   const std::vector<PartitionLayer> parts_;

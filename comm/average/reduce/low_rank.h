@@ -54,15 +54,26 @@ class LowRank final : public Reduction {
     return (block_p_.capacity() + block_.capacity()) * sizeof(float);
   }
 
- private:
+  // Where a layer's factors begin among those of all; one of rank 0 is all P, behind the others'.
   struct Matrix {
     LowRankShape shape;
-    std::size_t p = 0, q = 0;  // where the factors begin in p_ and q_; a dense layer is all P
+    std::size_t p = 0, q = 0;
     std::size_t rows() const { return static_cast<std::size_t>(shape.rows); }
     std::size_t cols() const { return static_cast<std::size_t>(shape.cols); }
     std::size_t rank() const { return static_cast<std::size_t>(shape.rank); }
   };
+  // By layer.
+  const std::vector<Matrix>& matrices() const { return matrices_; }
+  int iterations() const { return iterations_; }
+  // Floats of all P and all Q.
+  std::size_t p_numel() const { return p_numel_; }
+  std::size_t q_numel() const { return q_numel_; }
+  // Of the means of P in the first round and in later ones, and of Q; null where there is nothing.
+  const FactorMean* first_p() const { return first_p_.get(); }
+  const FactorMean* later_p() const { return later_p_.get(); }
+  const FactorMean* q_mean() const { return q_mean_.get(); }
 
+ private:
   void begin() override;
   void load_warm_starts();
   void multiply(int round);
