@@ -107,6 +107,32 @@ TEST_P(DeviceDdp, TrainsOverGlooToTheBitsOfTheCpu) {
   }
 }
 
+// The gradients of a window are watched on the host.
+TEST_P(DeviceDdp, LGrecoPlansAsOnTheCpu) {
+  for (const char* family :
+       {"family=quantize, reference=4", "family=mixed, reference=powersgd(rank=2)"}) {
+    // As above: a mixed plan may leave layers uncompressed.
+    const bool all_compressed = ranks.size > 2;
+    if (all_compressed && family != std::string("family=quantize, reference=4")) continue;
+    const std::string spec =
+        std::string("lgreco(") + family +
+        ", period=4, first=2, window=2, warmup=" + (all_compressed ? "0)" : "1)");
+    Training device = training(nccl, ranks.device(), spec, all_compressed);
+    Training cpu = training(gloo, at::kCPU, spec, all_compressed);
+    for (int step = 0; step < 8; ++step) {
+      device.step(ranks.rank, step);
+      cpu.step(ranks.rank, step);
+    }
+    ASSERT_NE(device.ddp->allocation(), nullptr);
+    EXPECT_EQ(device.ddp->plan().text(), cpu.ddp->plan().text());
+    for (const auto& item : cpu.net->named_parameters()) {
+      EXPECT_TRUE(at::equal(device.net->named_parameters()[item.key()].cpu(), item.value()))
+          << spec << " " << item.key();
+    }
+    EXPECT_GE(device.ddp->summary().adaptation.plans, 1);
+  }
+}
+
 TEST_P(DeviceDdp, ASteadyStepDoesNotWaitForTheDevice) {
   Training device = training(nccl, ranks.device(), "quantize(bits=4)");
   const at::Tensor x = testing::inputs(ranks.rank, 0).to(ranks.device());
@@ -133,8 +159,13 @@ TEST_P(DeviceDdp, WhatHasNoKernelsIsRefusedWhenItIsMade) {
         << spec;
   }
   EXPECT_THAT(testing::error_of<InvalidArgument>(
-                  [&] { training(nccl, ranks.device(), "lgreco(family=quantize, reference=4)"); }),
-              HasSubstr("lgreco(...) watches gradients in host memory"));
+                  [&] { training(nccl, ranks.device(), "lgreco(objective=time)"); }),
+              HasSubstr("lgreco(objective=time) goes by the speeds of codecs on the CPU"));
+  EXPECT_THAT(testing::error_of<InvalidArgument>([&] {
+                training(nccl, ranks.device(),
+                         "lgreco(family=topk, reference=topk(density=0.1, select=sampled))");
+              }),
+              HasSubstr("is in GPU memory, where topk"));
   EXPECT_THAT(testing::error_of<InvalidArgument>([&] { training(nccl, ranks.device(), "auto"); }),
               HasSubstr("compression 'auto' goes by the times of averages on the CPU"));
 }

@@ -111,13 +111,14 @@ std::vector<float> GradientStatistics::values(std::size_t layer) const {
 void GradientStatistics::add(const comm::Bucket& bucket) {
   if (holds_means_) release();
   values_.resize(region_begin_.back());
+  const at::Tensor buffer = bucket.buffer.cpu();  // itself where it is there
   for (const comm::BucketLayer& layer : bucket.layers) {
     const auto found = index_.find(layer.name);
     if (found == index_.end()) continue;
     const Place& place = places_[found->second];
     const std::span sum = std::span(values_).subspan(place.offset, place.numel);
     const at::Tensor part =
-        bucket.buffer.narrow(0, layer.offset, layer.numel()).to(at::kFloat).contiguous();
+        buffer.narrow(0, layer.offset, layer.numel()).to(at::kFloat).contiguous();
     const std::span gradient(part.const_data_ptr<float>(), static_cast<std::size_t>(part.numel()));
     THINWIRE_ASSERT(gradient.size() == sum.size());
     if (!kernels::all_finite(gradient)) {

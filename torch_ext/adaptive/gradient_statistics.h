@@ -23,6 +23,8 @@ namespace thinwire {
 // 4 MiB beside them, 2 / W from then to release(). What add() rounds it rounds up or down at random
 // (a function of place and step), so that many small gradients add up to what they should.
 //
+// Sums are in host memory: gradients in GPU memory are copied there, which waits for the device.
+//
 // Not thread-safe, but the means may be read from another thread between exchange() and what comes
 // after it.
 class GradientStatistics {

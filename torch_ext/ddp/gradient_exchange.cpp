@@ -12,7 +12,6 @@
 #include <string_view>
 #include <utility>
 
-#include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
@@ -22,8 +21,8 @@
 #include "thinwire/common/env.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
-#include "thinwire/compressors/cuda/cuda_module.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
+#include "thinwire/torch_ext/ddp/device_compression.h"
 
 namespace thinwire {
 namespace {
@@ -101,23 +100,6 @@ std::uint64_t fixed_bytes(const std::vector<LayerInfo>& layers, const comm::Plan
     bytes += comm::sent_bytes(comm::Collective::kAllReduce, tensor, world);
   }
   return static_cast<std::uint64_t>(bytes);
-}
-
-// Throws InvalidArgument where gradients on this device cannot be averaged by the plan.
-void check_device_averages(at::Device device, const CompressionPlan& plan,
-                           const CompressionOptions& options, c10d::ProcessGroup& group) {
-  if (device.is_cpu()) return;
-  CudaModule::get();
-  comm::check_device_group(group, device);
-  check(!plan.adaptive, "lgreco(...) watches gradients in host memory, and these are on ", device,
-        "; solve a plan on the CPU and name its file, or name one codec");
-  check(!plan.automatic,
-        "compression 'auto' goes by the times of averages on the CPU, and these "
-        "gradients are on ",
-        device, "; name a codec");
-  std::optional<comm::Strategy> strategy;
-  if (options.strategy != "auto") strategy = comm::parse_strategy(options.strategy);
-  comm::check_device_plan(plan.plan, strategy);
 }
 
 // Gives this thread the profiler of the one that submitted a bucket, if there is one.
@@ -307,6 +289,8 @@ void GradientExchange::average_on_device(comm::Bucket bucket, bool last, std::in
   if (!last) return;
   clock_.step_ends(step, averager_.phases());
   finish_step(step);
+  // No job of its own: over NCCL this is the thread that makes all other collectives of the host.
+  if (adaptive_ && adaptive_->schedule().closes_window(step)) adaptive_->close_window();
 }
 
 // A bucket's last messages travel while the next one is encoded; it is finished while that one's
