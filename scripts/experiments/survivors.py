@@ -95,10 +95,10 @@ def peer_rank(number, events):
     store = torch.distributed.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=True,
                                        wait_for_workers=False)
     manager = torchft.Manager(
-        pg=torchft.ProcessGroupGloo(timeout=timedelta(seconds=5)), min_replica_size=2,
+        pg=torchft.ProcessGroupGloo(timeout=timedelta(seconds=20)), min_replica_size=2,
         load_state_dict=load,
         state_dict=lambda: {"net": net.state_dict(), "optimizer": inner.state_dict()},
-        replica_id=f"replica{number}_", timeout=timedelta(seconds=10),
+        replica_id=f"replica{number}_", timeout=timedelta(seconds=30),
         quorum_timeout=timedelta(seconds=60))
     ddp, optimizer = torchft.DistributedDataParallel(manager, net), torchft.Optimizer(manager, inner)
 
@@ -147,7 +147,8 @@ def run(job_type, args, disturbed):
                     rank.kill()
             survivor = lines_of(folder / "2.out")
             if not survivor or "end" not in survivor[-1]:
-                sys.exit(f"{job.name}: a survivor did not end:\n{(folder / '2.err').read_text()[-3000:]}")
+                last = (folder / "2.err").read_text().strip().splitlines()[-1:]
+                return {"error": f"a survivor did not finish: {''.join(last)}"}
             figures = {"loss": survivor[-1]["loss"]}
             if not disturbed:
                 return figures
@@ -173,12 +174,22 @@ def main():
     args = parser.parse_args()
     print(f"{'':10} {'1st kill':>9} {'2nd kill':>9} {'new rank':>9} "
           f"{'loss':>8} {'undisturbed':>12}")
-    for job_type in [Thinwire, *([Torchft] if args.torchft else [])]:
+    jobs = [Thinwire, *([Torchft] if args.torchft else [])]
+    calm_losses = []
+    for job_type in jobs:
         calm = run(job_type, args, disturbed=False)
-        for _ in range(args.repeats):
+        if "error" in calm:
+            sys.exit(f"{job_type.name}, undisturbed: {calm['error']}")
+        calm_losses.append(calm["loss"])
+    # In turns, so that what else the machine does is the same for both.
+    for _ in range(args.repeats):
+        for job_type, calm in zip(jobs, calm_losses):
             f = run(job_type, args, disturbed=True)
+            if "error" in f:
+                print(f"{job_type.name:10} {f['error']}", flush=True)
+                continue
             print(f"{job_type.name:10} {f['first']:9.2f} {f['second']:9.2f} {f['new']:9.2f} "
-                  f"{f['loss']:8.4f} {calm['loss']:12.4f}",
+                  f"{f['loss']:8.4f} {calm:12.4f}",
                   flush=True)
 
 
