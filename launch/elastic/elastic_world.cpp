@@ -164,6 +164,7 @@ ElasticWorld::Place ElasticWorld::join_next(bool is_new, const std::vector<std::
 void ElasticWorld::settle() {
   store_->set(kHasBegun, std::vector<std::uint8_t>{1});
   comm::set_timeout(*group(), timeout_);
+  membership_->world_is_made();
 }
 
 bool ElasticWorld::change_is_called() const {

@@ -83,14 +83,14 @@ void Membership::beat(c10d::Store& store) {
   std::int64_t generation = 0;
   std::vector<Candidate> ranks;
   c10::intrusive_ptr<c10d::Store> board;
-  bool is_first = false;
+  bool makes_world = false;
   {
     const std::lock_guard lock(mutex_);
     id = id_;
     generation = generation_;
     ranks = ranks_;
     board = board_;
-    is_first = std::exchange(watches_anew_, false);
+    makes_world = makes_world_;
   }
   store.add(pulse_key(id), 1);
   look(store, ids_of(ranks));
@@ -100,7 +100,7 @@ void Membership::beat(c10d::Store& store) {
   }
   if (board == nullptr) return;
   const int mine = rank_in(ranks, id);
-  if (is_first || called_ || comm::failure_was_posted(*board)) look_at_lifelines(ranks);
+  if (makes_world || called_ || comm::failure_was_posted(*board)) look_at_lifelines(ranks);
   tell_of_the_dead(*board, ranks, mine);
 }
 
@@ -169,8 +169,13 @@ void Membership::watch(const c10d::ProcessGroup& group) {
   auto board = comm::DuplicateStore::board_of(group.getStore())->clone();
   const std::lock_guard lock(mutex_);
   board_ = std::move(board);
-  watches_anew_ = true;
+  makes_world_ = true;
   posted_.clear();
+}
+
+void Membership::world_is_made() {
+  const std::lock_guard lock(mutex_);
+  makes_world_ = false;
 }
 
 void Membership::watch_no_longer() {
@@ -255,12 +260,19 @@ bool Membership::join_next(bool is_new, const std::vector<std::int64_t>& finishe
         const Roster known = roster_from_text(store_->get_to_str(key("roster", latest)));
         const bool is_in = known.rank_of(id_) >= 0;
         was_left_out = was_left_out || (roster_.rank_of(id_) >= 0 && !is_in);
-        const std::lock_guard lock(mutex_);
-        roster_ = known;
-        generation_ = known.generation;
-        ranks_ = known.ranks;
-        called_ = false;
-        if (is_in && asked == known.generation) return !was_left_out;
+        {
+          const std::lock_guard lock(mutex_);
+          roster_ = known;
+          generation_ = known.generation;
+          ranks_ = known.ranks;
+          called_ = false;
+        }
+        if (is_in && asked == known.generation) {
+          // While they live, so that a refusal later means something.
+          look(*store_, ids_of(roster_.ranks));
+          look_at_lifelines(roster_.ranks);
+          return !was_left_out;
+        }
       }
       const std::int64_t next = latest + 1;
       if (asked < next) {

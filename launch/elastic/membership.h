@@ -71,6 +71,9 @@ class Membership {
   // From now on a rank of the world that has ended or gives no sign of life makes the others leave
   // their exchanges in `group`, without waiting for its timeout.
   void watch(const c10d::ProcessGroup& group);
+  // Until then the ranks may wait for each other in the store, where no connection tells of a
+  // death.
+  void world_is_made();
   void watch_no_longer();
 
   // For the end of the training: counts this rank as one that has finished in this world, and says
@@ -117,7 +120,7 @@ class Membership {
   // Where failures of the group that is watched are posted; null without one. Of the group itself
   // nothing is held here: whoever lets go of it last may wait for its operations.
   c10::intrusive_ptr<c10d::Store> board_;
-  bool watches_anew_ = false;
+  bool makes_world_ = false;
   std::set<int> posted_;  // ids of the dead that are told there
   std::thread pulse_;
 };
