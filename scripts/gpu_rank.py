@@ -8,6 +8,7 @@ Over NCCL where every rank has a GPU of its own, else over Gloo, all on the firs
 import argparse
 import json
 import os
+import re
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,10 @@ import thinwire
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 SPECS = ("quantize(bits=1)", "quantize(bits=4)", "quantize(bits=8, norm=l2)",
          "quantize(bits=4, rounding=stochastic)", "cast(format=bf16)", "cast(format=fp16)",
-         "cast(format=fp8_e4m3)", "cast(format=fp8_e5m2)", "onebit", "terngrad", "none")
+         "cast(format=fp8_e4m3)", "cast(format=fp8_e5m2)", "onebit", "terngrad",
+         "topk(density=0.03, values=fp16, momentum=0.9)", "ternary(density=0.05)",
+         "randomk(density=0.1)", "powersgd(rank=3)", "powersgd(rank=2, iterations=2, factors=int8)",
+         "lgreco(family=mixed, period=2, warmup=0, first=1, window=1)", "none")
 STEPS = 3
 
 
@@ -71,7 +75,7 @@ def same(left, right):
 
 def check(device, options):
     count = min(options.elements, 100_003)
-    shapes = ((count,), (13, 7), (count // 3,))
+    shapes = ((count,), (29, 23), (count // 3,))
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     for spec in SPECS:
         for dtype in dtypes if spec == "quantize(bits=4)" else dtypes[:1]:
@@ -111,10 +115,11 @@ def kernel_times(work):
             torch.cuda.synchronize()
         found = {}
         for event in profiler.key_averages():
-            for name in ("encode_pieces", "reduce_pieces", "decode_pieces", "sum_frames", "frames"):
-                if f"{name}_kernel" in event.key and event.device_time_total > 0:
-                    found[name] = event.device_time_total
-                    break
+            name = re.search(
+                r"(encode_pieces|reduce_pieces|decode_pieces|sum_frames|frames|sparse_\w+?|low_rank_\w+?)"
+                r"_kernel", event.key)
+            if name and event.device_time_total > 0:
+                found[name[1]] = event.device_time_total
         return found
     except (RuntimeError, AttributeError) as error:
         tell(note=str(error))
@@ -131,9 +136,11 @@ def speed(device, options):
         rows.append((f"all_reduce of {WORLD} over {backend_name()}", lambda: dist.all_reduce(y), 0))
     for what, work, moved in rows:
         tell(what=what, elements=count, microseconds=microseconds(work, options.repeats), bytes=moved)
-    for spec, payload in (("quantize(bits=4)", 0.5), ("cast(format=bf16)", 2), ("none", 4)):
-        ddp, _ = compressed(Given(((count,),), torch.float32).to(device), spec)
-        gradients = [x]
+    shape = (max(1, count // 4096), min(count, 4096))
+    gradients = [torch.randn(shape).to(device)]
+    for spec, payload in (("quantize(bits=4)", 0.5), ("cast(format=bf16)", 2),
+                          ("topk(density=0.01)", 0), ("powersgd(rank=4)", 0), ("none", 4)):
+        ddp, _ = compressed(Given((shape,), torch.float32).to(device), spec)
 
         def step(ddp=ddp, gradients=gradients):
             ddp(gradients).backward()
@@ -143,7 +150,10 @@ def speed(device, options):
              microseconds=microseconds(step, options.repeats))
         # Gradient, residual, loss and payload: see docs/gpu.md.
         moved = {"encode_pieces": 12 + payload, "reduce_pieces": payload + (8 + payload) / WORLD,
-                 "decode_pieces": payload + 12, "sum_frames": payload}
+                 "decode_pieces": payload + 12, "sum_frames": payload,
+                 "sparse_correct": 12, "sparse_count": 8, "sparse_tally": 4, "sparse_gather": 4,
+                 "sparse_decode": 12,
+                 "low_rank_multiply": 12, "low_rank_transposed": 4, "low_rank_replace": 12}
         for kernel, time in kernel_times(step).items():
             tell(what=f"{kernel}, {name}", elements=count, microseconds=time,
                  bytes=moved.get(kernel, 0))
