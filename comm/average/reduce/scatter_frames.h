@@ -1,6 +1,7 @@
 // What the frames of scatter_reduce say of themselves, in host memory and in a GPU's.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -27,6 +28,19 @@ std::uint16_t codec_id_of(const Slice& slice, const CodecOf& codec_of) {
     id = next;
   }
   return id.value_or(kMixedCodecs);
+}
+
+// As many chunks, from the first on, as it takes to hear every other owner of anything.
+// `numel_of(chunk, owner)` gives the size of a slice.
+template <typename NumelOf>
+int chunks_of_first_frames(int chunks, int world, int rank, const NumelOf& numel_of) {
+  int needed = 0;
+  for (int owner = 0; owner < world; ++owner) {
+    int c = 0;
+    while (c < chunks && numel_of(c, owner) == 0) ++c;
+    if (owner != rank && c < chunks) needed = std::max(needed, c + 1);
+  }
+  return needed;
 }
 
 }  // namespace thinwire::comm

@@ -142,17 +142,12 @@ Averaged ScatterReduce::receive() {
   return averaged;
 }
 
-// The chunks in which every owner of anything has sent a frame.
+// Where an owner's first frame tells of all its means, those are enough.
 int ScatterReduce::chunks_to_hear() const {
-  const int chunks = partition_.chunks();
-  if (!tells_all_) return chunks;
-  int needed = 0;
-  for (int owner = 0; owner < world_; ++owner) {
-    int c = 0;
-    while (c < chunks && partition_.slice(c, owner).numel == 0) ++c;
-    if (owner != rank_ && c < chunks) needed = std::max(needed, c + 1);
-  }
-  return needed;
+  if (!tells_all_) return partition_.chunks();
+  return chunks_of_first_frames(partition_.chunks(), world_, rank_, [this](int c, int owner) {
+    return partition_.slice(c, owner).numel;
+  });
 }
 
 void ScatterReduce::send_slices(int index) {

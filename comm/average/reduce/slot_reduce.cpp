@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 
+#include "thinwire/comm/average/reduce/scatter_frames.h"
 #include "thinwire/comm/average/reduce/slot_coding.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/frame.h"
@@ -140,14 +141,17 @@ void SlotReduce::place() {
   }
 }
 
+// All ranks post their collectives in the order of ScatterReduce, for its reasons.
 void SlotReduce::begin() {
   finite_ = true;
+  heard_ = 0;
+  keeps_residuals_ = std::ranges::any_of(layers_, &LayerValues::holds_residual);
   *taken_ = {};
   group_ = std::string(layers_[0].name);
   use_ = steps_.use(spec_, options_, group_, numel_, static_cast<std::int64_t>(context_.step));
   find_steps();
   place();
-  send_slices(0);
+  for (int c = 0; c < chunks(); ++c) send_slices(c);
 }
 
 // Where there is none yet: from this rank's gradient, for both ways.
@@ -172,18 +176,24 @@ void SlotReduce::find_steps() {
   std::ranges::replace(use_.step, 0.0f, step);
 }
 
-// Three steps, one chunk apart; all ranks issue their collectives in this order.
 void SlotReduce::advance() {
-  const int chunks = static_cast<int>(chunks_.size());
-  for (int tick = 1; tick <= chunks; ++tick) {
-    if (tick < chunks) send_slices(tick);
-    reduce_own_slice(tick - 1);
-    if (tick >= 2) receive_means(tick - 2);
+  for (int c = 0; c < chunks(); ++c) {
+    reduce_own_slice(c);
+    if (!keeps_residuals_) send_mean(c);
   }
+  for (int c = 0; c < chunks() && keeps_residuals_; ++c) send_mean(c);
 }
 
 Averaged SlotReduce::receive() {
-  receive_means(static_cast<int>(chunks_.size()) - 1);
+  if (!keeps_residuals_) {
+    for (int c = 0; c < chunks(); ++c) {
+      if (hear(c)) write_means(c, /*keep=*/false);
+    }
+  } else {
+    const int needed = chunks_of_first_frames(
+        chunks(), world_, rank_, [this](int c, int owner) { return slice(c, owner).numel; });
+    while (heard_ < needed || (heard_ < chunks() && context_.refusal->any())) hear(heard_);
+  }
   Averaged averaged{.finite = finite_};
   if (context_.peers->alone()) return averaged;
   for (const auto& chunk : chunks_) {
@@ -246,13 +256,10 @@ void SlotReduce::reduce_own_slice(int index) {
                    static_cast<std::int64_t>(chunk.out[kToOwners]->bytes()));
     wait(context_.peers->group(), chunk.work[kToOwners], "slot_reduce", context_.sequence);
   }
-  const bool accepted = add_up(index);
-  if (accepted) {
-    // The one place where a gradient in slots is divided by the number of ranks.
-    kernels::divide(chunk.sums, static_cast<float>(context_.divisor));
-    encode_mean(index);
-  }
-  send_mean(index, !accepted);
+  if (!add_up(index)) return;
+  // The one place where a gradient in slots is divided by the number of ranks.
+  kernels::divide(chunk.sums, static_cast<float>(context_.divisor));
+  encode_mean(index);
 }
 
 // The sums of the own slice, in rank order. False if a slot does not fit or cannot be decoded.
@@ -332,15 +339,16 @@ void SlotReduce::encode_mean(int index) {
   note_taken(index, rank_, slot);
 }
 
-void SlotReduce::send_mean(int index, bool refused) {
+void SlotReduce::send_mean(int index) {
   if (context_.peers->alone()) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   const Slice& own = slice(index, rank_);
   if (own.numel > 0 && world_ > 1) {
     const std::span<std::byte> slot = chunk.own[kToAll];
     FrameHeader header = slot_header(codec_, context_, own, index, kToAll, rank_, slot.size());
-    if (!chunk.finite) header.status = FrameHeader::Status::kNonFinite;
-    if (refused) {
+    const bool finite = keeps_residuals_ ? finite_ : chunk.finite;
+    if (!finite) header.status = FrameHeader::Status::kNonFinite;
+    if (chunk.refused_rank >= 0) {
       std::ranges::fill(slot, std::byte{0});
       header.status = FrameHeader::Status::kPeerFrameInvalid;
       header.blamed_rank = chunk.refused_rank;
@@ -356,15 +364,17 @@ void SlotReduce::send_mean(int index, bool refused) {
   chunk.work[kToAll] = context_.peers->all_to_all(*chunk.in[kToAll], *chunk.out[kToAll]);
 }
 
-// Checks the frames of a chunk's means, which deliver() decodes.
-void SlotReduce::receive_means(int index) {
-  if (context_.peers->alone()) return;
+// Waits for a chunk's means and checks their frames. Whether all of them can be decoded.
+bool SlotReduce::hear(int index) {
+  heard_ = index + 1;
+  if (context_.peers->alone()) return true;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   {
     PhaseSpan span(context_, Phase::kExchange,
                    static_cast<std::int64_t>(chunk.out[kToAll]->bytes()));
     wait(context_.peers->group(), chunk.work[kToAll], "slot_reduce", context_.sequence);
   }
+  bool all = true;
   for (int owner = 0; owner < world_; ++owner) {
     const Slice& s = slice(index, owner);
     if (owner == rank_ || s.numel == 0) continue;
@@ -375,6 +385,7 @@ void SlotReduce::receive_means(int index) {
       const FrameHeader found = read_frame_header(frame);
       if (!holds_payload(found.status)) {
         context_.refusal->note_second_hand(sender, found.blamed_rank);
+        all = false;
         continue;
       }
       verify_frame(found, slot_header(codec_, context_, s, index, kToAll, owner, slot.size()),
@@ -383,8 +394,10 @@ void SlotReduce::receive_means(int index) {
       note_taken(index, owner, slot);
     } catch (const FrameError& error) {
       context_.refusal->note(sender, error);
+      all = false;
     }
   }
+  return all;
 }
 
 // Sums of numbers that are the same on all ranks, which come in another order on each: the bytes
@@ -405,34 +418,43 @@ void SlotReduce::note_taken(int index, int owner, std::span<const std::byte> slo
   }
 }
 
-void SlotReduce::deliver(bool keep) {
+// Writes the means of a chunk that was heard. A piece is in cache from its residual, which makes
+// room with `keep`, to its mean.
+void SlotReduce::write_means(int index, bool keep) {
+  Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   PhaseSpan span(context_, Phase::kDecompress);
-  for (std::size_t c = 0; c < chunks_.size(); ++c) {
-    Chunk& chunk = *chunks_[c];
-    for (int owner = 0; owner < world_; ++owner) {
-      const Slice& s = slice(static_cast<int>(c), owner);
-      if (s.numel == 0) continue;
-      const std::span<const std::byte> slot =
-          owner == rank_ ? std::span<const std::byte>(chunk.own[kToAll])
-                         : chunk.in[kToAll]->of(owner).subspan(kFrameHeaderBytes);
-      try {
-        const entropy::StepCodes& codes = read_slot(slot.subspan(sizeof(MeanPrefix)), s);
-        for_each_slot_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
-          const LayerValues& layer = layers_[piece.layer];
-          // A piece is in cache from one to the other.
-          if (keep && layer.holds_residual()) keep_residual(layer, piece.begin, piece.numel);
-          codes.apply(p, Apply::kAssign,
-                      slot_part(layer.values, static_cast<std::size_t>(piece.begin), piece));
-        });
-      } catch (const FrameError& error) {
-        context_.refusal->note(context_.peers->group_rank(owner), error);
-      }
+  for (int owner = 0; owner < world_; ++owner) {
+    const Slice& s = slice(index, owner);
+    if (s.numel == 0) continue;
+    const std::span<const std::byte> slot =
+        owner == rank_ ? std::span<const std::byte>(chunk.own[kToAll])
+                       : chunk.in[kToAll]->of(owner).subspan(kFrameHeaderBytes);
+    try {
+      const entropy::StepCodes& codes = read_slot(slot.subspan(sizeof(MeanPrefix)), s);
+      for_each_slot_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
+        const LayerValues& layer = layers_[piece.layer];
+        if (keep && layer.holds_residual()) keep_residual(layer, piece.begin, piece.numel);
+        codes.apply(p, Apply::kAssign,
+                    slot_part(layer.values, static_cast<std::size_t>(piece.begin), piece));
+      });
+    } catch (const FrameError& error) {
+      context_.refusal->note(context_.peers->group_rank(owner), error);
     }
-    // The messages' memory belongs to the next bucket.
+  }
+}
+
+void SlotReduce::deliver(bool keep) {
+  for (int c = 0; c < chunks() && keeps_residuals_; ++c) {
+    // A frame that is refused only now ends the exchange, like one of those before.
+    const bool whole = c < heard_ || hear(c);
+    if (whole && !context_.refusal->any()) write_means(c, keep);
+  }
+  // The messages' memory belongs to the next bucket.
+  for (const auto& chunk : chunks_) {
     for (const std::size_t leg : {kToOwners, kToAll}) {
-      chunk.out[leg].reset();
-      chunk.in[leg].reset();
-      chunk.work[leg] = {};
+      chunk->out[leg].reset();
+      chunk->in[leg].reset();
+      chunk->work[leg] = {};
     }
   }
 }

@@ -62,10 +62,12 @@ class SlotReduce final : public Reduction {
   void reduce_own_slice(int chunk);
   bool add_up(int chunk);
   void encode_mean(int chunk);
-  void send_mean(int chunk, bool refused);
-  void receive_means(int chunk);
+  void send_mean(int chunk);
+  bool hear(int chunk);
+  void write_means(int chunk, bool keep);
   void note_taken(int chunk, int owner, std::span<const std::byte> slot);
   std::size_t slot_bytes(int chunk, int owner, std::size_t leg) const;
+  int chunks() const { return static_cast<int>(slices_.size()); }
   const Slice& slice(int chunk, int owner) const {
     return slices_[static_cast<std::size_t>(chunk)][static_cast<std::size_t>(owner)];
   }
@@ -83,7 +85,9 @@ class SlotReduce final : public Reduction {
   // Of the exchange in progress:
   SharedSteps::Use use_;
   std::string group_;
-  bool finite_ = true;
+  bool finite_ = true;            // the means that are known
+  int heard_ = 0;                 // chunks whose means have come
+  bool keeps_residuals_ = false;  // where the means will be
   std::unique_ptr<Taken> taken_;
 };
 

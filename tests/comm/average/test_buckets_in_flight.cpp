@@ -154,6 +154,30 @@ TEST(Collectives, OneSmallAgreementAStep) {
   EXPECT_EQ(counted.later.back(), "all_gather 16");
 }
 
+// So that the network has something to do while the sums are made.
+TEST(Collectives, AllChunksAreSentBeforeAnyIsWaitedFor) {
+  const LayerShapes shapes = {{"w", {128, 128}}};
+  constexpr std::ptrdiff_t kChunks = 4;
+  for (const char* spec : {"quantize(bits=4)", "cast(bf16)", "ecsq(bits=2)", "spectral(bits=2)",
+                           "ecsq(bits=2, error_feedback=off)"}) {
+    run_ranks(2, [&](RankContext& ctx) {
+      const auto log = std::make_shared<CollectiveLog>();
+      BucketAverager averager(counting_group(ctx, log), {.chunk_bytes = std::size_t{1} << 14});
+      for (std::int64_t step = 0; step < 3; ++step) {
+        log->clear();
+        BucketInFlight& begun =
+            averager.begin(random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank),
+                           uniform_plan(shapes, spec), step);
+        EXPECT_EQ(calls(*log, "all_to_all"), kChunks) << spec;
+        averager.advance(begun);
+        EXPECT_EQ(calls(*log, "all_to_all"), 2 * kChunks) << spec;
+        averager.finish(begun);
+        averager.agree();
+      }
+    });
+  }
+}
+
 // A size of 8 bytes and a frame, to all.
 TEST(Collectives, GatheringSendsOneFrameToAll) {
   const Counted counted = count("topk(density=0.05)", 3, {.strategy = Strategy::kGatherReduce});
