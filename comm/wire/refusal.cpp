@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <vector>
 
-#include "thinwire/comm/wire/peers.h"
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "thinwire/comm/wire/largest.h"
 #include "thinwire/common/crc32c.h"
 
 namespace thinwire::comm {
@@ -13,6 +16,9 @@ namespace {
 
 // Room for the text of an error, in words of 8 bytes; longer ones are cut.
 constexpr std::size_t kTextWords = 64;
+// A refusal and the rank that has it in one number.
+constexpr int kRankBits = 32;
+constexpr std::int64_t kRankMask = (std::int64_t{1} << kRankBits) - 1;
 
 }  // namespace
 
@@ -38,41 +44,44 @@ std::size_t Refusal::agree(c10d::ProcessGroup& group, std::uint64_t sequence,
                            const std::string& subject,
                            std::span<const ReplicaChecksum> checksums) const {
   constexpr const char* kOperation = "agreement on the result";
-  const Peers peers(group);
-  // All of them in one number; which one differs is asked for where they do.
-  std::vector<std::int64_t> numbers;
-  for (const ReplicaChecksum& checksum : checksums) numbers.push_back(checksum.crc32c);
-  const std::array<std::int64_t, 2> mine = {static_cast<std::int64_t>(kind_),
-                                            crc32c(std::as_bytes(std::span(numbers)))};
-  const auto all = peers.all_gather(mine, kOperation, sequence);
-  int refuser = -1;
-  auto worst = static_cast<std::int64_t>(Kind::kNone);
-  bool equal = true;
-  for (int r = 0; r < peers.size(); ++r) {
-    const auto kind = all[2 * static_cast<std::size_t>(r)];
-    if (kind > worst) {
-      worst = kind;
-      refuser = r;
-    }
-    equal = equal && all[2 * static_cast<std::size_t>(r) + 1] == mine[1];
+  // The worst that any rank has, and of those that have it the lowest rank.
+  const auto rank = static_cast<std::int64_t>(group.getRank());
+  std::vector<std::int64_t> numbers = {
+      any() ? static_cast<std::int64_t>(kind_) << kRankBits | (kRankMask - rank) : 0};
+  // All checksums in one number; which one differs is asked for where they do. Numbers are equal
+  // where the largest is the smallest.
+  if (!checksums.empty()) {
+    std::vector<std::uint32_t> all;
+    for (const ReplicaChecksum& checksum : checksums) all.push_back(checksum.crc32c);
+    const std::int64_t mine = crc32c(std::as_bytes(std::span(all)));
+    numbers.insert(numbers.end(), {mine, -mine});
   }
-  if (refuser >= 0) {
-    std::array<std::int64_t, kTextWords> text{};
-    std::memcpy(text.data(), text_.data(), std::min(text_.size(), sizeof text - 1));
-    const auto texts = peers.all_gather(text, kOperation, sequence);
-    const auto* first = texts.data() + kTextWords * static_cast<std::size_t>(refuser);
+  const std::size_t sent = take_largest(group, numbers, kOperation, sequence);
+  if (numbers[0] != 0) {
+    const std::int64_t refuser = kRankMask - (numbers[0] & kRankMask);
+    // The others add nothing to its text: no word is less than theirs.
+    std::array<std::int64_t, kTextWords> text;
+    text.fill(rank == refuser ? 0 : std::numeric_limits<std::int64_t>::min());
+    if (rank == refuser) {
+      std::memcpy(text.data(), text_.data(), std::min(text_.size(), sizeof text - 1));
+    }
+    take_largest(group, text, kOperation, sequence);
     std::array<char, sizeof text> chars;
-    std::memcpy(chars.data(), first, sizeof text);
+    std::memcpy(chars.data(), text.data(), sizeof text);
     chars.back() = 0;
     throw FrameError(
         concat(subject, ", exchange #", sequence, ": rank ", refuser, " reports: ", chars.data()));
   }
-  if (equal) return sizeof mine * static_cast<std::size_t>(peers.size() - 1);
-  const auto everyones = peers.all_gather(numbers, kOperation, sequence);
-  std::size_t different = numbers.size() - 1;
-  for (std::size_t i = 0; i < everyones.size(); ++i) {
-    const std::size_t part = i % numbers.size();
-    if (everyones[i] != everyones[part]) different = std::min(different, part);
+  if (checksums.empty() || numbers[1] == -numbers[2]) return sent;
+  std::vector<std::int64_t> bounds;
+  for (const ReplicaChecksum& checksum : checksums) {
+    const std::int64_t crc = checksum.crc32c;
+    bounds.insert(bounds.end(), {crc, -crc});
+  }
+  take_largest(group, bounds, kOperation, sequence);
+  std::size_t different = 0;
+  while (different + 1 < checksums.size() && bounds[2 * different] == -bounds[2 * different + 1]) {
+    ++different;
   }
   throw InternalError(concat(subject, ", ", checksums[different].subject,
                              ": the averaged gradients are not bit-equal on all ranks; this "

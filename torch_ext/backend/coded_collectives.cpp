@@ -10,6 +10,7 @@
 
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
+#include "thinwire/comm/wire/largest.h"
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
@@ -175,9 +176,9 @@ std::size_t CodedCollectives::reduce_scatter(const CodedCall& call,
   std::size_t sent = received.sent + agree(call, refusal);
   if (call.key.empty()) return sent;
   // A step that overflowed anywhere is dropped by all: nobody's residual may have paid for it.
-  const auto all = peers_.all_gather(std::array{finite}, "agreement on the result", sequence_);
-  sent += sizeof finite * (size - 1);
-  if (std::ranges::count(all, 0) == 0) memory_.residuals[call.key] = std::move(corrected);
+  std::array<std::int64_t, 1> overflowed = {finite == 0 ? 1 : 0};
+  sent += comm::take_largest(*group_, overflowed, "agreement on the result", sequence_);
+  if (overflowed[0] == 0) memory_.residuals[call.key] = std::move(corrected);
   return sent;
 }
 

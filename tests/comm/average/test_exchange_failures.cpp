@@ -163,7 +163,7 @@ TEST(ExchangeFailures, OneThatOnlyOneRankHasIsNamedOnEveryRank) {
 // What happens to what rank 1 receives in one of its collectives of a kind.
 struct Damage {
   // kFrames: all_to_alls and all_gathers of bytes; kSizes: all_to_alls of numbers; kSums:
-  // all_reduces.
+  // all_reduces of gradients.
   enum class Of { kFrames, kSizes, kSums } of = Of::kFrames;
   int call = -1;         // which of them, counted from 0; −1: none
   std::size_t byte = 0;  // this byte of what came is changed,
@@ -197,8 +197,8 @@ class DamagingBackend : public c10d::Backend {
   }
   c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& tensors,
                                            const c10d::AllreduceOptions& options) override {
-    return damaged(Damage::Of::kSums, tensors[0],
-                   [&] { return inner_->allreduce(tensors, options); });
+    const auto start = [&] { return inner_->allreduce(tensors, options); };
+    return tensors[0].is_floating_point() ? damaged(Damage::Of::kSums, tensors[0], start) : start();
   }
 
  private:
