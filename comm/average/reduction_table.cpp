@@ -39,6 +39,7 @@ struct Terms {
   double payload;  // C
   double frame;
   double world;   // W
+  double parts;   // of what is cut between ranks, W at most
   double others;  // W − 1
   double hosts;   // H
   double local;   // ranks a host
@@ -57,6 +58,7 @@ Terms terms_of(const CodecUse& use, const ReductionPlace& place) {
           .payload = static_cast<double>(use.payload_bytes),
           .frame = place.frame_bytes,
           .world = static_cast<double>(place.world),
+          .parts = use.owners(place.world),
           .others = static_cast<double>(place.world - 1),
           .hosts = static_cast<double>(place.hosts),
           .local = static_cast<double>(place.world) / place.hosts,
@@ -119,7 +121,7 @@ constexpr std::array kTable = {
                     int) { return use.can_be_cut || use.facts.form == Form::kSlots; },
         .needs = "payloads of fixed size, made block by block, or slots (ecsq, spectral)",
         .sent =
-            [](const Terms& t) { return sent_there_and_back(t.payload + t.world * t.frame, t); },
+            [](const Terms& t) { return sent_there_and_back(t.payload + t.parts * t.frame, t); },
         .seconds = [](const Terms&, double sent,
                       const BackendLink& link) { return seconds_there_and_back(sent, link); },
         .coding = owners_coding},
@@ -227,6 +229,11 @@ void CodecUse::add_layers(const CodecUse& other) {
   payload_bytes += other.payload_bytes;
   entries += other.entries;
   factor_bytes += other.factor_bytes;
+  blocks += other.blocks;
+}
+
+double CodecUse::owners(int world) const {
+  return static_cast<double>(blocks > 0 ? std::min<std::int64_t>(blocks, world) : world);
 }
 
 CodecUse use_of(const Codec& codec, std::int64_t numel, DType dtype,
@@ -236,6 +243,7 @@ CodecUse use_of(const Codec& codec, std::int64_t numel, DType dtype,
                   .can_be_cut = codec.can_be_cut(),
                   .numel = numel};
   use.payload_bytes = static_cast<std::int64_t>(codec.max_compressed_bytes(numel, dtype));
+  if (use.can_be_cut) use.blocks = (numel + codec.block_size() - 1) / codec.block_size();
   if (use.facts.density) use.entries = kept_count(*use.facts.density, numel);
   if (use.facts.form == Form::kSparse) {
     const auto floats = static_cast<double>(std::max<std::int64_t>(numel, 1)) * sizeof(float);

@@ -68,8 +68,12 @@ struct CodecUse {
   // Of low rank: what the factors are of payload_bytes. They travel in every iteration; the rest,
   // layers that low rank would not make smaller, travels once.
   std::int64_t factor_bytes = 0;
+  // Where payloads are made block by block, how many: among more ranks some own nothing. 0: not so.
+  std::int64_t blocks = 0;
   CodecCost cost = kAssumedCost;
 
+  // How many of `world` ranks own a part of what is cut between them.
+  double owners(int world) const;
   // More layers for the same codec.
   void add_layers(const CodecUse& other);
 

@@ -18,14 +18,15 @@ class OpsBuilder {
   void finish() { part_ = &ops.finish; }
 
   void code(double seconds) { part_->push_back({.seconds = seconds}); }
-  // A call of a collective in which one rank sends so much; returns the message's number.
-  int post(Collective collective, double bytes) {
+  // A call of a collective in which one rank sends so much; returns the message's number. What all
+  // send goes through a part of the ranks, `crowding` times as much as if each had its share.
+  int post(Collective collective, double bytes, double crowding = 1) {
     const AlphaBeta& cost = link_.of(collective);
     part_->push_back({.kind = ExchangeOp::Kind::kPost,
                       .seconds = cost.alpha,
                       .message = messages_,
                       .bytes = bytes,
-                      .per_byte = cost.beta});
+                      .per_byte = cost.beta * crowding});
     return messages_++;
   }
   int post_seconds(double seconds) {
@@ -46,6 +47,7 @@ class OpsBuilder {
 
 struct Numbers {
   double floats, payload, dense, others, world, frame;
+  double owners;  // ranks that own anything of a chunk
   CodecCost cost;
 };
 
@@ -53,21 +55,22 @@ struct Numbers {
 // they come.
 void scatter_reduce(OpsBuilder& build, const Numbers& n, int chunks) {
   const double part = 1.0 / chunks;
-  const double leg = part * n.others / n.world * (n.payload + n.dense) + n.others * n.frame;
+  const double leg = n.others / n.world * (part * (n.payload + n.dense) + n.owners * n.frame);
+  const double crowding = n.world / n.owners;
   std::vector<int> scatter, gather;
   build.begin();
   for (int chunk = 0; chunk < chunks; ++chunk) {
     build.code(part * n.floats * n.cost.compress);
-    scatter.push_back(build.post(Collective::kAllToAll, leg));
+    scatter.push_back(build.post(Collective::kAllToAll, leg, crowding));
   }
   build.advance();
   for (const int message : scatter) {
     build.wait(message);
     // The own slice of everyone's payloads, and its mean.
-    build.code(part * n.floats * (n.cost.accumulate + n.cost.compress / n.world));
+    build.code(part * n.floats * crowding * (n.cost.accumulate + n.cost.compress / n.world));
   }
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    gather.push_back(build.post(Collective::kAllToAll, leg));
+    gather.push_back(build.post(Collective::kAllToAll, leg, crowding));
   }
   build.finish();
   for (const int message : gather) {
@@ -154,13 +157,14 @@ ExchangeOps exchange_ops(const BucketUse& bucket, const PredictedPlace& place,
         place.hosts, " hosts");
   OpsBuilder build(link);
   if (place.world == 1) return build.ops;
-  const Numbers n = {.floats = static_cast<double>(bucket.codec.numel) * sizeof(float),
-                     .payload = static_cast<double>(bucket.codec.payload_bytes),
-                     .dense = bucket.uncompressed_bytes,
-                     .others = static_cast<double>(place.world - 1),
-                     .world = static_cast<double>(place.world),
-                     .frame = static_cast<double>(kFrameHeaderBytes),
-                     .cost = bucket.codec.cost};
+  Numbers n = {.floats = static_cast<double>(bucket.codec.numel) * sizeof(float),
+               .payload = static_cast<double>(bucket.codec.payload_bytes),
+               .dense = bucket.uncompressed_bytes,
+               .others = static_cast<double>(place.world - 1),
+               .world = static_cast<double>(place.world),
+               .frame = static_cast<double>(kFrameHeaderBytes),
+               .owners = static_cast<double>(place.world),
+               .cost = bucket.codec.cost};
   if (!bucket.strategy) {
     build.begin();
     build.code(n.dense * place.scale_cost);
@@ -177,7 +181,15 @@ ExchangeOps exchange_ops(const BucketUse& bucket, const PredictedPlace& place,
   switch (*bucket.strategy) {
     case Strategy::kScatterReduce: {
       const double bytes = bucket.compressed_bytes + bucket.uncompressed_bytes;
-      scatter_reduce(build, n, std::max(1, static_cast<int>(std::ceil(bytes / place.chunk_bytes))));
+      const int chunks = std::max(1, static_cast<int>(std::ceil(bytes / place.chunk_bytes)));
+      CodecUse of_chunk = bucket.codec;
+      if (of_chunk.blocks > 0) {
+        // Uncompressed layers beside them can be cut anywhere.
+        of_chunk.blocks += static_cast<std::int64_t>(bucket.uncompressed_bytes / sizeof(float));
+        of_chunk.blocks = (of_chunk.blocks + chunks - 1) / chunks;
+      }
+      n.owners = of_chunk.owners(place.world);
+      scatter_reduce(build, n, chunks);
       break;
     }
     case Strategy::kGatherReduce:

@@ -170,7 +170,7 @@ comm::StepWork Advisor::work(const SettingOf& setting_of, const comm::BackendLin
         {.ready = ready_[b] * backward_,
          .ops = comm::exchange_ops(use, {.world = world, .hosts = hosts}, link)});
   }
-  if (compresses && world > 1) step.agreement = link.of(comm::Collective::kAllGather).alpha;
+  if (compresses && world > 1) step.agreement = link.of(comm::Collective::kAllReduce).alpha;
   return step;
 }
 

@@ -51,7 +51,7 @@ struct ScaleCosts {
 };
 
 ScaleCosts scale_costs(const RunLog& log, const std::string& text, int world) {
-  // What a rank sends each other one in the agreement of a step, and the size that goes before a
+  // What a rank sends in the agreement of a step, and each other one as the size that goes before a
   // frame of unequal length.
   constexpr double kAgreement = 2 * sizeof(std::int64_t), kSize = sizeof(std::int64_t);
   // Fitted to 2 to 256 ranks: each enrols and meets the others a few times by small keys, and reads
@@ -61,22 +61,28 @@ ScaleCosts scale_costs(const RunLog& log, const std::string& text, int world) {
   const comm::LayerSetting setting = comm::parse_layer_setting(text);
   const double others = world - 1;
   ScaleCosts costs{.store = (kOfARank + kOfAPair * world) * world, .sockets = kGroups * others};
-  double compressed = 0, payload = 0;
+  double compressed = 0;
+  comm::CodecUse all;
   for (const LoggedLayer& layer : log.layers.back().layers) {
     std::int64_t numel = 1;
     for (const std::int64_t size : layer.shape) numel *= size;
     if (!setting.codec || layer.shape.size() < 2 || numel < log.min_numel) continue;
     compressed += 4.0 * static_cast<double>(numel);
-    payload += static_cast<double>(
-        comm::use_of(*setting.codec, numel, DType::kFloat32, layer.shape).payload_bytes);
+    all.add_layers(comm::use_of(*setting.codec, numel, DType::kFloat32, layer.shape));
   }
   if (!setting.codec) return costs;
   const auto buckets = static_cast<double>(log.profile->buckets.size());
-  costs.control = others * (kAgreement + buckets * (2 * kFrameHeaderBytes + kSize));
+  const auto payload = static_cast<double>(all.payload_bytes);
+  // Of a bucket of equal parts of the model, those that own anything get a frame from every other
+  // rank and send it one.
+  all.blocks = static_cast<std::int64_t>(std::ceil(static_cast<double>(all.blocks) / buckets));
+  const double owners = all.owners(world);
+  const double sizes = setting.codec->traits().fixed_size ? 0 : others * kSize;
+  costs.control = kAgreement + buckets * (2 * owners * others / world * kFrameHeaderBytes + sizes);
   if (setting.uses_feedback()) costs.memory += compressed;
   if (setting.uses_second_residual()) costs.memory += compressed / world;
   // Messages of one step, there and back, and the headers of W frames.
-  costs.memory += 4 * payload + 4 * world * static_cast<double>(kFrameHeaderBytes) * buckets;
+  costs.memory += 4 * payload + 4 * owners * static_cast<double>(kFrameHeaderBytes) * buckets;
   const comm::CodecUse use = comm::use_of(*setting.codec, 1 << 20, DType::kFloat32, {});
   if (comm::usual_strategy(use, world, kFrameHeaderBytes) == comm::Strategy::kGatherReduce) {
     costs.memory += world * payload;

@@ -52,6 +52,32 @@ TEST(ExchangeOps, SendWhatTheTableOfReductionsSays) {
   }
 }
 
+// A bucket of few blocks has few owners: frames go to them alone, and everything goes through them.
+TEST(ExchangeOps, AmongMoreRanksThanBlocksSomeOwnNothing) {
+  constexpr std::int64_t kNumel = 1 << 16;
+  const CodecPtr codec = make_codec(Spec::parse("quantize(bits=4, bucket=1024)"));
+  BucketUse use{.strategy = Strategy::kScatterReduce,
+                .codec = comm::use_of(*codec, kNumel, DType::kFloat32, {}),
+                .compressed_bytes = 4.0 * kNumel};
+  ASSERT_EQ(use.codec.blocks, 64);
+  const auto sent = [&](int world) {
+    return exchange_ops(use, {.world = world}, link_of_one()).sent_bytes();
+  };
+  const double payload = static_cast<double>(use.codec.payload_bytes);
+  EXPECT_NEAR(sent(32), 2 * 31.0 / 32 * (payload + 32 * kFrameHeaderBytes), 1);
+  EXPECT_NEAR(sent(10000), 2 * (payload + 64 * kFrameHeaderBytes), 0.001 * payload);
+  EXPECT_NEAR(sent_bytes(Strategy::kScatterReduce, use.codec,
+                         {.tensor_bytes = use.compressed_bytes,
+                          .world = 10000,
+                          .hosts = 1,
+                          .frame_bytes = kFrameHeaderBytes}),
+              sent(10000), 1);
+  for (const ExchangeOp& op : exchange_ops(use, {.world = 640}, link_of_one()).begin) {
+    if (op.kind != ExchangeOp::Kind::kPost) continue;
+    EXPECT_DOUBLE_EQ(op.per_byte, 10 * 1e-8) << "each of 64 of 640 ranks gets ten parts";
+  }
+}
+
 TEST(ExchangeOps, EveryMessageIsWaitedForOnceAndAfterItsPost) {
   for (const char* spec : {"quantize(bits=4)", "topk(density=0.01)", "powersgd(rank=4)"}) {
     PredictedPlace place{.world = 4};
