@@ -2,12 +2,16 @@
 """Compares `thinwire advise` with measured steps on emulated hosts.
 
     step_model.py --build build/release [--hosts 2,4] [--rates 25mbit,100mbit,1gbit]
-                  [--models mlp,cnn] [--steps 40]
+                  [--models mlp,cnn] [--steps 40] [--minutes 20]
 
 Every setting is trained for a few steps on every network, each host pinned to a core. From the log
 of the uncompressed run advise foretells each setting's step. Prints a table and the median and 90th
 percentile of the errors, and the same for what the log of the run with 4 bits foretells, and for
 logs of one network that foretell another one's.
+
+Runs whose logs are in --out are not made again, so what was interrupted goes on where it was. With
+--minutes no run is begun after that time, and the tables are of the networks that are complete; they
+are taken in the order of the arguments, so that a first call with --minutes gives a subset.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = ["none", "cast(bf16)", "quantize(bits=4)", "onebit", "topk(density=0.01)",
@@ -25,17 +30,37 @@ SETTINGS = ["none", "cast(bf16)", "quantize(bits=4)", "onebit", "topk(density=0.
 BURST = 131072
 
 
+class OutOfTime(Exception):
+    """No further run is begun."""
+
+
 def train(options, model, hosts, rate, setting):
-    name = "".join(c for c in f"{model}-{hosts}x{rate}-{setting}" if c.isalnum() or c == "-")
-    log = options.out / f"{name}.jsonl"
+    name = f"{model}-{hosts}x{rate}-{options.steps}-{setting}"
+    log = options.out / f"{''.join(c for c in name if c.isalnum() or c == '-')}.jsonl"
     if not log.exists() or '"event":"result"' not in log.read_text():
+        if time.monotonic() > options.end:
+            raise OutOfTime
+        begin = time.monotonic()
         command = [sys.executable, "-B", str(ROOT / "tests/cluster/cluster.py"), "--hosts",
                    str(hosts), "--pin", "--rate", rate, "--launch", "torchrun-env", "--no-prefix",
                    "--", str(options.build / "bin/train_fashion_mnist"), "--backend", "gloo",
                    "--model", model, "--steps", str(options.steps), "--test-samples", "100",
                    "--threads", "1", "--profile", "--compression", setting, "--log", str(log)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
     return log
+
+
+def train_all(options, model, hosts, rates):
+    """The logs by rate and setting, of the rates of which there are all."""
+    logs = {}
+    try:
+        for rate in rates:
+            logs[rate] = {each: train(options, model, hosts, rate, each) for each in SETTINGS}
+    except OutOfTime:
+        print(f"{model} on {hosts} hosts: {len(logs)} of {len(rates)} networks, for want of time",
+              file=sys.stderr)
+    return logs
 
 
 def measured(log):
@@ -64,9 +89,11 @@ def main():
     parser.add_argument("--rates", default="25mbit,100mbit,1gbit")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--models", default="mlp")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results/step_model")
     options = parser.parse_args()
     options.build = options.build.resolve()
+    options.end = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     errors = {"an uncompressed run on the same network": [],
               "a run with 4 bits on the same network": [],
@@ -75,11 +102,10 @@ def main():
     rates = options.rates.split(",")
     print(f"{'model':8} {'hosts':5} {'rate':8} {'setting':20} {'measured':>10} {'foretold':>10} "
           f"{'error':>8}")
-    for model, hosts in itertools.product(options.models.split(","),
-                                          map(int, options.hosts.split(","))):
-        logs = {rate: {each: train(options, model, hosts, rate, each) for each in SETTINGS}
-                for rate in rates}
-        for rate in rates:
+    for hosts, model in itertools.product(map(int, options.hosts.split(",")),
+                                          options.models.split(",")):
+        logs = train_all(options, model, hosts, rates)
+        for rate in logs:
             foretold = advise(options, logs[rate]["none"])
             from_four_bits = advise(options, logs[rate]["quantize(bits=4)"])
             for setting in SETTINGS:
@@ -89,7 +115,7 @@ def main():
                 four_bits.append(abs(from_four_bits[setting] / real - 1))
                 print(f"{model:8} {hosts:5} {rate:8} {setting:20} {1e3 * real:7.2f} ms "
                       f"{1e3 * foretold[setting]:7.2f} ms {100 * error:+6.1f} %")
-            for other in rates:
+            for other in logs:
                 if other == rate:
                     continue
                 foretold = advise(options, logs[rate]["none"], "--rate", other)
