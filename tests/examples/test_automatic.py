@@ -43,11 +43,13 @@ class Automatic(training.TrainingTest):
         self.assertTrue(lines, ended[0].output)
         # The first choice. On busy cores steps may change so much that there is another search.
         choice = re.search(r"auto: (.*) from step (\d+): (.*)", lines[0])
-        self.assertIn(choice[1], ("quantize(bits=4)", "ecsq(as=quantize(bits=4))"))
+        # Of all layers, or of some of them.
+        self.assertIn("quantize(bits=4)", choice[1])
         for tried in ("none", "cast(bf16)", "quantize(bits=8)"):
             self.assertIn(f"with {tried}", choice[3])
-        # Four windows and the steps between; sooner where a step takes a quarter of a second.
-        self.assertLess(int(choice[2]), 55, lines[0])
+        # Four windows and the steps between, two more for settings by layer; sooner where a step
+        # takes a quarter of a second.
+        self.assertLess(int(choice[2]), 70, lines[0])
         if len(lines) == 1 and result["setting"] == choice[1]:
             self.assertEqual(result["reason"], choice[3])
 

@@ -7,9 +7,6 @@
 namespace thinwire {
 namespace {
 
-// Averaging hides where less than this part of it comes after the last gradient: nothing that sends
-// less could gain more.
-constexpr double kHidden = 0.02;
 // Medians of a few steps differ by so much without a reason. A setting that loses more must gain
 // more than that.
 constexpr double kAsFast = 1.03;
@@ -21,6 +18,14 @@ constexpr int kLongestRest = 64;
 // one step is enough. What is then found has to be faster by so much, for one step may be unlike
 // others.
 constexpr double kPlainlyExposed = 0.5, kLongStep = 0.25, kPlainlyFaster = 1.25;
+
+double fastest_of(const std::vector<std::optional<WindowTimes>>& tried) {
+  double fastest = 0;
+  for (const auto& times : tried) {
+    if (times && (fastest == 0 || times->averaged < fastest)) fastest = times->averaged;
+  }
+  return fastest;
+}
 
 std::string milliseconds(double seconds) {
   return concat(static_cast<double>(static_cast<long>(seconds * 1e4 + 0.5)) / 10, " ms");
@@ -81,10 +86,7 @@ bool AutomaticChoice::measure_again() {
 
 void AutomaticChoice::settle() {
   measures_again_ = false;
-  double fastest = 0;
-  for (const auto& times : trying_) {
-    if (times && (fastest == 0 || times->averaged < fastest)) fastest = times->averaged;
-  }
+  const double fastest = fastest_of(trying_);
   const auto chosen = std::ranges::find_if(trying_, [fastest](const auto& times) {
     return times && times->averaged <= kAsFast * fastest;
   });
@@ -94,13 +96,25 @@ void AutomaticChoice::settle() {
   searching_ = false;
   ++searches_;
   rest_ = next_rest_ = current_ == before_ ? std::min(kLongestRest, 2 * next_rest_ + 1) : 0;
+  explain();
+}
 
+bool AutomaticChoice::note_by_layer(const WindowTimes& times) {
+  THINWIRE_ASSERT(!searching_ && !by_layer_);
+  if (times.averaged > kAsFast * fastest_of(tried_)) return false;
+  by_layer_ = true;
+  chosen_ = times;
+  explain();
+  return true;
+}
+
+void AutomaticChoice::explain() {
   const bool hides = chosen_.exposed <= kHidden * chosen_.averaged;
   reason_ = concat("averaging ends ", milliseconds(chosen_.averaged), " after the forward pass, ",
                    milliseconds(chosen_.exposed), " after the backward pass",
                    hides ? ", which hides it" : "");
   for (std::size_t i = 0; i < tried_.size(); ++i) {
-    if (!tried_[i] || i == current_) continue;
+    if (!tried_[i] || (i == current_ && !by_layer_)) continue;
     reason_ += concat("; ", milliseconds(tried_[i]->averaged), " with ", ladder_[i]);
   }
 }
@@ -108,7 +122,8 @@ void AutomaticChoice::settle() {
 AutomaticChoice::Change AutomaticChoice::change_of(const WindowTimes& times) const {
   if (times.exchange > kOtherMessages * chosen_.exchange &&
       times.averaged > kAsFast * chosen_.averaged) {
-    return current_ + 1 < ladder_.size() ? Change::kSlowerMessages : Change::kNone;
+    const bool less_to_send = by_layer_ || current_ + 1 < ladder_.size();
+    return less_to_send ? Change::kSlowerMessages : Change::kNone;
   }
   const bool faster_messages = current_ > 0 && kOtherMessages * times.exchange < chosen_.exchange;
   const bool other_step = times.averaged > kOtherStep * chosen_.averaged ||
@@ -126,11 +141,9 @@ bool AutomaticChoice::watch(const WindowTimes& times) {
   last_change_ = change;
   if (!twice) return false;
   last_change_ = Change::kNone;
-  if (change == Change::kOther) {
-    begin_search(0);
-    return current_ != before_;
-  }
-  begin_search(current_);
+  const bool was_by_layer = by_layer_;
+  begin_search(change == Change::kOther ? 0 : current_);
+  if (change == Change::kOther || was_by_layer) return was_by_layer || current_ != before_;
   return search(times);
 }
 
@@ -140,6 +153,7 @@ void AutomaticChoice::begin_search(std::size_t first) {
   trying_.assign(ladder_.size(), std::nullopt);
   brief_.assign(ladder_.size(), false);
   searching_ = true;
+  by_layer_ = false;
 }
 
 }  // namespace thinwire

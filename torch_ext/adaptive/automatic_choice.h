@@ -16,6 +16,10 @@ struct WindowTimes {
   double exchange = 0;  // in which messages were waited for, of the rank that had the most of it
 };
 
+// Averaging hides where less than this part of it comes after the last gradient: nothing that sends
+// less could gain more.
+inline constexpr double kHidden = 0.02;
+
 // A search tries the settings from the one with the least error on, until one hides behind the
 // backward pass or there are no more, and chooses the one with the least error among those that are
 // as fast as the fastest. Then it watches: where the network or the computing changes by much, for
@@ -25,6 +29,10 @@ struct WindowTimes {
 // A setting under which most of a long step is waiting need not be measured well: one step of it is
 // enough to go on, unless what is found after it turns out to be hardly faster; then it gets its
 // window.
+//
+// A search that has chosen a setting that compresses may be followed by trials of settings by layer
+// (layer_choice.h), which have less error than that one for all; they are kept where they are as
+// fast as the fastest setting, and watched in its place.
 //
 // Deterministic, so that all ranks that are told the same choose the same. Not thread-safe.
 class AutomaticChoice {
@@ -44,6 +52,10 @@ class AutomaticChoice {
   bool note_first(const WindowTimes& times);
   // Whether note_first() could make a difference.
   bool asks_for_first() const { return searching_ && !measures_again_; }
+  // A window is over in which the layers had settings of their own, none behind current(). Whether
+  // these are kept, until the next search. Only between searches.
+  bool note_by_layer(const WindowTimes& times);
+  bool by_layer() const { return by_layer_; }
 
   // Of the last search that has ended: the times of each setting that it tried.
   const std::vector<std::optional<WindowTimes>>& tried() const { return tried_; }
@@ -59,6 +71,7 @@ class AutomaticChoice {
   bool watch(const WindowTimes& times);
   void settle();
   void begin_search(std::size_t first);
+  void explain();
   Change change_of(const WindowTimes& times) const;
 
   std::vector<std::string> ladder_;
@@ -68,7 +81,8 @@ class AutomaticChoice {
   std::vector<std::optional<WindowTimes>> trying_, tried_;
   std::vector<bool> brief_;      // whether trying_ is of one step
   bool measures_again_ = false;  // a setting of which only one step was known
-  WindowTimes chosen_;           // what the current setting had when it was chosen
+  bool by_layer_ = false;
+  WindowTimes chosen_;  // what the current setting had when it was chosen
   Change last_change_ = Change::kNone;
   int rest_ = 0;  // windows before which no search begins
   int next_rest_ = 0;

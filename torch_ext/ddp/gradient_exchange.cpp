@@ -23,6 +23,7 @@
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
 #include "thinwire/torch_ext/ddp/device_compression.h"
+#include "thinwire/torch_ext/ddp/measured_steps.h"
 
 namespace thinwire {
 namespace {
@@ -343,18 +344,15 @@ const comm::Plan& GradientExchange::plan_at(const comm::Bucket& bucket, std::int
     if (adaptive_) allocation_ = adaptive_->allocation();
   }
   if (adaptive_) adaptive_->observe(bucket, step);
+  if (automatic_) automatic_->observe(bucket);
   return step < warmup_steps_ ? uncompressed_ : plan;
 }
 
 bool GradientExchange::adapt_plan(std::int64_t step) {
   if (adaptive_) return adaptive_->begin_step(step);
   if (!automatic_) return false;
-  return automatic_->begin_step(step, [this](std::int64_t steps) -> WindowTimes {
-    const StepProfile profile = clock_.profile(steps);
-    return {.averaged = profile.backward + profile.exposed,
-            .exposed = profile.exposed,
-            .exchange = profile.exchange};
-  });
+  return automatic_->begin_step(
+      step, [this](std::int64_t steps) { return measured_steps(clock_.profile(steps)); });
 }
 
 void GradientExchange::measure(const comm::Bucket& bucket, const comm::Plan& plan) {
