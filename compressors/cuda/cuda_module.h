@@ -11,6 +11,7 @@
 
 #include "thinwire/compressors/kernels/low_rank_task.h"
 #include "thinwire/compressors/kernels/piece_task.h"
+#include "thinwire/compressors/kernels/planes_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
 
@@ -53,6 +54,8 @@ class CudaModule {
   void run_sparse(const kernels::SparseTask& task, kernels::SparseStage stage, void* stream) const;
   void run_low_rank(const kernels::LowRankTask& task, kernels::LowRankStage stage,
                     void* stream) const;
+  // An expert's trits on weights, see planes_task.h.
+  void run_planes(const kernels::PlanesTask& task, kernels::PlanesStage stage, void* stream) const;
 
   // The file that was loaded.
   const std::string& path() const { return path_; }
@@ -71,6 +74,7 @@ class CudaModule {
   std::int32_t (*run_sparse_)(const kernels::SparseTask*, kernels::SparseStage, void*) = nullptr;
   std::int32_t (*run_low_rank_)(const kernels::LowRankTask*, kernels::LowRankStage,
                                 void*) = nullptr;
+  std::int32_t (*run_planes_)(const kernels::PlanesTask*, kernels::PlanesStage, void*) = nullptr;
   std::int32_t (*handle_frames_)(const kernels::FrameTask*, void*) = nullptr;
 };
 

@@ -6,14 +6,15 @@
 
 #include "thinwire/compressors/kernels/low_rank_task.h"
 #include "thinwire/compressors/kernels/piece_task.h"
+#include "thinwire/compressors/kernels/planes_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire::kernels {
 
 // Raise it whenever a function or a struct of this file, of quantize_task.h, piece_task.h,
-// sparse_task.h or low_rank_task.h changes.
-inline constexpr std::int32_t kCudaAbi = 6;
+// planes_task.h, sparse_task.h or low_rank_task.h changes.
+inline constexpr std::int32_t kCudaAbi = 7;
 
 }  // namespace thinwire::kernels
 
@@ -33,5 +34,7 @@ std::int32_t thinwire_cuda_sparse(const thinwire::kernels::SparseTask* task,
                                   thinwire::kernels::SparseStage stage, void* stream);
 std::int32_t thinwire_cuda_low_rank(const thinwire::kernels::LowRankTask* task,
                                     thinwire::kernels::LowRankStage stage, void* stream);
+std::int32_t thinwire_cuda_planes(const thinwire::kernels::PlanesTask* task,
+                                  thinwire::kernels::PlanesStage stage, void* stream);
 std::int32_t thinwire_cuda_frames(const thinwire::kernels::FrameTask* task, void* stream);
 }

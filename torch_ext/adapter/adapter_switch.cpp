@@ -8,8 +8,10 @@
 
 #include "thinwire/comm/wire/tensor_bridge.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/cuda/cuda_module.h"
 #include "thinwire/compressors/peft/adapter_types.h"
 #include "thinwire/torch_ext/adapter/adapter_state.h"
+#include "thinwire/torch_ext/adapter/device_planes.h"
 #include "thinwire/torch_ext/adapter/lora.h"
 
 namespace thinwire {
@@ -21,12 +23,16 @@ peft::TensorInfo info_of(const std::string& name, const at::Tensor& tensor) {
 
 std::string fingerprint_of(const NamedTensors& weights) {
   std::vector<peft::TensorInfo> infos;
-  std::vector<std::span<const std::byte>> bytes;
+  std::vector<at::Tensor> tensors;
   for (const auto& [name, tensor] : weights) {
     infos.push_back(info_of(name, tensor));
-    bytes.push_back(bytes_of(tensor));
+    tensors.push_back(tensor);
   }
-  return peft::fingerprint(infos, [&](std::size_t i) { return bytes[i]; });
+  at::Tensor host;  // the one that is read
+  return peft::fingerprint(infos, [&](std::size_t i) {
+    host = tensors[i].cpu();
+    return bytes_of(host);
+  });
 }
 
 // Calls visit(i) for every set entry i in [0, numel) of the planes from `begin` on, in order.
@@ -39,6 +45,25 @@ void for_each_set(peft::PlanesView planes, std::int64_t begin, std::int64_t nume
       const std::int64_t at = 64 * word + std::countr_zero(bits);
       if (at >= begin && at < end) visit(at - begin);
     }
+  }
+}
+
+// The tensor's memory as bytes. Writing them is no change that torch counts, and inference tensors
+// can be written too.
+at::Tensor bytes_on_device(const at::Tensor& tensor) {
+  return at::for_blob(const_cast<void*>(tensor.const_data_ptr()),
+                      {static_cast<std::int64_t>(tensor.nbytes())})
+      .options(at::TensorOptions(at::kByte).device(tensor.device()))
+      .target_device(tensor.device())
+      .make_tensor();
+}
+
+void copy_bytes(const at::Tensor& from, const at::Tensor& to) {
+  if (to.nbytes() == 0) return;
+  if (to.is_cpu()) {
+    std::memcpy(to.mutable_data_ptr(), from.const_data_ptr(), to.nbytes());
+  } else {
+    bytes_on_device(to).copy_(bytes_on_device(from));
   }
 }
 
@@ -56,10 +81,12 @@ struct AdapterSwitch::Change {
   std::optional<Identity> seen;  // of the weight when the change was staged
   at::Tensor values;             // defined: they replace the weight, which is kept in `before`
   at::Tensor before;
-  // Otherwise scale * trits from `begin` on are added; `kept` holds the elements that they change.
+  // Otherwise scale * trits from `begin` on are added. `kept` holds the elements that they change;
+  // in GPU memory the DevicePlanes do, where this is the change of a number.
   float scale = 0;
   std::int64_t begin = 0;
   std::vector<std::byte> kept;
+  std::size_t on_device = 0;
 };
 
 AdapterSwitch::Identity AdapterSwitch::identity_of(const at::Tensor& weight) {
@@ -89,9 +116,15 @@ AdapterSwitch::Staged::~Staged() = default;
 
 AdapterSwitch::AdapterSwitch(NamedTensors weights, std::string adapter_config)
     : weights_(std::move(weights)), config_(std::move(adapter_config)) {
-  for (const auto& [name, tensor] : weights_)
-    check(tensor.defined() && tensor.is_cpu() && tensor.is_contiguous(), "weight '", name,
-          "' is not a contiguous tensor on the CPU");
+  for (const auto& [name, tensor] : weights_) {
+    check(tensor.defined() && (tensor.is_cpu() || tensor.is_cuda()) && tensor.is_contiguous(),
+          "weight '", name, "' is not a contiguous tensor on the CPU or a CUDA device");
+    const auto& [first, other] = *weights_.begin();
+    check(tensor.device() == other.device(), "weight '", name, "' is on ", tensor.device(),
+          ", weight '", first, "' on ", other.device(),
+          "; experts are put on weights of one device");
+    if (tensor.is_cuda()) CudaModule::get();
+  }
 }
 AdapterSwitch::AdapterSwitch(const Lora& lora) : AdapterSwitch(lora.factors(), lora.config()) {
   check(!lora.merged(), "unmerge the Lora before experts are put on its factors");
@@ -150,6 +183,7 @@ AdapterSwitch::Staged AdapterSwitch::stage(const peft::PackedFile& file) const {
   Staged staged;
   staged.id_ = manifest.id;
   if (on_base) staged.planes_ = file.planes();
+  std::vector<DevicePlanes::Change> on_device;
   peft::DeltaReader reader(file);
   for (std::size_t i = 0; i < manifest.tensors.size(); ++i) {
     const peft::PackedTensor& tensor = manifest.tensors[i];
@@ -162,46 +196,53 @@ AdapterSwitch::Staged AdapterSwitch::stage(const peft::PackedFile& file) const {
             "' is float64; experts are put on float32, float16 and bfloat16 weights");
       change.scale = manifest.parts[tensor.part].scale;
       change.begin = tensor.offset;
+      if (!change.weight.is_cpu()) {
+        change.on_device = on_device.size();
+        on_device.push_back({change.weight, change.scale, change.begin});
+        staged.changes_.push_back(std::move(change));
+        continue;
+      }
       std::size_t kept = 0;
       for_each_set(staged.planes_.view(), change.begin, change.weight.numel(),
                    [&](std::int64_t) { ++kept; });
       change.kept.resize(kept * change.weight.element_size());
     } else {
       change.before = at::empty_like(change.weight);
+      const at::Device device = change.weight.device();
       if (tensor.storage == peft::Storage::kValue) {
-        change.values = at::empty_like(change.weight);
-        const auto bytes = file.dense_bytes(i);
-        if (!bytes.empty())
-          std::memcpy(change.values.mutable_data_ptr(), bytes.data(), bytes.size());
+        change.values = tensor_of(tensor.info, file.dense_bytes(i)).to(device);
       } else {
         at::Tensor values = at::empty(change.weight.sizes(), at::kFloat);
         reader.read(i, 0,
                     {values.mutable_data_ptr<float>(), static_cast<std::size_t>(values.numel())});
+        values = values.to(device);
         // The weight may carry an expert now: its bare values come from that one's log.
         at::Tensor base = at::full_like(values, tensor.base_constant);
         if (on_base) {
           base = change.weight.detach().clone();
           if (on_)
             for (const Change& old : on_->changes_)
-              if (old.weight.is_same(change.weight)) undo(old, on_->planes_.view(), base);
+              if (old.weight.is_same(change.weight)) undo(*on_, old, base);
         }
         change.values = (base.to(at::kFloat) + values).to(change.weight.scalar_type());
       }
     }
     staged.changes_.push_back(std::move(change));
   }
+  if (!on_device.empty()) {
+    staged.device_planes_ = std::make_unique<DevicePlanes>(staged.planes_.view(), on_device);
+    staged.planes_ = {};
+  }
   return staged;
 }
 
-void AdapterSwitch::undo(const Change& change, peft::PlanesView planes, const at::Tensor& target) {
+void AdapterSwitch::undo(const Staged& expert, const Change& change, const at::Tensor& target) {
+  if (change.before.defined()) return copy_bytes(change.before, target);
+  if (!target.is_cpu()) return expert.device_planes_->take_off(change.on_device, target);
   auto* data = static_cast<std::byte*>(target.mutable_data_ptr());
-  if (change.before.defined()) {
-    if (target.nbytes() > 0) std::memcpy(data, change.before.const_data_ptr(), target.nbytes());
-    return;
-  }
   const std::size_t size = target.element_size();
   const std::byte* kept = change.kept.data();
-  for_each_set(planes, change.begin, target.numel(), [&](std::int64_t i) {
+  for_each_set(expert.planes_.view(), change.begin, target.numel(), [&](std::int64_t i) {
     std::memcpy(data + static_cast<std::size_t>(i) * size, kept, size);
     kept += size;
   });
@@ -213,15 +254,14 @@ void AdapterSwitch::commit(Staged staged) {
   auto next = std::make_unique<Staged>(std::move(staged));
   for (Change& change : next->changes_) {
     const at::Tensor weight = change.weight.detach();
-    auto* data = static_cast<std::byte*>(weight.mutable_data_ptr());
     if (change.values.defined()) {
-      if (weight.nbytes() > 0) {
-        std::memcpy(change.before.mutable_data_ptr(), data, weight.nbytes());
-        std::memcpy(data, change.values.const_data_ptr(), weight.nbytes());
-      }
+      copy_bytes(weight, change.before);
+      copy_bytes(change.values, weight);
       change.values.reset();
       continue;
     }
+    if (!weight.is_cpu()) continue;  // all of them by one launch
+    auto* data = static_cast<std::byte*>(weight.mutable_data_ptr());
     const std::size_t size = weight.element_size();
     std::byte* kept = change.kept.data();
     for_each_set(next->planes_.view(), change.begin, weight.numel(), [&](std::int64_t i) {
@@ -230,6 +270,7 @@ void AdapterSwitch::commit(Staged staged) {
     });
     add_ternary(weight, change.scale, next->planes_.view(), change.begin);
   }
+  if (next->device_planes_) next->device_planes_->put_on();
   current_ = next->id_;
   on_ = std::move(next);
 }
@@ -241,8 +282,11 @@ void AdapterSwitch::swap(const peft::PackedFile& file) {
 void AdapterSwitch::remove() {
   if (!on_) return;
   check_untouched();
-  for (const Change& change : on_->changes_)
-    undo(change, on_->planes_.view(), change.weight.detach());
+  for (const Change& change : on_->changes_) {
+    if (change.before.defined() || change.weight.is_cpu())
+      undo(*on_, change, change.weight.detach());
+  }
+  if (on_->device_planes_) on_->device_planes_->take_off();
   on_.reset();
   current_.clear();
 }

@@ -13,6 +13,7 @@
 
 namespace thinwire {
 
+class DevicePlanes;
 class Lora;
 
 // target += scale * trits [begin, begin + numel), in one pass over the planes; float32, float16
@@ -26,11 +27,16 @@ void add_ternary(const at::Tensor& target, float scale, peft::PlanesView planes,
 // weights and need them to be that base. To undo a ternary delta only the entries that it changed
 // are kept (their bits, and the planes), for others a copy of the weights.
 //
+// Weights in GPU memory get the bits of those on the CPU. What an expert does, and what it takes to
+// undo it, lie in the memory of their device, so that commit() and remove() wait for nothing: they
+// queue their work on the current stream, which has to be the same in all calls.
+//
 // Not thread-safe. While an expert is on, the weights must not be changed by others: trained,
 // loaded into or converted. What torch's own operations have changed is noticed.
 class AdapterSwitch {
  public:
-  // `weights` by their names in the packed files; contiguous CPU tensors, no expert on them yet.
+  // `weights` by their names in the packed files; contiguous, all on the CPU or on one CUDA device,
+  // no expert on them yet.
   // `adapter_config`: the configuration that they are used with (Lora::config()), where they are an
   // adapter's: factors mean another change with another lora_alpha.
   explicit AdapterSwitch(NamedTensors weights, std::string adapter_config = {});
@@ -76,8 +82,8 @@ class AdapterSwitch {
   static Identity identity_of(const at::Tensor& weight);
   static void check_untouched(const Staged& staged, const char* advice);
   void check_untouched() const;
-  // Writes what `target` was before the change.
-  static void undo(const Change& change, peft::PlanesView planes, const at::Tensor& target);
+  // Writes what `target` was before the change, one of the expert's.
+  static void undo(const Staged& expert, const Change& change, const at::Tensor& target);
 
   void check_config(const peft::PackedFile& file) const;
 
@@ -99,7 +105,8 @@ class AdapterSwitch::Staged {
   friend class AdapterSwitch;
   Staged();
   std::string id_;
-  peft::TernaryPlanes planes_;
+  peft::TernaryPlanes planes_;                   // of weights on the CPU
+  std::unique_ptr<DevicePlanes> device_planes_;  // of weights in GPU memory, if there are trits
   std::vector<Change> changes_;
 };
 

@@ -204,7 +204,8 @@ std::string Lora::adopt(const std::string& path, const std::shared_ptr<torch::nn
   const auto factor = [&](const std::string& name, at::IntArrayRef shape) {
     at = place;
     child(name);
-    return at->register_parameter("weight", at::zeros(shape, at::kFloat));
+    return at->register_parameter(
+        "weight", at::zeros(shape, at::TensorOptions(at::kFloat).device(weight->device())));
   };
   Layer layer{path,
               {module},
@@ -214,7 +215,9 @@ std::string Lora::adopt(const std::string& path, const std::shared_ptr<torch::nn
               factor("lora_A", a_shape),
               factor("lora_B", b_shape),
               scale_for(options_, rank)};
-  torch::nn::init::kaiming_uniform_(layer.a, std::sqrt(5.0));
+  // By the CPU's generator, so that the same seed gives the same adapter on any device.
+  const at::NoGradGuard no_grad;
+  layer.a.copy_(torch::nn::init::kaiming_uniform_(at::empty(a_shape, at::kFloat), std::sqrt(5.0)));
   layers_.push_back(std::move(layer));
   return {};
 }

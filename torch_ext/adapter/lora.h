@@ -40,10 +40,10 @@ struct LoraOptions {
 //   torch::cross_entropy_loss(lora->forward(net, images), labels).backward();
 //
 // The parameters of this module are the factors, under PEFT's names ("layers.1.lora_A.weight"),
-// float32; the base's own parameters, W among them, are what they were. A module that is registered
-// twice, or a weight that several modules share, gets one adapter, under its first name. One Lora
-// at a time may stand on a base; the destructor (or unmerging and destroying) leaves the base as it
-// was before. Not thread-safe.
+// float32, on the device of the weights; the base's own parameters, W among them, are what they
+// were. A module that is registered twice, or a weight that several modules share, gets one
+// adapter, under its first name. One Lora at a time may stand on a base; the destructor (or
+// unmerging and destroying) leaves the base as it was before. Not thread-safe.
 class Lora : public torch::nn::Module, public StandsOnBase {
  public:
   // Throws InvalidArgument for a rank or alpha that is not positive, a pattern that matches no

@@ -4,14 +4,13 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <cstring>
 #include <fstream>
 
 #include "thinwire/common/error.h"
-#include "thinwire/compressors/peft/merge.h"
 #include "thinwire/compressors/peft/pack.h"
 #include "thinwire/tests/compressors/peft/peft_fixtures.h"
 #include "thinwire/tests/support/rank_errors.h"
+#include "thinwire/tests/torch_ext/adapter/experts.h"
 #include "thinwire/torch_ext/adapter/adapter_broadcast.h"
 #include "thinwire/torch_ext/adapter/adapter_state.h"
 #include "thinwire/torch_ext/adapter/lora.h"
@@ -20,73 +19,16 @@ namespace thinwire {
 namespace {
 
 using peft::test::TemporaryDir;
+using testing::base_weights;
+using testing::copy_of;
 using ::testing::Each;
+using testing::Experts;
 using ::testing::HasSubstr;
-using Weights = std::map<std::string, at::Tensor>;
-
-at::Tensor random(at::IntArrayRef shape, std::uint64_t seed, at::ScalarType dtype = at::kFloat) {
-  return at::randn(shape, at::detail::createCPUGenerator(seed), at::kFloat).to(dtype);
-}
-
-Weights base_weights() {
-  return {{"a", random({300, 70}, 1)},
-          {"b", random({129}, 2, at::kBFloat16)},
-          {"c", random({40, 7}, 3, at::kHalf)},
-          {"steps", at::arange(5)}};
-}
-
-Weights copy_of(const Weights& weights) {
-  Weights copy;
-  for (const auto& [name, tensor] : weights) copy[name] = tensor.clone();
-  return copy;
-}
-
-bool same_bits(const Weights& x, const Weights& y) {
-  for (const auto& [name, tensor] : x)
-    if (std::memcmp(tensor.const_data_ptr(), y.at(name).const_data_ptr(), tensor.nbytes()) != 0)
-      return false;
-  return x.size() == y.size();
-}
-
-void save(const std::filesystem::path& path, const Weights& weights) {
-  std::vector<peft::TensorInfo> layout;
-  for (const auto& [name, tensor] : weights)
-    layout.push_back({name, safetensors_dtype(tensor), tensor.sizes().vec()});
-  peft::SafetensorsWriter writer(path, layout, {}, true);
-  for (const auto& [name, tensor] : weights)
-    writer.write(std::as_bytes(
-        std::span(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes())));
-  writer.commit();
-}
-
-Weights load(const std::filesystem::path& path) {
-  const peft::SafetensorsFile file(path);
-  Weights weights;
-  for (const auto& info : file.tensors()) {
-    weights[info.name] = at::empty(info.shape, scalar_type_of(info.dtype));
-    std::memcpy(weights[info.name].mutable_data_ptr(), file.bytes(info.name).data(), info.bytes());
-  }
-  return weights;
-}
-
-// base.safetensors and packed deltas of two experts against it.
-struct Experts {
-  explicit Experts(const TemporaryDir& dir) {
-    save(dir / "base", base_weights());
-    for (const int expert : {1, 2}) {
-      Weights tuned = base_weights();
-      for (auto& [name, tensor] : tuned)
-        if (tensor.is_floating_point())
-          tensor.add_(random(tensor.sizes(), static_cast<std::uint64_t>(10 * expert))
-                          .to(tensor.scalar_type()),
-                      0.1);
-      tuned["steps"].add_(expert);
-      save(dir / "tuned", tuned);
-      peft::pack(peft::open_pair(dir / "tuned", dir / "base"),
-                 dir / ("expert" + std::to_string(expert)), {.density = 0.1});
-    }
-  }
-};
+using testing::load_weights;
+using testing::merge_two;
+using testing::random;
+using testing::same_bits;
+using testing::Weights;
 
 TEST(AddTernary, AddsInPlaceToAnyFloatType) {
   const auto planes = peft::test::random_planes(1000, 0.2, 5);
@@ -117,7 +59,7 @@ TEST(AdapterSwitch, DeltasEqualTheAppliedFileAndLeaveNoTrace) {
     peft::apply_packed(dir / "base", {&file}, dir / "applied", true);
     model.swap(file);
     EXPECT_EQ(model.current(), file.manifest().id);
-    EXPECT_TRUE(same_bits(weights, load(dir / "applied"))) << name;
+    EXPECT_TRUE(same_bits(weights, load_weights(dir / "applied"))) << name;
     EXPECT_FALSE(same_bits(weights, base));
   }
   model.remove();
@@ -219,26 +161,14 @@ TEST(AdapterSwitch, DenseMergesAreSwitchedToo) {
   const TemporaryDir dir;
   const Experts experts(dir);
   const peft::PackedFile first(dir / "expert1");
-  // Weights that are kept by value have to agree before files can be merged.
-  for (const int expert : {1, 2}) {
-    Weights other = base_weights();
-    for (auto& [name, tensor] : other)
-      if (tensor.is_floating_point())
-        tensor.add_(random(tensor.sizes(), static_cast<std::uint64_t>(20 * expert))
-                        .to(tensor.scalar_type()));
-    save(dir / "tuned", other);
-    peft::pack(peft::open_pair(dir / "tuned", dir / "base"),
-               dir / ("merge" + std::to_string(expert)), {.density = 0.1});
-  }
-  const peft::PackedFile x(dir / "merge1"), y(dir / "merge2");
-  peft::merge_packed(peft::MergeMethod::kTies, {&x, &y}, {}, dir / "merged", false);
+  merge_two(dir);
   const peft::PackedFile merged(dir / "merged");
   peft::apply_packed(dir / "base", {&merged}, dir / "applied", true);
   Weights weights = base_weights();
   AdapterSwitch model(weights);
   model.swap(first);
   model.swap(merged);  // its values come from the bare weights, not from the first expert's
-  EXPECT_TRUE(same_bits(weights, load(dir / "applied")));
+  EXPECT_TRUE(same_bits(weights, load_weights(dir / "applied")));
   model.remove();
   EXPECT_TRUE(same_bits(weights, base_weights()));
 }
@@ -340,7 +270,7 @@ TEST(BroadcastExpert, PutsTheSameExpertOnEveryRank) {
   const Experts experts(dir);
   const peft::PackedFile file(dir / "expert2");
   peft::apply_packed(dir / "base", {&file}, dir / "applied", true);
-  const Weights expected = load(dir / "applied");
+  const Weights expected = load_weights(dir / "applied");
   testing::run_ranks(3, [&](testing::RankContext& ctx) {
     Weights weights = base_weights();
     AdapterSwitch model(weights);
