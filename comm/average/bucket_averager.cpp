@@ -111,6 +111,21 @@ void BucketAverager::check_device() const {
   if (device_) device_->check();
 }
 
+void BucketAverager::settle() {
+  if (device_) device_->settle();
+}
+
+void BucketAverager::watch(at::Device device, const std::string& operation,
+                           std::uint64_t sequence) {
+  if (device.is_cpu()) return;
+  guard(*group_, operation, sequence, [&] {
+    check(buckets_on_.value_or(device) == device, "buckets are on ", *buckets_on_, ", not on ",
+          device);
+    buckets_on_ = device;
+    on_device(device).watch(operation, sequence);
+  });
+}
+
 BucketInFlight& BucketAverager::free_place() {
   const auto free =
       std::ranges::find(places_, BucketInFlight::Stage::kFree, &BucketInFlight::stage);

@@ -178,6 +178,16 @@ class BucketAverager {
   // Between buckets, where the program has perhaps waited for the device.
   void check_device() const;
 
+  // Waits until the device has done all that was queued for the steps that have ended, and throws
+  // what average() throws of buckets on the CPU: for steps that are so long, and so few, that the
+  // wait does not matter. No mean is to be used before.
+  void settle();
+
+  // The work on the current stream up to here, on tensors of `device`, waits for other ranks as
+  // buckets do: for collectives that the caller makes with the group besides. Their failures are
+  // noticed and thrown like those of buckets, and call it `operation`. Nothing on the CPU.
+  void watch(at::Device device, const std::string& operation, std::uint64_t sequence);
+
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return group_; }
   const Traffic& traffic() const { return traffic_; }
   const PhaseSeconds& phases() const { return phases_; }

@@ -124,13 +124,16 @@ void force(Strategy strategy, const Bucket& bucket, int hosts, int world,
   }
 }
 
-// In GPU memory there is one way for each codec.
+// In GPU memory there is one way for each codec, and hierarchical where it is asked for.
 void choose_for_device(const Bucket& bucket, const Plan& plan, const AveragerOptions& options,
-                       std::vector<LayerStrategy>& ways) {
+                       int world, std::vector<LayerStrategy>& ways) {
   for (std::size_t i = 0; i < ways.size(); ++i) {
     if (!ways[i].codec) continue;
     check_device_setting(bucket.layers[i].name, plan.of(bucket.layers[i].name));
     ways[i].strategy = device_strategy(*ways[i].codec, options.strategy);
+  }
+  if (options.strategy == Strategy::kHierarchical) {
+    force(*options.strategy, bucket, hosts_of(options), world, ways);
   }
 }
 
@@ -218,15 +221,15 @@ std::vector<LayerStrategy> choose_strategies(const Bucket& bucket, const Plan& p
   for (const BucketLayer& layer : bucket.layers) {
     ways.push_back({.codec = plan.of(layer.name).codec_at(step)});
   }
+  for (const BucketLayer& layer : bucket.layers) {
+    check(options.strategy != Strategy::kHierarchical || !plan.of(layer.name).momentum,
+          "strategy hierarchical adds up the gradients of a host before it picks entries, so a "
+          "rank cannot tell which of its own were sent: layer '",
+          layer.name, "' cannot have momentum correction");
+  }
   if (!bucket.buffer.is_cpu()) {
-    choose_for_device(bucket, plan, options, ways);
+    choose_for_device(bucket, plan, options, world, ways);
   } else if (options.strategy) {
-    for (const BucketLayer& layer : bucket.layers) {
-      check(*options.strategy != Strategy::kHierarchical || !plan.of(layer.name).momentum,
-            "strategy hierarchical adds up the gradients of a host before it picks entries, so a "
-            "rank cannot tell which of its own were sent: layer '",
-            layer.name, "' cannot have momentum correction");
-    }
     force(*options.strategy, bucket, hosts_of(options), world, ways);
   } else if (options.link) {
     choose_by_link(bucket, plan, options, backend, world, ways);

@@ -15,6 +15,7 @@
 
 namespace thinwire::comm {
 
+class HierarchicalTables;
 class LowRankTables;
 class PieceTables;
 class SparseTables;
@@ -48,6 +49,7 @@ struct BucketLayout {
   std::vector<std::size_t> dense;  // layers that one all_reduce averages in the buffer's type
   // Of a bucket in GPU memory, once it has come.
   std::shared_ptr<PieceTables> tables;
+  std::shared_ptr<HierarchicalTables> hierarchical_tables;
   std::shared_ptr<SparseTables> chosen_tables, drawn_tables;
   std::vector<std::shared_ptr<LowRankTables>> factor_tables;  // by group
 

@@ -12,6 +12,7 @@
 
 #include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
+#include "thinwire/comm/average/reduce/hierarchical.h"
 #include "thinwire/comm/average/reduce/low_rank.h"
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
 #include "thinwire/comm/backend/process_group.h"
@@ -25,6 +26,10 @@ const Partition& partition_of(const LayerGroup& group) {
   const auto* reduction = dynamic_cast<const ScatterReduce*>(group.reduction.get());
   THINWIRE_ASSERT(reduction != nullptr);
   return reduction->partition();
+}
+
+std::string operation_of(const Bucket& bucket) {
+  return concat("averaging bucket ", bucket.index);
 }
 
 // Exchanges of entries and factors are told apart from those of slices of the same bucket.
@@ -92,6 +97,18 @@ PieceTables& DeviceAverager::tables_of(const Bucket& bucket, BucketLayout& layou
   return *layout.tables;
 }
 
+HierarchicalTables& DeviceAverager::tables_of(const Bucket& bucket, BucketLayout& layout,
+                                              const LayerGroup& group,
+                                              const Hierarchical& reduction) {
+  std::shared_ptr<HierarchicalTables>& tables = layout.hierarchical_tables;
+  if (!tables || tables->memory_version() != memory_.version()) {
+    tables = std::make_shared<HierarchicalTables>(layers_of(bucket, layout, group), reduction,
+                                                  group_.getSize(), device_, memory_);
+  }
+  if (!hierarchical_) hierarchical_ = std::make_unique<DeviceHierarchical>(group_, device_);
+  return *tables;
+}
+
 void DeviceAverager::refresh(std::shared_ptr<SparseTables>& tables, const Bucket& bucket,
                              const BucketLayout& layout, const LayerGroup& group) {
   if (tables && tables->memory_version() == memory_.version()) return;
@@ -122,14 +139,14 @@ DeviceAverager::Sent DeviceAverager::average(const Bucket& bucket, BucketLayout&
     sent.bytes += compressed.bytes;
     sent.means += compressed.means;
   }
-  if (watch_) watch_->queued(bucket.index, number);
+  watch(operation_of(bucket), number);
   return sent;
 }
 
 // What makes the host wait for the device, which may be waiting for a rank that is gone.
 template <typename Wait>
 bool DeviceAverager::waiting(const Bucket& bucket, std::uint64_t number, const Wait& wait) const {
-  if (watch_) watch_->queued(bucket.index, number);
+  watch(operation_of(bucket), number);
   const bool result = wait();
   check();
   return result;
@@ -146,13 +163,16 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
   std::vector<Entries> entries;
   std::vector<const LowRankTables*> factors;
   const PieceTables* slices = nullptr;
+  const HierarchicalTables* by_hosts = nullptr;
   layout.factor_tables.resize(layout.groups.size());
   for (std::size_t g = 0; g < layout.groups.size(); ++g) {
     const LayerGroup& group = layout.groups[g];
     const CodecPtr& codec = layout.layers[group.layers.front()].codec;
-    if (const auto* reduction = dynamic_cast<const LowRank*>(group.reduction.get())) {
-      refresh(layout.factor_tables[g], bucket, layout, group, *reduction);
+    if (const auto* low_rank = dynamic_cast<const LowRank*>(group.reduction.get())) {
+      refresh(layout.factor_tables[g], bucket, layout, group, *low_rank);
       factors.push_back(layout.factor_tables[g].get());
+    } else if (const auto* hosts = dynamic_cast<const Hierarchical*>(group.reduction.get())) {
+      by_hosts = &tables_of(bucket, layout, group, *hosts);
     } else if (codec && codec->traits().summable) {
       refresh(layout.drawn_tables, bucket, layout, group);
       entries.push_back({&drawn_, kDrawnLayout, layout.drawn_tables.get()});
@@ -173,7 +193,8 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
                           .bucket = bucket.index,
                           .words = static_cast<kernels::ExchangeWords*>(words_.mutable_data_ptr()),
                           .begins = true,
-                          .verdict = verdicts_.note()};
+                          .verdict = verdicts_.note(),
+                          .words_memory = words_};
   Sent sent;
   bool pays_back = false;
   for (const Entries& part : entries) {
@@ -197,6 +218,11 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
     scatter_.average(exchange, *slices, bucket.buffer);
     sent = {sent.bytes + slices->sent_bytes(), sent.means + slices->mean_bytes()};
     pays_back = pays_back || slices->pays_back();
+  }
+  if (by_hosts != nullptr) {
+    hierarchical_->average(exchange, *by_hosts, bucket.buffer);
+    sent = {sent.bytes + by_hosts->sent_bytes(), sent.means + by_hosts->mean_bytes()};
+    pays_back = pays_back || by_hosts->pays_back();
   }
   for (const Entries& part : entries) part.by->deliver(exchange, *part.tables, bucket.buffer);
   for (std::size_t g = 0; g < factors.size(); ++g) {
@@ -286,6 +312,7 @@ std::uint64_t DeviceAverager::average_dense(const Bucket& bucket, const BucketLa
 
 std::size_t DeviceAverager::scratch_bytes() const {
   std::size_t bytes = scatter_.bytes() + chosen_.bytes() + drawn_.bytes();
+  if (hierarchical_) bytes += hierarchical_->bytes();
   for (const DeviceLowRank& factors : factors_) bytes += factors.bytes();
   return bytes;
 }
@@ -295,6 +322,15 @@ std::uint64_t DeviceAverager::end_step(std::int64_t step) {
   const at::DeviceGuard guard(device_);
   verdicts_.end_step(step);
   return sizeof(kernels::DeviceVerdict) * static_cast<std::uint64_t>(group_.getSize() - 1);
+}
+
+void DeviceAverager::watch(std::string operation, std::uint64_t number) const {
+  if (watch_) watch_->queued(std::move(operation), number);
+}
+
+void DeviceAverager::settle() {
+  verdicts_.settle();
+  check();
 }
 
 void DeviceAverager::copy_to(AveragerState& state) {

@@ -5,8 +5,10 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "thinwire/comm/average/bucket_layout.h"
+#include "thinwire/comm/average/device/device_hierarchical.h"
 #include "thinwire/comm/average/device/device_low_rank.h"
 #include "thinwire/comm/average/device/device_memory.h"
 #include "thinwire/comm/average/device/device_scatter.h"
@@ -45,7 +47,11 @@ class DeviceAverager {
   // Collective, after the last bucket of a step. Returns the bytes that this rank sent.
   std::uint64_t end_step(std::int64_t step);
 
+  // The work on the current stream up to here waits for other ranks too; see DeviceWatch.
+  void watch(std::string operation, std::uint64_t number) const;
+
   // As BucketAverager's; wait for the device.
+  void settle();
   void copy_to(AveragerState& state);
   void take(Residuals& residuals);
 
@@ -56,6 +62,8 @@ class DeviceAverager {
   std::vector<DeviceLayer> layers_of(const Bucket& bucket, const BucketLayout& layout,
                                      const LayerGroup& group) const;
   PieceTables& tables_of(const Bucket& bucket, BucketLayout& layout, const LayerGroup& group);
+  HierarchicalTables& tables_of(const Bucket& bucket, BucketLayout& layout, const LayerGroup& group,
+                                const Hierarchical& reduction);
   void refresh(std::shared_ptr<SparseTables>& tables, const Bucket& bucket,
                const BucketLayout& layout, const LayerGroup& group);
   void refresh(std::shared_ptr<LowRankTables>& tables, const Bucket& bucket,
@@ -76,6 +84,7 @@ class DeviceAverager {
   const std::unique_ptr<DeviceWatch> watch_;  // null where the host waits for every collective
   DeviceMemory memory_;
   DeviceScatter scatter_;
+  std::unique_ptr<DeviceHierarchical> hierarchical_;  // once it is needed
   DeviceSparse chosen_, drawn_;        // entries that each rank chooses, and that all draw alike
   std::deque<DeviceLowRank> factors_;  // of each of a bucket's groups with factors
   DeviceVerdicts verdicts_;

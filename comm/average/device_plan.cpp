@@ -30,10 +30,12 @@ Strategy device_strategy(const Codec& codec, const std::optional<Strategy>& aske
   if (codec.entry_form()) one = Strategy::kGatherReduce;
   if (codec.traits().summable) one = Strategy::kDense;
   if (has_factors(codec)) one = Strategy::kLowRank;
-  check(!asked || *asked == one, "gradients are in GPU memory, where ", codec.spec(),
-        " is averaged by ", name_of(one), " alone: strategy ", name_of(*asked),
-        " has no kernels yet; name ", name_of(one), ", or auto");
-  return one;
+  if (!asked || *asked == one) return one;
+  if (*asked == Strategy::kHierarchical && codec.piece_format()) return *asked;
+  throw InvalidArgument(
+      concat("gradients are in GPU memory, where ", codec.spec(), " is averaged by ", name_of(one),
+             codec.piece_format() ? " or hierarchical" : "", " alone: strategy ", name_of(*asked),
+             " has no kernels yet; name ", name_of(one), ", or auto"));
 }
 
 void check_device_plan(const Plan& plan, const std::optional<Strategy>& strategy) {
@@ -49,9 +51,9 @@ void check_device_group(c10d::ProcessGroup& group, at::Device device) {
     return std::ranges::any_of(types, [&](const c10::Device& one) { return one.type() == type; });
   };
   const std::string name = backend_name(group);
-  check(takes(device.type()), "gradients on ", device, " cannot be averaged over ", name,
+  check(takes(device.type()), "tensors on ", device, " cannot be exchanged over ", name,
         ", which takes tensors in host memory alone; use nccl, or gloo");
-  check(takes(c10::DeviceType::CPU), "averaging gradients on ", device,
+  check(takes(c10::DeviceType::CPU), "exchanging tensors on ", device,
         " needs a process group that takes tensors in host memory too, for the ranks' agreements, "
         "and this one has ",
         name,

@@ -16,7 +16,8 @@ namespace thinwire::comm {
 void check_device_setting(std::string_view layer, const LayerSetting& setting);
 void check_device_plan(const Plan& plan, const std::optional<Strategy>& strategy);
 
-// The one strategy of a codec that has kernels. Throws InvalidArgument where another is asked for.
+// The strategy of a codec that has kernels: the one that is asked for, or else the usual one.
+// Throws InvalidArgument where another is asked for than there is.
 Strategy device_strategy(const Codec& codec, const std::optional<Strategy>& asked);
 
 // Throws InvalidArgument unless the group takes tensors of the device's kind, and small ones in

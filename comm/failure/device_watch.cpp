@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <future>
-#include <string>
 #include <system_error>
 #include <utility>
 
@@ -28,10 +27,6 @@ constexpr auto kGrace = std::chrono::milliseconds(400);
 // the process: ours comes first.
 std::chrono::steady_clock::duration limit_of(std::chrono::milliseconds timeout) {
   return timeout - std::min<std::chrono::milliseconds>(timeout / 10, std::chrono::seconds(1));
-}
-
-std::string operation_of(std::uint64_t bucket) {
-  return concat("averaging bucket ", bucket);
 }
 
 }  // namespace
@@ -107,7 +102,7 @@ DeviceWatch::~DeviceWatch() {
   thread_.join();
 }
 
-void DeviceWatch::queued(std::uint64_t bucket, std::uint64_t sequence) {
+void DeviceWatch::queued(std::string operation, std::uint64_t sequence) {
   std::shared_ptr<c10::Event> finished;
   {
     const std::lock_guard lock(mutex_);
@@ -119,7 +114,7 @@ void DeviceWatch::queued(std::uint64_t bucket, std::uint64_t sequence) {
   if (!finished) finished = std::make_shared<c10::Event>(device_.type());
   finished->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
   const std::lock_guard lock(mutex_);
-  items_.push_back({std::move(finished), bucket, sequence, Clock::now()});
+  items_.push_back({std::move(finished), std::move(operation), sequence, Clock::now()});
   changed_.notify_all();
 }
 
@@ -167,8 +162,7 @@ void DeviceWatch::forget_finished() {
 std::exception_ptr DeviceWatch::sign_of_failure(const Item& oldest) {
   const auto now = Clock::now();
   const auto cause = [&](const std::string& reason) {
-    return std::make_exception_ptr(
-        CommError(-1, operation_of(oldest.bucket), oldest.sequence, reason));
+    return std::make_exception_ptr(CommError(-1, oldest.operation, oldest.sequence, reason));
   };
   if (now - oldest.since > limit_) {
     const std::chrono::duration<double> seconds = now - oldest.since;
@@ -198,8 +192,7 @@ void DeviceWatch::fail(std::unique_lock<std::mutex>& lock, const Item& oldest,
   }
   std::exception_ptr named;
   try {
-    raise_collective_failure(group_, operation_of(oldest.bucket), oldest.sequence, cause,
-                             answered_before_);
+    raise_collective_failure(group_, oldest.operation, oldest.sequence, cause, answered_before_);
   } catch (...) {
     named = std::current_exception();
   }

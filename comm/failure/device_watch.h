@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -47,8 +48,9 @@ class DeviceWatch {
   DeviceWatch(const DeviceWatch&) = delete;
   DeviceWatch& operator=(const DeviceWatch&) = delete;
 
-  // The work on the current stream up to here is that of a bucket's exchange. Not thread-safe.
-  void queued(std::uint64_t bucket, std::uint64_t sequence);
+  // The work on the current stream up to here is that of an operation with other ranks, which
+  // messages call by this name. Not thread-safe.
+  void queued(std::string operation, std::uint64_t sequence);
 
   // Throws the failure of the group, if there was one: CommError, or the named error of another
   // rank. Call it before anything is queued, and after every wait for the device. Thread-safe.
@@ -58,7 +60,7 @@ class DeviceWatch {
   using Clock = std::chrono::steady_clock;
   struct Item {
     std::shared_ptr<c10::Event> finished;
-    std::uint64_t bucket;
+    std::string operation;
     std::uint64_t sequence;
     Clock::time_point since;
   };

@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "thinwire/comm/average/bucket_averager.h"
+#include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
 #include "thinwire/tests/comm/average/averager_fixture.h"
 #include "thinwire/tests/support/error_of.h"
@@ -126,6 +127,41 @@ TEST_F(DeviceFailures, ASavedStateIsNotOneOfADamagedStep) {
   step(1);
   EXPECT_THAT(testing::error_of<FrameError>([&] { averager->state(); }),
               HasSubstr("step 1: rank 0 reports"));
+}
+
+TEST_F(DeviceFailures, ADamagedFrameIsToldAtOnceToThoseWhoWait) {
+  step(0);
+  averager->settle();
+  if (ranks.rank == 1) backend->gather = 12;
+  step(1);
+  EXPECT_THAT(testing::error_of<FrameError>([&] { averager->settle(); }),
+              HasSubstr("step 1: rank 1 reports"));
+}
+
+// For rank 1 does not come to what the others queue.
+TEST_F(DeviceFailures, CollectivesOfTheCallerAreWatchedLikeBuckets) {
+  const auto nccl = ranks.nccl_group(name + "/besides");
+  BucketAverager other(nccl);
+  at::Tensor ones = at::ones({100}, at::device(ranks.device()));
+  const auto sum = [&](std::uint64_t number) {
+    std::vector<at::Tensor> tensors = {ones};
+    nccl->allreduce(tensors)->wait();
+    other.watch(ranks.device(), "a sum of the caller", number);
+  };
+  sum(1);
+  EXPECT_EQ(ones.sum().item<float>(), 100.0f * static_cast<float>(ranks.size));
+  other.check_device();
+  if (ranks.rank == 1) {
+    EXPECT_THAT(testing::error_of<Error>([&] {
+                  guard(*nccl, "something else", 2, [] { throw std::runtime_error("no sum"); });
+                }),
+                HasSubstr("no sum"));
+    return;
+  }
+  sum(2);
+  c10::cuda::device_synchronize();  // until the communicators are aborted
+  EXPECT_THAT(testing::error_of<Error>([&] { other.check_device(); }),
+              AllOf(HasSubstr("rank 1"), HasSubstr("no sum")));
 }
 
 TEST_F(DeviceFailures, RanksWithDifferentLayersAreToldBeforeTheyExchangeThem) {

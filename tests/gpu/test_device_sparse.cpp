@@ -116,6 +116,38 @@ TEST_P(DeviceSparseLazyTest, AStateGoesOnOnTheOtherSide) {
   EXPECT_TRUE(device->state() == cpu->state());
 }
 
+TEST_P(DeviceSparseLazyTest, WhatStepsHaveChangedIsTakenBack) {
+  shapes = {shapes[1], shapes[3], shapes[4], shapes[5]};
+  if (ranks.size == 2) {
+    set("few", "quantize(bits=4, bucket=8)");
+    make();
+  } else {
+    make_gathering();
+  }
+  const auto on_both = [&](const auto& action) {
+    for (BucketAverager* averager : {device.get(), cpu.get()}) action(*averager);
+  };
+  const auto state_of_both = [&] {
+    EXPECT_TRUE(device->state() == cpu->state());
+    return device->state();
+  };
+  // From the very first step on, before there is anything in GPU memory.
+  on_both([](BucketAverager& averager) { averager.mark(); });
+  average(bucket_of(0, at::kFloat), 0);
+  on_both([](BucketAverager& averager) { averager.undo(); });
+  EXPECT_TRUE(state_of_both() == AveragerState());
+  average(bucket_of(0, at::kFloat), 0);
+  const AveragerState before = state_of_both();
+  on_both([](BucketAverager& averager) { averager.mark(); });
+  for (std::int64_t step = 1; step < 3; ++step) average(bucket_of(step, at::kFloat), step);
+  const AveragerState after = state_of_both();
+  EXPECT_FALSE(before == after);
+  on_both([](BucketAverager& averager) { averager.undo(); });
+  EXPECT_TRUE(state_of_both() == before);
+  for (std::int64_t step = 1; step < 3; ++step) average(bucket_of(step, at::kFloat), step);
+  EXPECT_TRUE(state_of_both() == after);
+}
+
 TEST_P(DeviceSparseLazyTest, ASteadyStepWaitsForNothingAndAllocatesNothing) {
   make_gathering();
   for (std::int64_t step = 0; step < 3; ++step) counters_of_step(step);

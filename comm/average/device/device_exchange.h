@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include <ATen/core/Tensor.h>
+
 #include "thinwire/compressors/kernels/piece_task.h"
 
 namespace thinwire::comm {
@@ -18,6 +20,7 @@ struct DeviceExchange {
   kernels::ExchangeWords* words = nullptr;
   bool begins = true;
   kernels::DeviceVerdict* verdict = nullptr;  // where the first frame that is refused is noted
+  at::Tensor words_memory = {};               // of `words`, 32 bits each
 };
 
 }  // namespace thinwire::comm

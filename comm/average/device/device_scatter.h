@@ -31,14 +31,20 @@ class DeviceScatter {
   // CommError where a collective cannot be started.
   void average(const DeviceExchange& exchange, const PieceTables& tables, const at::Tensor& bucket);
 
+  // The same in parts, see scatter_run.h.
+  class Run;
+  // Before a Run by these tables is made.
+  void make_room(const PieceTables& tables);
+  // Where encoding a bucket leaves what it loses.
+  float* room_for_lost(const at::Tensor& bucket);
+  // Of the own slices of a Run, by DevicePiece::own.
+  float* sums() const { return sums_.mutable_data_ptr<float>(); }
+  std::byte* workspace() const { return static_cast<std::byte*>(workspace_.mutable_data_ptr()); }
+
   // Bytes held.
   std::size_t bytes() const;
 
  private:
-  struct Run;
-
-  void make_room(const PieceTables& tables, const at::Tensor& bucket);
-
   c10d::ProcessGroup& group_;
   const at::Device device_;
   const CudaModule& module_;

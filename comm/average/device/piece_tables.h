@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -47,16 +48,50 @@ struct FrameRun {
   std::uint32_t count = 0, segments = 0;
 };
 
+// Who makes an exchange of slices, and what of.
+struct PieceScope {
+  // Its ranks in the group, in order, and this one's place among them. The others of the group make
+  // equally many collectives, in which these bring nothing.
+  std::vector<int> members;
+  int rank = 0;
+  int group_size = 1;
+  int chunks = 1;
+  std::function<const Slice&(int chunk, int owner)> slice;
+  // A piece's layer in the list of the layers, its first element in the layer and in the bucket.
+  struct Place {
+    std::size_t layer = 0;
+    std::int64_t begin = 0, value = 0;
+  };
+  std::function<Place(int chunk, const Piece& piece)> place;
+  // Whether what is owed is added to the values; whether owners keep what their means lose.
+  bool pays = true, keeps_means = true;
+  // Whether what encoding loses stays where it is: keeping it is for other tables.
+  bool only_codes = false;
+  // Whether the frame of this rank's mean is made by itself, after those of its slice are heard;
+  // whether means are heard chunk by chunk.
+  bool sums_apart = false, means_apart = false;
+
+  // All ranks of a group, and the layers of a bucket; `partition` lives longer.
+  static PieceScope of_group(std::span<const DeviceLayer> layers, const Partition& partition,
+                             int rank);
+  bool is_whole_group() const { return static_cast<int>(members.size()) == group_size; }
+};
+
 // One chunk's part of an exchange. Places and sizes are bytes of the workspace.
 struct DeviceChunk {
   TileRun tiles, own;  // all, and those of this rank's slice
   std::int64_t sent_at = 0, received_at = 0, made_at = 0, arrived_at = 0;
-  std::vector<std::int64_t> sent_sizes, received_sizes;  // by rank
-  // What every rank gives to the all_gather of the means: the largest frame of any.
+  std::vector<std::int64_t> sent_sizes, received_sizes;  // by rank of the group
+  std::int64_t own_size = 0;                             // of each frame that is received
+  // What every rank gives to the all_gather of the means: the largest frame of any. Where not all
+  // of the group take part, `mean_sizes` by rank of the group, and as many copies are sent.
   std::int64_t mean_size = 0;
+  std::vector<std::int64_t> mean_sizes;
   FrameRun sent;
   // The frames of this rank's slice from all ranks, and then that of its mean.
   FrameRun reduced;
+  // PieceScope::sums_apart: that of its mean; means_apart: those of all ranks' means.
+  FrameRun made, means;
 };
 
 // Made once a layout and for the residuals of then: DeviceMemory::version() tells whether they are
@@ -67,8 +102,11 @@ class PieceTables {
   // `partition` is that of the layers, whose codecs have a piece_format().
   PieceTables(std::span<const DeviceLayer> layers, const Partition& partition, int rank,
               at::Device device, DeviceMemory& memory);
+  PieceTables(std::span<const DeviceLayer> layers, const PieceScope& scope, at::Device device,
+              DeviceMemory& memory);
 
   const std::vector<DeviceChunk>& chunks() const { return chunks_; }
+  std::uint32_t ranks() const { return ranks_; }
   TileRun tiles() const { return {0, tiles_}; }
   FrameRun means() const { return means_; }
 
@@ -97,6 +135,7 @@ class PieceTables {
   FrameRun means_;
   std::uint64_t tiles_ = 0;
   std::uint32_t piece_count_ = 0, layer_count_ = 0, threads_ = 0, most_segments_ = 0;
+  std::uint32_t ranks_ = 1;
   std::int64_t workspace_ = 0, own_ = 0;
   bool pays_back_ = false;
   std::uint64_t memory_version_ = 0, sent_bytes_ = 0, mean_bytes_ = 0;

@@ -81,6 +81,12 @@ Hierarchical::Hierarchical(std::span<const PartitionLayer> layers, c10d::Process
   }
 }
 
+const Partition& Hierarchical::between(int chunk) const {
+  const LaneReductions& between = lane_reductions_[static_cast<std::size_t>(chunk)];
+  THINWIRE_ASSERT(between.scatter && !between.gather);
+  return static_cast<const ScatterReduce&>(*between.scatter).partition();
+}
+
 // Inside the host nothing is lost and nothing divided, so a layer's residual is zero but for the
 // slice that this rank's lane encodes.
 void Hierarchical::begin() {

@@ -34,6 +34,14 @@ class Hierarchical final : public Reduction {
   void commit() override;
   std::vector<Piece> owned() const override;
 
+  // The ranks of this one's host, and of its lane.
+  const Peers& host() const { return host_; }
+  const Peers& lane() const { return lane_; }
+  // How the layers are cut inside the host; and this rank's slice of a chunk between the hosts, as
+  // layers of which each is a piece of the slice. Of codecs of fixed size alone.
+  const Partition& inside() const { return inside_->partition(); }
+  const Partition& between(int chunk) const;
+
  private:
   // What a lane does with one chunk.
   struct LaneReductions {
