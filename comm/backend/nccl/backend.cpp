@@ -1,17 +1,52 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include "thinwire/comm/backend/nccl/functions.h"
 #include "thinwire/comm/backend/part/part.h"
 #include "thinwire/common/error.h"
+#include "thinwire/common/log.h"
 
 namespace thinwire::comm {
 namespace {
 
 using c10d::ProcessGroupNCCL;
+
+// One that ends as destroy_process_group() ends it, which programs in C++ do not have: without that
+// c10d complains at its end. On the way of an exception other ranks may be gone, so that nothing is
+// waited for.
+class EndingNccl final : public ProcessGroupNCCL {
+ public:
+  using ProcessGroupNCCL::ProcessGroupNCCL;
+  ~EndingNccl() override {
+    if (ended_) return;
+    try {
+      if (std::uncaught_exceptions() > exceptions_) {
+        ProcessGroupNCCL::abort();
+      } else {
+        ProcessGroupNCCL::shutdown();
+      }
+    } catch (const std::exception& error) {
+      log::error("the communicators of NCCL cannot be closed: ", error.what());
+    }
+  }
+  void abort() override {
+    ended_ = true;
+    ProcessGroupNCCL::abort();
+  }
+  void shutdown() override {
+    ended_ = true;
+    ProcessGroupNCCL::shutdown();
+  }
+
+ private:
+  const int exceptions_ = std::uncaught_exceptions();
+  std::atomic<bool> ended_ = false;
+};
 
 // Zero also where there is no driver; cudaGetDeviceCount then fails and starts nothing.
 int gpu_count(std::string& reason) {
@@ -29,7 +64,7 @@ c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& st
   auto options = ProcessGroupNCCL::Options::create();
   options->timeout = timeout;
   c10::intrusive_ptr<c10d::Backend> backend =
-      c10::make_intrusive<ProcessGroupNCCL>(store, rank, size, std::move(options));
+      c10::make_intrusive<EndingNccl>(store, rank, size, std::move(options));
   backend->setBoundDeviceId(device);
   return backend;
 }
