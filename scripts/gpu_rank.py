@@ -1,6 +1,6 @@
 """One rank of the jobs that gpu_test.py starts: prints JSON lines on rank 0.
 
-    gpu_rank.py machine|check|speed --elements N --repeats N
+    gpu_rank.py machine|check|speed|overlap --elements N --repeats N
 
 Over NCCL where every rank has a GPU of its own, else over Gloo, all on the first.
 """
@@ -159,9 +159,41 @@ def speed(device, options):
                  bytes=moved.get(kernel, 0))
 
 
+def without_exchange(ddp, step):
+    def alone():
+        with ddp.no_sync():
+            step()
+    return alone
+
+
+def overlap(device, options):
+    """Of a step whose backward pass computes for a while, how much of the exchange is hidden."""
+    layers = 8
+    width = max(2, int((options.elements / layers) ** 0.5))
+    x = torch.randn(max(8, width), width, device=device)
+    for spec in ("quantize(bits=4)", "cast(format=bf16)", "none"):
+        model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers))).to(device)
+        ddp, _ = compressed(model, spec)
+        given, _ = compressed(Given([(width, width)] * layers, torch.float32).to(device), spec)
+        gradients = [parameter.detach() for parameter in model.parameters()]
+
+        def step(ddp=ddp):
+            ddp(x).sum().backward()
+
+        def exchange(given=given, gradients=gradients):
+            given(gradients).backward()
+
+        def time(work):
+            return microseconds(work, options.repeats)
+
+        tell(overlap=f"{spec} on {WORLD} rank(s)", elements=layers * width * width, step=time(step),
+             compute=time(without_exchange(ddp, step)),
+             exchange=time(exchange) - time(without_exchange(given, exchange)))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", choices=("machine", "check", "speed"))
+    parser.add_argument("work", choices=("machine", "check", "speed", "overlap"))
     parser.add_argument("--elements", type=int, required=True)
     parser.add_argument("--repeats", type=int, required=True)
     options = parser.parse_args()
@@ -173,7 +205,7 @@ def main():
     device = torch.device("cuda", RANK if backend_name() == "nccl" else 0)
     torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if backend_name() == "nccl" else "gloo")
-    {"check": check, "speed": speed}[options.work](device, options)
+    {"check": check, "speed": speed, "overlap": overlap}[options.work](device, options)
     dist.destroy_process_group()
 
 

@@ -6,9 +6,10 @@
 
 Compares the averages of gradients in GPU memory, by every codec that has kernels, with those on the
 CPU, on one rank and on two (over NCCL where there are two GPUs, else over Gloo, both on one); trains
-the example on the GPU and on the CPU; and measures kernels, a step, and what torch and NCCL take for
-as much memory. Writes a report in Markdown. Exits with 1 where something is not as it should be, with
-77 and one sentence where there is no driver or no GPU.
+the example on the GPU and on the CPU; and measures kernels, a step, what torch and NCCL take for as
+much memory, and how much of an exchange the backward pass hides. Writes a report in Markdown. Exits
+with 1 where something is not as it should be, with 77 and one sentence where there is no driver or no
+GPU.
 """
 
 import argparse
@@ -98,7 +99,20 @@ def training_row(build, backend):
             + ("equal parameters" if same else "parameters differ, as torch's operators may"), near)
 
 
-def report(machine, checks, speeds):
+def overlap_lines(rows):
+    """Microseconds of a step, and how much of the exchange the backward pass hides."""
+    lines = ["| step with an exchange by | elements | step | computing alone | exchange alone | hidden |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        shown = row["step"] - row["compute"]
+        hidden = 1 - shown / row["exchange"] if row["exchange"] > 0 else None
+        lines.append(f"| {row['overlap']} | {row['elements']} | {row['step']:.1f} | "
+                     f"{row['compute']:.1f} | {row['exchange']:.1f} | "
+                     + ("" if hidden is None else f"{100 * min(1, max(0, hidden)):.0f} %") + " |")
+    return lines
+
+
+def report(machine, checks, speeds, overlaps):
     lines = [f"Measured by `make gpu-test` on {machine['name']} ({machine['count']} of them; compute "
              f"capability {machine['capability']}, torch {machine['torch']}).", "",
              "| check | outcome |", "| --- | --- |",
@@ -112,7 +126,7 @@ def report(machine, checks, speeds):
         lines.append(f"| {row['what']} | {row['elements']} | {row['microseconds']:.1f} | "
                      + (f"{row['bytes']:.2f} | {rate:.1f} | {rate / full:.2f} |" if rate and full
                         else "| | |"))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + [""] + overlap_lines(overlaps)) + "\n"
 
 
 def main():
@@ -136,10 +150,10 @@ def main():
     backend = "nccl" if machine["count"] > 1 else "gloo"
     checks = check_rows(rank_job(build, "check", 1, options) + rank_job(build, "check", 2, options))
     checks.append(training_row(build, backend))
-    speeds = rank_job(build, "speed", 1, options)
-    if machine["count"] > 1:
-        speeds += rank_job(build, "speed", 2, options)
-    text = report(machine, checks, speeds)
+    worlds = (1, 2) if machine["count"] > 1 else (1,)
+    speeds, overlaps = ([row for world in worlds for row in rank_job(build, work, world, options)]
+                        for work in ("speed", "overlap"))
+    text = report(machine, checks, speeds, overlaps)
     print(text, end="")
     if options.report:
         options.report.parent.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ class GpuTest(unittest.TestCase):
         self.assertIn("| quantize(bits=4), bfloat16, 2 rank(s) over nccl | equal bits |", text)
         self.assertRegex(text, r"train_fashion_mnist, 2 ranks over nccl \| .*; equal parameters")
         self.assertRegex(text, r"\| copy \| 201 \|")
+        self.assertRegex(text, r"\| quantize\(bits=4\) on 2 rank\(s\) \| 200 \|( [\d.-]+ \|){3} ")
 
 
 if __name__ == "__main__":
