@@ -12,7 +12,6 @@ namespace {
 
 int train(const thinwire::examples::LoraTrainingOptions& options) {
   using namespace thinwire;
-  examples::check_on_cpu(options, "OuterOptimizer");
   launch::World world = examples::join(options);
   torch::manual_seed(options.seed);
   const auto data = examples::load_fashion_mnist(options.data.empty() ? examples::default_data_dir()

@@ -74,7 +74,7 @@ at::Device device_of(const launch::World& world, const CommonOptions& options) {
 void check_on_cpu(const CommonOptions& options, const std::string& what) {
   check(options.device == "cpu", "--device=cuda: ", what,
         " takes tensors in host memory alone, so far; leave --device away. train_fashion_mnist "
-        "trains on GPUs");
+        "and train_lora train on GPUs");
 }
 
 CompressionOptions compression_of(const CommonOptions& options) {

@@ -42,12 +42,13 @@ class WideMlp : public Classifier {
   torch::nn::Sequential layers_;
 };
 
-// The images whose class is in [first, last), of the first `count` (0: of all).
-ImageSet select_classes(const ImageSet& set, int first, int last, std::int64_t count) {
+// The images whose class is in [first, last), of the first `count` (0: of all), on a device.
+ImageSet select_classes(const ImageSet& set, int first, int last, std::int64_t count,
+                        torch::Device device) {
   const auto numel = count == 0 ? set.labels.size(0) : std::min(count, set.labels.size(0));
   const auto labels = set.labels.narrow(0, 0, numel);
   const auto chosen = labels.ge(first).logical_and_(labels.lt(last)).nonzero().flatten();
-  return {set.images.index_select(0, chosen), labels.index_select(0, chosen)};
+  return {set.images.index_select(0, chosen).to(device), labels.index_select(0, chosen).to(device)};
 }
 
 // Batches of this rank's share of a set, without end.
@@ -65,7 +66,7 @@ class Batches {
   }
   ImageSet next() {
     const auto picks = torch::randint(mine_.size(0), {size_}, generator_, torch::kLong);
-    const auto indices = mine_.index_select(0, picks);
+    const auto indices = mine_.index_select(0, picks).to(set_.labels.device());
     return {set_.images.index_select(0, indices), set_.labels.index_select(0, indices)};
   }
   at::Generator& generator() { return generator_; }
@@ -82,8 +83,9 @@ double evaluate(Lora* lora, std::shared_ptr<WideMlp>& model, const ImageSet& set
                 launch::World& world) {
   torch::NoGradGuard no_grad;
   if (lora != nullptr) lora->refresh();
-  torch::Tensor correct = torch::zeros({1}, torch::kLong);
-  for (const auto& indices : share_of_rank(world, set.labels.size(0)).split(500)) {
+  const torch::Device device = set.labels.device();
+  torch::Tensor correct = torch::zeros({1}, torch::TensorOptions(torch::kLong).device(device));
+  for (const auto& indices : share_of_rank(world, set.labels.size(0)).to(device).split(500)) {
     const auto scores = model->forward(set.images.index_select(0, indices));
     correct += scores.argmax(1).eq(set.labels.index_select(0, indices)).sum();
   }
@@ -104,12 +106,14 @@ OuterOptimizerOptions outer_options(const LoraTrainingOptions& options, Timeline
           .record_steps = options.record_steps};
 }
 
-// The base: from its file, or trained by local SGD with uncompressed meetings.
+// The base, on the device of the images: from its file, or trained by local SGD with uncompressed
+// meetings.
 void make_base(launch::World& world, std::shared_ptr<WideMlp>& model, const ImageSet& set,
                const LoraTrainingOptions& options) {
   const bool leader = world.rank() == 0;
   const bool found = leader && !options.base.empty() && fs::exists(options.base);
-  if (found) torch::load(model, options.base.string());
+  if (found) torch::load(model, options.base.string(), torch::kCPU);
+  model->to(set.images.device());
   const bool loaded = world.all_reduce(found ? 1 : 0) != 0;
   torch::optim::SGD inner(model->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
   constexpr std::int64_t kMeetEvery = 50;
@@ -162,6 +166,7 @@ class OutputFolder {
 
 std::shared_ptr<WideMlp> copy_of(const WideMlp& base, std::int64_t hidden) {
   auto copy = std::make_shared<WideMlp>(hidden);
+  copy->to(base.parameters().front().device());
   torch::NoGradGuard no_grad;
   const auto values = base.named_parameters();
   for (auto& item : copy->named_parameters()) item.value().copy_(values[item.key()]);
@@ -267,16 +272,18 @@ LoraResult train_lora(launch::World& world, const FashionMnist& data,
   std::optional<MetricsLog> log;
   if (leader && !options.log.empty()) log.emplace(options.log);
 
+  const torch::Device device = device_of(world, options);
   auto model = std::make_shared<WideMlp>(options.hidden);
-  make_base(world, model, select_classes(data.train, 0, split, options.train_samples), options);
+  make_base(world, model, select_classes(data.train, 0, split, options.train_samples, device),
+            options);
   // A tenth of the images is kept from training, to choose how the adapter is packed.
-  const ImageSet all = select_classes(data.train, split, kClasses, options.train_samples);
+  const ImageSet all = select_classes(data.train, split, kClasses, options.train_samples, device);
   const std::int64_t rest = std::clamp<std::int64_t>(all.labels.size(0) / 10, 1, 2000);
   const std::int64_t used = all.labels.size(0) - rest;
   check(used > 0, all.labels.size(0), " images of the new classes are too few");
   const ImageSet train{all.images.narrow(0, 0, used), all.labels.narrow(0, 0, used)};
   const ImageSet held_out{all.images.narrow(0, used, rest), all.labels.narrow(0, used, rest)};
-  const ImageSet test = select_classes(data.test, split, kClasses, options.test_samples);
+  const ImageSet test = select_classes(data.test, split, kClasses, options.test_samples, device);
 
   LoraResult result;
   result.base_accuracy = evaluate(nullptr, model, test, world);

@@ -20,7 +20,8 @@ class OuterOptimizer:
     """An inner optimizer on every rank, and an outer step every `inner_steps` of them.
 
     At an outer step the ranks exchange how far each has moved its weights, compressed; all go on
-    from the same weights (docs/compeft.md). Not thread-safe; parameters are CPU tensors.
+    from the same weights (docs/compeft.md). Not thread-safe. Parameters and buffers are on the CPU or
+    all on one CUDA device, for which the group is one of "cpu:gloo,cuda:nccl" or "gloo".
 
     Args:
         module: the model; rank 0's parameters and buffers are copied to all. Its parameters must

@@ -1,4 +1,4 @@
-"""thinwire.compress() for a DistributedDataParallel in GPU memory, over torch's own group of NCCL and
+"""thinwire.compress() for a DistributedDataParallel, and thinwire.OuterOptimizer, in GPU memory, over torch's own group of NCCL and
 Gloo, on fake devices."""
 
 import json
@@ -48,10 +48,24 @@ def trained(device):
     values = [p.detach().cpu() for p in ddp.parameters()]
     return values, handle.state_dict(), handle.stats()["sent_bytes"] > 0
 
+def met(device):
+    torch.manual_seed(1)
+    net = nn.Linear(40, 30).to(device)
+    inner = torch.optim.SGD(net.parameters(), 0.1)
+    outer = thinwire.OuterOptimizer(net, inner, inner_steps=2, min_numel=100)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(5):
+        x = torch.randn(8, 40, generator=generator).to(device)
+        inner.zero_grad()
+        net(x).pow(2).mean().backward()
+        outer.step()
+    return [p.detach().cpu() for p in net.parameters()]
+
 dist.init_process_group("cpu:gloo,cuda:nccl")
 on_device, on_cpu = trained(device), trained(torch.device("cpu"))
 told = {"parameters": all(map(torch.equal, on_device[0], on_cpu[0])),
         "state": on_device[1].keys() == on_cpu[1].keys(), "sent": on_device[2],
+        "outer steps": all(map(torch.equal, met(device), met(torch.device("cpu")))),
         "no kernels": error_of(lambda: thinwire.compress(wrapped(device), "spectral(bits=2)"))}
 
 # A group of thinwire's has tensors in host memory compressed, and leaves the others to NCCL.
@@ -78,7 +92,7 @@ class Compress(unittest.TestCase):
         for rank in job.ranks:
             self.assertNotIn("fake GPU: ", rank.err)
             told = json.loads(rank.out)
-            for name in ("parameters", "state", "sent", "exact sum"):
+            for name in ("parameters", "state", "sent", "outer steps", "exact sum"):
                 self.assertTrue(told[name], told)
             self.assertIn("is in GPU memory, where", told["no kernels"])
             self.assertEqual(told["coded"], 0)

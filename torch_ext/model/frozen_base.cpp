@@ -2,6 +2,7 @@
 
 #include <unordered_set>
 
+#include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/watched_group.h"
 #include "thinwire/comm/join/next_name.h"
@@ -90,9 +91,9 @@ void broadcast_base(const torch::nn::Module& module,
           " ranks");
     std::string text = concat("root ", root, "\n");
     for (const at::Tensor& tensor : detail::base_tensors(module)) {
-      check(tensor.is_cpu(), "a tensor of the base is on ", tensor.device(),
-            "; bases are broadcast on the CPU");
-      text += concat(toString(tensor.scalar_type()), ' ', tensor.sizes(), '\n');
+      if (!tensor.is_cpu()) comm::check_device_group(*group, tensor.device());
+      text += concat(toString(tensor.scalar_type()), ' ', tensor.sizes(),
+                     tensor.is_cpu() ? "\n" : " in GPU memory\n");
       tensors.push_back(tensor.detach());
     }
     check(!tensors.empty(), "the module is no adapter and holds none: there is no base");

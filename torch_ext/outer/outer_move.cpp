@@ -64,6 +64,7 @@ void OuterOptimizer::arrive(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
   comm::agree_on_result(*group, name_ + "/module", "the module",
                         [&] { return parameters_.description(); });
   agree_on_options(*group);
+  check_device(*group);
   auto averager = make_averager(group);
   detail::SavedOuter carried = detail::outer_of(carried_);
   carried.world = group->getSize();

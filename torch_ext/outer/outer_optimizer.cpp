@@ -11,6 +11,7 @@
 #include <map>
 #include <utility>
 
+#include "thinwire/comm/average/device_plan.h"
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
@@ -21,6 +22,7 @@
 #include "thinwire/common/log.h"
 #include "thinwire/common/spec.h"
 #include "thinwire/common/stopwatch.h"
+#include "thinwire/compressors/cuda/cuda_module.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/torch_ext/compression/agreed_plan.h"
 
@@ -29,6 +31,12 @@ namespace {
 
 std::span<float> floats_of(const at::Tensor& tensor) {
   return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
+}
+
+// Waits for the tensor's device.
+bool holds_finite(const at::Tensor& values) {
+  if (values.is_cpu()) return kernels::all_finite(floats_of(values));
+  return at::isfinite(values).all().item<bool>();
 }
 
 void check_numbers(const OuterOptimizerOptions& options, const OuterOptimizer::Outer& outer) {
@@ -96,13 +104,15 @@ OuterOptimizer::OuterOptimizer(const torch::nn::Module& module, torch::optim::Op
     return parameters_.description();
   });
   agree_on_options(*group);
+  check_device(*group);
   averager_ = make_averager(group);
   collect_warnings();
   broadcast(parameters_.at_the_start(), "broadcast of the model");
 
   comm::guard(*averager_->group(), "the memory of an outer optimizer", 0, [&] {
     bucket_.layers = parameters_.parts();
-    bucket_.buffer = at::empty({parameters_.numel()}, at::kFloat);
+    bucket_.buffer = at::empty({parameters_.numel()},
+                               at::TensorOptions(at::kFloat).device(parameters_.device()));
     synchronised_ = at::empty_like(bucket_.buffer);
     momentum_ = at::zeros_like(bucket_.buffer);
     std::int64_t at = 0;
@@ -131,6 +141,16 @@ void OuterOptimizer::agree_on_options(c10d::ProcessGroup& group) {
               .plan;
 }
 
+// Before connections are made, for all ranks have this plan and a device of this kind.
+void OuterOptimizer::check_device(c10d::ProcessGroup& group) const {
+  if (parameters_.device().is_cpu()) return;
+  comm::guard(group, "looking at the device of the parameters", 0, [&] {
+    CudaModule::get();
+    comm::check_device_group(group, parameters_.device());
+    comm::check_device_plan(plan_, {});
+  });
+}
+
 std::unique_ptr<comm::BucketAverager> OuterOptimizer::make_averager(
     const c10::intrusive_ptr<c10d::ProcessGroup>& group) const {
   return comm::guard(*group, "making what averages the deltas", 0, [&] {
@@ -138,6 +158,7 @@ std::unique_ptr<comm::BucketAverager> OuterOptimizer::make_averager(
         comm::duplicate(group, name_),
         comm::AveragerOptions{.seed = options_.seed,
                               .timeline = options_.timeline,
+                              .original_group = group,
                               .record_gradients = options_.record_gradients,
                               .record_from = options_.record_from,
                               .record_steps = options_.record_steps});
@@ -161,11 +182,14 @@ void OuterOptimizer::collect_warnings() {
 }
 
 void OuterOptimizer::broadcast(std::vector<at::Tensor> tensors, const char* operation) {
-  comm::broadcast(comm::watched(averager_->group()), tensors, /*root=*/0, operation,
-                  static_cast<std::uint64_t>(summary_.outer_steps));
+  if (tensors.empty() || averager_->group()->getSize() == 1) return;
+  const auto number = static_cast<std::uint64_t>(summary_.outer_steps);
+  comm::broadcast(comm::watched(averager_->group()), tensors, /*root=*/0, operation, number);
+  averager_->watch(parameters_.device(), operation, number);
 }
 
 bool OuterOptimizer::step() {
+  averager_->check_device();
   const Repeat repeat = std::exchange(repeat_, Repeat::kNothing);
   if (repeat == Repeat::kOuterStep) outer_step();
   if (repeat != Repeat::kNothing) return true;
@@ -192,6 +216,7 @@ void OuterOptimizer::outer_step() {
     parameters_.check_unchanged();
     not_finite = form_delta();
   });
+  averager_->check_device();
   // Until the last rank has come: that is no time of the exchange.
   const auto arrived = Clock::now();
   if (marks_)
@@ -202,14 +227,15 @@ void OuterOptimizer::outer_step() {
   summary_.wait_seconds += std::chrono::duration<double>(begin - arrived).count();
   if (finite) {
     averager_->average(bucket_, plan_, summary_.outer_steps);
-    finite = kernels::all_finite(floats_of(bucket_.buffer));
+    finite = holds_finite(bucket_.buffer);
+    averager_->settle();
     if (!finite && group.getRank() == 0)
       log::warn(concat("outer step ", number,
                        ": the mean of the deltas is not finite; all ranks go back to the last "
                        "meeting"));
   }
   if (finite) {
-    apply(floats_of(bucket_.buffer));
+    apply();
     skipped_in_a_row_ = 0;
   } else {
     ++summary_.skipped_steps;
@@ -239,7 +265,7 @@ void OuterOptimizer::broadcast_buffers() {
 }
 
 std::vector<std::size_t> OuterOptimizer::form_delta() {
-  std::vector<std::size_t> not_finite;
+  std::vector<at::Tensor> finite;
   std::int64_t at = 0;
   for (std::size_t i = 0; i < parameters_.trained().size(); ++i) {
     const at::Tensor& parameter = parameters_.trained()[i];
@@ -248,9 +274,18 @@ std::vector<std::size_t> OuterOptimizer::form_delta() {
     // Weights of a narrow type started from the rounded ones.
     at::sub_out(delta, start.to(parameter.scalar_type()).to(at::kFloat),
                 parameter.detach().flatten().to(at::kFloat));
-    if (!kernels::all_finite(floats_of(delta))) not_finite.push_back(i);
+    if (delta.is_cpu()) {
+      finite.push_back(at::scalar_tensor(kernels::all_finite(floats_of(delta)), at::kBool));
+    } else {
+      finite.push_back(at::isfinite(delta).all());
+    }
     at += parameter.numel();
   }
+  // One wait for a device.
+  const at::Tensor all = at::stack(finite).cpu();
+  std::vector<std::size_t> not_finite;
+  for (std::size_t i = 0; i < finite.size(); ++i)
+    if (!all.const_data_ptr<bool>()[i]) not_finite.push_back(i);
   return not_finite;
 }
 
@@ -292,11 +327,22 @@ bool OuterOptimizer::meet(const std::vector<std::size_t>& not_finite) {
   return false;
 }
 
-// By hand rather than by torch, whose vector code may fuse multiplication and addition on one
-// processor and not on another.
-void OuterOptimizer::apply(std::span<const float> delta) {
+// With every operation rounded by itself. On the CPU by hand rather than by torch, whose vector
+// code may fuse multiplication and addition on one processor and not on another.
+void OuterOptimizer::apply() {
   const auto momentum = static_cast<float>(outer_.momentum);
   const auto rate = static_cast<float>(outer_.learning_rate);
+  if (at::Tensor& change = bucket_.buffer; !change.is_cpu()) {
+    momentum_.mul_(momentum).add_(change);
+    if (outer_.nesterov) {
+      change.add_(momentum_.mul(momentum));
+    } else {
+      change.copy_(momentum_);
+    }
+    synchronised_.sub_(change.mul_(rate));
+    return;
+  }
+  const std::span<const float> delta = floats_of(bucket_.buffer);
   const std::span<float> velocities = floats_of(momentum_), weights = floats_of(synchronised_);
   for (std::size_t i = 0; i < delta.size(); ++i) {
     const float velocity = momentum * velocities[i] + delta[i];
@@ -317,6 +363,7 @@ void OuterOptimizer::write_parameters() {
 
 void OuterOptimizer::check_same_weights() {
   const std::uint32_t checksum = synchronised_crc32c();
+  averager_->check_device();  // it may have ended the wait
   const auto number = static_cast<std::uint64_t>(summary_.outer_steps);
   const bool same = comm::guard(*averager_->group(), "comparing the weights", number, [&] {
     return comm::HashAgreement(*averager_->group(), number, checksum).wait();
@@ -341,7 +388,7 @@ OuterSummary OuterOptimizer::summary() const {
 }
 
 std::uint32_t OuterOptimizer::synchronised_crc32c() const {
-  return crc32c(bytes_of(synchronised_));
+  return crc32c(bytes_of(synchronised_.cpu()));
 }
 
 detail::SavedOuter OuterOptimizer::saved_now() const {
@@ -350,8 +397,8 @@ detail::SavedOuter OuterOptimizer::saved_now() const {
           .inner_steps = summary_.inner_steps,
           .outer_steps = summary_.outer_steps,
           .skipped_steps = summary_.skipped_steps,
-          .synchronised = synchronised_,
-          .momentum = momentum_,
+          .synchronised = synchronised_.cpu(),
+          .momentum = momentum_.cpu(),
           .averager = averager_->state()};
 }
 

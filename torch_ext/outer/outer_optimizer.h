@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -90,7 +89,12 @@ struct OuterSummary {
 //   thinwire::OuterOptimizer optimizer(*net, inner, world.group());
 //   for (...) { inner.zero_grad(); loss(...).backward(); optimizer.step(); }
 //
-// Not thread-safe. Parameters are CPU tensors.
+// Parameters and buffers are on the CPU or all on one CUDA device, with the codecs that
+// docs/gpu.md lists; their replicas have the bits of those on the CPU where what the inner steps
+// compute has. An outer step takes 12 B of device memory a parameter, is queued on the current
+// stream, which has to be the same in all calls, and waits for the device.
+//
+// Not thread-safe.
 class OuterOptimizer {
  public:
   // Takes the module's parameters that require a gradient, each once, under its first name, but for
@@ -168,11 +172,12 @@ class OuterOptimizer {
   detail::SavedOuter saved_now() const;
   void collect_warnings();
   void broadcast(std::vector<at::Tensor> tensors, const char* operation);
+  void check_device(c10d::ProcessGroup& group) const;
   // Of the trained parameters, those that are not finite, by index.
   std::vector<std::size_t> form_delta();
   bool meet(const std::vector<std::size_t>& not_finite);
   void broadcast_buffers();
-  void apply(std::span<const float> delta);
+  void apply();
   void write_parameters();
   void check_same_weights();
 

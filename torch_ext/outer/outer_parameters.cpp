@@ -14,11 +14,18 @@ OuterParameters::OuterParameters(const torch::nn::Module& module, peft::Granular
   std::vector<std::string> order;
   std::unordered_set<const c10::TensorImpl*> seen;
   std::string others;
+  bool first = true;
   const auto fresh = [&](const std::string& name, const at::Tensor& tensor, const char* kind) {
     if (!tensor.defined() || !seen.insert(tensor.unsafeGetTensorImpl()).second) return false;
     if (comm::is_rank_local(tensor)) return false;
-    check(tensor.is_cpu(), kind, " '", name, "' is on ", tensor.device(),
-          "; outer steps take modules on the CPU");
+    const at::Device device = tensor.device();
+    check(device.is_cpu() || device.is_cuda(), kind, " '", name, "' is on ", device,
+          "; outer steps take modules on the CPU or a CUDA device");
+    check(first || device == device_, kind, " '", name, "' is on ", device,
+          ", the tensors before it on ", device_,
+          "; all of a module that takes outer steps has to be on one device");
+    device_ = device;
+    first = false;
     return true;
   };
   for (const auto& item : module.named_parameters()) {
@@ -57,6 +64,7 @@ OuterParameters::OuterParameters(const torch::nn::Module& module, peft::Granular
     parts_.push_back({part, begin, std::move(shape)});
   }
   description_ = layout_ + others + describe_bases(module);
+  if (!device_.is_cpu()) description_ += "in GPU memory\n";
 }
 
 void OuterParameters::add(const std::string& name, const at::Tensor& tensor,
@@ -87,11 +95,12 @@ void OuterParameters::check_unchanged() const {
     check(now.requires_grad() == watched.trained, "parameter '", watched.name, "' was ",
           watched.trained ? "trained" : "frozen", " when the OuterOptimizer was made and is ",
           watched.trained ? "frozen" : "trained", " now; make another OuterOptimizer");
-    check(now.scalar_type() == watched.dtype && now.is_cpu() && now.sizes() == watched.shape,
+    check(now.scalar_type() == watched.dtype && now.device() == device_ &&
+              now.sizes() == watched.shape,
           "parameter '", watched.name, "' was ", watched.dtype, " ", at::IntArrayRef(watched.shape),
-          " on the CPU when the OuterOptimizer was made and is ", now.scalar_type(), " ",
-          now.sizes(), " on ", now.device(),
-          " now; convert a module before, or make another OuterOptimizer");
+          " on ", device_.is_cpu() ? std::string("the CPU") : device_.str(),
+          " when the OuterOptimizer was made and is ", now.scalar_type(), " ", now.sizes(), " on ",
+          now.device(), " now; convert a module before, or make another OuterOptimizer");
   }
 }
 

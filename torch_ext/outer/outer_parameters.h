@@ -20,19 +20,20 @@ namespace thinwire::detail {
 class OuterParameters {
  public:
   OuterParameters() = default;
-  // Throws InvalidArgument for a module without parameters to train, and for tensors that are not
-  // on the CPU or, where they are trained, not of a float type.
+  // Throws InvalidArgument for a module without parameters to train, for tensors that are not all
+  // on the CPU or on one CUDA device, and for trained ones of no float type.
   OuterParameters(const torch::nn::Module& module, peft::Granularity granularity);
 
   const std::vector<at::Tensor>& trained() const { return trained_; }
   const std::vector<LayerInfo>& layers() const { return layers_; }
   const std::vector<comm::BucketLayer>& parts() const { return parts_; }
   std::int64_t numel() const { return numel_; }
+  at::Device device() const { return device_; }
   // Name of trained()[index].
   const std::string& name(std::size_t index) const { return names_[index]; }
 
   // The trained parameters and their parts, a line each; and with what all ranks must have alike
-  // besides: frozen parameters, buffers, and the bases of adapters.
+  // besides: frozen parameters, buffers, the bases of adapters, and the kind of the device.
   const std::string& layout() const { return layout_; }
   const std::string& description() const { return description_; }
 
@@ -60,6 +61,7 @@ class OuterParameters {
   std::vector<LayerInfo> layers_;
   std::vector<comm::BucketLayer> parts_;
   std::int64_t numel_ = 0;
+  at::Device device_ = at::kCPU;
   std::string layout_, description_;
 };
 

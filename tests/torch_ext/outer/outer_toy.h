@@ -29,7 +29,7 @@ struct Toy : torch::nn::Module {
         at::detail::createCPUGenerator(static_cast<std::uint64_t>(1000 + 100 * rank + step));
     for (at::Tensor* parameter : {&big, &small, &bias}) {
       const auto values = at::randn(parameter->sizes(), generator, at::kFloat);
-      parameter->mutable_grad() = values.to(parameter->scalar_type());
+      parameter->mutable_grad() = values.to(parameter->options());
     }
   }
   at::Tensor flat() const {
