@@ -87,14 +87,16 @@ HWY_INLINE void StoreSymbols(hn::Vec<DI> symbols, std::uint8_t* to) {
   hn::StoreU(hn::TruncateTo(d8, hn::BitCast(du, symbols)), d8, to);
 }
 
-// The words that are due, from before `at`, which moves there; false where there are not so many.
+// The words that are due, from before `at`, which moves there. Where kChecked there may be fewer
+// than that: false then.
+template <bool kChecked>
 HWY_INLINE bool Refill(hn::Vec<DI>& x, const std::byte* begin, const std::byte*& at) {
   const DI di;
   const DU du;
   const hn::Rebind<std::uint16_t, DU> d16;
   const auto due = hn::Lt(x, hn::Set(di, static_cast<std::int32_t>(kStateLow)));
   const auto bytes = static_cast<std::ptrdiff_t>(2 * hn::CountTrue(di, due));
-  if (at - begin < bytes) return false;
+  if (kChecked && at - begin < bytes) return false;
   at -= bytes;
   // The states behind the words are as long as any vector that is loaded from among these.
   const auto loaded = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(at));
@@ -112,7 +114,7 @@ class GroupDecoder {
   static constexpr int kAtATime = 2;
 
   explicit HWY_INLINE GroupDecoder(const SymbolTable& table)
-      : search_(table.start.data()),
+      : search_(SlotsBefore(table)),
         frequency_([&table](std::size_t i) { return table.packed[i] >> 14 & (kTableTotal - 1); }),
         start_([&table](std::size_t i) { return table.packed[i] & (kTableTotal - 1); }) {}
 
@@ -169,7 +171,7 @@ class GroupDecoder {
   static constexpr int kAtATime = 1;
 
   explicit HWY_INLINE GroupDecoder(const SymbolTable& table)
-      : search_(table.start.data()), packed_of_(table.packed.data()) {}
+      : search_(SlotsBefore(table)), packed_of_(table.packed.data()) {}
 
   HWY_INLINE void Step(hn::Vec<DI>* x, int v) {
     const auto low14 = hn::Set(DI(), static_cast<std::int32_t>(kTableTotal - 1));
@@ -193,8 +195,22 @@ class GroupDecoder {
 
 #endif
 
-// A group's words lie in the order of its lanes and are read from the end: the last vector takes
-// its words before the others are looked at, so that no vector waits for another but for the place.
+// A group's words lie in the order of its lanes and are read from the end. All its vectors find
+// their symbols before any of them reads words: fewer instructions then wait for one another.
+// Returns false where words are missing.
+template <bool kChecked, int kVectors, class Decoder>
+HWY_INLINE bool DecodeGroup(Decoder& decoder, hn::Vec<DI>* x, const std::byte* begin,
+                            const std::byte*& at) {
+  constexpr int kAtATime = Decoder::kAtATime;
+  HWY_UNROLL(16)
+  for (int v = kVectors - kAtATime; v >= 0; v -= kAtATime) decoder.Step(x, v);
+  HWY_UNROLL(16)
+  for (int v = kVectors - 1; v >= 0; --v) {
+    if (!Refill<kChecked>(x[v], begin, at)) return false;
+  }
+  return true;
+}
+
 template <int kVectors, bool kWide>
 std::size_t DecodeGroups(const SymbolTable& table, std::uint8_t* symbols, std::size_t groups,
                          std::uint32_t* states, const std::byte* begin, const std::byte*& in) {
@@ -202,20 +218,20 @@ std::size_t DecodeGroups(const SymbolTable& table, std::uint8_t* symbols, std::s
   const DU du;
   constexpr std::size_t kGroup = kVectors * kLanes;
   GroupDecoder<kVectors, kWide> decoder(table);
-  constexpr int kAtATime = GroupDecoder<kVectors, kWide>::kAtATime;
   hn::Vec<DI> x[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     x[v] = hn::BitCast(di, hn::Load(du, states + static_cast<std::size_t>(v) * kLanes));
   }
   const std::byte* at = in;
-  for (std::size_t done = 0; done < groups; ++done) {
-    for (int first = kVectors - kAtATime; first >= 0; first -= kAtATime) {
-      decoder.Step(x, first);
-      for (int v = first + kAtATime - 1; v >= first; --v) {
-        if (Refill(x[v], begin, at)) continue;
-        in = nullptr;
-        return done;
-      }
+  std::size_t done = 0;
+  for (; done < groups && at - begin >= static_cast<std::ptrdiff_t>(2 * kGroup); ++done) {
+    DecodeGroup<false, kVectors>(decoder, x, begin, at);
+    decoder.Store(symbols + done * kGroup);
+  }
+  for (; done < groups; ++done) {
+    if (!DecodeGroup<true, kVectors>(decoder, x, begin, at)) {
+      in = nullptr;
+      return done;
     }
     decoder.Store(symbols + done * kGroup);
   }

@@ -10,8 +10,11 @@
 
 #include <hwy/highway.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+
+#include "thinwire/compressors/entropy/symbol_table.h"
 
 #undef THINWIRE_HAS_TABLE_LOOKUP
 #if HWY_TARGET <= HWY_AVX2
@@ -78,27 +81,36 @@ class LaneTable {
 #endif
 };
 
+// The last slot before each symbol. Comparing for more than that, not for less than the first one,
+// is what masked additions want.
+struct SlotsBefore {
+  explicit HWY_INLINE SlotsBefore(const SymbolTable& table) {
+    for (std::size_t s = 0; s < symbol.size(); ++s) symbol[s] = table.start[s] - 1;
+  }
+  alignas(64) std::array<std::uint32_t, kMaxSymbols + 16> symbol;
+};
+
 // The largest s with start[s] ≤ slot: halving, where the first steps compare with numbers that are
 // the same in all lanes. D: of slots and symbols; Table: of 16 numbers, or 32 where kWide, by
 // symbol.
 template <class D, class Table, bool kWide>
 class SlotSearch {
  public:
-  explicit HWY_INLINE SlotSearch(const std::uint32_t* start)
-      : middle_(Same(start[16])),
-        eighth_(Same(start[8])),
-        upper_(Same(start[24])),
-        by4_(start + 4),
-        by2_(start + 2),
-        by1_(start + 1) {}
+  explicit HWY_INLINE SlotSearch(const SlotsBefore& before)
+      : middle_(Same(before.symbol[16])),
+        eighth_(Same(before.symbol[8])),
+        upper_(Same(before.symbol[24])),
+        by4_(before.symbol.data() + 4),
+        by2_(before.symbol.data() + 2),
+        by1_(before.symbol.data() + 1) {}
 
   HWY_INLINE hn::Vec<D> Symbol(hn::Vec<D> slot) const {
     auto symbol = hn::Zero(D());
     auto bound = eighth_;
     if constexpr (kWide) {
-      const auto below = hn::Lt(slot, middle_);
-      symbol = hn::IfThenZeroElse(below, Same(16));
-      bound = hn::IfThenElse(below, eighth_, upper_);
+      const auto above = hn::Gt(slot, middle_);
+      symbol = hn::IfThenElseZero(above, Same(16));
+      bound = hn::IfThenElse(above, upper_, eighth_);
     }
     symbol = Step(slot, bound, symbol, 8);
     symbol = Step(slot, by4_.At(symbol), symbol, 4);
@@ -112,7 +124,7 @@ class SlotSearch {
   }
   static HWY_INLINE hn::Vec<D> Step(hn::Vec<D> slot, hn::Vec<D> bound, hn::Vec<D> symbol,
                                     std::uint32_t step) {
-    return hn::IfThenElse(hn::Lt(slot, bound), symbol, hn::Add(symbol, Same(step)));
+    return hn::IfThenElse(hn::Gt(slot, bound), hn::Add(symbol, Same(step)), symbol);
   }
 
   hn::Vec<D> middle_, eighth_, upper_;
