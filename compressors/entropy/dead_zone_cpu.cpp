@@ -24,6 +24,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::RebindToFloat<DI>;
 using D8 = hn::Rebind<std::uint8_t, DI>;
 
+// Of values whose integer part fits 31 bits: the conversion of Highway looks for others.
+HWY_INLINE hn::Vec<DI> Truncated(hn::Vec<DF> values) {
+#if HWY_TARGET <= HWY_AVX3
+  return hn::Vec<DI>{_mm512_cvttps_epi32(values.raw)};
+#else
+  return hn::Vec<DI>{_mm256_cvttps_epi32(values.raw)};
+#endif
+}
+
 std::size_t Quantise(const float* x, std::size_t n, const DeadZone& zone, std::uint8_t* symbols,
                      std::uint32_t* excess, QuantisedSums& sums) {
   const DI di;
@@ -40,6 +49,7 @@ std::size_t Quantise(const float* x, std::size_t n, const DeadZone& zone, std::u
   const auto one = hn::Set(di, 1);
   const auto two = hn::Set(di, 2);
   auto largest = zero;
+  // Of m = 1, m = 2 and m ≥ 1.
   hn::Vec<DI> count[kCentroids] = {zero, zero, zero}, fraction[kCentroids] = {zero, zero, zero};
   std::uint32_t* out = excess + sums.excess;
   std::size_t i = 0;
@@ -48,20 +58,19 @@ std::size_t Quantise(const float* x, std::size_t n, const DeadZone& zone, std::u
     const auto absolute = hn::And(bits, magnitude_bits);
     largest = hn::Max(largest, absolute);
     const auto scaled = hn::Min(hn::Mul(hn::BitCast(df, absolute), inverse), most);
-    const auto magnitude = hn::ConvertTo(di, hn::Add(scaled, rounding));
-    const auto rest =
-        hn::ConvertTo(di, hn::Mul(hn::Sub(scaled, hn::ConvertTo(df, magnitude)), scale));
+    const auto magnitude = Truncated(hn::Add(scaled, rounding));
+    const auto rest = Truncated(hn::Mul(hn::Sub(scaled, hn::ConvertTo(df, magnitude)), scale));
     const auto nonzero = hn::Gt(magnitude, zero);
-    const hn::Mask<DI> of[kCentroids] = {hn::Eq(magnitude, one), hn::Eq(magnitude, two),
-                                         hn::Gt(magnitude, two)};
+    const hn::Mask<DI> of[kCentroids] = {hn::Eq(magnitude, one), hn::Eq(magnitude, two), nonzero};
     for (std::size_t c = 0; c < kCentroids; ++c) {
-      count[c] = hn::Add(count[c], hn::IfThenElseZero(of[c], one));
-      fraction[c] = hn::Add(fraction[c], hn::IfThenElseZero(of[c], rest));
+      count[c] = hn::IfThenElse(of[c], hn::Add(count[c], one), count[c]);
+      fraction[c] = hn::IfThenElse(of[c], hn::Add(fraction[c], rest), fraction[c]);
     }
     const auto limited = hn::Min(magnitude, bound);
     // 1 for positive values.
     const auto positive = hn::Add(hn::ShiftRight<31>(bits), one);
-    const auto symbol = hn::Sub(hn::Add(limited, limited), hn::IfThenElseZero(nonzero, positive));
+    const auto twice = hn::Add(limited, limited);
+    const auto symbol = hn::IfThenElse(nonzero, hn::Sub(twice, positive), twice);
     hn::StoreU(hn::TruncateTo(d8, hn::BitCast(du, symbol)), d8, symbols + i);
     const auto beyond = hn::Not(hn::Lt(magnitude, bound));
     if (!hn::AllFalse(di, beyond)) {
@@ -69,9 +78,14 @@ std::size_t Quantise(const float* x, std::size_t n, const DeadZone& zone, std::u
       out += hn::CountTrue(di, beyond);
     }
   }
+  const auto of_all = [&](hn::Vec<DI> lanes)
+                          HWY_ATTR { return std::int64_t{hn::GetLane(hn::SumOfLanes(di, lanes))}; };
+  const std::int64_t counted[] = {of_all(count[0]), of_all(count[1]), of_all(count[2])};
+  const std::int64_t summed[] = {of_all(fraction[0]), of_all(fraction[1]), of_all(fraction[2])};
   for (std::size_t c = 0; c < kCentroids; ++c) {
-    sums.count[c] += hn::GetLane(hn::SumOfLanes(di, count[c]));
-    sums.fraction[c] += hn::GetLane(hn::SumOfLanes(di, fraction[c]));
+    const bool rest = c + 1 == kCentroids;
+    sums.count[c] += counted[c] - (rest ? counted[0] + counted[1] : 0);
+    sums.fraction[c] += summed[c] - (rest ? summed[0] + summed[1] : 0);
   }
   sums.excess = static_cast<std::size_t>(out - excess);
   if (!hn::AllFalse(di, hn::Gt(largest, hn::Set(di, 0x7F7FFFFF)))) sums.finite = false;
