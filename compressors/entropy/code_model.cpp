@@ -15,9 +15,7 @@ constexpr int kTotalBits = 24;
 
 // Bits of telling apart events of two kinds.
 double bits_of_two(std::uint64_t a, std::uint64_t b) {
-  if (a == 0 || b == 0) return 0;
-  const auto x = static_cast<double>(a), y = static_cast<double>(b);
-  return x * std::log2(1 + y / x) + y * std::log2(1 + x / y);
+  return n_log2_n(a + b) - n_log2_n(a) - n_log2_n(b);
 }
 
 std::uint8_t odds_of(std::uint64_t a, std::uint64_t b) {

@@ -94,12 +94,15 @@ struct StepChoice {
   bool rounding_by_part = false;
   // Where the payload would leave a slot partly empty the step is finer. The slot is paid for.
   bool fill = false;
+  // What is tried first then, times the step: for who knows what the last payload of its sort took.
+  float begin = 1;
 };
 
 struct Encoded {
   std::size_t bytes = 0;  // of the payload
   float step = 0;         // that was used
-  // Bits that the payload would have taken with the step that was asked for.
+  // Bits that the payload would have taken with the step that was asked for; within a per cent or
+  // so where a sample said that another one fills the slot.
   double wanted_bits = 0;
 };
 
@@ -112,6 +115,9 @@ class StepEncoder {
   Encoded encode(std::span<const std::span<const float>> parts, const StepChoice& choice,
                  std::span<std::byte> out, StepCodes& codes);
 
+  // Whether a payload of so many values that is to fill its slot gets its step by a sample of them.
+  static bool samples(std::size_t numel, std::size_t parts);
+
   // What a payload of so many parts takes at least.
   static std::size_t min_bytes(std::size_t parts);
 
@@ -120,15 +126,30 @@ class StepEncoder {
   struct FractionSums {
     std::array<std::int64_t, kCentroids> count{}, fraction{};
   };
+  static std::size_t total_of(std::span<const std::span<const float>> parts);
+  // What a sample of the values says: the step to try first, and how many bits more the one that
+  // was asked for would have taken.
+  struct Sampled {
+    float step = 0;
+    double asked_more = 0;
+  };
+  Sampled try_sample(std::span<const std::span<const float>> parts, const StepChoice& choice,
+                     std::size_t slot);
+  void take_sample(std::span<const std::span<const float>> parts, std::size_t numel);
+  void choose_zones(std::span<const std::span<const float>> parts, const StepChoice& choice);
   bool quantise_parts(std::span<const std::span<const float>> parts, const StepChoice& choice,
                       StepCodes& codes);
-  double make_tables(StepCodes& codes);
+  double price(const StepCodes& codes, double excess_weight);
+  void count_groups(const StepCodes& codes);
   void group_parts(StepCodes& codes);
   void list_excess(const StepCodes& codes);
   void set_centroids(StepCodes& codes);
+  void make_tables();
   std::size_t write(StepCodes& codes, std::span<std::byte> out);
   std::span<const std::uint8_t> coded(const StepCodes& codes, std::size_t part) const;
 
+  std::vector<DeadZone> zones_;      // of each part
+  float zones_step_ = 0;             // that these were chosen for; 0: none
   std::vector<std::uint8_t> pairs_;  // at half the place of the symbols
   // Parts with one table.
   struct Group {
@@ -138,6 +159,7 @@ class StepEncoder {
     CodeModel model{};  // in place of a table where `last` is not 0
     FractionSums fractions{};
   };
+  static Group priced(Group group);
   std::vector<std::array<std::uint32_t, kMaxSymbols>> counts_;  // of each part
   std::vector<FractionSums> fractions_;                         // of each part
   std::vector<std::size_t> group_of_;                           // of each part
@@ -146,6 +168,13 @@ class StepEncoder {
   std::vector<SymbolTable> tables_;
   std::vector<std::uint8_t> excess_symbols_, long_numbers_;
   std::vector<std::byte> scratch_;
+  struct Sample {
+    std::vector<float> values;
+    std::vector<std::span<const float>> parts;
+    std::vector<double> weights;  // elements that one of the part's stands for
+    StepCodes codes;
+  };
+  Sample sample_;
 };
 
 // Decodes payloads; otherwise as StepEncoder.

@@ -7,6 +7,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/entropy/rans.h"
 #include "thinwire/compressors/entropy/step_coder.h"
+#include "thinwire/compressors/entropy/step_search.h"
 
 namespace thinwire::entropy {
 namespace {
@@ -22,6 +23,7 @@ constexpr std::size_t kSampled = 256;
 // Pairs of codes take half the time of single ones and more bytes where many elements are beyond
 // their bound; and their table pays from a few hundred pairs on.
 constexpr std::size_t kFewestForPairs = 2048;
+constexpr int kBoundOfPairs = 2;
 constexpr double kMostBeyondPairs = 0.02;
 
 bool mostly_small(std::span<const float> values, float limit) {
@@ -53,85 +55,20 @@ float rounding_of(std::span<const float> values, const StepChoice& choice) {
   return static_cast<float>(std::clamp(0.5 - kOfABit * dear, kLeast, 0.5));
 }
 
-// The steps that are tried for one payload.
-class StepSearch {
- public:
-  // Of a slot, and of what any payload takes of it, in bits.
-  StepSearch(double slot, double least, std::size_t numel, bool fill)
-      : slot_(slot), least_(least), numel_(static_cast<double>(numel)), fill_(fill) {}
-
-  bool full(double bits) const { return bits >= kFull * slot_; }
-  // Whether a payload that takes about so many bits is written rather than another one tried.
-  bool takes(double bits) const {
-    return bits <= 1.01 * slot_ && (!fill_ || full(bits) || finer_ == kMostFiner);
-  }
-  // Whether a step that fits is known, and a finer one is tried.
-  bool refines() const { return fits_.step > 0; }
-
-  // The step to try after one that takes so many bits, and leaves room or takes too many.
-  float after(float step, double bits, bool leaves_room) {
-    ++tries_;
-    if (leaves_room) {
-      fits_ = {step, bits};
-    } else if (step == fits_.step) {  // the estimate was wrong
-      fits_ = {};
-      finer_ = kMostFiner;
-    } else {
-      over_ = {step, bits};
-    }
-    if (refines() && (finer_ == kMostFiner || bits == 0)) {
-      finer_ = kMostFiner;
-      return fits_.step;
-    }
-    if (refines()) ++finer_;
-    const double aim = kAim * slot_;
-    double octaves = 0;  // from `step`, or from that which fits
-    if (refines() && over_.step > 0) {
-      step = fits_.step;
-      octaves = std::log2(double{over_.step} / step) *
-                std::clamp((aim - fits_.bits) / (over_.bits - fits_.bits), 0.1, 0.9);
-    } else {
-      octaves = std::clamp((bits - aim) / bits_an_octave(bits), -2.0, 2.0);
-    }
-    // Where there are few elements almost nothing of what tables take: each try goes further.
-    if (!refines()) octaves = std::max(octaves, kLeastOctaves + kMoreOctaves * (tries_ - 1));
-    octaves = std::round(1024 * octaves) / 1024;  // the same on all hosts
-    return step * static_cast<float>(std::exp2(octaves));
-  }
-
- private:
-  struct Try {
-    float step = 0;
-    double bits = 0;
-  };
-  // At high rates one a code, and not much less where many are just below the first multiple.
-  double bits_an_octave(double bits) const {
-    const double rate = std::max((bits - least_) / numel_, 1e-3);
-    return numel_ * std::min(1.0, 2 * rate);
-  }
-
-  static constexpr double kFull = 0.985, kAim = 0.993, kLeastOctaves = 0.004;
-  static constexpr double kMoreOctaves = 0.1;  // 28 in all tries
-  static constexpr int kMostFiner = 3;
-  double slot_, least_, numel_;
-  bool fill_;
-  Try fits_, over_;  // the finest that leaves room, and the last that takes too many bits
-  int finer_ = 0, tries_ = 0;
-};
-
 constexpr double kModelBits = 8 * (sizeof(CodeModel) + 1);  // with the centroid
 
 // Bits of symbols under the table of their own counts, and of the table.
 double bits_of_table(const Counts& counts) {
-  double total = 0, sum = 0;
+  std::uint64_t total = 0;
+  double sum = 0;
   int last = 0;
   for (std::size_t s = 0; s < counts.size(); ++s) {
     if (counts[s] == 0) continue;
     total += counts[s];
-    sum -= counts[s] * std::log2(counts[s]);
+    sum += n_log2_n(counts[s]);
     last = static_cast<int>(s) + 1;
   }
-  return total > 0 ? sum + total * std::log2(total) + 8.0 * (1 + last + kCentroids) : 0;
+  return total > 0 ? n_log2_n(total) - sum + 8.0 * (1 + last + kCentroids) : 0;
 }
 
 Counts operator+(Counts a, const Counts& b) {
@@ -186,6 +123,12 @@ std::uint8_t centroid_of(std::int64_t count, std::int64_t fraction) {
 
 }  // namespace
 
+std::size_t StepEncoder::total_of(std::span<const std::span<const float>> parts) {
+  std::size_t numel = 0;
+  for (const auto& part : parts) numel += part.size();
+  return numel;
+}
+
 std::size_t StepEncoder::min_bytes(std::size_t parts) {
   return kHeaderBytes + parts + 1 + 2 * sizeof(std::uint32_t);
 }
@@ -195,19 +138,28 @@ Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, const
   const std::size_t least = min_bytes(parts.size());
   check(out.size() >= least, "a slot of ", out.size(), " bytes cannot hold ", parts.size(),
         " parts, which take ", least, " at least");
-  std::size_t numel = 0;
-  for (const auto& part : parts) numel += part.size();
-  StepSearch search(8 * static_cast<double>(out.size()), 8 * static_cast<double>(least), numel,
-                    choice.fill);
+  StepSearch search(8 * static_cast<double>(out.size()), 8 * static_cast<double>(least),
+                    total_of(parts), choice.fill);
   // In the last try nothing is sent.
   constexpr int kTries = 24;
   Encoded encoded;
   StepChoice tried = choice;
+  zones_step_ = 0;
+  const Sampled sampled = try_sample(parts, choice, out.size());
+  tried.step =
+      sampled.step == choice.step && choice.fill ? choice.begin * choice.step : sampled.step;
   for (int attempt = 0;; ++attempt) {
     if (attempt == kTries) tried.step = 0;
+    choose_zones(parts, tried);
     const bool coded = quantise_parts(parts, tried, codes);
-    const double bits = coded ? make_tables(codes) : 0;
-    if (attempt == 0) encoded.wanted_bits = bits;
+    if (coded) group_parts(codes);
+    const double bits = coded ? price(codes, 1) : 0;
+    if (attempt == 0) {
+      const double more = tried.step == sampled.step
+                              ? sampled.asked_more
+                              : search.bits_between(choice.step, tried.step, bits);
+      encoded.wanted_bits = std::max(0.0, bits + more);
+    }
     const bool last = !coded && !search.refines();
     if (last || (coded && search.takes(bits))) {
       encoded.bytes = write(codes, out);
@@ -224,14 +176,33 @@ Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, const
   return encoded;
 }
 
+// Tries with steps that are near one another have the same roundings, and pairs in the same parts.
+void StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
+                               const StepChoice& choice) {
+  constexpr float kNear = 1.2f;
+  const float step = choice.step;
+  const bool usable = step >= kSmallestStep && step <= kLargestStep;
+  const float inverse = usable ? 1.0f / step : 0.0f;
+  if (usable && step < kNear * zones_step_ && zones_step_ < kNear * step) {
+    for (DeadZone& zone : zones_) zone.inverse_step = inverse;
+    return;
+  }
+  zones_step_ = usable ? step : 0;
+  zones_.assign(parts.size(), {.inverse_step = inverse, .rounding = choice.rounding});
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    if (parts[p].empty()) continue;
+    DeadZone& zone = zones_[p];
+    if (choice.rounding_by_part && usable) zone.rounding = rounding_of(parts[p], choice);
+    if (mostly_small(parts[p], (2 - zone.rounding) * step)) zone.bound = kBoundOfPairs;
+  }
+}
+
 // False where the payload is without codes.
 bool StepEncoder::quantise_parts(std::span<const std::span<const float>> parts,
                                  const StepChoice& choice, StepCodes& codes) {
-  const float step = choice.step;
-  std::size_t numel = 0;
-  for (const auto& part : parts) numel += part.size();
-  const bool usable = step >= kSmallestStep && step <= kLargestStep;
-  codes.step_ = usable ? step : 0;
+  const std::size_t numel = total_of(parts);
+  const bool usable = choice.step >= kSmallestStep && choice.step <= kLargestStep;
+  codes.step_ = usable ? choice.step : 0;
   codes.parts_.assign(parts.size(), {});
   if (codes.symbols_.size() < numel) codes.symbols_.resize(numel);
   if (pairs_.size() < numel / 2 + parts.size() + 1) pairs_.resize(numel / 2 + parts.size() + 1);
@@ -242,7 +213,6 @@ bool StepEncoder::quantise_parts(std::span<const std::span<const float>> parts,
   if (codes.excess_.size() < usual_excess) codes.excess_.resize(usual_excess);
   codes.beyond_.reserve(usual_excess + 16);
   excess_symbols_.reserve(usual_excess);
-  DeadZone zone{.inverse_step = usable ? 1.0f / step : 0.0f, .rounding = choice.rounding};
   QuantisedSums sums;
   std::size_t first = 0;
   bool any = false;
@@ -253,9 +223,8 @@ bool StepEncoder::quantise_parts(std::span<const std::span<const float>> parts,
     part.first_excess = sums.excess;
     first += part.numel;
     if (part.numel == 0) continue;
-    if (choice.rounding_by_part && usable) zone.rounding = rounding_of(parts[p], choice);
-    const bool paired = mostly_small(parts[p], (2 - zone.rounding) * step);
-    zone.bound = paired ? 2 : 15;
+    const DeadZone& zone = zones_[p];
+    const bool paired = zone.bound == kBoundOfPairs;
     const QuantisedSums before = sums;
     const auto symbols = std::span(codes.symbols_).subspan(part.first, part.numel);
     for (std::size_t at = 0; at < part.numel; at += kQuantisedAtATime) {
@@ -294,53 +263,49 @@ std::span<const std::uint8_t> StepEncoder::coded(const StepCodes& codes, std::si
   return std::span(pairs_).subspan(pairs_at(part.first, p), (part.numel + 1) / 2);
 }
 
-// Returns the bits of the payload, about.
-double StepEncoder::make_tables(StepCodes& codes) {
-  group_parts(codes);
-  set_centroids(codes);
+// Lists the excess, of which there is so many times what the codes hold. Returns the bits of the
+// payload, about.
+double StepEncoder::price(const StepCodes& codes, double excess_weight) {
   list_excess(codes);
-  // As many as there may be: their number changes from payload to payload.
-  weights_.reserve(codes.parts_.size() + 1);
-  tables_.reserve(codes.parts_.size() + 1);
-  weights_.clear();
-  tables_.clear();
   std::size_t symbols = 0;
   for (std::size_t p = 0; p < codes.parts_.size(); ++p) {
     if (codes.parts_[p].kind >= PartKind::kCodes) symbols += coded(codes, p).size();
   }
-  double bits = 8.0 * static_cast<double>(min_bytes(codes.parts_.size()) + long_numbers_.size() +
+  double bits = 8.0 * static_cast<double>(min_bytes(codes.parts_.size()) +
                                           sizeof(std::uint32_t) *
                                               static_cast<std::size_t>(lanes_for(symbols)));
-  const auto add = [&](const SymbolWeights& weights, const Counts& counts) {
+  for (const Group& group : groups_) bits += group.bits;
+  return bits + excess_weight * (bits_of_table(count_symbols(excess_symbols_)) +
+                                 8.0 * static_cast<double>(long_numbers_.size()));
+}
+
+// Of the groups and of the excess.
+void StepEncoder::make_tables() {
+  // As many as there may be: their number changes from payload to payload.
+  weights_.reserve(group_of_.size() + 1);
+  tables_.reserve(group_of_.size() + 1);
+  weights_.clear();
+  tables_.clear();
+  const auto add = [&](const SymbolWeights& weights) {
     weights_.push_back(weights);
     tables_.emplace_back(std::span<const std::uint8_t>(weights_.back()));
-    bits += tables_.back().bits(counts);
-  };
-  const auto table_bits = [&] {
-    return 8.0 * static_cast<double>(1 + weights_in_use(weights_.back()));
   };
   for (const Group& group : groups_) {
-    const bool modelled = group.model.last > 0;
-    add(modelled ? weights_of(group.model, group.pairs) : weights_of(group.counts), group.counts);
-    bits += modelled ? kModelBits : table_bits() + 8.0 * kCentroids;
+    add(group.model.last > 0 ? weights_of(group.model, group.pairs) : weights_of(group.counts));
   }
-  if (!excess_symbols_.empty()) {
-    const Counts counts = count_symbols(excess_symbols_);
-    add(weights_of(counts), counts);
-    bits += table_bits();
-  }
-  return bits;
+  if (!excess_symbols_.empty()) add(weights_of(count_symbols(excess_symbols_)));
+}
+
+StepEncoder::Group StepEncoder::priced(Group group) {
+  const MagnitudeTotals totals = totals_of(group.counts, group.pairs);
+  const double table = bits_of_table(group.counts), modelled = totals.bits() + kModelBits;
+  group.bits = std::min(table, modelled);
+  group.model = modelled < table ? totals.model() : CodeModel();
+  return group;
 }
 
 // Parts that follow one another share a table, or a model, where that takes fewer bits.
 void StepEncoder::group_parts(StepCodes& codes) {
-  const auto cost = [](Group group) {
-    const MagnitudeTotals totals = totals_of(group.counts, group.pairs);
-    const double table = bits_of_table(group.counts), modelled = totals.bits() + kModelBits;
-    group.bits = std::min(table, modelled);
-    group.model = modelled < table ? totals.model() : CodeModel();
-    return group;
-  };
   std::array<std::optional<std::size_t>, 2> last;  // of codes and of pairs
   groups_.clear();
   groups_.reserve(codes.parts_.size());
@@ -350,10 +315,10 @@ void StepEncoder::group_parts(StepCodes& codes) {
     if (part.kind < PartKind::kCodes) continue;
     const bool pairs = part.kind >= PartKind::kPairs;
     part.kind = pairs ? PartKind::kPairs : PartKind::kCodes;
-    const Group alone = cost({.counts = counts_[p], .pairs = pairs});
+    const Group alone = priced({.counts = counts_[p], .pairs = pairs});
     std::optional<std::size_t>& open = last[pairs ? 1 : 0];
     const Group together =
-        open ? cost({.counts = groups_[*open].counts + counts_[p], .pairs = pairs}) : alone;
+        open ? priced({.counts = groups_[*open].counts + counts_[p], .pairs = pairs}) : alone;
     if (open && together.bits <= groups_[*open].bits + alone.bits) {
       groups_[*open] = together;
       part.kind = pairs ? PartKind::kPairsLastTable : PartKind::kCodesLastTable;
@@ -369,6 +334,18 @@ void StepEncoder::group_parts(StepCodes& codes) {
     if (kind == PartKind::kCodes) kind = PartKind::kModelledCodes;
     if (kind == PartKind::kPairs) kind = PartKind::kModelledPairs;
   }
+}
+
+// The groups of other codes of the same parts, with these.
+void StepEncoder::count_groups(const StepCodes& codes) {
+  for (Group& group : groups_) group.counts = {};
+  for (std::size_t p = 0; p < codes.parts_.size() && !groups_.empty(); ++p) {
+    Group& group = groups_[group_of_[p]];
+    const PartKind kind = codes.parts_[p].kind;
+    if (kind < PartKind::kCodes || group.pairs != (kind >= PartKind::kPairs)) continue;
+    group.counts = group.counts + counts_[p];
+  }
+  for (Group& group : groups_) group = priced(group);
 }
 
 // What a part adds to the excess, as symbols and as long numbers.
@@ -408,9 +385,10 @@ void StepEncoder::set_centroids(StepCodes& codes) {
 
 // Bytes of the payload; 0 where it does not fit.
 std::size_t StepEncoder::write(StepCodes& codes, std::span<std::byte> out) {
-  std::size_t symbols = 0, numel = 0, coded_parts = 0;
+  set_centroids(codes);
+  make_tables();
+  std::size_t symbols = 0, coded_parts = 0;
   for (std::size_t p = 0; p < codes.parts_.size(); ++p) {
-    numel += codes.parts_[p].numel;
     if (codes.parts_[p].kind < PartKind::kCodes) continue;
     symbols += coded(codes, p).size();
     ++coded_parts;

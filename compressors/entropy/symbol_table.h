@@ -31,6 +31,9 @@ std::uint8_t nearest_weight(std::uint64_t value);
 // The weights of a histogram: none for symbols that do not occur. Sets all 32.
 SymbolWeights weights_of(std::span<const std::uint32_t, kMaxSymbols> counts);
 
+// n · log2 n of a count, to within 1e-7 of it; 0 for 0.
+double n_log2_n(std::uint64_t count);
+
 // Frequencies derived from weights in integers, so that all ranks hold the same. Value type.
 class SymbolTable {
  public:

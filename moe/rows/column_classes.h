@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "thinwire/compressors/kernels/columns.h"
+
 namespace thinwire::moe {
 
 // Scales are half octaves; what is much below the largest one shares the last class.
@@ -14,8 +16,9 @@ inline constexpr std::size_t kMostClasses = 24;
 
 // Columns in the order in which they are coded, class after class.
 struct ColumnClasses {
-  std::vector<std::int64_t> order;
-  std::vector<std::size_t> ends;  // of each class, in `order`
+  std::vector<std::int32_t> order;
+  std::vector<std::int32_t> ends;  // of each class, in `order`
+  kernels::ColumnGroups groups() const { return {order, ends}; }
 };
 ColumnClasses classes_of(std::span<const std::int8_t> scales);
 

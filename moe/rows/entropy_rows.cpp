@@ -42,6 +42,7 @@ struct RowScratch {
   entropy::StepDecoder decoder;
   entropy::StepCodes codes;
   std::vector<float> coordinates, noisy, means;
+  std::vector<std::int32_t> places, widths;
   std::span<const float> values;  // of all parts, one after the other
   std::vector<std::span<const float>> parts;
   std::vector<std::size_t> sizes;
@@ -57,15 +58,6 @@ std::int64_t rows_for_any_payload(std::size_t parts, double bits, std::int64_t r
   return (least + row_bytes - 1) / row_bytes;
 }
 
-// To the scratch: the means of a class' columns; zeros without codes.
-void take_means(const ColumnClasses& classes, std::size_t first, std::size_t end,
-                const ColumnCodes* codes) {
-  std::vector<float>& means = row_scratch().means;
-  means.clear();
-  for (std::size_t c = first; c < end; ++c)
-    means.push_back(codes ? codes->mean_of(static_cast<std::size_t>(classes.order[c])) : 0.0f);
-}
-
 // [rows, columns], in any order of the columns, to parts by class, without their means.
 void gather(const float* values, std::size_t rows, std::size_t columns,
             const ColumnClasses& classes, const ColumnCodes* codes) {
@@ -78,17 +70,16 @@ void gather(const float* values, std::size_t rows, std::size_t columns,
   }
   s.coordinates.resize(rows * columns);
   s.values = s.coordinates;
-  float* to = s.coordinates.data();
+  s.means.assign(columns, 0.0f);
+  for (std::size_t i = 0; codes && i < columns; ++i) {
+    s.means[i] = codes->mean_of(static_cast<std::size_t>(classes.order[i]));
+  }
+  kernels::take_columns(values, rows, classes.groups(), s.means.data(), s.coordinates.data());
   std::size_t first = 0;
-  for (const std::size_t end : classes.ends) {
-    const float* const begin = to;
-    take_means(classes, first, end, codes);
-    for (std::size_t i = 0; i < rows; ++i) {
-      const float* const row = values + i * columns;
-      for (std::size_t c = first; c < end; ++c) *to++ = row[classes.order[c]] - s.means[c - first];
-    }
-    s.parts.emplace_back(begin, static_cast<std::size_t>(to - begin));
-    first = end;
+  for (const std::int32_t end : classes.ends) {
+    const std::size_t numel = rows * static_cast<std::size_t>(end) - first;
+    s.parts.push_back(s.values.subspan(first, numel));
+    first += numel;
   }
 }
 
@@ -98,29 +89,27 @@ void scatter(float* values, std::size_t rows, std::size_t columns, const ColumnC
   RowScratch& s = row_scratch();
   if (classes.ends.size() == 1 && !codes)
     return s.codes.apply(0, entropy::Apply::kAssign, {values, rows * columns});
+  s.coordinates.resize(rows * columns);
   std::size_t first = 0;
-  for (std::size_t p = 0; p < classes.ends.size(); ++p) {
-    const std::size_t end = classes.ends[p];
-    s.coordinates.resize(s.sizes[p]);
-    s.codes.apply(p, entropy::Apply::kAssign, s.coordinates);
-    take_means(classes, first, end, codes);
-    const float* from = s.coordinates.data();
-    for (std::size_t i = 0; i < rows; ++i) {
-      float* const row = values + i * columns;
-      for (std::size_t c = first; c < end; ++c)
-        row[classes.order[c]] = *from++ + s.means[c - first];
-    }
-    first = end;
+  for (std::size_t p = 0; p < s.sizes.size(); ++p) {
+    s.codes.apply(p, entropy::Apply::kAssign, std::span(s.coordinates).subspan(first, s.sizes[p]));
+    first += s.sizes[p];
   }
+  s.means.assign(columns, 0.0f);
+  for (std::size_t j = 0; codes && j < columns; ++j) s.means[j] = codes->mean_of(j);
+  s.places.resize(columns);
+  s.widths.resize(columns);
+  kernels::put_columns(s.coordinates.data(), rows, classes.groups(), s.means.data(), s.places,
+                       s.widths, values);
 }
 
 void decode_parts(std::span<const std::byte> payload, std::size_t rows,
                   const ColumnClasses& classes) {
   RowScratch& s = row_scratch();
   s.sizes.clear();
-  std::size_t first = 0;
-  for (const std::size_t end : classes.ends) {
-    s.sizes.push_back(rows * (end - first));
+  std::int32_t first = 0;
+  for (const std::int32_t end : classes.ends) {
+    s.sizes.push_back(rows * static_cast<std::size_t>(end - first));
     first = end;
   }
   s.decoder.decode(payload, s.sizes, s.codes);
@@ -199,10 +188,14 @@ void add_noise(std::span<const float> values, float step, const RandomKey& key,
 // Encodes the scratch's parts with the step that fills the payload.
 void encode_nearest(double rounding, std::span<std::byte> payload) {
   RowScratch& s = row_scratch();
-  // Of parts that follow one another together: they differ by half an octave.
+  // Of parts that follow one another together: they differ by half an octave. Where the encoder
+  // looks for a step itself, by a sample, it is enough to begin anywhere near.
+  const std::size_t together = entropy::StepEncoder::samples(s.values.size(), s.parts.size())
+                                   ? std::max(kCountedTogether, s.parts.size())
+                                   : kCountedTogether;
   std::vector<entropy::MagnitudeCounts> counts;
-  for (std::size_t p = 0; p < s.parts.size(); p += kCountedTogether) {
-    const auto& last = s.parts[std::min(p + kCountedTogether, s.parts.size()) - 1];
+  for (std::size_t p = 0; p < s.parts.size(); p += together) {
+    const auto& last = s.parts[std::min(p + together, s.parts.size()) - 1];
     counts.emplace_back(std::span(s.parts[p].data(), last.data() + last.size()), kMostCounted);
   }
   const float step = entropy::step_for_bits(counts, kUse * room_of(payload, s.parts.size()),

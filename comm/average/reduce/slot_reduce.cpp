@@ -146,6 +146,7 @@ void SlotReduce::begin() {
   finite_ = true;
   heard_ = 0;
   keeps_residuals_ = std::ranges::any_of(layers_, &LayerValues::holds_residual);
+  begin_ = 1;
   *taken_ = {};
   group_ = std::string(layers_[0].name);
   use_ = steps_.use(spec_, options_, group_, numel_, static_cast<std::int64_t>(context_.step));
@@ -228,7 +229,7 @@ void SlotReduce::send_slices(int index) {
       const auto slot = owner == rank_ ? chunk.own[kToOwners] : frame.subspan(kFrameHeaderBytes);
       const Piece& first = s.pieces.front();
       const SlotPrefix prefix =
-          fill_slot(options_, use_.step[kToOwners],
+          fill_slot(options_, use_.step[kToOwners], begin_,
                     random_key(context_, layers_[first.layer], rank_, /*stage=*/0, first.begin),
                     slot.subspan(sizeof(SlotPrefix)));
       std::memcpy(slot.data(), &prefix, sizeof prefix);
@@ -323,8 +324,9 @@ void SlotReduce::encode_mean(int index) {
   });
   const std::span<std::byte> slot = chunk.own[kToAll];
   const Piece& first = own.pieces.front();
+  float begin = 1;
   const MeanPrefix prefix{
-      .mean = fill_slot(options_, use_.step[kToAll],
+      .mean = fill_slot(options_, use_.step[kToAll], begin,
                         random_key(context_, layers_[first.layer], rank_, /*stage=*/1, first.begin),
                         slot.subspan(sizeof(MeanPrefix))),
       .slices = chunk.slices,

@@ -85,6 +85,9 @@ class SlotReduce final : public Reduction {
   // Of the exchange in progress:
   SharedSteps::Use use_;
   std::string group_;
+  // Of the last slice that was encoded, its step over the shared one: the next slice of this rank
+  // is of the same gradient and begins there.
+  float begin_ = 1;
   bool finite_ = true;            // the means that are known
   int heard_ = 0;                 // chunks whose means have come
   bool keeps_residuals_ = false;  // where the means will be

@@ -128,7 +128,8 @@ TEST(StepCoder, WhatDoesNotFitIsCodedCoarser) {
                InvalidArgument);
 }
 
-// Whatever step is asked for, the last bytes of a slot lower the error.
+// Whatever step is asked for, the last bytes of a slot lower the error. The step is found by a
+// sample.
 TEST(StepCoder, SlotsAreFilledWhereThatIsChosen) {
   const Parts parts = {part_of(50000, 2, 1), part_of(20000, 0.1f, 2)};
   StepEncoder encoder;
@@ -142,7 +143,7 @@ TEST(StepCoder, SlotsAreFilledWhereThatIsChosen) {
         encoder.encode(views(parts), {.step = 1, .rounding = 0.4f, .fill = true}, slot, codes);
     EXPECT_LE(filled.bytes, slot.size());
     EXPECT_GT(filled.bytes, 0.97 * static_cast<double>(slot.size())) << room;
-    EXPECT_EQ(filled.wanted_bits, asked.wanted_bits) << "what the next step follows";
+    EXPECT_NEAR(filled.wanted_bits / asked.wanted_bits, 1, 0.01) << "what the next step follows";
     EXPECT_EQ(filled.step<1, room> 1);
   }
   // What nothing makes larger is left as it is.
