@@ -10,7 +10,7 @@ namespace thinwire::entropy {
 // Of a slot's bits: a payload of fewer than `full` leaves room for a finer step, and one of more
 // than `most` takes too many; `aim` is where the next step should be.
 struct SlotShares {
-  double full = 0.985, aim = 0.993, most = 1.01;
+  double full = 0.985, aim = 0.993, most = 1.002;
 };
 
 // The steps that are tried for one payload. Value type.
@@ -40,6 +40,7 @@ class StepSearch {
   // The step to try after one that takes so many bits, and leaves room or takes too many.
   float after(float step, double bits, bool leaves_room) {
     ++tries_;
+    note_slope(step, bits);
     if (leaves_room) {
       fits_ = {step, bits};
     } else if (step == fits_.step) {  // the estimate was wrong
@@ -73,10 +74,19 @@ class StepSearch {
     float step = 0;
     double bits = 0;
   };
-  // At high rates one a code, and not much less where many are just below the first multiple.
+  // What the last two tries say, else about what gradients do: one a code at high rates, fewer at
+  // low ones, where most of the bits are those of values far above the step.
   double bits_an_octave(double bits) const {
+    if (slope_ > 0) return slope_;
     const double rate = std::max((bits - least_) / numel_, 1e-3);
-    return numel_ * std::min(1.0, 2 * rate);
+    return numel_ * std::min(1.0, 0.75 * std::pow(rate, 0.4));
+  }
+  void note_slope(float step, double bits) {
+    if (last_.step > 0 && step > 0 && bits > 0 && step != last_.step) {
+      const double found = (last_.bits - bits) / std::log2(double{step} / last_.step);
+      if (found > 0.1 * bits_an_octave(bits)) slope_ = found;
+    }
+    last_ = {step, bits};
   }
 
   static constexpr double kLeastOctaves = 0.004;
@@ -86,6 +96,8 @@ class StepSearch {
   bool fill_;
   SlotShares shares_;
   Try fits_, over_;  // the finest that leaves room, and the last that takes too many bits
+  Try last_;
+  double slope_ = 0;  // bits an octave, 0: not known
   int finer_ = 0, tries_ = 0;
 };
 
