@@ -13,6 +13,7 @@
 #include "thinwire/compressors/codecs/ecsq.h"
 #include "thinwire/compressors/entropy/rate_model.h"
 #include "thinwire/compressors/entropy/step_coder.h"
+#include "thinwire/compressors/kernels/dither.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 #include "thinwire/moe/rows/column_classes.h"
 
@@ -173,16 +174,8 @@ float stochastic_step(std::span<const float> values, double bits) {
 void add_noise(std::span<const float> values, float step, const RandomKey& key,
                std::vector<float>& noisy) {
   noisy.resize(values.size());
-  const PhiloxStream stream = PhiloxStream::of(key);
-  const float unit = step * 0x1p-16f;
-  for (std::size_t at = 0; at < values.size(); at += 8) {
-    const auto words = stream.block(key.first_element / 8 + at / 8);
-    std::array<std::uint16_t, 8> halves;
-    std::memcpy(halves.data(), words.data(), sizeof halves);
-    const std::size_t count = std::min<std::size_t>(8, values.size() - at);
-    for (std::size_t i = 0; i < count; ++i)
-      noisy[at + i] = values[at + i] + (static_cast<float>(halves[i]) - 32767.5f) * unit;
-  }
+  kernels::dither(values, step * 0x1p-16f, PhiloxStream::of(key), key.first_element / 8,
+                  noisy.data());
 }
 
 // Encodes the scratch's parts with the step that fills the payload.
