@@ -136,7 +136,7 @@ class StepEncoder {
   Sampled try_sample(std::span<const std::span<const float>> parts, const StepChoice& choice,
                      std::size_t slot);
   void take_sample(std::span<const std::span<const float>> parts, std::size_t numel);
-  void choose_zones(std::span<const std::span<const float>> parts, const StepChoice& choice);
+  bool choose_zones(std::span<const std::span<const float>> parts, const StepChoice& choice);
   bool quantise_parts(std::span<const std::span<const float>> parts, const StepChoice& choice,
                       StepCodes& codes);
   double price(const StepCodes& codes, double excess_weight);

@@ -176,8 +176,9 @@ Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, const
   return encoded;
 }
 
-// Tries with steps that are near one another have the same roundings, and pairs in the same parts.
-void StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
+// Tries with steps that are near one another have the same roundings, and pairs in the same parts:
+// false then.
+bool StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
                                const StepChoice& choice) {
   constexpr float kNear = 1.2f;
   const float step = choice.step;
@@ -185,7 +186,7 @@ void StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
   const float inverse = usable ? 1.0f / step : 0.0f;
   if (usable && step < kNear * zones_step_ && zones_step_ < kNear * step) {
     for (DeadZone& zone : zones_) zone.inverse_step = inverse;
-    return;
+    return false;
   }
   zones_step_ = usable ? step : 0;
   zones_.assign(parts.size(), {.inverse_step = inverse, .rounding = choice.rounding});
@@ -195,6 +196,7 @@ void StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
     if (choice.rounding_by_part && usable) zone.rounding = rounding_of(parts[p], choice);
     if (mostly_small(parts[p], (2 - zone.rounding) * step)) zone.bound = kBoundOfPairs;
   }
+  return true;
 }
 
 // False where the payload is without codes.

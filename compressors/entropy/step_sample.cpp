@@ -44,7 +44,7 @@ StepEncoder::Sampled StepEncoder::try_sample(std::span<const std::span<const flo
   StepChoice tried = choice;
   double asked = 0;
   for (int attempt = 0; attempt < kSampledTries; ++attempt) {
-    choose_zones(parts, tried);
+    const bool other_zones = choose_zones(parts, tried);
     if (!quantise_parts(sample_.parts, tried, sample_.codes)) return found;
     for (std::size_t p = 0; p < parts.size(); ++p) {
       for (std::uint32_t& count : counts_[p]) {
@@ -52,7 +52,7 @@ StepEncoder::Sampled StepEncoder::try_sample(std::span<const std::span<const flo
       }
     }
     // Which parts share a table hardly depends on the step.
-    if (attempt == 0) {
+    if (other_zones) {
       group_parts(sample_.codes);
     } else {
       count_groups(sample_.codes);
