@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 namespace thinwire::kernels {
@@ -14,6 +15,12 @@ bool all_finite(std::span<const float> values);
 // out[i] = a[i] + factor · b[i]; `out` may be `a`. All three have the size of `out`. Returns
 // whether the result is finite everywhere.
 bool add_scaled(const float* a, const float* b, float factor, std::span<float> out);
+
+// out[i] = array[places[i]] and array[places[i]] = a[i] + factor · b[i], or a[i] where there is no
+// b, for all places, which are different ones below 2^31.
+void gather(const float* array, std::span<const std::uint32_t> places, float* out);
+void scatter_scaled(const float* a, const float* b, float factor,
+                    std::span<const std::uint32_t> places, float* array);
 
 // values[i] −= less[i], of the size of `values`.
 void subtract(std::span<float> values, const float* less);

@@ -59,6 +59,34 @@ bool AddScaled(const float* a, const float* b, float factor, float* out, std::si
          AllFinite(out + tail, n - tail);
 }
 
+using DGathered = hn::CappedTag<float, 16>;
+
+void Gather(const float* array, const std::uint32_t* places, std::size_t n, float* out) {
+  const DGathered d;
+  const hn::RebindToSigned<DGathered> di;
+  const auto* const at = reinterpret_cast<const std::int32_t*>(places);
+  std::size_t i = 0;
+  for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    hn::StoreU(hn::GatherIndex(d, array, hn::LoadU(di, at + i)), d, out + i);
+  }
+  for (; i < n; ++i) out[i] = array[places[i]];
+}
+
+void ScatterScaled(const float* a, const float* b, float factor, const std::uint32_t* places,
+                   std::size_t n, float* array) {
+  const DGathered d;
+  const hn::RebindToSigned<DGathered> di;
+  const auto* const at = reinterpret_cast<const std::int32_t*>(places);
+  const auto factors = hn::Set(d, factor);
+  std::size_t i = 0;
+  for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    auto value = hn::LoadU(d, a + i);
+    if (b) value = hn::Add(value, hn::Mul(factors, hn::LoadU(d, b + i)));
+    hn::ScatterIndex(value, d, array, hn::LoadU(di, at + i));
+  }
+  for (; i < n; ++i) array[places[i]] = b ? a[i] + factor * b[i] : a[i];
+}
+
 // values[i] = op(values[i]); op takes a tag and a vector.
 template <typename Op>
 HWY_INLINE void Replace(float* values, std::size_t n, const Op& op) {
@@ -99,6 +127,8 @@ namespace thinwire::kernels {
 
 HWY_EXPORT(AllFinite);
 HWY_EXPORT(AddScaled);
+HWY_EXPORT(Gather);
+HWY_EXPORT(ScatterScaled);
 HWY_EXPORT(Divide);
 HWY_EXPORT(Multiply);
 HWY_EXPORT(CopyPastCache);
@@ -109,6 +139,15 @@ bool all_finite(std::span<const float> values) {
 
 bool add_scaled(const float* a, const float* b, float factor, std::span<float> out) {
   return THINWIRE_DISPATCH(AddScaled)(a, b, factor, out.data(), out.size());
+}
+
+void gather(const float* array, std::span<const std::uint32_t> places, float* out) {
+  THINWIRE_DISPATCH(Gather)(array, places.data(), places.size(), out);
+}
+
+void scatter_scaled(const float* a, const float* b, float factor,
+                    std::span<const std::uint32_t> places, float* array) {
+  THINWIRE_DISPATCH(ScatterScaled)(a, b, factor, places.data(), places.size(), array);
 }
 
 void subtract(std::span<float> values, const float* less) {

@@ -6,29 +6,12 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/compressors/codecs/ecsq.h"
+#include "thinwire/compressors/kernels/float_arrays.h"
 
 namespace thinwire::comm {
 namespace {
 
 using spectral::MatrixBasis;
-
-// array[places[i]] = values[i] + factor · carried[i]
-void put_layer(std::span<const float> values, std::span<const float> carried, float factor,
-               std::span<const std::uint32_t> places, float* array) {
-  if (carried.empty()) {
-    for (std::size_t i = 0; i < values.size(); ++i) array[places[i]] = values[i];
-  } else {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      array[places[i]] = values[i] + factor * carried[i];
-    }
-  }
-}
-
-// values[i] = array[places[i]]
-void take_layer(const float* array, std::span<const std::uint32_t> places,
-                std::span<float> values) {
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = array[places[i]];
-}
 
 std::span<float> run_of(std::span<float> array, std::int64_t first, std::int64_t numel) {
   return array.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(numel));
@@ -44,8 +27,8 @@ SpectralReduce::SpectralReduce(std::span<const PartitionLayer> layers, const Pee
       chunks_(chunks),
       numel_(total_numel(layers)),
       memory_(memory) {
-  check(numel_ <= std::numeric_limits<std::uint32_t>::max(), "the layers of a bucket have ", numel_,
-        " elements under ", codec_.spec(), ", which takes 4294967295 at most");
+  check(numel_ <= std::numeric_limits<std::int32_t>::max(), "the layers of a bucket have ", numel_,
+        " elements under ", codec_.spec(), ", which takes 2147483647 at most");
 }
 
 SpectralReduce::~SpectralReduce() = default;
@@ -87,8 +70,9 @@ void SpectralReduce::begin() {
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       const LayerValues& layer = layers_[l];
       bases[l]->basis.turn_into(layer.values);
-      put_layer(layer.values, layer.carried, layer.carried_factor, layout_.places[l],
-                array_.data());
+      kernels::scatter_scaled(layer.values.data(),
+                              layer.carried.empty() ? nullptr : layer.carried.data(),
+                              layer.carried_factor, layout_.places[l], array_.data());
     }
   }
   const auto keeps = [](const LayerValues& layer) { return !layer.residual.empty(); };
@@ -186,7 +170,8 @@ void SpectralReduce::deliver(bool keep) {
   if (keep && array_finite_) {
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       const LayerValues& layer = layers_[l];
-      if (!layer.kept.empty()) take_layer(array_.data(), layout_.places[l], layer.kept);
+      if (layer.kept.empty()) continue;
+      kernels::gather(array_.data(), layout_.places[l], layer.kept.data());
     }
   }
   slots_->deliver(false);
@@ -195,7 +180,7 @@ void SpectralReduce::deliver(bool keep) {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const LayerValues& layer = layers_[l];
     LayerBasis& own = memory_.bases.at(std::string(layer.name));
-    take_layer(array_.data(), layout_.places[l], layer.values);
+    kernels::gather(array_.data(), layout_.places[l], layer.values.data());
     if (keep) own.basis.learn(layer.values);
     own.basis.turn_out_of(layer.values);
   }

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <tuple>
@@ -41,6 +42,25 @@ class FloatArrays : public ::testing::TestWithParam<std::tuple<std::string, std:
   void TearDown() override { set_simd_target(""); }
   static std::size_t size() { return std::get<1>(GetParam()); }
 };
+
+TEST_P(FloatArrays, GoToTheirPlacesAndBack) {
+  const std::size_t n = size();
+  const std::vector<float> a = numbers(n, 1), b = numbers(n, 2);
+  std::vector<std::uint32_t> places(n);
+  std::iota(places.begin(), places.end(), 3u);
+  std::shuffle(places.begin(), places.end(), std::mt19937(3));
+  for (const float* second : {b.data(), static_cast<const float*>(nullptr)}) {
+    std::vector<float> array(n + 5, 7.0f), expected = array, back(n), expected_back(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      expected[places[i]] = second ? a[i] + 0.9f * b[i] : a[i];
+      expected_back[i] = expected[places[i]];
+    }
+    scatter_scaled(a.data(), second, 0.9f, places, array.data());
+    EXPECT_EQ(bits_of(array), bits_of(expected));
+    gather(array.data(), places, back.data());
+    EXPECT_EQ(bits_of(back), bits_of(expected_back));
+  }
+}
 
 TEST_P(FloatArrays, EqualTheScalarExpressions) {
   const std::size_t n = size();
