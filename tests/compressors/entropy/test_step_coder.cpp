@@ -153,6 +153,27 @@ TEST(StepCoder, SlotsAreFilledWhereThatIsChosen) {
   EXPECT_GT(encoder.encode(views(tiny), {.step = 2e-30f, .fill = true}, out, codes).step, 0);
 }
 
+// Who knows what the last payload of a gradient took begins there, and learns what the step that
+// was asked for would have taken nevertheless.
+TEST(StepCoder, AnotherStepIsTriedFirstWhereThatIsChosen) {
+  Parts parts;
+  for (int p = 0; p < 30; ++p) parts.push_back(part_of(1300, 1, p));  // too small to be sampled
+  StepEncoder encoder;
+  StepCodes codes;
+  std::vector<std::byte> out(100000);
+  const Encoded asked = encoder.encode(views(parts), {.step = 1, .rounding = 0.4f}, out, codes);
+  const auto slot = std::span(out).first(asked.bytes * 9 / 10);
+  StepChoice choice = {.step = 1, .rounding = 0.4f, .fill = true};
+  const Encoded found = encoder.encode(views(parts), choice, slot, codes);
+  choice.begin = found.step * 1.001f;
+  const Encoded begun = encoder.encode(views(parts), choice, slot, codes);
+  EXPECT_EQ(begun.step, choice.begin);
+  EXPECT_GT(begun.bytes, 0.97 * static_cast<double>(slot.size()));
+  EXPECT_NEAR(begun.wanted_bits / asked.wanted_bits, 1, 0.02);
+  choice.fill = false;
+  EXPECT_EQ(encoder.encode(views(parts), choice, out, codes).step, 1);
+}
+
 TEST(StepCoder, PartsHaveCentroidsOfTheirOwn) {
   Parts parts = {std::vector<float>(2000, 0.8f), std::vector<float>(2000, 1.2f)};
   for (Parts::value_type& part : parts) {
