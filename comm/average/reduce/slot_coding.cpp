@@ -66,16 +66,17 @@ const entropy::StepCodes& read_slot(std::span<const std::byte> payload, const Sl
   return coders.codes;
 }
 
-SlotPrefix fill_slot(const EcsqOptions& options, float step, float& begin, const RandomKey& key,
-                     std::span<std::byte> payload) {
+SlotPrefix fill_slot(const EcsqOptions& options, float step, const RandomKey& key,
+                     std::span<std::byte> payload, float* begin) {
   SlotCoders& coders = slot_coders();
   const double allowed = allowed_error(options, coders.parts, key);
   entropy::StepChoice choice = options.choice(step);
-  choice.begin = begin;
+  if (begin) choice.begin = *begin;
   const entropy::Encoded encoded =
       coders.encoder.encode(coders.parts, choice, payload, coders.codes);
   // What is far off says nothing of the next slice.
-  begin = step > 0 && encoded.step > 0 ? std::clamp(encoded.step / step, 0.5f, 2.0f) : 1.0f;
+  const bool near = step > 0 && encoded.step > 0;
+  if (begin) *begin = near ? std::clamp(encoded.step / step, 0.5f, 2.0f) : 1.0f;
   SlotPrefix prefix;
   // Slots have room of their own for what any payload takes: counted against the goal it would let
   // the step of a small slice grow without end.

@@ -47,9 +47,9 @@ bool aims_at_error(const EcsqOptions& options);
 double allowed_error(const EcsqOptions& options, std::span<const std::span<const float>> parts,
                      const RandomKey& key);
 
-// Encodes SlotCoders::parts into a slot behind its prefix. Of slots that are to be full `begin`,
+// Encodes SlotCoders::parts into a slot behind its prefix. Of slots that are to be full `*begin`,
 // times the step, is tried first, and becomes what was used.
-SlotPrefix fill_slot(const EcsqOptions& options, float step, float& begin, const RandomKey& key,
-                     std::span<std::byte> payload);
+SlotPrefix fill_slot(const EcsqOptions& options, float step, const RandomKey& key,
+                     std::span<std::byte> payload, float* begin = nullptr);
 
 }  // namespace thinwire::comm

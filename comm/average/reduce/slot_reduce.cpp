@@ -229,9 +229,9 @@ void SlotReduce::send_slices(int index) {
       const auto slot = owner == rank_ ? chunk.own[kToOwners] : frame.subspan(kFrameHeaderBytes);
       const Piece& first = s.pieces.front();
       const SlotPrefix prefix =
-          fill_slot(options_, use_.step[kToOwners], begin_,
+          fill_slot(options_, use_.step[kToOwners],
                     random_key(context_, layers_[first.layer], rank_, /*stage=*/0, first.begin),
-                    slot.subspan(sizeof(SlotPrefix)));
+                    slot.subspan(sizeof(SlotPrefix)), &begin_);
       std::memcpy(slot.data(), &prefix, sizeof prefix);
       for_each_slot_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
         const LayerValues& layer = layers_[piece.layer];
@@ -324,9 +324,8 @@ void SlotReduce::encode_mean(int index) {
   });
   const std::span<std::byte> slot = chunk.own[kToAll];
   const Piece& first = own.pieces.front();
-  float begin = 1;
   const MeanPrefix prefix{
-      .mean = fill_slot(options_, use_.step[kToAll], begin,
+      .mean = fill_slot(options_, use_.step[kToAll],
                         random_key(context_, layers_[first.layer], rank_, /*stage=*/1, first.begin),
                         slot.subspan(sizeof(MeanPrefix))),
       .slices = chunk.slices,
