@@ -42,7 +42,7 @@ TEST_P(DeviceLowRankTest, MeansResidualsAndWarmStartsHaveTheBitsOfTheCpu) {
     // As in test_device_averager.cpp.
     if (dtype != at::kFloat && ranks.size > 2) set("bias", "cast");
     make();
-    for (std::int64_t step = 0; step < 4; ++step) {
+    for (std::int64_t step = 0; step < (dtype == at::kFloat ? 4 : 2); ++step) {
       Bucket bucket = bucket_of(step, dtype);
       if (step == 1 && ranks.rank == 1) bucket.buffer[100] = std::nanf("");
       // A matrix of which nothing is left but one column.

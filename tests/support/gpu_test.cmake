@@ -141,7 +141,7 @@ function(thinwire_gpu_test name)
     endif()
     add_test(NAME ${entry} COMMAND ${name} ${ranks}
       --gtest_output=xml:${PROJECT_BINARY_DIR}/test-results/${entry}.xml)
-    set_tests_properties(${entry} PROPERTIES TIMEOUT 120 LABELS "torch;gpu"
+    set_tests_properties(${entry} PROPERTIES TIMEOUT 300 LABELS "torch;gpu"
       ENVIRONMENT OMP_NUM_THREADS=1)
   endforeach()
 endfunction()
