@@ -28,7 +28,8 @@ else
 fi
 if [[ -z $why ]]; then
   where="$ranks emulated hosts, links of $rate"
-  start=(tests/cluster/cluster.py --hosts "$ranks" --rate "$rate" --launch torchrun-env
+  # A core a host: ranks that see all cores start threads that take them from each other.
+  start=(tests/cluster/cluster.py --hosts "$ranks" --pin --rate "$rate" --launch torchrun-env
     --timeout 3600 --no-prefix --)
 else
   where="$ranks ranks on this machine"
