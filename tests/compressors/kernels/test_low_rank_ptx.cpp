@@ -12,6 +12,7 @@
 #include "thinwire/compressors/kernels/low_rank.h"
 #include "thinwire/compressors/kernels/low_rank_task.h"
 #include "thinwire/tests/compressors/codecs/payloads.h"
+#include "thinwire/tests/support/ptx/barriers.h"
 #include "thinwire/tests/support/ptx/machine.h"
 #include "thinwire/tests/support/ptx/named_kernels.h"
 
@@ -387,25 +388,15 @@ TEST(LowRankPtx, DependentAndHugeAndTinyColumnsAreMadeOrthonormalAsOnTheCpu) {
 }
 
 TEST(LowRankPtx, EveryBarrierThatIsTakenOutIsFound) {
-  int barriers = 0;
-  for (const char* name : {"low_rank_start_kernel", "low_rank_multiply_kernelILNS_5DTypeE0",
-                           "low_rank_orthonormal_kernel", "low_rank_sent_kernel"}) {
-    const ptx::Kernel& whole = ptx::kernel_of(compiled(), name);
-    for (std::size_t i = 0; i < whole.code.size(); ++i) {
-      if (whole.code[i].op != ptx::Op::kBar) continue;
-      ++barriers;
-      std::string found;
-      for (std::uint64_t seed = 1; seed <= 3 && found.empty(); ++seed) {
-        const auto mutants = ptx::without_barrier(compiled(), whole.name, i);
-        try {
-          found = difference({.kernels = mutants, .seed = seed, .most_blocks = 1});
-        } catch (const std::runtime_error& error) {
-          found = error.what();
-        }
-      }
-      EXPECT_FALSE(found.empty()) << name << ": the barrier of PTX line " << whole.code[i].line;
-    }
-  }
+  const int barriers = ptx::expect_barriers_are_needed(
+      compiled(),
+      {"low_rank_start_kernel", "low_rank_multiply_kernelILNS_5DTypeE0",
+       "low_rank_orthonormal_kernel", "low_rank_sent_kernel"},
+      [](const std::vector<ptx::Kernel>& mutants) {
+        return ptx::finding_of_seeds([&](std::uint64_t seed) {
+          return difference({.kernels = mutants, .seed = seed, .most_blocks = 1});
+        });
+      });
   EXPECT_GT(barriers, 20);
 }
 

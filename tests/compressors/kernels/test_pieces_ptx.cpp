@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "pieces_exchange.h"
+#include "thinwire/tests/support/ptx/barriers.h"
 
 namespace thinwire::testing {
 namespace {
@@ -144,32 +145,20 @@ TEST(PiecesPtx, EveryFieldOfAHeaderIsCompared) {
 
 // What an exchange by mutants of the kernels tells: a fault as text, what differs, or nothing.
 std::string finding(const std::vector<ptx::Kernel>& kernels) {
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  return ptx::finding_of_seeds([&](std::uint64_t seed) {
     std::vector<Rank> ranks = ranks_of(DType::kFloat32);
     const Expected expected = reference(ranks);
-    try {
-      Exchange{.kernels = kernels, .seed = seed}.run(ranks);
-    } catch (const std::runtime_error& error) {
-      return error.what();
-    }
-    const std::string different = difference(ranks, expected);
-    if (!different.empty()) return different;
-  }
-  return {};
+    Exchange{.kernels = kernels, .seed = seed}.run(ranks);
+    return difference(ranks, expected);
+  });
 }
 
 TEST(PiecesPtx, EveryBarrierThatIsTakenOutIsFound) {
-  int barriers = 0;
-  for (const char* name : {"encode_pieces_kernelILNS_5DTypeE0", "reduce_pieces_kernel",
-                           "sum_frames_kernel", "13frames_kernel"}) {
-    const ptx::Kernel& whole = ptx::kernel_of(compiled(), name);
-    for (std::size_t i = 0; i < whole.code.size(); ++i) {
-      if (whole.code[i].op != ptx::Op::kBar) continue;
-      ++barriers;
-      EXPECT_FALSE(finding(ptx::without_barrier(compiled(), whole.name, i)).empty())
-          << name << ": the barrier of PTX line " << whole.code[i].line;
-    }
-  }
+  const int barriers =
+      ptx::expect_barriers_are_needed(compiled(),
+                                      {"encode_pieces_kernelILNS_5DTypeE0", "reduce_pieces_kernel",
+                                       "sum_frames_kernel", "13frames_kernel"},
+                                      finding);
   EXPECT_GT(barriers, 20);
   EXPECT_EQ(finding(compiled()), "");
 }

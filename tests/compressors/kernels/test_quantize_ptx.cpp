@@ -13,6 +13,7 @@
 #include "thinwire/compressors/kernels/quantize_ref.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
 #include "thinwire/tests/compressors/codecs/payloads.h"
+#include "thinwire/tests/support/ptx/barriers.h"
 #include "thinwire/tests/support/ptx/machine.h"
 
 namespace thinwire {
@@ -202,15 +203,8 @@ std::string finding(const std::vector<ptx::Kernel>& kernels) {
 }
 
 TEST(QuantizePtx, EveryBarrierThatIsTakenOutIsFound) {
-  int barriers = 0;
   const ptx::Kernel& whole = kernel_of(compiled(), "quantize_kernel", DType::kFloat32);
-  for (std::size_t i = 0; i < whole.code.size(); ++i) {
-    if (whole.code[i].op != ptx::Op::kBar) continue;
-    ++barriers;
-    EXPECT_FALSE(finding(ptx::without_barrier(compiled(), whole.name, i)).empty())
-        << "the barrier of PTX line " << whole.code[i].line;
-  }
-  EXPECT_EQ(barriers, 4);
+  EXPECT_EQ(ptx::expect_barriers_are_needed(compiled(), {whole.name}, finding), 4);
   EXPECT_EQ(finding(compiled()), "");
 }
 

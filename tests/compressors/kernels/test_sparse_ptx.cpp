@@ -12,6 +12,7 @@
 #include "thinwire/compressors/codecs/sparse_values.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
 #include "thinwire/tests/compressors/codecs/payloads.h"
+#include "thinwire/tests/support/ptx/barriers.h"
 #include "thinwire/tests/support/ptx/machine.h"
 #include "thinwire/tests/support/ptx/named_kernels.h"
 
@@ -361,30 +362,19 @@ TEST(SparsePtx, DrawnEntriesOfALayerThatIsNotFiniteSpoilIt) {
 }
 
 TEST(SparsePtx, EveryBarrierThatIsTakenOutIsFound) {
-  int barriers = 0;
-  for (const char* name :
-       {"sparse_correct_kernelILNS_5DTypeE0", "sparse_pick_kernel", "sparse_count_kernel",
-        "sparse_tally_kernel", "sparse_before_kernel", "sparse_gather_kernel",
-        "sparse_scale_kernel", "sparse_pack_kernel", "sparse_decode_kernelILNS_5DTypeE0",
-        "sparse_spread_kernelILNS_5DTypeE0"}) {
-    const ptx::Kernel& whole = ptx::kernel_of(compiled(), name);
-    for (std::size_t i = 0; i < whole.code.size(); ++i) {
-      if (whole.code[i].op != ptx::Op::kBar) continue;
-      ++barriers;
-      std::string found;
-      for (std::uint64_t seed = 1; seed <= 3 && found.empty(); ++seed) {
-        const auto mutants = ptx::without_barrier(compiled(), whole.name, i);
-        try {
+  const int barriers = ptx::expect_barriers_are_needed(
+      compiled(),
+      {"sparse_correct_kernelILNS_5DTypeE0", "sparse_pick_kernel", "sparse_count_kernel",
+       "sparse_tally_kernel", "sparse_before_kernel", "sparse_gather_kernel", "sparse_scale_kernel",
+       "sparse_pack_kernel", "sparse_decode_kernelILNS_5DTypeE0",
+       "sparse_spread_kernelILNS_5DTypeE0"},
+      [](const std::vector<ptx::Kernel>& mutants) {
+        return ptx::finding_of_seeds([&](std::uint64_t seed) {
           const Machine machine{.kernels = mutants, .seed = seed, .most_blocks = 2};
-          found = difference(machine, kLayers);
-          if (found.empty()) found = difference(machine, kDrawnLayers);
-        } catch (const std::runtime_error& error) {
-          found = error.what();
-        }
-      }
-      EXPECT_FALSE(found.empty()) << name << ": the barrier of PTX line " << whole.code[i].line;
-    }
-  }
+          const std::string found = difference(machine, kLayers);
+          return found.empty() ? difference(machine, kDrawnLayers) : found;
+        });
+      });
   EXPECT_GT(barriers, 20);
 }
 
