@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "thinwire/common/error.h"
 
@@ -14,7 +13,7 @@ constexpr std::uint64_t kOdds = 256;  // what a value of 1 : 1 is
 constexpr int kTotalBits = 24;
 
 // Bits of telling apart events of two kinds.
-double bits_of_two(std::uint64_t a, std::uint64_t b) {
+FixedBits bits_of_two(std::uint64_t a, std::uint64_t b) {
   return n_log2_n(a + b) - n_log2_n(a) - n_log2_n(b);
 }
 
@@ -24,8 +23,8 @@ std::uint8_t odds_of(std::uint64_t a, std::uint64_t b) {
 
 }  // namespace
 
-double MagnitudeTotals::bits() const {
-  return bits_of_two(zeros, others) + static_cast<double>(others) +
+FixedBits MagnitudeTotals::bits() const {
+  return bits_of_two(zeros, others) + static_cast<FixedBits>(others) * kFixedBit +
          bits_of_two(above, others - at_last);
 }
 

@@ -23,8 +23,8 @@ struct MagnitudeTotals {
   std::uint64_t at_last = 0;  // of the largest magnitude
   int last = 0;               // 0: there are no others
 
-  // Bits of the codes under their best model, nearly.
-  double bits() const;
+  // Of the codes under their best model, nearly.
+  FixedBits bits() const;
   CodeModel model() const;
 };
 

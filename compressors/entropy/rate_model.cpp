@@ -4,19 +4,20 @@
 #include <bit>
 #include <cmath>
 
+#include "thinwire/compressors/entropy/fixed_log.h"
+#include "thinwire/compressors/entropy/symbol_table.h"
+
 namespace thinwire::entropy {
 namespace {
 
 constexpr int kMantissaShift = 20;  // leaves three bits of a float's mantissa
 // Magnitudes that are told apart; what is beyond takes the bits of an exponential tail.
 constexpr int kMagnitudes = 48;
+// What counts are multiplied by, so that parts of a bin are whole numbers.
+constexpr double kPartsOfOne = 256;
 
 float bin_begin(std::size_t bin) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bin) << kMantissaShift);
-}
-
-double entropy_term(double p) {
-  return p > 0 ? -p * std::log2(p) : 0;
 }
 
 // The largest step, of those between `low` and `high` octaves, at which value(step) ≤ target where
@@ -24,14 +25,13 @@ double entropy_term(double p) {
 template <typename Value>
 float bisect(double smallest, double largest, bool rises, double target, double octaves,
              const Value& value) {
-  double low = std::log2(smallest), high = std::log2(largest);
+  double low = log2_of(smallest), high = log2_of(largest);
   while (high - low > octaves) {
     const double middle = (low + high) / 2;
-    const bool coarser =
-        rises ? value(std::exp2(middle)) <= target : value(std::exp2(middle)) > target;
+    const bool coarser = rises ? value(exp2_of(middle)) <= target : value(exp2_of(middle)) > target;
     (coarser ? low : high) = middle;
   }
-  return static_cast<float>(std::exp2(std::round((rises ? low : high) * 1024) / 1024));
+  return static_cast<float>(exp2_of(std::round((rises ? low : high) * 1024) / 1024));
 }
 
 double largest_of(std::span<const MagnitudeCounts> classes) {
@@ -73,20 +73,27 @@ double MagnitudeCounts::below(double magnitude) const {
 
 double MagnitudeCounts::bits(double step, double rounding) const {
   if (sampled_ == 0) return 0;
-  const auto all = static_cast<double>(sampled_);
-  double before = below((1 - rounding) * step) / all;
-  const double nonzero = 1 - before;
-  double sum = entropy_term(before) + nonzero;  // a sign each
-  for (int m = 1; m < kMagnitudes && before < 1; ++m) {
-    const double next = below((m + 1 - rounding) * step) / all;
-    sum += entropy_term(next - before);
+  const auto below_level = [&](int level) {
+    return static_cast<std::uint64_t>(kPartsOfOne * below((level - rounding) * step) + 0.5);
+  };
+  const auto all = static_cast<std::uint64_t>(kPartsOfOne) * sampled_;
+  std::uint64_t before = below_level(1);
+  // What all of them take but for what they are of each magnitude, and a sign each.
+  FixedBits sum =
+      n_log2_n(all) - n_log2_n(before) + static_cast<FixedBits>(all - before) * kFixedBit;
+  for (int m = 1; m < kMagnitudes && before < all; ++m) {
+    const std::uint64_t next = below_level(m + 1);
+    sum -= n_log2_n(next - before);
     before = next;
   }
-  if (before < 1) {
-    const double octaves = std::max(1.0, std::log2(largest_ / (kMagnitudes * step)));
-    sum += entropy_term(1 - before) + (1 - before) * (std::log2(kMagnitudes) + octaves);
+  double bits = static_cast<double>(sum) / kFixedBit;
+  if (before < all) {
+    const std::uint64_t beyond = all - before;
+    const double octaves = std::max(1.0, log2_of(largest_ / (kMagnitudes * step)));
+    bits += static_cast<double>(beyond) * (log2_of(kMagnitudes) + octaves) -
+            static_cast<double>(n_log2_n(beyond)) / kFixedBit;
   }
-  return sum * static_cast<double>(numel_);
+  return bits / kPartsOfOne * static_cast<double>(numel_) / static_cast<double>(sampled_);
 }
 
 double MagnitudeCounts::squared_error(double step, double rounding) const {

@@ -22,7 +22,7 @@ class MagnitudeCounts {
   double largest() const { return largest_; }
 
  private:
-  double below(double magnitude) const;  // part of the sample
+  double below(double magnitude) const;  // values of the sample
 
   // A bin is an exponent and the first three bits of a mantissa.
   static constexpr std::size_t kBins = 2048;
@@ -33,8 +33,8 @@ class MagnitudeCounts {
 };
 
 // The step with which all classes together take about so many bits, or lose about so much squared
-// error; 0 where everything is zero. Rounded to a multiple of 2^-10 octaves, so that it is the same
-// wherever the arithmetic is within 1e-6. Searched for to within so many octaves.
+// error; 0 where everything is zero. A power of two to a multiple of 2^-10, searched for to within
+// so many octaves; that for bits is the same on all hosts and devices.
 float step_for_bits(std::span<const MagnitudeCounts> classes, double bits, double rounding,
                     double octaves = 0x1p-11);
 float step_for_error(std::span<const MagnitudeCounts> classes, double squared_error,

@@ -34,6 +34,7 @@
 
 #include "thinwire/compressors/entropy/code_model.h"
 #include "thinwire/compressors/entropy/dead_zone.h"
+#include "thinwire/compressors/entropy/fixed_log.h"
 #include "thinwire/compressors/entropy/symbol_table.h"
 
 namespace thinwire::entropy {
@@ -155,8 +156,8 @@ class StepEncoder {
   struct Group {
     std::array<std::uint32_t, kMaxSymbols> counts{};
     bool pairs = false;
-    double bits = 0;    // about, with the table
-    CodeModel model{};  // in place of a table where `last` is not 0
+    FixedBits bits = 0;  // about, with the table
+    CodeModel model{};   // in place of a table where `last` is not 0
     FractionSums fractions{};
   };
   static Group priced(Group group);

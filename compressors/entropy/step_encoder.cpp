@@ -40,35 +40,38 @@ bool mostly_small(std::span<const float> values, float limit) {
 // costs (1 − 2 r) step² of squared error where it saves log2(2 p0 / p1) bits; of that rule's
 // factor, 0.058 at high rates, half leaves less in residuals and loses nothing.
 float rounding_of(std::span<const float> values, const StepChoice& choice) {
-  constexpr double kOfABit = 0.03, kLeast = 0.05;
+  constexpr double kOfABit = 0.03 / kFixedBit, kLeast = 0.05;
   const std::size_t sampled = std::min(values.size(), kSampled);
   const std::size_t stride = values.size() / sampled;
   const float one = (1 - choice.rounding) * choice.step, two = (2 - choice.rounding) * choice.step;
-  int below_one = 0, below_two = 0;
+  std::uint64_t below_one = 0, below_two = 0;
   for (std::size_t i = 0; i < sampled; ++i) {
     const float magnitude = std::abs(values[i * stride]);
     below_one += magnitude < one ? 1 : 0;
     below_two += magnitude < two ? 1 : 0;
   }
   // Half an element more of each sort, so that none is missing.
-  const double dear = std::log2((2.0 * below_one + 1) / (below_two - below_one + 0.5));
-  return static_cast<float>(std::clamp(0.5 - kOfABit * dear, kLeast, 0.5));
+  const FixedBits dear =
+      fixed_log2(4 * below_one + 2) - fixed_log2(2 * (below_two - below_one) + 1);
+  return static_cast<float>(std::clamp(0.5 - kOfABit * static_cast<double>(dear), kLeast, 0.5));
 }
 
-constexpr double kModelBits = 8 * (sizeof(CodeModel) + 1);  // with the centroid
+constexpr FixedBits kFixedByte = 8 * kFixedBit;
+constexpr FixedBits kModelBits = kFixedByte * (sizeof(CodeModel) + 1);  // with the centroid
 
 // Bits of symbols under the table of their own counts, and of the table.
-double bits_of_table(const Counts& counts) {
+FixedBits bits_of_table(const Counts& counts) {
   std::uint64_t total = 0;
-  double sum = 0;
-  int last = 0;
+  FixedBits sum = 0;
+  std::size_t last = 0;
   for (std::size_t s = 0; s < counts.size(); ++s) {
     if (counts[s] == 0) continue;
     total += counts[s];
     sum += n_log2_n(counts[s]);
-    last = static_cast<int>(s) + 1;
+    last = s + 1;
   }
-  return total > 0 ? n_log2_n(total) - sum + 8.0 * (1 + last + kCentroids) : 0;
+  if (total == 0) return 0;
+  return n_log2_n(total) - sum + kFixedByte * static_cast<FixedBits>(1 + last + kCentroids);
 }
 
 Counts operator+(Counts a, const Counts& b) {
@@ -273,12 +276,13 @@ double StepEncoder::price(const StepCodes& codes, double excess_weight) {
   for (std::size_t p = 0; p < codes.parts_.size(); ++p) {
     if (codes.parts_[p].kind >= PartKind::kCodes) symbols += coded(codes, p).size();
   }
-  double bits = 8.0 * static_cast<double>(min_bytes(codes.parts_.size()) +
-                                          sizeof(std::uint32_t) *
-                                              static_cast<std::size_t>(lanes_for(symbols)));
+  const std::size_t bytes = min_bytes(codes.parts_.size()) +
+                            sizeof(std::uint32_t) * static_cast<std::size_t>(lanes_for(symbols));
+  FixedBits bits = kFixedByte * static_cast<FixedBits>(bytes);
   for (const Group& group : groups_) bits += group.bits;
-  return bits + excess_weight * (bits_of_table(count_symbols(excess_symbols_)) +
-                                 8.0 * static_cast<double>(long_numbers_.size()));
+  const FixedBits of_excess = bits_of_table(count_symbols(excess_symbols_)) +
+                              kFixedByte * static_cast<FixedBits>(long_numbers_.size());
+  return (static_cast<double>(bits) + excess_weight * static_cast<double>(of_excess)) / kFixedBit;
 }
 
 // Of the groups and of the excess.
@@ -300,7 +304,7 @@ void StepEncoder::make_tables() {
 
 StepEncoder::Group StepEncoder::priced(Group group) {
   const MagnitudeTotals totals = totals_of(group.counts, group.pairs);
-  const double table = bits_of_table(group.counts), modelled = totals.bits() + kModelBits;
+  const FixedBits table = bits_of_table(group.counts), modelled = totals.bits() + kModelBits;
   group.bits = std::min(table, modelled);
   group.model = modelled < table ? totals.model() : CodeModel();
   return group;

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstddef>
 
+#include "thinwire/compressors/entropy/fixed_log.h"
+
 namespace thinwire::entropy {
 
 // Of a slot's bits: a payload of fewer than `full` leaves room for a finer step, and one of more
@@ -13,7 +15,8 @@ struct SlotShares {
   double full = 0.985, aim = 0.993, most = 1.002;
 };
 
-// The steps that are tried for one payload. Value type.
+// The steps that are tried for one payload: the same on all hosts and devices, for every operation
+// is rounded in one way (fixed_log.h). Value type.
 class StepSearch {
  public:
   // Of a slot, and of what any payload takes of it, in bits.
@@ -34,7 +37,7 @@ class StepSearch {
 
   // How many bits more a step takes than another one near it, which takes so many; about.
   double bits_between(float step, float other, double bits) const {
-    return bits > 0 ? bits_an_octave(bits) * std::log2(double{other} / step) : 0;
+    return bits > 0 ? bits_an_octave(bits) * log2_of(double{other} / step) : 0;
   }
 
   // The step to try after one that takes so many bits, and leaves room or takes too many.
@@ -58,15 +61,15 @@ class StepSearch {
     double octaves = 0;  // from `step`, or from that which fits
     if (refines() && over_.step > 0) {
       step = fits_.step;
-      octaves = std::log2(double{over_.step} / step) *
+      octaves = log2_of(double{over_.step} / step) *
                 std::clamp((aim - fits_.bits) / (over_.bits - fits_.bits), 0.1, 0.9);
     } else {
       octaves = std::clamp((bits - aim) / bits_an_octave(bits), -2.0, 2.0);
     }
     // Where there are few elements almost nothing of what tables take: each try goes further.
     if (!refines()) octaves = std::max(octaves, kLeastOctaves + kMoreOctaves * (tries_ - 1));
-    octaves = std::round(1024 * octaves) / 1024;  // the same on all hosts
-    return step * static_cast<float>(std::exp2(octaves));
+    octaves = std::round(1024 * octaves) / 1024;
+    return step * static_cast<float>(exp2_of(octaves));
   }
 
  private:
@@ -79,11 +82,11 @@ class StepSearch {
   double bits_an_octave(double bits) const {
     if (slope_ > 0) return slope_;
     const double rate = std::max((bits - least_) / numel_, 1e-3);
-    return numel_ * std::min(1.0, 0.75 * std::pow(rate, 0.4));
+    return numel_ * std::min(1.0, 0.75 * exp2_of(0.4 * log2_of(rate)));
   }
   void note_slope(float step, double bits) {
     if (last_.step > 0 && step > 0 && bits > 0 && step != last_.step) {
-      const double found = (last_.bits - bits) / std::log2(double{step} / last_.step);
+      const double found = (last_.bits - bits) / log2_of(double{step} / last_.step);
       if (found > 0.1 * bits_an_octave(bits)) slope_ = found;
     }
     last_ = {step, bits};

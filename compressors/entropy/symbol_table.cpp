@@ -18,24 +18,19 @@ constexpr std::uint64_t kLargestValue = (kMantissa + 14) << 15;
 
 // Logarithms of counts are most of what it takes to find out which parts share a table.
 constexpr std::size_t kLogarithms = 4096;
-const std::array<double, kLogarithms + 1> kLog2 = [] {
-  std::array<double, kLogarithms + 1> logarithms{};
+const std::array<std::uint32_t, kLogarithms> kFixedLog2 = [] {
+  std::array<std::uint32_t, kLogarithms> logarithms{};
   for (std::size_t n = 1; n < logarithms.size(); ++n) {
-    logarithms[n] = std::log2(static_cast<double>(n));
+    logarithms[n] = static_cast<std::uint32_t>(fixed_log2(n));
   }
   return logarithms;
 }();
 
 }  // namespace
 
-double n_log2_n(std::uint64_t count) {
-  if (count < kLogarithms) return static_cast<double>(count) * kLog2[count];
-  const int shift = std::bit_width(count) - std::bit_width(kLogarithms - 1);
-  const std::size_t below = count >> shift;
-  const std::uint64_t rest = count - (std::uint64_t{below} << shift);
-  const double share = static_cast<double>(rest) / static_cast<double>(std::uint64_t{1} << shift);
-  const double logarithm = kLog2[below] + share * (kLog2[below + 1] - kLog2[below]);
-  return static_cast<double>(count) * (logarithm + shift);
+FixedBits n_log2_n(std::uint64_t count) {
+  const FixedBits logarithm = count < kLogarithms ? kFixedLog2[count] : fixed_log2(count);
+  return static_cast<FixedBits>(count) * logarithm;
 }
 
 std::uint64_t value_of(std::uint8_t weight) {

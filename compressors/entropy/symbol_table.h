@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <span>
 
+#include "thinwire/compressors/entropy/fixed_log.h"
+
 namespace thinwire::entropy {
 
 // Codes −14 … 14 and two symbols for what is beyond, or pairs of five codes: with 32 symbols a
@@ -31,8 +33,8 @@ std::uint8_t nearest_weight(std::uint64_t value);
 // The weights of a histogram: none for symbols that do not occur. Sets all 32.
 SymbolWeights weights_of(std::span<const std::uint32_t, kMaxSymbols> counts);
 
-// n · log2 n of a count, to within 1e-7 of it; 0 for 0.
-double n_log2_n(std::uint64_t count);
+// n · log2 n of a count up to 2^40, with the logarithm of fixed_log2(); 0 for 0.
+FixedBits n_log2_n(std::uint64_t count);
 
 // Frequencies derived from weights in integers, so that all ranks hold the same. Value type.
 class SymbolTable {

@@ -10,6 +10,7 @@
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/entropy/fixed_log.h"
 #include "thinwire/compressors/entropy/rate_model.h"
 #include "thinwire/compressors/kernels/float_arrays.h"
 
@@ -289,10 +290,9 @@ bool SlotReduce::add_up(int index) {
       });
       wanted += prefix.wanted_bytes;
       error += double{prefix.error};
-      if (codes.step() > 0) {
-        log2_step += std::log2(codes.step());
-        ++with_step;
-      }
+      if (!(codes.step() > 0)) continue;
+      log2_step += entropy::log2_of(codes.step());
+      ++with_step;
     } catch (const FrameError& refused) {
       chunk.refused_rank = context_.peers->group_rank(r);
       context_.refusal->note(chunk.refused_rank, refused);
