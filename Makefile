@@ -127,6 +127,11 @@ bench-cluster: setup ## Measure compressed collectives on two and four emulated 
 	@scripts/build.sh $(PRESET) $(JOBS) thinwire_program
 	@scripts/bench_cluster.sh $(BUILD) $(ARGS)
 
+.PHONY: bench-training
+bench-training: setup ## Measure training steps beside PyTorch's hooks on two emulated hosts
+	@scripts/build.sh $(PRESET) $(JOBS) thinwire_python
+	@scripts/bench_training.sh $(BUILD) $(ARGS)
+
 .PHONY: experiment-moe
 experiment-moe: setup ## Measure ways of sending expert rows: make experiment-moe ARGS=--quick
 	@scripts/build.sh $(PRESET) $(JOBS) train_moe_lm

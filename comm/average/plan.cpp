@@ -51,23 +51,35 @@ const CodecPtr& LayerSetting::codec_at(std::int64_t step, int* stage) const {
   return ramping ? ramp[index] : codec;
 }
 
-std::string LayerSetting::text() const {
+std::string LayerSetting::spec() const {
   if (!codec) return "none";
-  std::string text = codec->spec();
-  if (uses_feedback()) {
-    text += concat(" with error feedback, decay ", feedback.decay);
-    if (feedback.reset_every > 0) text += concat(", reset every ", feedback.reset_every);
-  }
-  if (uses_second_residual() != uses_feedback()) {
-    text += uses_second_residual() ? ", with second residual" : ", without second residual";
-  }
+  std::string more;
+  const auto add = [&](const auto&... words) {
+    more += concat(more.empty() ? "" : ", ", words...);
+  };
+  // Named is what differs from what the codec does by itself.
   if (momentum) {
-    text += concat(" with momentum correction, momentum ", momentum->momentum,
-                   momentum->nesterov ? ", Nesterov" : "");
+    add(kMomentumKeys[0], "=", momentum->momentum);
+    if (momentum->nesterov) add(kMomentumKeys[1], "=on");
+  } else if (uses_feedback() != codec->traits().needs_error_feedback) {
+    add(kFeedbackKeys[0], "=", uses_feedback() ? "on" : "off");
   }
-  if (!ramp.empty()) text += concat(", ramp of ", ramp_steps, " steps");
-  if (!may_be_skipped) text += ", on any link";
-  return text;
+  if (uses_feedback() && feedback.decay != 1) add(kFeedbackKeys[1], "=", feedback.decay);
+  if (uses_feedback() && feedback.reset_every > 0) add(kFeedbackKeys[2], "=", feedback.reset_every);
+  if (uses_second_residual() != uses_feedback()) {
+    add(kFeedbackKeys[3], "=", uses_second_residual() ? "on" : "off");
+  }
+  if (!ramp.empty()) add(kMomentumKeys[2], "=", ramp_steps);
+
+  std::string text = codec->spec();
+  if (more.empty()) return text;
+  if (text.back() != ')') return concat(text, "(", more, ")");
+  text.pop_back();
+  return concat(text, ", ", more, ")");
+}
+
+std::string LayerSetting::text() const {
+  return codec && !may_be_skipped ? spec() + " on any link" : spec();
 }
 
 LayerSetting parse_layer_setting(std::string_view text) {

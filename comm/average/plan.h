@@ -40,8 +40,13 @@ struct LayerSetting {
   // The codec of a training step; `stage`, where given, becomes its number, 0 after the ramp.
   const CodecPtr& codec_at(std::int64_t step, int* stage = nullptr) const;
 
-  // Canonical text of codec and feedback; "none" for an uncompressed layer. Equal text means equal
-  // treatment, so this is what the ranks compare.
+  // What parse_layer_setting() reads as this setting, in its shortest canonical form: keys of the
+  // layer stand there where they differ from what the codec does by itself. "none" for an
+  // uncompressed layer. Does not hold may_be_skipped.
+  std::string spec() const;
+
+  // spec(), and whether it holds on any link. Equal text means equal treatment, so this is what the
+  // ranks compare.
   std::string text() const;
 
  private:

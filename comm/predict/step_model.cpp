@@ -1,6 +1,7 @@
 #include "thinwire/comm/predict/step_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 
@@ -14,12 +15,18 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 // Messages one after another, in the order in which they were handed over.
 class SharedLink {
  public:
-  SharedLink(double burst, double refill) : burst_(burst), refill_(refill), tokens_(burst) {}
+  SharedLink(double burst, double refill, double tokens)
+      : burst_(burst), refill_(refill), tokens_(tokens) {}
+
+  // What may pass at once at `now`, after all that was sent.
+  double tokens_at(double now) const {
+    return std::min(burst_, tokens_ + std::max(0.0, now - free_) * refill_);
+  }
 
   // When a message handed over at `now` has arrived.
   double send(double now, const ExchangeOp& op) {
     const double begin = std::max(now, free_);
-    tokens_ = std::min(burst_, tokens_ + (begin - free_) * refill_);
+    tokens_ = tokens_at(begin);
     const double at_once = std::min(op.bytes, tokens_);
     tokens_ -= at_once;
     const double seconds = op.seconds + (op.bytes - at_once) * op.per_byte;
@@ -39,9 +46,14 @@ class SharedLink {
 // for the other one.
 class StepRun {
  public:
-  explicit StepRun(const StepWork& work) : work_(work), link_(work.burst_bytes, work.burst_refill) {
+  // `tokens`: what the link lets through at once when the step begins.
+  StepRun(const StepWork& work, double tokens)
+      : work_(work), link_(work.burst_bytes, work.burst_refill, tokens) {
     plan_training();
   }
+
+  // The same for the next step, after run().
+  double tokens_left() const { return link_.tokens_at(now_); }
 
   StepPrediction run() {
     while (!training_.empty() || !communication_.empty()) step();
@@ -208,7 +220,18 @@ StepPrediction predict_step(const StepWork& work) {
   check(work.cores > 0 && work.forward >= 0 && work.backward >= 0 && work.rest >= 0,
         "a step takes no negative time and needs a processor, got ", work.forward, ", ",
         work.backward, " and ", work.rest, " s on ", work.cores, " processors");
-  return StepRun(work).run();
+  // A step begins with what the one before has left of the burst: a link that never rests gives back
+  // nothing, and the bytes of a step then take the time that its rate says.
+  constexpr int kMostSteps = 100;
+  constexpr double kSame = 1e-3;
+  double tokens = work.burst_bytes;
+  for (int number = 1;; ++number) {
+    StepRun step(work, tokens);
+    const StepPrediction prediction = step.run();
+    const double change = std::abs(step.tokens_left() - tokens);
+    if (change <= kSame * work.burst_bytes || number == kMostSteps) return prediction;
+    tokens = step.tokens_left();
+  }
 }
 
 }  // namespace thinwire::comm

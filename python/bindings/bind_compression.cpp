@@ -74,7 +74,7 @@ py::dict as_dict(const CommunicationSummary& summary) {
 
 std::map<std::string, std::string> as_text(const comm::Plan& plan) {
   std::map<std::string, std::string> texts;
-  for (const auto& [name, setting] : plan.layers()) texts.emplace(name, setting.text());
+  for (const auto& [name, setting] : plan.layers()) texts.emplace(name, setting.spec());
   return texts;
 }
 

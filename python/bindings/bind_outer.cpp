@@ -150,7 +150,7 @@ void bind_outer(py::module_& module) {
            [](const PythonOuter& o) {
              std::map<std::string, std::string> texts;
              for (const auto& [name, setting] : o.outer->plan().layers())
-               texts.emplace(name, setting.text());
+               texts.emplace(name, setting.spec());
              return texts;
            })
       .def("warnings", [](const PythonOuter& o) { return o.outer->warnings(); })

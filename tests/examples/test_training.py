@@ -1,5 +1,8 @@
 """train_fashion_mnist under every launcher: its result, and that the result is always the same."""
 
+import json
+import pathlib
+import subprocess
 import tempfile
 import unittest
 
@@ -96,6 +99,21 @@ class Training(training.TrainingTest):
         self.assertLess(sizes[0], sizes[1])
         self.assertLess(sizes[1], sizes[2])
         self.assertAlmostEqual(sizes[2] / none["dense_bytes_per_step"], 1, delta=0.001)
+
+    def test_advise_reads_the_log_of_any_setting(self):
+        for setting in ("none", "onebit(residual_decay=0.95, second_residual=off)",
+                        "topk(density=0.05, momentum=0.9, ramp=8)",
+                        "lgreco(family=quantize, reference=4, period=8, window=4)"):
+            with tempfile.TemporaryDirectory() as folder, self.subTest(setting):
+                log = pathlib.Path(folder) / "log.jsonl"
+                job = jobs.start_by_hand([[*self.command(compression=setting, log=log),
+                                           "--profile"]] * 2)
+                self.assertEqual(job.code, 0, str(job))
+                result = subprocess.run(
+                    [str(jobs.PROGRAMS / "thinwire"), "advise", str(log), "--json"],
+                    capture_output=True, text=True, env=jobs.environment(), check=False)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertGreater(json.loads(result.stdout)["logged"]["predicted"], 0)
 
 
 if __name__ == "__main__":

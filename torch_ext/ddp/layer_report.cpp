@@ -56,7 +56,7 @@ std::vector<LayerReport> report_layers(
     const comm::LayerSetting& setting = plan.of(name);
     LayerReport report;
     report.name = name;
-    report.setting = setting.text();
+    report.setting = setting.spec();
     report.relative_error = kUnknown;
     if (gradient.defined()) {
       report.shape = gradient.sizes().vec();

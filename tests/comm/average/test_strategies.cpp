@@ -211,7 +211,7 @@ TEST(MomentumInTheAverager, TheRampSendsMoreAtFirst) {
   EXPECT_THAT(density(200), HasSubstr("density=0.05"));
   EXPECT_THAT(density(399), HasSubstr("density=0.02236"));
   EXPECT_THAT(density(400), HasSubstr("density=0.01,"));
-  EXPECT_THAT(setting.text(), HasSubstr("ramp of 400 steps"));
+  EXPECT_THAT(setting.spec(), HasSubstr("momentum=0.9, ramp=400)"));
   // A positional density and the codec's default ramp too.
   EXPECT_THAT(parse_layer_setting("randomk(0.01, ramp=4)").codec_at(2)->spec(),
               HasSubstr("density=0.05"));

@@ -82,7 +82,14 @@ TEST(StepModel, ABurstPassesAtOnce) {
       .backward = 1,
       .buckets = {{.ready = 1, .ops = {.begin = {post(0, 0, 100, 0.1)}, .finish = {wait(0)}}}}};
   EXPECT_DOUBLE_EQ(predict_step(work).exposed, 10);
+  // A step gets back what a second of rest lets in, at most all of it.
   work.burst_bytes = 40;
+  EXPECT_DOUBLE_EQ(predict_step(work).exposed, 10);
+  work.burst_refill = 10;
+  EXPECT_DOUBLE_EQ(predict_step(work).exposed, 9);
+  work.rest = 2;
+  EXPECT_DOUBLE_EQ(predict_step(work).exposed, 7);
+  work.rest = 20;
   EXPECT_DOUBLE_EQ(predict_step(work).exposed, 6);
   EXPECT_DOUBLE_EQ(predict_step(work).sent_bytes, 100);
 }
