@@ -61,7 +61,8 @@ struct AveragerOptions {
   std::uint64_t seed = 0;
   // Compare a checksum of the averaged buckets across ranks every so many steps; 0: never.
   std::int64_t check_replicas_every = 0;
-  // Elements of so many float32 bytes are what scatter_reduce codes and sends as one piece. The
+  // Elements of at most so many float32 bytes are what scatter_reduce codes and sends as one piece;
+  // fewer where messages would be long or pieces few (chunk_count() in reduce/partition.h). The
   // first piece's coding and the last one's hide behind nothing, so pieces are small; each costs
   // two collectives, so they are not smaller (docs/benchmarks.md has what sizes gave).
   std::size_t chunk_bytes = std::size_t{4} << 20;

@@ -174,29 +174,29 @@ std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& buc
                                           const Peers& peers, Residuals& residuals) {
   std::vector<PartitionLayer> layers;
   std::vector<LowRank::Layer> matrices;
-  std::int64_t numel = 0;
   for (const std::size_t i : indices) {
     const Codec* codec = layout.layers[i].codec.get();
     layers.push_back({bucket.layers[i].numel(), codec ? codec : &identity_codec()});
-    numel += layers.back().numel;
     if (key.strategy != Strategy::kLowRank) continue;
     const CodecFacts facts = codec ? codec->facts() : CodecFacts();
     matrices.push_back({bucket.layers[i].shape, facts.rank, facts.factors});
   }
-  const int chunks = Partition::chunks_for(numel, options.chunk_bytes);
+  const auto chunks = [&] {
+    return Partition::chunks_for(layers, peers.size(), options.chunk_bytes);
+  };
   switch (key.strategy) {
     case Strategy::kDense:
       return std::make_unique<SummableReduce>(layers, peers, options.chunk_bytes);
     case Strategy::kScatterReduce:
       if (!key.slots.empty() && layers[0].codec->facts().id == CodecId::kSpectral) {
         return std::make_unique<SpectralReduce>(
-            layers, peers, chunks,
+            layers, peers, chunks(),
             SpectralMemory{residuals.shared_steps, residuals.bases, residuals.second});
       }
       if (!key.slots.empty()) {
-        return std::make_unique<SlotReduce>(layers, peers, chunks, residuals.shared_steps);
+        return std::make_unique<SlotReduce>(layers, peers, chunks(), residuals.shared_steps);
       }
-      return std::make_unique<ScatterReduce>(layers, peers, chunks);
+      return std::make_unique<ScatterReduce>(layers, peers, chunks());
     case Strategy::kGatherReduce:
       return std::make_unique<GatherReduce>(layers);
     case Strategy::kSparse:

@@ -1,8 +1,8 @@
 #include "thinwire/comm/predict/exchange_ops.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "thinwire/comm/average/reduce/partition.h"
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/error.h"
 
@@ -181,7 +181,7 @@ ExchangeOps exchange_ops(const BucketUse& bucket, const PredictedPlace& place,
   switch (*bucket.strategy) {
     case Strategy::kScatterReduce: {
       const double bytes = bucket.compressed_bytes + bucket.uncompressed_bytes;
-      const int chunks = std::max(1, static_cast<int>(std::ceil(bytes / place.chunk_bytes)));
+      const int chunks = chunk_count(bytes, n.payload + n.dense, place.world, place.chunk_bytes);
       CodecUse of_chunk = bucket.codec;
       if (of_chunk.blocks > 0) {
         // Uncompressed layers beside them can be cut anywhere.

@@ -220,8 +220,8 @@ StepPrediction predict_step(const StepWork& work) {
   check(work.cores > 0 && work.forward >= 0 && work.backward >= 0 && work.rest >= 0,
         "a step takes no negative time and needs a processor, got ", work.forward, ", ",
         work.backward, " and ", work.rest, " s on ", work.cores, " processors");
-  // A step begins with what the one before has left of the burst: a link that never rests gives back
-  // nothing, and the bytes of a step then take the time that its rate says.
+  // A step begins with what the one before has left of the burst: a link that never rests gives
+  // back nothing, and the bytes of a step then take the time that its rate says.
   constexpr int kMostSteps = 100;
   constexpr double kSame = 1e-3;
   double tokens = work.burst_bytes;

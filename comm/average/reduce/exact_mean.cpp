@@ -11,8 +11,9 @@ const Codec& identity_codec() {
 
 ExactMean::ExactMean(std::int64_t numel, const Peers& peers, std::size_t chunk_bytes) {
   const PartitionLayer whole{numel, &identity_codec()};
-  reduce_ = std::make_unique<ScatterReduce>(std::span(&whole, 1), peers,
-                                            Partition::chunks_for(numel, chunk_bytes));
+  reduce_ = std::make_unique<ScatterReduce>(
+      std::span(&whole, 1), peers,
+      Partition::chunks_for(std::span(&whole, 1), peers.size(), chunk_bytes));
 }
 
 void ExactMean::start(const ReductionContext& context, std::span<float> buffer) {

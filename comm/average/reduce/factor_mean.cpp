@@ -6,7 +6,7 @@ FactorMean::FactorMean(std::span<const PartitionLayer> parts, const Peers& peers
                        std::size_t chunk_bytes)
     : parts_(parts.begin(), parts.end()),
       reduce_(std::make_unique<ScatterReduce>(
-          parts_, peers, Partition::chunks_for(total_numel(parts), chunk_bytes))) {}
+          parts_, peers, Partition::chunks_for(parts, peers.size(), chunk_bytes))) {}
 
 void FactorMean::start(const ReductionContext& context, std::span<const LayerValues* const> layers,
                        std::span<float> buffer, std::span<float> lost) {

@@ -55,9 +55,9 @@ Hierarchical::Hierarchical(std::span<const PartitionLayer> layers, c10d::Process
     : host_(group,
             ranks_of_host(host_of_rank, host_of_rank[static_cast<std::size_t>(group.getRank())])),
       lane_(group, lane_of(host_of_rank, group.getRank())) {
-  inside_ = std::make_unique<ScatterReduce>(uncompressed(layers), host_,
-                                            Partition::chunks_for(total_numel(layers), chunk_bytes),
-                                            Partition::kWholePiece);  // the lane's codecs see them
+  inside_ = std::make_unique<ScatterReduce>(
+      uncompressed(layers), host_, Partition::chunks_for(layers, group.getSize(), chunk_bytes),
+      Partition::kWholePiece);  // the lane's codecs see them
   inside_->set_sums_hook([this](const ReductionContext& context, int chunk, std::span<float> sums) {
     average_between_hosts(context, chunk, sums);
   });

@@ -38,6 +38,12 @@ struct PartitionLayer {
 // Of all of them.
 std::int64_t total_numel(std::span<const PartitionLayer> layers);
 
+// In how many chunks a bucket of so many bytes of float32, which are so many bytes of payload, is
+// best averaged: of at most `chunk_bytes` of float32, with messages of at most 512 KiB, and in four
+// where messages then have 64 KiB or more, so that means travel while slices still come. A pure
+// function.
+int chunk_count(double dense_bytes, double payload_bytes, int world, double chunk_bytes);
+
 // Slices in the order of memory: chunk by chunk, and within a chunk owner by owner. Slices are
 // within one codec block of equal size in bytes; every element is in exactly one slice.
 class Partition {
@@ -48,7 +54,7 @@ class Partition {
   // For slices that are to be coded as a whole: one piece a layer.
   static constexpr std::int64_t kWholePiece = std::numeric_limits<std::int64_t>::max();
 
-  // Cuts `layers` for `world` ranks into chunks of about `chunk_bytes` bytes of float32. Every
+  // Cuts `layers` for `world` ranks into as many chunks as chunk_count() says. Every
   // codec must have fixed_size payloads and a block_size() of at least 1. A pure function: equal
   // arguments give equal partitions on all ranks.
   Partition(std::span<const PartitionLayer> layers, int world, std::size_t chunk_bytes);
@@ -56,8 +62,8 @@ class Partition {
   static Partition in_chunks(std::span<const PartitionLayer> layers, int world, int chunks,
                              std::int64_t piece = kCachedPiece);
 
-  // How many chunks the constructor makes of so many elements.
-  static int chunks_for(std::int64_t numel, std::size_t chunk_bytes);
+  // How many chunks the constructor makes, by chunk_count().
+  static int chunks_for(std::span<const PartitionLayer> layers, int world, std::size_t chunk_bytes);
 
   int chunks() const { return chunks_; }
   int world() const { return world_; }

@@ -89,10 +89,26 @@ TEST(Partition, PiecesHaveTheSizeAskedFor) {
 
 TEST(Partition, HasAsManyChunksAsTheSizeAsksFor) {
   const CodecPtr codec = make_codec("quantize(bits=4)");
-  const std::vector<PartitionLayer> layers = {{1 << 20, codec.get()}};
+  const std::vector<PartitionLayer> layers = {{1 << 17, codec.get()}};
   EXPECT_EQ(Partition(layers, 2, std::size_t{1} << 30).chunks(), 1);
-  EXPECT_EQ(Partition(layers, 2, std::size_t{1} << 20).chunks(), 4);
+  EXPECT_EQ(Partition(layers, 2, std::size_t{1} << 17).chunks(), 4);
   EXPECT_EQ(Partition(layers, 2, 1).chunks(), 16);
+}
+
+TEST(Partition, LongMessagesAreCut) {
+  constexpr double kKiB = 1024, kMiB = 1024 * kKiB;
+  // A bucket of 2 MiB in bfloat16 between two ranks: messages of 128 KiB instead of 512.
+  EXPECT_EQ(chunk_count(2 * kMiB, 1 * kMiB, 2, 4 * kMiB), 4);
+  // In 4 bits: two of 64 KiB.
+  EXPECT_EQ(chunk_count(2 * kMiB, 256 * kKiB, 2, 4 * kMiB), 2);
+  // In one bit they are short as it is, and between many ranks.
+  EXPECT_EQ(chunk_count(2 * kMiB, 64 * kKiB, 2, 4 * kMiB), 1);
+  EXPECT_EQ(chunk_count(2 * kMiB, 1 * kMiB, 16, 4 * kMiB), 1);
+  // 32 MiB in bfloat16: messages of 512 KiB instead of pieces of 4 MiB.
+  EXPECT_EQ(chunk_count(32 * kMiB, 16 * kMiB, 2, 4 * kMiB), 16);
+  EXPECT_EQ(chunk_count(32 * kMiB, 16 * kMiB, 4, 4 * kMiB), 8);
+  EXPECT_EQ(chunk_count(32 * kMiB, 4 * kMiB, 2, 4 * kMiB), 8);
+  EXPECT_EQ(chunk_count(0, 0, 1, 1), 1);
 }
 
 }  // namespace
