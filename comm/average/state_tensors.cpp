@@ -31,17 +31,25 @@ std::vector<float> to_vector(const std::string& name, const at::Tensor& tensor, 
   return {data, data + flat.numel()};
 }
 
+// Before the bytes of each slot, those to the owners first.
+constexpr std::int64_t kGroupNumbers = 11;
+
 at::Tensor to_tensor(const SharedSteps::Group& group) {
   const SlotReport& report = group.report;
-  const std::array values = {static_cast<double>(group.numel),
-                             group.slot_bits[0],
-                             group.slot_bits[1],
-                             group.reported ? 1.0 : 0.0,
-                             report.bits[0],
-                             report.bits[1],
-                             report.error[0],
-                             report.error[1],
-                             report.log2_step.value_or(std::numeric_limits<double>::quiet_NaN())};
+  std::vector<double> values = {
+      static_cast<double>(group.numel),
+      group.slot_bits[0],
+      group.slot_bits[1],
+      group.reported ? 1.0 : 0.0,
+      report.bits[0],
+      report.bits[1],
+      report.lost[0],
+      report.lost[1],
+      report.allowed[0],
+      report.allowed[1],
+      report.log2_step.value_or(std::numeric_limits<double>::quiet_NaN())};
+  THINWIRE_ASSERT(values.size() == kGroupNumbers);
+  for (const auto& slots : report.slots) values.insert(values.end(), slots.begin(), slots.end());
   at::Tensor tensor = at::empty({static_cast<std::int64_t>(values.size())}, at::kDouble);
   std::ranges::copy(values, tensor.mutable_data_ptr<double>());
   return tensor;
@@ -49,19 +57,32 @@ at::Tensor to_tensor(const SharedSteps::Group& group) {
 
 SharedSteps::Group to_group(const std::string& name, const at::Tensor& tensor) {
   check(tensor.defined() && tensor.scalar_type() == at::kDouble && tensor.is_cpu() &&
-            tensor.dim() == 1 && tensor.numel() == 9,
-        "'", name, "' of a saved state must be a float64 CPU tensor of 9 elements");
+            tensor.dim() == 1 && tensor.numel() >= kGroupNumbers &&
+            (tensor.numel() - kGroupNumbers) % 2 == 0,
+        "'", name, "' of a saved state must be a float64 CPU tensor of ", kGroupNumbers,
+        " elements and two for each slot");
   const at::Tensor flat = tensor.contiguous();
   const auto* v = flat.const_data_ptr<double>();
-  SharedSteps::Group group{.numel = static_cast<std::int64_t>(v[0]),
-                           .slot_bits = {v[1], v[2]},
-                           .reported = v[3] != 0,
-                           .report = {.bits = {v[4], v[5]}, .error = {v[6], v[7]}}};
-  if (!std::isnan(v[8])) group.report.log2_step = v[8];
+  SharedSteps::Group group{
+      .numel = static_cast<std::int64_t>(v[0]),
+      .slot_bits = {v[1], v[2]},
+      .reported = v[3] != 0,
+      .report = {.bits = {v[4], v[5]}, .lost = {v[6], v[7]}, .allowed = {v[8], v[9]}}};
+  if (!std::isnan(v[10])) group.report.log2_step = v[10];
   const bool sound =
       std::ranges::all_of(group.slot_bits, [](double bits) { return bits > 0 && bits <= 64; });
   check(group.numel > 0 && sound, "'", name, "' of a saved state has slots of ", v[1], " and ",
         v[2], " bits for ", v[0], " elements");
+  const auto slots = static_cast<std::size_t>(flat.numel() - kGroupNumbers) / 2;
+  // No slot takes more than eight bytes an element.
+  const double most = 8 * v[0];
+  for (const std::size_t leg : {kToOwners, kToAll}) {
+    for (const double bytes : std::span(v + kGroupNumbers + leg * slots, slots)) {
+      check(bytes >= 0 && bytes <= most, "'", name, "' of a saved state has a slot of ", bytes,
+            " bytes for ", v[0], " elements");
+      group.report.slots[leg].push_back(static_cast<std::uint32_t>(bytes));
+    }
+  }
   return group;
 }
 

@@ -3,7 +3,7 @@ fp16 and PowerSGD: all models in one job of one thread a rank, taking turns. A r
 
     bench_training.py --model embedding|convolutions [--settings 'none;auto'] [--rounds 20]
 
-`embedding` sends 6.4 MB a step and computes next to nothing, `convolutions` 0.4 MB after a tenth of a
+`embedding` sends 6.4 MB a step and computes next to nothing, `convolutions` 0.7 MB after a tenth of a
 second and more. `make bench-training` runs the first on two emulated hosts with links of 25 Mbit/s,
 the second with 1 Gbit/s. PYTHONPATH must name the package.
 

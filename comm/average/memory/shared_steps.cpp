@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
+#include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
@@ -36,11 +38,14 @@ double step_factor(const EcsqOptions& options, double bits, double error) {
   return std::clamp(factor, 0.5, 2.0);
 }
 
-// Averages over the groups that reported, by their elements, in order of the names.
+// Sums over the groups that reported, of bits and steps by their elements, in order of the names.
 struct Totals {
   double numel = 0;
-  std::array<double, 2> bits{}, error{};
+  std::array<double, 2> bits{}, lost{}, allowed{};
   double with_step = 0, log2_step = 0;
+
+  // The squared error over that of the goal; 1 for goals that are no errors.
+  double error(std::size_t leg) const { return allowed[leg] > 0 ? lost[leg] / allowed[leg] : 1; }
 };
 
 Totals totals_of(const SharedSteps::Codec& codec) {
@@ -51,7 +56,8 @@ Totals totals_of(const SharedSteps::Codec& codec) {
     totals.numel += numel;
     for (const std::size_t leg : {kToOwners, kToAll}) {
       totals.bits[leg] += numel * group.report.bits[leg];
-      totals.error[leg] += numel * group.report.error[leg];
+      totals.lost[leg] += group.report.lost[leg];
+      totals.allowed[leg] += group.report.allowed[leg];
     }
     if (!group.report.log2_step) continue;
     totals.with_step += numel;
@@ -68,7 +74,7 @@ double excess(const EcsqOptions& options, double bits, double error) {
 
 float next_step(const EcsqOptions& options, float step, const Totals& totals, std::size_t leg) {
   const double bits = totals.bits[leg] / totals.numel;
-  const double error = totals.error[leg] / totals.numel;
+  const double error = totals.error(leg);
   if (options.goal == Goal::kStep) return static_cast<float>(options.value);
   const double over = excess(options, bits, error);
   if (over > kFarOff || over < 1 / kFarOff) return 0;
@@ -119,7 +125,14 @@ SharedSteps::Use SharedSteps::use(const std::string& spec, const EcsqOptions& op
     found->second = {.numel = numel};
     found->second.slot_bits.fill(first_bits(options) * margin(options));
   }
-  return {codec.step, found->second.slot_bits};
+  Use use{codec.step, found->second.slot_bits, {}};
+  if (options.goal == Goal::kBits) return use;
+  for (const std::size_t leg : {kToOwners, kToAll}) {
+    if (codec.step[leg] == 0) continue;
+    for (const std::uint32_t bytes : found->second.report.slots[leg])
+      use.slots[leg].push_back(static_cast<std::uint32_t>(std::ceil(bytes * margin(options))));
+  }
+  return use;
 }
 
 void SharedSteps::report(const std::string& spec, const std::string& group,
@@ -147,7 +160,10 @@ std::string describe(const SharedSteps::State& state) {
         text += concat(" ", number_text(group.slot_bits[leg]));
         if (!group.reported) continue;
         text += concat(" after ", number_text(group.report.bits[leg]), " with error ",
-                       number_text(group.report.error[leg]));
+                       number_text(group.report.lost[leg]), " of ",
+                       number_text(group.report.allowed[leg]));
+        const std::vector<std::uint32_t>& slots = group.report.slots[leg];
+        text += concat(", of each ", crc32c(std::as_bytes(std::span(slots))));
       }
       if (group.reported && group.report.log2_step) {
         text += concat(" at step ", number_text(*group.report.log2_step));

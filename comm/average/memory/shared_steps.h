@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "thinwire/compressors/codecs/ecsq.h"
 
@@ -15,14 +16,17 @@ namespace thinwire::comm {
 // The two encodings of a gradient: of a rank's own for the owners, and of the mean for all.
 inline constexpr std::size_t kToOwners = 0, kToAll = 1;
 
-// What one exchange took, an average over its slots; the same on all ranks, who read it in each
+// What one exchange took of all its slots; the same on all ranks, who read it in each
 // other's frames.
 struct SlotReport {
   // An element, had every slot been large enough, without what any payload takes.
   std::array<double, 2> bits{};
   std::optional<double> log2_step = {};  // of those to the owners; none where everything was zero
-  // The squared error over that of the goal; 1 for goals that are no errors.
-  std::array<double, 2> error{1, 1};
+  // The squared error of all slots together, and what the goal allows them together: a slot of
+  // small values may lose all of them. Nothing for goals that are no errors.
+  std::array<double, 2> lost{}, allowed{};
+  // The same bits of each slot, in bytes.
+  std::array<std::vector<std::uint32_t>, 2> slots{};
   bool operator==(const SlotReport&) const = default;
 };
 
@@ -34,7 +38,9 @@ struct SlotReport {
 //            all groups; step · (b / t)^0.4 below; step · (goal's error / error)^0.3 for errors;
 //            each by a factor of 2 at most
 //   none where that is beyond a factor of four of its goal: each rank then finds its own again
-//   slots  ← the group's reported bits, times t / b where bits are the goal, else 3 % more
+//   slots  ← the group's reported bits, times t / b, where bits are the goal: as many an element in
+//            each slot. Else what each slot took, and 3 % more: a model's rows may be unused or in
+//            use, and a slot's error be all of its values
 //
 // A step is the sender's own affair, as payloads name theirs. Slots are not: their sizes are sums
 // and products of what all ranks know, rounded alike everywhere. Not thread-safe.
@@ -57,6 +63,8 @@ class SharedSteps {
   struct Use {
     std::array<float, 2> step{};  // 0: each rank finds its own
     std::array<double, 2> slot_bits{};
+    // Bytes of each slot, where they differ; else empty, and all have slot_bits an element.
+    std::array<std::vector<std::uint32_t>, 2> slots{};
   };
   // What a group of `numel` elements does in a training step; called once for each, in any order of
   // the groups, and only when all exchanges of the step before are over. Changes nothing of the

@@ -84,8 +84,8 @@ SlotPrefix fill_slot(const EcsqOptions& options, float step, const RandomKey& ke
   prefix.wanted_bytes =
       static_cast<std::uint32_t>(std::clamp(encoded.wanted_bits / 8 - least, 0.0, 4e9));
   if (aims_at_error(options) && std::isfinite(allowed) && allowed > 0) {
-    prefix.error =
-        static_cast<float>(std::clamp(lost_error(coders.codes, coders.parts) / allowed, 1e-3, 1e3));
+    prefix.lost = static_cast<float>(std::sqrt(lost_error(coders.codes, coders.parts)));
+    prefix.allowed = static_cast<float>(std::sqrt(allowed));
   }
   return prefix;
 }

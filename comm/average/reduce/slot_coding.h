@@ -16,13 +16,14 @@ namespace thinwire::comm {
 // In front of the payload, see SlotReduce; both are the same on the two ways but for their number.
 struct SlotPrefix {
   std::uint32_t wanted_bytes = 0;  // beyond what any payload takes
-  float error = 1;
+  // Roots of the squared error, and of what the goal allows; 0 for goals that are no errors.
+  float lost = 0, allowed = 0;
 };
 struct MeanPrefix {
   SlotPrefix mean, slices;
   float log2_step = 0;
 };
-static_assert(sizeof(SlotPrefix) == 8 && sizeof(MeanPrefix) == 20);
+static_assert(sizeof(SlotPrefix) == 12 && sizeof(MeanPrefix) == 28);
 
 // Coders of the calling thread; their buffers serve one slice after another.
 struct SlotCoders {

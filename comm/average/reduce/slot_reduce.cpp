@@ -39,6 +39,10 @@ void for_each_slot_piece(const Slice& slice, const Visit& visit) {
   }
 }
 
+double square(double value) {
+  return value * value;
+}
+
 std::span<float> slot_part(std::span<float> values, std::size_t begin, const Piece& piece) {
   return values.subspan(begin, static_cast<std::size_t>(piece.numel));
 }
@@ -65,6 +69,26 @@ std::vector<std::vector<Slice>> slices_of(std::span<const PartitionLayer> layers
   return owner_slices(sizes, world, chunks);
 }
 
+// What the slots of an exchange took together.
+struct SlotsTaken {
+  std::array<double, 2> bytes{}, lost{}, allowed{};
+  double elements = 0;
+  double log2_step = 0, with_step = 0;  // of the slots to the owners
+
+  void add(const MeanPrefix& prefix, double weight) {
+    elements += weight;
+    for (const std::size_t leg : {kToOwners, kToAll}) {
+      const SlotPrefix& slots = leg == kToOwners ? prefix.slices : prefix.mean;
+      bytes[leg] += slots.wanted_bytes;
+      lost[leg] += square(slots.lost);
+      allowed[leg] += square(slots.allowed);
+    }
+    if (prefix.log2_step <= kNoStep) return;
+    with_step += weight;
+    log2_step += weight * double{prefix.log2_step};
+  }
+};
+
 }  // namespace
 
 struct SlotReduce::Chunk {
@@ -76,12 +100,6 @@ struct SlotReduce::Chunk {
   bool finite = true;           // the mean of the own slice
   SlotPrefix slices;            // averages over the ranks of the slots of the own slice
   double log2_step = 0;
-};
-
-struct SlotReduce::Taken {
-  std::array<double, 2> bytes{}, error{};
-  double elements = 0;
-  double log2_step = 0, with_step = 0;  // of the slots to the owners
 };
 
 SlotReduce::SlotReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
@@ -96,8 +114,7 @@ SlotReduce::SlotReduce(std::vector<std::vector<Slice>> slices, const Codec& code
       options_(*ecsq_options(codec_)),
       spec_(codec_.spec()),
       steps_(steps),
-      slices_(std::move(slices)),
-      taken_(std::make_unique<Taken>()) {
+      slices_(std::move(slices)) {
   for (const std::vector<Slice>& owners : slices_) {
     chunks_.push_back(std::make_unique<Chunk>());
     for (const Slice& s : owners) numel_ += s.numel;
@@ -109,9 +126,12 @@ SlotReduce::~SlotReduce() = default;
 std::size_t SlotReduce::slot_bytes(int chunk, int owner, std::size_t leg) const {
   const Slice& s = slice(chunk, owner);
   if (s.numel == 0) return 0;
-  return kPrefixBytes[leg] + entropy::StepEncoder::min_bytes(s.pieces.size()) + kSlotMargin +
-         static_cast<std::size_t>(
-             std::ceil(use_.slot_bits[leg] * static_cast<double>(s.numel) / 8));
+  const std::vector<std::uint32_t>& known = use_.slots[leg];
+  const std::size_t taken =
+      known.empty() ? static_cast<std::size_t>(
+                          std::ceil(use_.slot_bits[leg] * static_cast<double>(s.numel) / 8))
+                    : known[place_of(chunk, owner)];
+  return kPrefixBytes[leg] + entropy::StepEncoder::min_bytes(s.pieces.size()) + kSlotMargin + taken;
 }
 
 // Places for all messages, whose sizes are those of this exchange.
@@ -148,9 +168,13 @@ void SlotReduce::begin() {
   heard_ = 0;
   keeps_residuals_ = std::ranges::any_of(layers_, &LayerValues::holds_residual);
   begin_ = 1;
-  *taken_ = {};
+  prefixes_.assign(slices_.size() * static_cast<std::size_t>(world_), {});
   group_ = std::string(layers_[0].name);
   use_ = steps_.use(spec_, options_, group_, numel_, static_cast<std::int64_t>(context_.step));
+  // Of a job of another size, or of pieces of another.
+  for (std::vector<std::uint32_t>& slots : use_.slots) {
+    if (slots.size() != prefixes_.size()) slots.clear();
+  }
   find_steps();
   place();
   for (int c = 0; c < chunks(); ++c) send_slices(c);
@@ -270,7 +294,7 @@ bool SlotReduce::add_up(int index) {
   const Slice& own = slice(index, rank_);
   if (own.numel == 0) return true;
   PhaseSpan span(context_, Phase::kDecompress);
-  double wanted = 0, error = 0, log2_step = 0;
+  double wanted = 0, lost = 0, allowed = 0, log2_step = 0;
   int with_step = 0;
   for (int r = 0; r < world_; ++r) {
     try {
@@ -289,7 +313,8 @@ bool SlotReduce::add_up(int index) {
                     slot_part(chunk.sums, element, piece));
       });
       wanted += prefix.wanted_bytes;
-      error += double{prefix.error};
+      lost += square(prefix.lost);
+      allowed += square(prefix.allowed);
       if (!(codes.step() > 0)) continue;
       log2_step += entropy::log2_of(codes.step());
       ++with_step;
@@ -299,7 +324,9 @@ bool SlotReduce::add_up(int index) {
       return false;
     }
   }
-  chunk.slices = {static_cast<std::uint32_t>(wanted / world_), static_cast<float>(error / world_)};
+  chunk.slices = {.wanted_bytes = static_cast<std::uint32_t>(wanted / world_),
+                  .lost = static_cast<float>(std::sqrt(lost)),
+                  .allowed = static_cast<float>(std::sqrt(allowed))};
   chunk.log2_step = with_step > 0 ? log2_step / with_step : kNoStep;
   return true;
 }
@@ -401,22 +428,9 @@ bool SlotReduce::hear(int index) {
   return all;
 }
 
-// Sums of numbers that are the same on all ranks, which come in another order on each: the bytes
-// are whole numbers, and what is not is rounded to some.
+// Prefixes come in another order on each rank; they are added up when all are there.
 void SlotReduce::note_taken(int index, int owner, std::span<const std::byte> slot) {
-  MeanPrefix prefix;
-  std::memcpy(&prefix, slot.data(), sizeof prefix);
-  const auto weight = static_cast<double>(slice(index, owner).numel);
-  const auto rounded = [](double value) { return std::nearbyint(value * 1024) / 1024; };
-  taken_->elements += weight;
-  taken_->bytes[kToOwners] += prefix.slices.wanted_bytes;
-  taken_->bytes[kToAll] += prefix.mean.wanted_bytes;
-  taken_->error[kToOwners] += weight * rounded(double{prefix.slices.error});
-  taken_->error[kToAll] += weight * rounded(double{prefix.mean.error});
-  if (prefix.log2_step > kNoStep) {
-    taken_->with_step += weight;
-    taken_->log2_step += weight * rounded(double{prefix.log2_step});
-  }
+  std::memcpy(&prefixes_[place_of(index, owner)], slot.data(), sizeof(MeanPrefix));
 }
 
 // Writes the means of a chunk that was heard. A piece is in cache from its residual, which makes
@@ -470,13 +484,24 @@ void SlotReduce::commit() {
                                               slot_part(chunks_[c]->sums, at, piece));
                         });
   }
-  if (taken_->elements == 0) return;
   SlotReport report;
-  for (const std::size_t leg : {kToOwners, kToAll}) {
-    report.bits[leg] = 8 * taken_->bytes[leg] / taken_->elements;
-    report.error[leg] = taken_->error[leg] / taken_->elements;
+  SlotsTaken taken;
+  for (int c = 0; c < chunks(); ++c) {
+    for (int owner = 0; owner < world_; ++owner) {
+      const MeanPrefix& prefix = prefixes_[place_of(c, owner)];
+      report.slots[kToOwners].push_back(prefix.slices.wanted_bytes);
+      report.slots[kToAll].push_back(prefix.mean.wanted_bytes);
+      if (const std::int64_t numel = slice(c, owner).numel; numel > 0)
+        taken.add(prefix, static_cast<double>(numel));
+    }
   }
-  if (taken_->with_step > 0) report.log2_step = taken_->log2_step / taken_->with_step;
+  if (taken.elements == 0) return;
+  report.lost = taken.lost;
+  report.allowed = taken.allowed;
+  for (const std::size_t leg : {kToOwners, kToAll}) {
+    report.bits[leg] = 8 * taken.bytes[leg] / taken.elements;
+  }
+  if (taken.with_step > 0) report.log2_step = taken.log2_step / taken.with_step;
   steps_.report(spec_, group_, report);
 }
 

@@ -14,6 +14,8 @@
 
 namespace thinwire::comm {
 
+struct MeanPrefix;
+
 // The exchange is that of ScatterReduce, with its terms: slices go to their owners, who add them up
 // in rank order and send the mean to all, encoded once more. What differs is the coding:
 //
@@ -52,8 +54,6 @@ class SlotReduce final : public Reduction {
 
  private:
   struct Chunk;
-  // What owners said of their slices, added up.
-  struct Taken;
 
   void begin() override;
   void find_steps();
@@ -67,6 +67,10 @@ class SlotReduce final : public Reduction {
   void write_means(int chunk, bool keep);
   void note_taken(int chunk, int owner, std::span<const std::byte> slot);
   std::size_t slot_bytes(int chunk, int owner, std::size_t leg) const;
+  std::size_t place_of(int chunk, int owner) const {
+    return static_cast<std::size_t>(chunk) * static_cast<std::size_t>(world_) +
+           static_cast<std::size_t>(owner);
+  }
   int chunks() const { return static_cast<int>(slices_.size()); }
   const Slice& slice(int chunk, int owner) const {
     return slices_[static_cast<std::size_t>(chunk)][static_cast<std::size_t>(owner)];
@@ -88,10 +92,10 @@ class SlotReduce final : public Reduction {
   // Of the last slice that was encoded, its step over the shared one: the next slice of this rank
   // is of the same gradient and begins there.
   float begin_ = 1;
-  bool finite_ = true;            // the means that are known
-  int heard_ = 0;                 // chunks whose means have come
-  bool keeps_residuals_ = false;  // where the means will be
-  std::unique_ptr<Taken> taken_;
+  bool finite_ = true;                // the means that are known
+  int heard_ = 0;                     // chunks whose means have come
+  bool keeps_residuals_ = false;      // where the means will be
+  std::vector<MeanPrefix> prefixes_;  // of all chunks, owner by owner: place_of()
 };
 
 }  // namespace thinwire::comm

@@ -110,11 +110,31 @@ TEST(SharedSteps, ErrorsMoveTheStepToo) {
   SharedSteps steps;
   const EcsqOptions options{.goal = EcsqOptions::Goal::kError, .value = 0.1};
   steps.use("ecsq(error=0.1)", options, "a", 1000, 0);
-  steps.report("ecsq(error=0.1)", "a", {.bits = {3, 2}, .log2_step = 0.0, .error = {2, 0.5}});
+  steps.report("ecsq(error=0.1)", "a",
+               {.bits = {3, 2}, .log2_step = 0.0, .lost = {2, 1}, .allowed = {1, 2}});
   const auto use = steps.use("ecsq(error=0.1)", options, "a", 1000, 1);
   EXPECT_LT(use.step[kToOwners], 1);
   EXPECT_GT(use.step[kToAll], 1);
   EXPECT_NEAR(use.slot_bits[kToOwners], 3 * 1.03, 1e-9);
+}
+
+// Reverse water-filling lets what is small lose all of itself: that is no reason for a finer step.
+TEST(SharedSteps, TheErrorIsThatOfAllTogether) {
+  SharedSteps steps;
+  const EcsqOptions options{.goal = EcsqOptions::Goal::kError, .value = 0.1};
+  const auto use_both = [&](int step) {
+    steps.use("ecsq(error=0.1)", options, "large", 1000, step);
+    return steps.use("ecsq(error=0.1)", options, "small", 1000, step);
+  };
+  use_both(0);
+  steps.report("ecsq(error=0.1)", "large",
+               {.bits = {3, 3}, .log2_step = 0.0, .lost = {1, 1}, .allowed = {1, 1}});
+  steps.report(
+      "ecsq(error=0.1)", "small",
+      {.bits = {0.1, 0.1}, .log2_step = 0.0, .lost = {1e-4, 1e-4}, .allowed = {1e-6, 1e-6}});
+  const auto use = use_both(1);
+  EXPECT_NEAR(use.step[kToOwners], 1, 1e-3);
+  EXPECT_NEAR(use.slot_bits[kToOwners], 0.103, 1e-3);
 }
 
 }  // namespace

@@ -145,6 +145,42 @@ TEST(SlotReduce, FollowsGradientsThatShrinkAndGrow) {
   });
 }
 
+// As of an embedding, of whose rows a batch uses few: some in each step, most seldom.
+Bucket rows_in_use(std::uint64_t step, int rank) {
+  constexpr std::int64_t kRows = 4096, kOften = 48, kSeldom = 97;
+  Bucket bucket = random_bucket({{"rows", {kRows, 64}}}, 31 * step, rank);
+  const at::Tensor rows = layer_of(bucket, 0).view({kRows, 64});
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    const bool used = row < kOften || (row + static_cast<std::int64_t>(step)) % kSeldom == 0;
+    rows[row].mul_(used ? (row < kOften ? 1.0f : 0.1f) : 0.0f);
+  }
+  return bucket;
+}
+
+TEST(SlotReduce, SlotsFollowWhatEachSliceTakes) {
+  for (const char* spec : {"ecsq(error=0.2, error_feedback=off)", "ecsq(as=quantize(bits=4))"}) {
+    run_ranks(3, [&](RankContext& ctx) {
+      BucketAverager averager(ctx.group, {.chunk_bytes = std::size_t{1} << 18});
+      const Plan plan = uniform_plan({{"rows", {4096, 64}}}, spec);
+      for (std::uint64_t step = 0; step < 10; ++step) {
+        const std::uint64_t before = averager.traffic().sent_bytes;
+        Bucket bucket = rows_in_use(step, ctx.rank);
+        at::Tensor exact = at::zeros_like(bucket.buffer);
+        for (int r = 0; r < 3; ++r) exact += rows_in_use(step, r).buffer;
+        exact /= 3;
+        averager.average(bucket, plan, static_cast<std::int64_t>(step));
+        expect_replicas(*ctx.group, bucket.buffer);
+        if (step == 0) continue;  // nobody knows yet what it takes
+        const auto sent = static_cast<double>(averager.traffic().sent_bytes - before);
+        EXPECT_LT(8 * sent / static_cast<double>(bucket.buffer.numel()), 0.5) << step;
+        if (step > 3) {
+          EXPECT_LT(((bucket.buffer - exact).norm() / exact.norm()).item<double>(), 0.4) << step;
+        }
+      }
+    });
+  }
+}
+
 TEST(SlotReduce, ZeroGradientsTakeNoStepAndTheNextOnesDo) {
   run_ranks(2, [&](RankContext& ctx) {
     BucketAverager averager(ctx.group);
