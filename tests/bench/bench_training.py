@@ -33,7 +33,7 @@ POWERSGD = "PyTorch, PowerSGD rank 4"
 HOOKS = {"PyTorch, bf16": default_hooks.bf16_compress_hook,
          "PyTorch, fp16": default_hooks.fp16_compress_hook}
 # Steps before those that count: the Reducer's buckets, memory, and the searches of auto.
-WARM_STEPS, WARM_STEPS_OF_AUTO = 5, 64
+WARM_STEPS, WARM_STEPS_OF_AUTO = 5, 88
 TOKENS, LABELS = 16384, 100
 
 

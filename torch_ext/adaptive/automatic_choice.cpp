@@ -14,6 +14,9 @@ constexpr double kAsFast = 1.03;
 // ranks' backward passes meet.
 constexpr double kOtherStep = 1.25, kOtherMessages = 1.6;
 constexpr int kLongestRest = 64;
+// What is so close to the fastest has a second window, and a step that is so much longer than with
+// another setting, for two windows, is no noise either.
+constexpr double kClose = 1.1, kFasterElsewhere = 1.06;
 // Where so much of a step of so many seconds is waiting, what sends less must be faster: for that
 // one step is enough. What is then found has to be faster by so much, for one step may be unlike
 // others.
@@ -22,7 +25,7 @@ constexpr double kPlainlyExposed = 0.5, kLongStep = 0.25, kPlainlyFaster = 1.25;
 double fastest_of(const std::vector<std::optional<WindowTimes>>& tried) {
   double fastest = 0;
   for (const auto& times : tried) {
-    if (times && (fastest == 0 || times->averaged < fastest)) fastest = times->averaged;
+    if (times && (fastest == 0 || times->step < fastest)) fastest = times->step;
   }
   return fastest;
 }
@@ -34,10 +37,7 @@ std::string milliseconds(double seconds) {
 }  // namespace
 
 AutomaticChoice::AutomaticChoice(std::vector<std::string> ladder)
-    : ladder_(std::move(ladder)),
-      trying_(ladder_.size()),
-      tried_(ladder_.size()),
-      brief_(ladder_.size()) {
+    : ladder_(std::move(ladder)), trying_(ladder_.size()), tried_(ladder_.size()) {
   THINWIRE_ASSERT(!ladder_.empty());
 }
 
@@ -46,53 +46,93 @@ bool AutomaticChoice::note(const WindowTimes& times) {
 }
 
 bool AutomaticChoice::note_first(const WindowTimes& times) {
-  if (!asks_for_first() || current_ + 1 == ladder_.size() || times.averaged < kLongStep ||
-      times.exposed < kPlainlyExposed * times.averaged) {
+  if (!asks_for_first() || current_ + 1 == ladder_.size() || times.step < kLongStep ||
+      times.exposed < kPlainlyExposed * times.step) {
     return false;
   }
-  trying_[current_] = times;
-  brief_[current_++] = true;
+  trying_[current_++] = {times, 0};
   return true;
 }
 
 bool AutomaticChoice::search(const WindowTimes& times) {
   const std::size_t before = current_;
-  trying_[current_] = times;
-  brief_[current_] = false;
-  const bool hidden = times.exposed <= kHidden * times.averaged;
-  if (!measures_again_ && !hidden && current_ + 1 < ladder_.size()) {
+  if (!began_anew_ && is_out_of_date(times)) {
+    const std::size_t first = before_;
+    begin_search(0);
+    before_ = first;
+    began_anew_ = true;
+    return current_ != before;
+  }
+  note_window(times);
+  const bool hidden = times.exposed <= kHidden * times.step;
+  const bool ends = hidden && times.step <= kAsFast * fastest_trial();
+  if (!measures_again_ && !ends && current_ + 1 < ladder_.size()) {
     ++current_;
-  } else if (!measure_again()) {
+    return true;
+  }
+  const auto again = to_measure_again();
+  measures_again_ = again.has_value();
+  if (again) {
+    current_ = *again;
+  } else {
     settle();
   }
   return current_ != before;
 }
 
-// Goes back to a setting of which one step is known, where that does not rule it out.
-bool AutomaticChoice::measure_again() {
+// Whether the network was another one when the current setting had its first window.
+bool AutomaticChoice::is_out_of_date(const WindowTimes& times) const {
+  const std::optional<Trial>& trial = trying_[current_];
+  return trial && trial->windows > 0 && kOtherMessages * times.exchange < trial->times.exchange;
+}
+
+// What disturbs a window makes it longer.
+void AutomaticChoice::note_window(const WindowTimes& times) {
+  std::optional<Trial>& trial = trying_[current_];
+  if (!trial || trial->windows == 0) {
+    trial = {times, 1};
+  } else {
+    ++trial->windows;
+    if (times.step < trial->times.step) trial->times = times;
+  }
+}
+
+// Of the settings that have had a window.
+double AutomaticChoice::fastest_trial() const {
   double fastest = 0;
-  for (std::size_t i = 0; i < trying_.size(); ++i) {
-    if (!trying_[i] || brief_[i]) continue;
-    if (fastest == 0 || trying_[i]->averaged < fastest) fastest = trying_[i]->averaged;
+  for (const auto& trial : trying_) {
+    if (!trial || trial->windows == 0) continue;
+    if (fastest == 0 || trial->times.step < fastest) fastest = trial->times.step;
   }
+  return fastest;
+}
+
+// A setting that what is known of it does not rule out: of which one step is known, or one window
+// that is not plainly better or worse than another one's.
+std::optional<std::size_t> AutomaticChoice::to_measure_again() const {
+  const double fastest = fastest_trial();
+  std::optional<std::size_t> again;
+  int close = 0;
   for (std::size_t i = 0; i < trying_.size(); ++i) {
-    if (!trying_[i] || !brief_[i] || trying_[i]->averaged > kPlainlyFaster * fastest) continue;
-    measures_again_ = true;
-    current_ = i;
-    return true;
+    if (!trying_[i]) continue;
+    const auto& [times, windows] = *trying_[i];
+    if (windows == 0 && times.step <= kPlainlyFaster * fastest) return i;
+    if (windows == 0 || times.step > kClose * fastest) continue;
+    ++close;
+    if (windows == 1 && !again) again = i;
   }
-  return false;
+  return close > 1 ? again : std::nullopt;
 }
 
 void AutomaticChoice::settle() {
-  measures_again_ = false;
-  const double fastest = fastest_of(trying_);
-  const auto chosen = std::ranges::find_if(trying_, [fastest](const auto& times) {
-    return times && times->averaged <= kAsFast * fastest;
-  });
-  current_ = static_cast<std::size_t>(chosen - trying_.begin());
+  for (std::size_t i = 0; i < trying_.size(); ++i) {
+    tried_[i] = trying_[i] ? std::optional(trying_[i]->times) : std::nullopt;
+  }
+  const double fastest = fastest_of(tried_);
+  const auto chosen = std::ranges::find_if(
+      tried_, [fastest](const auto& times) { return times && times->step <= kAsFast * fastest; });
+  current_ = static_cast<std::size_t>(chosen - tried_.begin());
   chosen_ = **chosen;
-  tried_ = trying_;
   searching_ = false;
   ++searches_;
   rest_ = next_rest_ = current_ == before_ ? std::min(kLongestRest, 2 * next_rest_ + 1) : 0;
@@ -101,7 +141,7 @@ void AutomaticChoice::settle() {
 
 bool AutomaticChoice::note_by_layer(const WindowTimes& times) {
   THINWIRE_ASSERT(!searching_ && !by_layer_);
-  if (times.averaged > kAsFast * fastest_of(tried_)) return false;
+  if (times.step > kAsFast * fastest_of(tried_)) return false;
   by_layer_ = true;
   chosen_ = times;
   explain();
@@ -109,26 +149,32 @@ bool AutomaticChoice::note_by_layer(const WindowTimes& times) {
 }
 
 void AutomaticChoice::explain() {
-  const bool hides = chosen_.exposed <= kHidden * chosen_.averaged;
-  reason_ = concat("averaging ends ", milliseconds(chosen_.averaged), " after the forward pass, ",
+  const bool hides = chosen_.exposed <= kHidden * chosen_.step;
+  reason_ = concat("a step takes ", milliseconds(chosen_.step), ", averaging ends ",
                    milliseconds(chosen_.exposed), " after the backward pass",
                    hides ? ", which hides it" : "");
   for (std::size_t i = 0; i < tried_.size(); ++i) {
     if (!tried_[i] || (i == current_ && !by_layer_)) continue;
-    reason_ += concat("; ", milliseconds(tried_[i]->averaged), " with ", ladder_[i]);
+    reason_ += concat("; ", milliseconds(tried_[i]->step), " with ", ladder_[i]);
   }
 }
 
 AutomaticChoice::Change AutomaticChoice::change_of(const WindowTimes& times) const {
-  if (times.exchange > kOtherMessages * chosen_.exchange &&
-      times.averaged > kAsFast * chosen_.averaged) {
+  if (times.exchange > kOtherMessages * chosen_.exchange && times.step > kAsFast * chosen_.step) {
     const bool less_to_send = by_layer_ || current_ + 1 < ladder_.size();
     return less_to_send ? Change::kSlowerMessages : Change::kNone;
   }
   const bool faster_messages = current_ > 0 && kOtherMessages * times.exchange < chosen_.exchange;
-  const bool other_step = times.averaged > kOtherStep * chosen_.averaged ||
-                          kOtherStep * times.averaged < chosen_.averaged;
-  return faster_messages || other_step ? Change::kOther : Change::kNone;
+  const bool other_step =
+      times.step > kOtherStep * chosen_.step || kOtherStep * times.step < chosen_.step;
+  if (faster_messages || other_step) return Change::kOther;
+  for (std::size_t i = 0; i < tried_.size(); ++i) {
+    const bool other = i != current_ || by_layer_;
+    if (other && tried_[i] && kFasterElsewhere * tried_[i]->step < times.step) {
+      return Change::kOthersFaster;
+    }
+  }
+  return Change::kNone;
 }
 
 bool AutomaticChoice::watch(const WindowTimes& times) {
@@ -143,6 +189,12 @@ bool AutomaticChoice::watch(const WindowTimes& times) {
   last_change_ = Change::kNone;
   const bool was_by_layer = by_layer_;
   begin_search(change == Change::kOther ? 0 : current_);
+  if (change == Change::kOthersFaster) {
+    measures_again_ = true;
+    for (std::size_t i = 0; i < tried_.size(); ++i) {
+      if (tried_[i]) trying_[i] = {*tried_[i], 0};
+    }
+  }
   if (change == Change::kOther || was_by_layer) return was_by_layer || current_ != before_;
   return search(times);
 }
@@ -151,8 +203,8 @@ void AutomaticChoice::begin_search(std::size_t first) {
   before_ = current_;
   current_ = first;
   trying_.assign(ladder_.size(), std::nullopt);
-  brief_.assign(ladder_.size(), false);
   searching_ = true;
+  measures_again_ = began_anew_ = false;
   by_layer_ = false;
 }
 

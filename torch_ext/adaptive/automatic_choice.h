@@ -11,7 +11,7 @@ namespace thinwire {
 
 // Medians over the steps of a window, in seconds, as the ranks have agreed on them.
 struct WindowTimes {
-  double averaged = 0;  // from the end of the forward pass to the last mean, of the slowest rank
+  double step = 0;      // from one step's last mean to the next one's, of the slowest rank
   double exposed = 0;   // of it, after the last gradient, of the rank that had the least of it
   double exchange = 0;  // in which messages were waited for, of the rank that had the most of it
 };
@@ -21,10 +21,16 @@ struct WindowTimes {
 inline constexpr double kHidden = 0.02;
 
 // A search tries the settings from the one with the least error on, until one hides behind the
-// backward pass or there are no more, and chooses the one with the least error among those that are
-// as fast as the fastest. Then it watches: where the network or the computing changes by much, for
-// two windows, there is another search: of what sends less where messages have become slower, of
-// all settings otherwise. Searches that change nothing come less and less often.
+// backward pass and is as fast as those before it, or there are no more, and chooses the one with
+// the least error among those with which a step is as short as the shortest. What counts is the
+// whole step: a setting that hides may slow the computing that it hides behind. Settings that are
+// close have a second window each before that, since a disturbance in one of them would decide. If
+// messages have become faster by then, the search begins anew, once.
+//
+// Then it watches: where the network or the computing changes by much, for two windows, there is
+// another search: of what sends less where messages have become slower, of all settings otherwise.
+// Where a step is only longer than it was with another setting, those that were close to it are
+// measured anew. Searches that change nothing come less and less often.
 //
 // A setting under which most of a long step is waiting need not be measured well: one step of it is
 // enough to go on, unless what is found after it turns out to be hardly faster; then it gets its
@@ -57,6 +63,9 @@ class AutomaticChoice {
   bool note_by_layer(const WindowTimes& times);
   bool by_layer() const { return by_layer_; }
 
+  // Whether the search that goes on has anything to say of a setting yet.
+  bool knows(std::size_t setting) const { return trying_[setting].has_value(); }
+
   // Of the last search that has ended: the times of each setting that it tried.
   const std::vector<std::optional<WindowTimes>>& tried() const { return tried_; }
   // Why the current setting was chosen, in a sentence; empty while the first search goes on.
@@ -65,9 +74,16 @@ class AutomaticChoice {
   int searches() const { return searches_; }
 
  private:
-  enum class Change { kNone, kSlowerMessages, kOther };
+  enum class Change { kNone, kSlowerMessages, kOther, kOthersFaster };
+  struct Trial {
+    WindowTimes times;  // of its shortest window
+    int windows = 0;    // none where only one step is known, or what an earlier search has found
+  };
   bool search(const WindowTimes& times);
-  bool measure_again();
+  bool is_out_of_date(const WindowTimes& times) const;
+  void note_window(const WindowTimes& times);
+  double fastest_trial() const;
+  std::optional<std::size_t> to_measure_again() const;
   bool watch(const WindowTimes& times);
   void settle();
   void begin_search(std::size_t first);
@@ -78,9 +94,10 @@ class AutomaticChoice {
   std::size_t current_ = 0;
   bool searching_ = true;
   std::size_t before_ = 0;  // the setting when the search began
-  std::vector<std::optional<WindowTimes>> trying_, tried_;
-  std::vector<bool> brief_;      // whether trying_ is of one step
-  bool measures_again_ = false;  // a setting of which only one step was known
+  std::vector<std::optional<Trial>> trying_;
+  std::vector<std::optional<WindowTimes>> tried_;
+  bool measures_again_ = false;  // settings that were tried
+  bool began_anew_ = false;      // the search that goes on
   bool by_layer_ = false;
   WindowTimes chosen_;  // what the current setting had when it was chosen
   Change last_change_ = Change::kNone;

@@ -113,7 +113,12 @@ bool AutomaticPlan::look(std::int64_t step, const Measure& measure) {
   MeasuredSteps steps = measure(first ? 1 : kWindow);
   const WindowTimes times = agreed(steps.times);
   const bool changed = first ? choice_.note_first(times) : choice_.note(times);
-  if (choice_.searching() && !searched) forget_search();
+  if (choice_.searching() && !searched) {
+    by_layer_.reset();
+    for (std::size_t i = 0; i < of_setting_.size(); ++i) {
+      if (!choice_.knows(i)) of_setting_[i].reset();
+    }
+  }
   if (searched || (choice_.searching() && !by_layer)) of_setting_[setting] = std::move(steps);
   if (changed) first_look_ = step + kFirstLook;
   if (changed || !first) {
@@ -132,10 +137,10 @@ void AutomaticPlan::forget_search() {
 // The step is as long as that of the slowest rank. Where even that one waits for the last mean, it
 // is for the network, not for another rank.
 WindowTimes AutomaticPlan::agreed(const WindowTimes& own) {
-  std::array<double, 3> values = {own.averaged, -own.exposed, own.exchange};
+  std::array<double, 3> values = {own.step, -own.exposed, own.exchange};
   comm::guard(*group_, "comparing the times of the steps", static_cast<std::uint64_t>(next_step_),
               [&] { comm::take_largest(*group_, values); });
-  return {.averaged = values[0], .exposed = -values[1], .exchange = values[2]};
+  return {.step = values[0], .exposed = -values[1], .exchange = values[2]};
 }
 
 // The gradients of the step that begins are looked at.
@@ -264,7 +269,7 @@ void AutomaticPlan::tell(std::int64_t step) {
   for (std::size_t i = 0; i < choice_.ladder().size(); ++i) {
     const auto& times = choice_.tried()[i];
     if (!times) continue;
-    summary_.tried.push_back({choice_.ladder()[i], times->averaged, times->exposed});
+    summary_.tried.push_back({choice_.ladder()[i], times->step, times->exposed});
   }
   if (choice_.by_layer()) {
     const LayerTask& task = by_layer_->task;

@@ -21,7 +21,7 @@ namespace thinwire {
 // One setting that a search of `auto` has tried. Seconds, see WindowTimes.
 struct AutomaticTrial {
   std::string setting;
-  double averaged = 0, exposed = 0;
+  double step = 0, exposed = 0;
 };
 
 // What `auto` has found out; all empty or zero for other specs.

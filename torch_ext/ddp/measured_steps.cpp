@@ -5,9 +5,8 @@
 namespace thinwire {
 
 MeasuredSteps measured_steps(const StepProfile& profile) {
-  MeasuredSteps steps{.times = {.averaged = profile.backward + profile.exposed,
-                                .exposed = profile.exposed,
-                                .exchange = profile.exchange}};
+  MeasuredSteps steps{
+      .times = {.step = profile.step, .exposed = profile.exposed, .exchange = profile.exchange}};
   double free = 0;
   for (const BucketProfile& bucket : profile.buckets) {
     const double begun = std::max(bucket.begun, free);

@@ -127,11 +127,11 @@ StepProfile StepClock::profile(std::int64_t steps) const {
   };
   profile.steps = static_cast<std::int64_t>(ended.size());
   std::vector<double> periods;
-  for (std::size_t i = 1; i < ended.size(); ++i) {
-    const auto begin_of = [](const Step& step) {
-      return step.forward_begun.value_or(step.finished);
-    };
-    periods.push_back(seconds_between(begin_of(*ended[i]), begin_of(*ended[i - 1])));
+  for (const Step* step : ended) {
+    if (step->number == 0) continue;
+    const Step& before = at(step->number - 1);
+    if (before.number != step->number - 1 || !before.ended) continue;
+    periods.push_back(seconds_between(before.finished, step->finished));
   }
   profile.step = median(std::move(periods));
   profile.forward = median_of([](const Step& step) {

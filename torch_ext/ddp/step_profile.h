@@ -20,7 +20,7 @@ struct BucketProfile {
 // Medians over the last steps, in seconds; all zero before the first step has ended.
 struct StepProfile {
   std::int64_t steps = 0;  // of which these are the medians, at most kProfiledSteps
-  double step = 0;         // from one forward pass to the next (or exchange to exchange, see below)
+  double step = 0;         // from one step's last mean to the next one's
   // The program's forward() of DistributedDataParallel; zero where that is PyTorch's, of which only
   // the exchange is known. Then times count from the first bucket.
   double forward = 0;

@@ -17,6 +17,7 @@
 #include "thinwire/tests/support/counting_group.h"
 #include "thinwire/tests/support/rank_errors.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
+#include "thinwire/torch_ext/ddp/measured_steps.h"
 
 namespace thinwire {
 namespace {
@@ -56,8 +57,7 @@ class Steps {
       const auto measure = [&](std::int64_t) -> MeasuredSteps {
         // Only what the slowest of the ranks waits for counts, and it waits least.
         const double waits = exposed.at(plan_.summary().setting);
-        return {
-            {.averaged = 1 + waits - 0.1 * rank_, .exposed = waits + 5 * rank_, .exchange = waits}};
+        return {{.step = 1 + waits - 0.1 * rank_, .exposed = waits + 5 * rank_, .exchange = waits}};
       };
       if (plan_.begin_step(step, measure)) {
         changes.push_back(concat(step, " ", plan_.summary().setting));
@@ -96,7 +96,7 @@ TEST(AutomaticPlan, TriesOneSettingAfterTheOtherAndSettles) {
                                       HasSubstr("5000 ms with none")));
     ASSERT_EQ(summary.tried.size(), 4u);
     EXPECT_EQ(summary.tried[0].setting, "none");
-    EXPECT_EQ(summary.tried[0].averaged, 5);
+    EXPECT_EQ(summary.tried[0].step, 5);
   });
 }
 
@@ -118,7 +118,7 @@ TEST(AutomaticPlan, CostsOneSmallAllReduceInEightStepsWhereAveragingHides) {
     AutomaticPlan automatic(group, *plan.automatic, plan.plan, 0);
     comm::BucketAverager averager(group);
     const auto measure = [](std::int64_t) -> MeasuredSteps {
-      return {{.averaged = 1, .exposed = 0.01, .exchange = 0.5}};
+      return {{.step = 1, .exposed = 0.01, .exchange = 0.5}};
     };
     const auto train = [&](std::int64_t from, std::int64_t to) {
       for (std::int64_t step = from; step < to; ++step) {
@@ -155,6 +155,42 @@ TEST(AutomaticPlan, FollowsTheNetworkWithinTwentySteps) {
     ASSERT_EQ(changes.size(), 3u);
     EXPECT_LE(std::stoi(changes.front()), 70);
     EXPECT_THAT(changes.back(), HasSubstr("quantize(bits=4)"));
+  });
+}
+
+// What a clock sees of a training on two hosts at 100 Mbit/s, in milliseconds.
+struct SeenStep {
+  double backward, exposed, rest;  // what is neither: the forward pass, the optimizer
+};
+
+MeasuredSteps seen(const SeenStep& step) {
+  StepProfile profile;
+  profile.backward = step.backward / 1e3;
+  profile.exposed = step.exposed / 1e3;
+  profile.step = (step.backward + step.exposed + step.rest) / 1e3;
+  profile.exchange = step.exposed / 1e3;
+  return measured_steps(profile);
+}
+
+// The coder's work slows the computing that it hides behind, and that before it.
+TEST(AutomaticPlan, WhatEndsSoonerAfterTheForwardPassMayMakeStepsLonger) {
+  run_ranks(2, [](RankContext& ctx) {
+    const std::map<std::string, SeenStep> steps = {{"none", {18, 125, 16}},
+                                                   {"cast(bf16)", {18, 89, 16}},
+                                                   {"quantize(bits=8)", {19, 24, 15}},
+                                                   {"quantize(bits=4)", {19, 1.5, 15}},
+                                                   {"ecsq(as=quantize(bits=4))", {18.4, 1.4, 20}}};
+    const CompressionPlan plan = made("auto");
+    AutomaticPlan automatic(ctx.group, *plan.automatic, plan.plan, 0);
+    for (std::int64_t step = 0; step < 100; ++step) {
+      automatic.begin_step(step, [&](std::int64_t) -> MeasuredSteps {
+        return seen(steps.at(automatic.summary().setting));
+      });
+    }
+    EXPECT_EQ(automatic.summary().setting, "quantize(bits=4)") << automatic.summary().reason;
+    EXPECT_THAT(automatic.summary().reason,
+                AllOf(HasSubstr("a step takes 35.5 ms"),
+                      HasSubstr("39.8 ms with ecsq(as=quantize(bits=4))")));
   });
 }
 
@@ -211,7 +247,7 @@ class Timeline8 {
     }
     if (kinds.size() > 1) end += mixed;
     const double last = made.buckets.back().ready;
-    made.times = {.averaged = end, .exposed = end - last, .exchange = 0.9 * work};
+    made.times = {.step = end, .exposed = end - last, .exchange = 0.9 * work};
     return made;
   }
 
@@ -254,7 +290,7 @@ TEST(AutomaticPlan, GivesEachLayerTheLeastErrorThatHides) {
     EXPECT_EQ(job.codecs()[7], 'q') << "the last one, whose average nothing hides";
     EXPECT_LE(std::ranges::count(job.codecs(), 'q'), 3) << job.codecs();
     const WindowTimes times = job.steps().times;
-    EXPECT_LE(times.exposed, 0.02 * times.averaged);
+    EXPECT_LE(times.exposed, 0.02 * times.step);
     const AutomaticSummary& summary = job.plan().summary();
     EXPECT_THAT(summary.setting, AllOf(HasSubstr(" quantize(bits=8)"), HasSubstr("none")));
     EXPECT_THAT(summary.reason, AllOf(HasSubstr("which hides it"), HasSubstr("with quantize"),
@@ -369,8 +405,9 @@ TEST(AutomaticTraining, KeepsReplicasEqualThroughEverySetting) {
     EXPECT_GE(summary.automatic.searches, 1);
     EXPECT_FALSE(summary.automatic.reason.empty());
     ASSERT_FALSE(summary.automatic.tried.empty());
-    EXPECT_EQ(summary.automatic.tried[0].setting, "none");
-    EXPECT_GT(summary.automatic.tried[0].averaged, 0);
+    // Later searches may be of some settings only.
+    if (summary.automatic.searches == 1) EXPECT_EQ(summary.automatic.tried[0].setting, "none");
+    EXPECT_GT(summary.automatic.tried[0].step, 0);
     const std::string setting = ddp.plan().of("weight").text();
     EXPECT_THAT(setting, HasSubstr(summary.automatic.setting.substr(0, 4)));
   });

@@ -11,6 +11,7 @@
 #include "ddp_net.h"
 #include "thinwire/tests/common/temporary_file.h"
 #include "thinwire/tests/support/rank_threads.h"
+#include "thinwire/torch_ext/ddp/step_clock.h"
 
 namespace thinwire {
 namespace {
@@ -108,6 +109,23 @@ TEST(StepProfile, PartsOfAStep) {
     EXPECT_EQ(bytes, expected);
     EXPECT_EQ(layers, net->parameters().size());
   });
+}
+
+TEST(StepProfile, ASingleStepIsAsLongAsSinceTheMeanBefore) {
+  StepClock clock(nullptr);
+  const auto step = [&](std::int64_t number) {
+    clock.forward_begins();
+    clock.forward_ends();
+    clock.bucket_ready(number, {0, at::ones({4}), {{"weight", 0, {4}}}}, /*last=*/true);
+    clock.step_ends(number, {});
+  };
+  step(7);
+  EXPECT_EQ(clock.profile(1).step, 0) << "of the one before nothing is known";
+  step(8);
+  const StepProfile profile = clock.profile(1);
+  EXPECT_EQ(profile.steps, 1);
+  EXPECT_GE(profile.step, profile.forward + profile.backward + profile.exposed);
+  EXPECT_GT(profile.step, 0);
 }
 
 TEST(StepProfile, TheTimelineMarksForwardBackwardAndWait) {
