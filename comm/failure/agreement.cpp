@@ -8,6 +8,7 @@
 #include <exception>
 #include <vector>
 
+#include "thinwire/comm/failure/failure.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/comm/join/error_text.h"
 #include "thinwire/comm/join/store_meeting.h"
@@ -20,10 +21,6 @@ namespace {
 // The outcomes of the meeting: all have one text, rank R (the number follows) is the first whose
 // text is not that of rank 0, or a rank has none and says why.
 constexpr std::string_view kSame = "same", kDiffers = "differs ", kRefused = "refused ";
-
-// How often a rank that waits looks whether another one has failed elsewhere, as comm::wait() does:
-// each look costs two more requests.
-constexpr auto kLookEvery = std::chrono::milliseconds(200);
 
 // The first line in which two texts differ, as "'a' on rank 0, 'b' on rank 2".
 std::string first_difference(std::string_view zero, std::string_view other, int rank) {
@@ -80,7 +77,7 @@ class TextAgreement {
     THINWIRE_ASSERT(store_);
     timeout_ = timeout_of(group, *store_);
     deadline_ = StorePoll::Clock::now() + timeout_;
-    next_look_ = StorePoll::Clock::now() + kLookEvery;
+    next_look_ = StorePoll::Clock::now() + kAskEvery;
   }
 
   void agree(std::string_view text) {
@@ -117,7 +114,7 @@ class TextAgreement {
   void look_for_failures() {
     const auto now = StorePoll::Clock::now();
     if (now < next_look_) return;
-    next_look_ = now + kLookEvery;
+    next_look_ = now + kAskEvery;
     if (another_rank_has_failed(group_))
       throw CommError(-1, operation_, 0, "another rank has failed");
   }

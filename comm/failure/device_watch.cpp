@@ -18,7 +18,6 @@
 namespace thinwire::comm {
 namespace {
 
-constexpr auto kDeviceLookEvery = std::chrono::milliseconds(200);
 // What is still queued so long after something was noticed waits for a rank that is gone. Longer
 // than what finishes a last collective takes, shorter than the others' patience in a roll call.
 constexpr auto kGrace = std::chrono::milliseconds(400);
@@ -130,7 +129,7 @@ void DeviceWatch::watch() {
   std::unique_lock lock(mutex_);
   while (!failure_) {
     changed_.wait(lock, [&] { return stopping_ || !items_.empty(); });
-    if (!stopping_) changed_.wait_for(lock, kDeviceLookEvery, [&] { return stopping_; });
+    if (!stopping_) changed_.wait_for(lock, kAskEvery, [&] { return stopping_; });
     if (stopping_) return;
     std::exception_ptr cause;
     try {

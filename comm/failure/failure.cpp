@@ -27,9 +27,6 @@ using Kind = FailureReport::Kind;
 
 constexpr auto kPatience = std::chrono::seconds(2);
 std::atomic<int> silent_ranks = 0;  // in the last roll call
-// How often a rank that waits for a collective looks whether another rank has failed meanwhile.
-// A collective that finishes sooner never asks; the question costs two small messages.
-constexpr auto kAskEvery = std::chrono::milliseconds(200);
 
 FailureReport describe(int rank, std::string operation, const std::exception_ptr& cause) {
   FailureReport report{Kind::kOther, rank, std::move(operation), ""};

@@ -1,6 +1,7 @@
 // Turning the failure of a collective into an error that names who is missing.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <string>
@@ -11,6 +12,10 @@
 #include "thinwire/common/error.h"
 
 namespace thinwire::comm {
+
+// How often a rank that waits for the others looks whether one of them has failed meanwhile. What
+// is over sooner never asks; a question costs two small messages.
+inline constexpr std::chrono::milliseconds kAskEvery{200};
 
 // Call inside a catch block after a collective of `group` failed. Posts this rank's failure to the
 // group's store (a duplicate's to that of the original, see DuplicateStore), waits up to two

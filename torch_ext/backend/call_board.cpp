@@ -8,8 +8,6 @@
 namespace thinwire::detail {
 namespace {
 
-constexpr auto kLookEvery = std::chrono::milliseconds(200);
-
 std::string board_key(std::uint64_t number, int rank) {
   return concat("thinwire/calls/", number, "/", rank);
 }
@@ -41,7 +39,7 @@ void CallBoard::watch(std::uint64_t number, const std::string& text,
                               std::vector<std::uint8_t>(text.begin(), text.end()));
     }
     bool compared = false;
-    while (!finished_within(kLookEvery)) {
+    while (!finished_within(comm::kAskEvery)) {
       if (comm::another_rank_has_failed(*group_))
         throw CommError(-1, text, number, "another rank has failed");
       compare(number, text, compared);
