@@ -268,13 +268,13 @@ TEST_P(Bounded, ResidualsDoNotGrowOver1300Steps) {
     AveragerOptions options = c.options();
     options.check_replicas_every = 0;
     BucketAverager averager(ctx.group, options);
-    // Where every step added its own, not even in one direction, the late ones were four times as
-    // large.
+    // Where every step added its own, not even in one direction, the late ones were three times as
+    // large. What a small matrix leaves in spectral's classes goes up and down over dozens of steps.
     double early = 0, late = 0;
     for (int step = 0; step < 1300; ++step) {
       Bucket bucket = random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank);
       averager.average(bucket, plan, step);
-      const bool is_early = step >= 50 && step < 100;
+      const bool is_early = step >= 50 && step < 150;
       if (!is_early && step < 1200) continue;
       double norm = 0;
       for (const float value : averager.feedback().residual("w")) norm += double{value} * value;
@@ -288,7 +288,7 @@ TEST_P(Bounded, ResidualsDoNotGrowOver1300Steps) {
       worst = std::max(worst, std::sqrt(norm));
     }
     EXPECT_GT(early, 0);
-    EXPECT_LE(late, 3 * early);
+    EXPECT_LE(late, 2.5 * early);
   });
 }
 
