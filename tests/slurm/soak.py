@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Training under a real Slurm while hosts, ranks and cables fail: `make soak`.
 
-    soak.py [--minutes 60] [--rounds N] [--events 4] [--seed S] [--hosts 3] [--log soak.jsonl]
+    soak.py [--minutes 60] [--rounds N] [--events 4] [--kinds kill,power] [--seed S] [--hosts 3]
+            [--log soak.jsonl]
 
 Each round trains the small data set of the tests with one of the codecs, with checkpoints, as a batch
 job that goes back into the queue whenever a rank ends with an error, and lets things happen to it:
@@ -145,6 +146,13 @@ class Soak:
     def progress(self, name):
         return len(re.findall(r"epoch \d+/", self.output(name)))
 
+    def standing(self, job, name):
+        """What Slurm says of the job and the hosts, and the end of what the job printed."""
+        _, queue = self.cluster.run("squeue", "-h", "-t", "all", "-o", "%T (%r), starts %S", "-j",
+                                    str(job))
+        _, hosts = self.cluster.run("sinfo", "-h", "-N", "-o", "%N %T %E")
+        return f"{queue.strip()}; {hosts.strip()}; {self.output(name)[-2000:]}"
+
     def signal(self, host, number):
         self.cluster.run(sys.executable, "-c", SIGNAL, PROGRAM, str(number), host=host)
 
@@ -175,7 +183,7 @@ class Soak:
     def round(self, number):
         """A list of what is wrong, as sentences."""
         codec = self.random.choice(CODECS)
-        events = [(self.random.choice(EVENTS), f"n{self.random.randrange(self.options.hosts)}",
+        events = [(self.random.choice(self.options.kinds.split(",")), f"n{self.random.randrange(self.options.hosts)}",
                    self.random.randrange(3, 3 + self.options.epochs // 4))
                   for _ in range(self.options.events)]
         if codec not in self.whole:
@@ -192,7 +200,7 @@ class Soak:
             limit = time.monotonic() + 300
             while self.progress(name) < before + lines and self.cluster.state(job) != "COMPLETED":
                 if time.monotonic() > limit:
-                    return [f"no progress in 300 s before '{event}': {self.output(name)[-2000:]}"]
+                    return [f"no progress in 300 s before '{event}': {self.standing(job, name)}"]
                 time.sleep(0.2)
             if self.cluster.state(job) == "COMPLETED":
                 break
@@ -238,6 +246,7 @@ def main(words=None):
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rounds", type=int, help="as many, instead of minutes")
     parser.add_argument("--events", type=int, default=4, help="of a round")
+    parser.add_argument("--kinds", default=",".join(EVENTS), help="events to choose from")
     parser.add_argument("--epochs", type=int, default=300, help="of a round's training")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--hosts", type=int, default=3)
