@@ -51,18 +51,20 @@ struct Numbers {
   CodecCost cost;
 };
 
-// As ScatterReduce does it: everything is sent, then everything reduced, then the means decoded as
-// they come.
+// As ScatterReduce does it: everything is sent, and what is not sent encoded, then everything
+// reduced, then the means decoded as they come.
 void scatter_reduce(OpsBuilder& build, const Numbers& n, int chunks) {
   const double part = 1.0 / chunks;
-  const double leg = n.others / n.world * (part * (n.payload + n.dense) + n.owners * n.frame);
+  const double travels = n.others / n.world;
+  const double leg = travels * (part * (n.payload + n.dense) + n.owners * n.frame);
   const double crowding = n.world / n.owners;
   std::vector<int> scatter, gather;
   build.begin();
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    build.code(part * n.floats * n.cost.compress);
+    build.code(part * travels * n.floats * n.cost.compress);
     scatter.push_back(build.post(Collective::kAllToAll, leg, crowding));
   }
+  build.code((1 - travels) * n.floats * n.cost.compress);
   build.advance();
   for (const int message : scatter) {
     build.wait(message);

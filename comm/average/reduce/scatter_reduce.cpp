@@ -100,7 +100,8 @@ void ScatterReduce::place() {
 }
 
 // All ranks post their collectives in this order. Everything is encoded before anything is waited
-// for, so that the network has something to do from the first chunk to the last mean.
+// for, so that the network has something to do from the first chunk to the last mean; what does not
+// travel comes last.
 void ScatterReduce::begin() {
   finite_ = true;
   heard_ = 0;
@@ -111,6 +112,10 @@ void ScatterReduce::begin() {
   tells_all_ = keeps_residuals_ && !sums_hook_;
   place();
   for (int c = 0; c < partition_.chunks(); ++c) send_slices(c);
+  PhaseSpan span(context_, Phase::kCompress);
+  for (int c = 0; c < partition_.chunks(); ++c) {
+    encode_slice(partition_.slice(c, rank_), chunks_[static_cast<std::size_t>(c)]->own);
+  }
 }
 
 void ScatterReduce::advance() {
@@ -163,26 +168,28 @@ void ScatterReduce::send_slices(int index) {
                               .payload_bytes = slice.payload_bytes});
     }
   }
+  if (context_.peers->alone()) return;
   {
     PhaseSpan span(context_, Phase::kCompress);
     for (int owner = 0; owner < world_; ++owner) {
       const Slice& slice = partition_.slice(index, owner);
-      if (slice.numel == 0) continue;
-      const auto frame = owner == rank_ ? std::span<std::byte>() : chunk.scatter_out.of(owner);
-      const auto payload = owner == rank_ ? chunk.own : frame.subspan(kFrameHeaderBytes);
-      for_each_piece(slice, [&](const Piece& piece, std::size_t byte, std::size_t) {
-        encode_piece(context_, layers_[piece.layer], piece.begin, piece.numel,
-                     payload.subspan(byte, piece.bytes));
-      });
-      if (owner == rank_) continue;
+      if (slice.numel == 0 || owner == rank_) continue;
+      const auto frame = chunk.scatter_out.of(owner);
+      const auto payload = frame.subspan(kFrameHeaderBytes);
+      encode_slice(slice, payload);
       write_frame_header(header_of(chunk.slices[static_cast<std::size_t>(owner)], context_, index,
                                    Leg::kScatter, rank_),
                          payload, frame);
     }
   }
-  if (!context_.peers->alone()) {
-    chunk.scatter = context_.peers->all_to_all(chunk.scatter_in, chunk.scatter_out);
-  }
+  chunk.scatter = context_.peers->all_to_all(chunk.scatter_in, chunk.scatter_out);
+}
+
+void ScatterReduce::encode_slice(const Slice& slice, std::span<std::byte> payload) {
+  for_each_piece(slice, [&](const Piece& piece, std::size_t byte, std::size_t) {
+    encode_piece(context_, layers_[piece.layer], piece.begin, piece.numel,
+                 payload.subspan(byte, piece.bytes));
+  });
 }
 
 void ScatterReduce::reduce_own_slice(int index) {

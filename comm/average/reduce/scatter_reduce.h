@@ -23,7 +23,8 @@ namespace thinwire::comm {
 //      divides by W, encodes the mean;
 //   3. the owner sends that payload to all; everyone, the owner too, decodes the same bytes.
 //
-// Chunks are independent: chunk c + 1 is encoded while chunk c is on the wire, and the means of one
+// Chunks are independent: chunk c + 1 is encoded while chunk c is on the wire, the own slices after
+// all that travels, and the means of one
 // chunk are decoded while those of the next arrive. deliver() may still wait for means, then; all
 // that decides whether the step counts has been heard before.
 // The result is bit-identical on all ranks and differs from the mean of the decoded inputs by the
@@ -60,6 +61,7 @@ class ScatterReduce final : public Reduction {
   void begin() override;
   void place();
   void send_slices(int chunk);
+  void encode_slice(const Slice& slice, std::span<std::byte> payload);
   void reduce_own_slice(int chunk);
   bool accepts_own_slice(int chunk);
   bool add_up(int chunk);

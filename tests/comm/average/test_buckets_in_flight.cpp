@@ -178,6 +178,42 @@ TEST(Collectives, AllChunksAreSentBeforeAnyIsWaitedFor) {
   }
 }
 
+// Notes what a bucket holds when its first slices are sent.
+class LookingBackend : public testing::CountingBackend {
+ public:
+  static inline thread_local at::Tensor watched, seen;
+
+  using CountingBackend::CountingBackend;
+  c10::intrusive_ptr<c10d::Work> alltoall_base(at::Tensor& output, at::Tensor& input,
+                                               std::vector<std::int64_t>& output_sizes,
+                                               std::vector<std::int64_t>& input_sizes,
+                                               const c10d::AllToAllOptions& options) override {
+    if (watched.defined() && !seen.defined()) seen = watched.clone();
+    return CountingBackend::alltoall_base(output, input, output_sizes, input_sizes, options);
+  }
+};
+
+// Encoding leaves the loss where the gradient was, which shows what has been encoded.
+TEST(Collectives, TheOwnSliceIsEncodedWhileTheOthersTravel) {
+  const LayerShapes shapes = {{"w", {128, 128}}};
+  constexpr std::int64_t kSlice = 128 * 128 / 4 / 2;  // in each of four chunks
+  run_ranks(2, [&](RankContext& ctx) {
+    BucketAverager averager(testing::counting_group<LookingBackend>(ctx),
+                            {.chunk_bytes = std::size_t{1} << 14});
+    Bucket bucket = random_bucket(shapes, 5, ctx.rank);
+    const at::Tensor gradient = bucket.buffer.clone();
+    LookingBackend::watched = bucket.buffer;
+    averager.average(bucket, uniform_plan(shapes, "quantize(bits=4)"), 0);
+    const auto untouched = [&](int owner) {
+      return at::equal(LookingBackend::seen.narrow(0, owner * kSlice, kSlice),
+                       gradient.narrow(0, owner * kSlice, kSlice));
+    };
+    EXPECT_TRUE(untouched(ctx.rank));
+    EXPECT_FALSE(untouched(1 - ctx.rank));
+    LookingBackend::watched = LookingBackend::seen = at::Tensor();
+  });
+}
+
 // A size of 8 bytes and a frame, to all.
 TEST(Collectives, GatheringSendsOneFrameToAll) {
   const Counted counted = count("topk(density=0.05)", 3, {.strategy = Strategy::kGatherReduce});
