@@ -41,8 +41,8 @@ struct StepPrediction {
   double sent_bytes = 0;  // of one rank
 };
 
-// One of many equal steps, each of which begins with what the one before has left of the link's burst.
-// Deterministic; thread-safe.
+// One of many equal steps, each of which begins with what the one before has left of the link's
+// burst. Deterministic; thread-safe.
 StepPrediction predict_step(const StepWork& work);
 
 }  // namespace thinwire::comm

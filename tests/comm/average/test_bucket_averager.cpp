@@ -265,8 +265,8 @@ TEST(BucketAverager, CountsTheBytesOfTheWire) {
     averager.average(bucket, uniform_plan(shapes, "quantize(bits=4, bucket=1024)"), 0);
     const Traffic use = averager.traffic();
     EXPECT_EQ(use.dense_bytes, 2u * 3 * (4u << 20) / 4);
-    // In each of two chunks an eighth of the payload to each of three owners, the own eighth to three
-    // ranks, and a header on each of the six frames.
+    // In each of two chunks an eighth of the payload to each of three owners, the own eighth to
+    // three ranks, and a header on each of the six frames.
     const std::uint64_t payload =
         make_codec("quantize(bits=4, bucket=1024)")->max_compressed_bytes(1 << 20, DType::kFloat32);
     // Two agreements: two numbers to three ranks on the layout, an all_reduce of one on the result.
