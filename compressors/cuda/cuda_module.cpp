@@ -81,6 +81,7 @@ CudaModule::CudaModule(const Places& places) {
   look_up(module, "thinwire_cuda_sparse", run_sparse_);
   look_up(module, "thinwire_cuda_low_rank", run_low_rank_);
   look_up(module, "thinwire_cuda_planes", run_planes_);
+  look_up(module, "thinwire_cuda_slots", run_slots_);
 }
 
 void CudaModule::check_launch(const char* what, std::int32_t error) const {
@@ -128,6 +129,11 @@ void CudaModule::run_sparse(const kernels::SparseTask& task, kernels::SparseStag
 void CudaModule::run_low_rank(const kernels::LowRankTask& task, kernels::LowRankStage stage,
                               void* stream) const {
   check_launch("the factors of a bucket", run_low_rank_(&task, stage, stream));
+}
+
+void CudaModule::run_slots(const kernels::SlotTask& task, kernels::SlotStage stage,
+                           void* stream) const {
+  check_launch("reading slots", run_slots_(&task, stage, stream));
 }
 
 void CudaModule::run_planes(const kernels::PlanesTask& task, kernels::PlanesStage stage,

@@ -8,10 +8,6 @@
 namespace thinwire::entropy {
 namespace {
 
-constexpr int kCodesOfPairs = 5;
-constexpr std::uint64_t kOdds = 256;  // what a value of 1 : 1 is
-constexpr int kTotalBits = 24;
-
 // Bits of telling apart events of two kinds.
 FixedBits bits_of_two(std::uint64_t a, std::uint64_t b) {
   return n_log2_n(a + b) - n_log2_n(a) - n_log2_n(b);
@@ -59,28 +55,12 @@ MagnitudeTotals totals_of(std::span<const std::uint32_t, kMaxSymbols> counts, bo
 SymbolWeights weights_of(const CodeModel& model, bool pairs) {
   THINWIRE_ASSERT(model.zeros > 0 && model.decay > 0 && model.last > 0 &&
                   model.last <= (pairs ? 2 : 15));
-  constexpr std::uint64_t kTotal = std::uint64_t{1} << kTotalBits;
-  const std::uint64_t zeros = value_of(model.zeros), decay = value_of(model.decay);
-  std::array<std::uint64_t, kMaxSymbols> codes{};
-  codes[0] = kTotal * zeros / (zeros + kOdds);
-  std::uint64_t rest = kTotal - codes[0];
-  for (std::size_t m = 1; m <= model.last; ++m) {
-    const std::uint64_t here = m < model.last ? rest * kOdds / (kOdds + decay) : rest;
-    rest -= here;
-    codes[2 * m - 1] = codes[2 * m] = std::max<std::uint64_t>(here / 2, 1);
-  }
+  std::array<std::uint32_t, kMaxSymbols> codes{};
+  model_codes(model.zeros, model.decay, model.last, codes.data());
+  if (!pairs) return weights_of(codes);
   std::array<std::uint32_t, kMaxSymbols> counts{};
-  if (!pairs) {
-    std::ranges::transform(codes, counts.begin(),
-                           [](std::uint64_t count) { return static_cast<std::uint32_t>(count); });
-    return weights_of(counts);
-  }
-  for (std::size_t i = 0; i < kCodesOfPairs; ++i) {
-    for (std::size_t j = 0; j < kCodesOfPairs; ++j) {
-      if (codes[i] == 0 || codes[j] == 0) continue;
-      counts[kCodesOfPairs * i + j] =
-          static_cast<std::uint32_t>(std::max<std::uint64_t>(codes[i] * codes[j] >> kTotalBits, 1));
-    }
+  for (std::size_t s = 0; s < kSymbolsOfPairs; ++s) {
+    counts[s] = model_pair(codes[s / kCodesOfPairs], codes[s % kCodesOfPairs]);
   }
   return weights_of(counts);
 }

@@ -28,11 +28,7 @@ THINWIRE_HOST_DEVICE std::int64_t log2_of_mantissa(std::int64_t x) {
 
 // log2 n of n > 0, to within 2^-16 of a bit.
 THINWIRE_HOST_DEVICE FixedBits fixed_log2(std::uint64_t n) {
-#if defined(__CUDA_ARCH__)
-  const int zeros = __clzll(static_cast<long long>(n));
-#else
-  const int zeros = __builtin_clzll(n);
-#endif
+  const int zeros = kernels::leading_zeros(n);
   const auto mantissa = static_cast<std::int64_t>(n << zeros << 1 >> 40);
   const auto exponent = static_cast<std::int64_t>(63 - zeros);
   return ((exponent << 24) + log2_of_mantissa(mantissa) + (1 << 7)) >> 8;

@@ -7,11 +7,9 @@
 namespace thinwire::entropy {
 namespace {
 
-float level_of(std::uint32_t magnitude, float step,
-               const std::array<std::uint8_t, kCentroids>& centroids) {
-  if (magnitude == 0) return 0;
-  const auto centroid = centroids[std::min<std::size_t>(magnitude, kCentroids) - 1];
-  return (static_cast<float>(magnitude) + (static_cast<float>(centroid) - 128.0f) / 256.0f) * step;
+float level_among(std::uint32_t magnitude, float step,
+                  const std::array<std::uint8_t, kCentroids>& centroids) {
+  return level_of(magnitude, centroids[std::min<std::size_t>(magnitude, kCentroids) - 1], step);
 }
 
 }  // namespace
@@ -22,7 +20,7 @@ void StepCodes::set_levels() {
   for (const Part& part : parts_) {
     const auto bound = static_cast<std::uint32_t>(part.bound());
     for (std::size_t i = part.first_excess; i < part.first_excess + part.excess; ++i) {
-      beyond_[i] = level_of(excess_[i] + bound, step_, part.centroids);
+      beyond_[i] = level_among(excess_[i] + bound, step_, part.centroids);
     }
   }
 }
@@ -35,7 +33,7 @@ void StepCodes::apply(std::size_t index, Apply apply, std::span<float> values) c
   } else if (part.kind != PartKind::kZero) {
     Levels levels{.bound = part.bound()};
     for (std::uint32_t m = 1; m <= 15; ++m) {
-      const float level = level_of(m, step_, part.centroids);
+      const float level = level_among(m, step_, part.centroids);
       levels.of_symbol[2 * m - 1] = level;
       levels.of_symbol[2 * m] = -level;
     }

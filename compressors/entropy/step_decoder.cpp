@@ -53,8 +53,6 @@ class Reader {
   std::span<const std::byte> in_;
 };
 
-constexpr std::size_t kSymbolsOfCodes = 31, kSymbolsOfPairs = 25;
-
 std::uint32_t long_number(Reader& in) {
   std::uint64_t number = 0;
   for (int shift = 0;; shift += 7) {

@@ -11,11 +11,6 @@
 namespace thinwire::entropy {
 namespace {
 
-constexpr int kMantissaBits = 4;
-constexpr std::uint64_t kMantissa = 1u << kMantissaBits;
-// The largest weight, 255: any histogram is scaled so that its total is about that.
-constexpr std::uint64_t kLargestValue = (kMantissa + 14) << 15;
-
 // Logarithms of counts are most of what it takes to find out which parts share a table.
 constexpr std::size_t kLogarithms = 4096;
 const std::array<std::uint32_t, kLogarithms> kFixedLog2 = [] {
@@ -33,30 +28,11 @@ FixedBits n_log2_n(std::uint64_t count) {
   return static_cast<FixedBits>(count) * logarithm;
 }
 
-std::uint64_t value_of(std::uint8_t weight) {
-  if (weight == 0) return 0;
-  const unsigned code = weight - 1u;
-  return (kMantissa + code % kMantissa) << (code / kMantissa);
-}
-
-std::uint8_t nearest_weight(std::uint64_t value) {
-  value = std::clamp(value, kMantissa, kLargestValue);
-  int exponent = std::bit_width(value) - 1 - kMantissaBits;
-  std::uint64_t mantissa =
-      (value + (exponent > 0 ? std::uint64_t{1} << (exponent - 1) : 0)) >> exponent;
-  if (mantissa == 2 * kMantissa) {
-    mantissa = kMantissa;
-    ++exponent;
-  }
-  return static_cast<std::uint8_t>(1 + static_cast<std::uint64_t>(exponent) * kMantissa +
-                                   (mantissa - kMantissa));
-}
-
 SymbolWeights weights_of(std::span<const std::uint32_t, kMaxSymbols> counts) {
   const std::uint64_t total = std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
   SymbolWeights weights{};
   for (std::size_t s = 0; s < counts.size(); ++s) {
-    if (counts[s] > 0) weights[s] = nearest_weight(counts[s] * kLargestValue / total);
+    weights[s] = weight_of(counts[s], total);
   }
   return weights;
 }
@@ -71,8 +47,7 @@ SymbolTable::SymbolTable(std::span<const std::uint8_t> weights) {
   std::size_t largest = 0;
   for (std::size_t s = 0; s < weights.size(); ++s) {
     if (weights[s] == 0) continue;
-    frequencies[s] = static_cast<std::uint32_t>(
-        std::max<std::uint64_t>(1, value_of(weights[s]) * kTableTotal / total));
+    frequencies[s] = frequency_of(weights[s], total);
     sum += frequencies[s];
     if (weights[s] > weights[largest]) largest = s;
     last_ = static_cast<int>(s);

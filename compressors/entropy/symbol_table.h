@@ -7,16 +7,9 @@
 #include <span>
 
 #include "thinwire/compressors/entropy/fixed_log.h"
+#include "thinwire/compressors/entropy/table_math.h"
 
 namespace thinwire::entropy {
-
-// Codes −14 … 14 and two symbols for what is beyond, or pairs of five codes: with 32 symbols a
-// table is two registers, so that no SIMD target looks anything up in memory.
-inline constexpr int kMaxSymbols = 32;
-// Frequencies are in 2^-14: what the least frequency takes from 31 others is then 0.2 % of the
-// probability, and states of 31 bits keep 0.1 % of the entropy bound.
-inline constexpr int kTableBits = 14;
-inline constexpr std::uint32_t kTableTotal = 1u << kTableBits;
 
 // Weights are the form in which a table travels: one byte a symbol, 0 for one that does not occur,
 // else a number with five significant bits,
@@ -25,10 +18,6 @@ inline constexpr std::uint32_t kTableTotal = 1u << kTableBits;
 //
 // which costs 1.5e-4 nats a symbol against exact frequencies.
 using SymbolWeights = std::array<std::uint8_t, kMaxSymbols>;
-
-// What a weight stands for, and the weight, not 0, of the nearest number that has one.
-std::uint64_t value_of(std::uint8_t weight);
-std::uint8_t nearest_weight(std::uint64_t value);
 
 // The weights of a histogram: none for symbols that do not occur. Sets all 32.
 SymbolWeights weights_of(std::span<const std::uint32_t, kMaxSymbols> counts);

@@ -8,13 +8,14 @@
 #include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/compressors/kernels/planes_task.h"
 #include "thinwire/compressors/kernels/quantize_task.h"
+#include "thinwire/compressors/kernels/slot_task.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire::kernels {
 
 // Raise it whenever a function or a struct of this file, of quantize_task.h, piece_task.h,
-// planes_task.h, sparse_task.h or low_rank_task.h changes.
-inline constexpr std::int32_t kCudaAbi = 7;
+// planes_task.h, slot_task.h, sparse_task.h or low_rank_task.h changes.
+inline constexpr std::int32_t kCudaAbi = 8;
 
 }  // namespace thinwire::kernels
 
@@ -36,5 +37,7 @@ std::int32_t thinwire_cuda_low_rank(const thinwire::kernels::LowRankTask* task,
                                     thinwire::kernels::LowRankStage stage, void* stream);
 std::int32_t thinwire_cuda_planes(const thinwire::kernels::PlanesTask* task,
                                   thinwire::kernels::PlanesStage stage, void* stream);
+std::int32_t thinwire_cuda_slots(const thinwire::kernels::SlotTask* task,
+                                 thinwire::kernels::SlotStage stage, void* stream);
 std::int32_t thinwire_cuda_frames(const thinwire::kernels::FrameTask* task, void* stream);
 }

@@ -13,6 +13,8 @@ class CudaBlock {
   __device__ std::uint32_t thread() const { return threadIdx.x; }
   __device__ std::uint32_t size() const { return blockDim.x; }
   __device__ void sync() { __syncthreads(); }
+  // What the 32 threads of this one's warp give, which must all come here.
+  __device__ std::uint32_t ballot(bool mine) { return __ballot_sync(0xFFFFFFFFu, mine); }
   __device__ void add(std::uint32_t* counter, std::uint32_t n) { atomicAdd(counter, n); }
 };
 

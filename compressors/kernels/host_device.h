@@ -51,6 +51,15 @@ THINWIRE_HOST_DEVICE std::uint32_t bits_set(std::uint32_t word) {
 #endif
 }
 
+// Of a word that is not 0, the number of zeros before its highest bit.
+THINWIRE_HOST_DEVICE int leading_zeros(std::uint64_t word) {
+#if defined(__CUDA_ARCH__)
+  return __clzll(static_cast<long long>(word));
+#else
+  return __builtin_clzll(word);
+#endif
+}
+
 inline constexpr std::uint32_t kFloatInfinityBits = 0x7F800000u;
 // The one NaN that kernels write, so that payloads do not depend on which NaN came in.
 inline constexpr std::uint32_t kFloatNanBits = 0x7FC00000u;

@@ -27,6 +27,23 @@ function(thinwire_ptx output source)
     DEPENDS ${source} DEPFILE ${output}.d VERBATIM)
 endfunction()
 
+# thinwire_ptx_test(<name> <source> [<room>]): test_<name>_ptx, which executes <name>_cuda.cu of that
+# room of compressors/, kernels if none is named, on the host. It finds the PTX at
+# THINWIRE_<NAME>_PTX.
+function(thinwire_ptx_test name source)
+  set(room kernels ${ARGN})
+  list(GET room -1 room)
+  set(ptx ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptx)
+  thinwire_ptx(${ptx} ${PROJECT_SOURCE_DIR}/compressors/${room}/${name}_cuda.cu --fmad=false)
+  add_custom_target(${name}_ptx DEPENDS ${ptx})
+  thinwire_test(test_${name}_ptx SOURCES ${source} ${THINWIRE_PTX_MACHINE})
+  add_dependencies(test_${name}_ptx ${name}_ptx)
+  target_compile_options(test_${name}_ptx PRIVATE -O2)
+  string(TOUPPER ${name} upper)
+  target_compile_definitions(test_${name}_ptx PRIVATE THINWIRE_${upper}_PTX="${ptx}")
+  set_tests_properties(test_${name}_ptx PROPERTIES LABELS "core;gpu")
+endfunction()
+
 set(THINWIRE_HAS_FAKE_GPU OFF)
 if(THINWIRE_HAS_CUDA AND THINWIRE_HAS_NCCL AND BUILD_SHARED_LIBS AND NOT THINWIRE_SANITIZE)
   set(THINWIRE_HAS_FAKE_GPU ON)

@@ -18,10 +18,14 @@ struct Register {
   bool defined = false;
 };
 
+enum class State : std::uint8_t { kRuns, kAtBarrier, kVotes, kDone };
+
+constexpr std::size_t kWarp = 32;
+
 struct Thread {
   std::uint32_t number = 0;
   std::size_t at = 0;  // next instruction
-  bool done = false;
+  State state = State::kRuns;
   std::vector<Register> registers;
   std::vector<std::byte> local;
 };
@@ -40,7 +44,7 @@ class Block {
         shared_(shared_bytes_) {
     shared_.forget_contents();
     for (std::uint32_t t = 0; t < launch.threads; ++t) {
-      threads_.push_back({t, 0, false,
+      threads_.push_back({t, 0, State::kRuns,
                           std::vector<Register>(static_cast<std::size_t>(kernel.registers)),
                           std::vector<std::byte>(kernel.local_bytes)});
     }
@@ -52,14 +56,19 @@ class Block {
     std::iota(order.begin(), order.end(), std::size_t{0});
     while (true) {
       std::ranges::shuffle(order, generator);
-      std::size_t waiting = 0, done = 0;
       for (const std::size_t t : order) {
         thread_ = &threads_[t];
-        if (!thread_->done) run_to_barrier();
-        (thread_->done ? done : waiting) += 1;
+        if (thread_->state == State::kRuns) run_on();
       }
-      if (waiting == 0) return;
+      if (count_votes()) continue;
+      const auto in = [&](State state) {
+        return std::ranges::count(threads_, state, &Thread::state);
+      };
+      if (in(State::kVotes) != 0) fail("a vote that not all threads of a warp reach");
+      const auto done = in(State::kDone);
+      if (done == std::ssize(threads_)) return;
       if (done != 0) fail("a barrier that " + std::to_string(done) + " thread(s) never reach");
+      for (Thread& thread : threads_) thread.state = State::kRuns;
       ++epoch_;
       ++statistics_.barriers;
     }
@@ -73,7 +82,35 @@ class Block {
                              std::to_string(kernel_.code[last].line) + ": " + what);
   }
 
-  void run_to_barrier() {
+  // Gives their result to the threads of each warp that is at one vote as a whole. Returns whether
+  // there is such a warp.
+  bool count_votes() {
+    bool any = false;
+    for (std::size_t begin = 0; begin < threads_.size(); begin += kWarp) {
+      const auto warp =
+          std::span(threads_).subspan(begin, std::min(kWarp, threads_.size() - begin));
+      const auto is_there = [&](const Thread& thread) {
+        return thread.state == State::kVotes && thread.at == warp.front().at;
+      };
+      if (!std::ranges::all_of(warp, is_there)) continue;
+      any = true;
+      const Instruction& vote = kernel_.code[warp.front().at - 1];
+      std::uint64_t ballot = 0;
+      for (std::size_t t = 0; t < warp.size(); ++t) {
+        thread_ = &warp[t];
+        if (low_bits(value_of(vote.sources[1]), 32) != 0xFFFFFFFFu) fail("a vote of some threads");
+        ballot |= static_cast<std::uint64_t>(value_of(vote.sources[0]) != 0) << t;
+      }
+      for (Thread& thread : warp) {
+        thread_ = &thread;
+        set(vote.results.front(), ballot);
+        thread.state = State::kRuns;
+      }
+    }
+    return any;
+  }
+
+  void run_on() {
     while (true) {
       if (thread_->at >= kernel_.code.size()) fail("the code ends without ret");
       const Instruction& i = kernel_.code[thread_->at++];
@@ -82,9 +119,10 @@ class Block {
       if (i.op == Op::kBra) {
         thread_->at = static_cast<std::size_t>(i.target);
       } else if (i.op == Op::kRet) {
-        thread_->done = true;
+        thread_->state = State::kDone;
         return;
-      } else if (i.op == Op::kBar) {
+      } else if (i.op == Op::kBar || i.op == Op::kVote) {
+        thread_->state = i.op == Op::kBar ? State::kAtBarrier : State::kVotes;
         return;
       } else if (i.op == Op::kLd) {
         load(i);

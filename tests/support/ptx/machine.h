@@ -1,9 +1,10 @@
 // Executes kernels from PTX text on the host, as a GPU would and stricter.
 //
-// Every thread runs until its next barrier before another one does, in an order that a seed draws.
+// Every thread runs until its next barrier or vote before another one does, in an order that a seed
+// draws. What the threads of a warp vote orders no accesses to memory.
 // Faults that a GPU does not tell throw std::runtime_error naming kernel, block, thread and line:
 // access out of bounds or unaligned, a register or byte that was never written, a race, a barrier
-// that not all threads reach, more steps than kMostSteps.
+// or vote that not all threads reach, more steps than kMostSteps.
 //
 // What this leaves unproven: ptxas and the machine code, the hardware, its speed.
 #pragma once

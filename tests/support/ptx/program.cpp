@@ -20,7 +20,7 @@ const std::map<std::string, Op, std::less<>> kOps = {
     {"shf", Op::kShf},     {"bfi", Op::kBfi},   {"bfe", Op::kBfe},   {"prmt", Op::kPrmt},
     {"selp", Op::kSelp},   {"setp", Op::kSetp}, {"popc", Op::kPopc}, {"clz", Op::kClz},
     {"atom", Op::kAtom},   {"red", Op::kRed},   {"bra", Op::kBra},   {"bar", Op::kBar},
-    {"barrier", Op::kBar}, {"ret", Op::kRet}};
+    {"barrier", Op::kBar}, {"ret", Op::kRet},   {"vote", Op::kVote}};
 
 const std::map<std::string, Comparison, std::less<>> kComparisons = {
     {"eq", Comparison::kEq},   {"ne", Comparison::kNe},   {"lt", Comparison::kLt},
@@ -208,6 +208,8 @@ class Parser {
       instruction.high = true;
     } else if ((instruction.op == Op::kAtom || instruction.op == Op::kRed) && word == "add") {
       // The one such operation that is known.
+    } else if (instruction.op == Op::kVote && word == "ballot") {
+      // So is this one.
     } else if (instruction.op == Op::kShf && (word == "l" || word == "r")) {
       instruction.to_left = word == "l";
     } else if (word == "rzi") {

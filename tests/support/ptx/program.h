@@ -46,6 +46,7 @@ enum class Op : std::uint8_t {
   kBra,
   kBar,
   kRet,
+  kVote,
 };
 
 // The kind and width of an operand: PTX's .u32, .f64, .pred, ...; bits without a sign are
