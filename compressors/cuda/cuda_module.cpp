@@ -81,6 +81,7 @@ CudaModule::CudaModule(const Places& places) {
   look_up(module, "thinwire_cuda_sparse", run_sparse_);
   look_up(module, "thinwire_cuda_low_rank", run_low_rank_);
   look_up(module, "thinwire_cuda_planes", run_planes_);
+  look_up(module, "thinwire_cuda_code_slot", code_slot_);
   look_up(module, "thinwire_cuda_slots", run_slots_);
 }
 
@@ -129,6 +130,11 @@ void CudaModule::run_sparse(const kernels::SparseTask& task, kernels::SparseStag
 void CudaModule::run_low_rank(const kernels::LowRankTask& task, kernels::LowRankStage stage,
                               void* stream) const {
   check_launch("the factors of a bucket", run_low_rank_(&task, stage, stream));
+}
+
+void CudaModule::code_slot(const kernels::CodeTask& task, kernels::CodeStage stage,
+                           void* stream) const {
+  check_launch("quantising a slot", code_slot_(&task, stage, stream));
 }
 
 void CudaModule::run_slots(const kernels::SlotTask& task, kernels::SlotStage stage,

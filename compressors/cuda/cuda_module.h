@@ -55,7 +55,8 @@ class CudaModule {
   void run_sparse(const kernels::SparseTask& task, kernels::SparseStage stage, void* stream) const;
   void run_low_rank(const kernels::LowRankTask& task, kernels::LowRankStage stage,
                     void* stream) const;
-  // Reads entropy-coded slots, see slot_task.h.
+  // Entropy-coded slots, see slot_task.h.
+  void code_slot(const kernels::CodeTask& task, kernels::CodeStage stage, void* stream) const;
   void run_slots(const kernels::SlotTask& task, kernels::SlotStage stage, void* stream) const;
   // An expert's trits on weights, see planes_task.h.
   void run_planes(const kernels::PlanesTask& task, kernels::PlanesStage stage, void* stream) const;
@@ -78,6 +79,7 @@ class CudaModule {
   std::int32_t (*run_low_rank_)(const kernels::LowRankTask*, kernels::LowRankStage,
                                 void*) = nullptr;
   std::int32_t (*run_planes_)(const kernels::PlanesTask*, kernels::PlanesStage, void*) = nullptr;
+  std::int32_t (*code_slot_)(const kernels::CodeTask*, kernels::CodeStage, void*) = nullptr;
   std::int32_t (*run_slots_)(const kernels::SlotTask*, kernels::SlotStage, void*) = nullptr;
   std::int32_t (*handle_frames_)(const kernels::FrameTask*, void*) = nullptr;
 };

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <span>
 
+#include "thinwire/compressors/entropy/dead_zone_math.h"
+
 namespace thinwire::entropy {
 
 struct DeadZone {
@@ -22,7 +24,6 @@ struct DeadZone {
   int bound = 15;         // 1 … 15
 };
 
-inline constexpr float kLargestMagnitude = 0x1p22f;
 // Centroids are of m = 1, m = 2 and m ≥ 3.
 inline constexpr std::size_t kCentroids = 3;
 // Values that one call takes: sums of fractions then fit 32 bits.

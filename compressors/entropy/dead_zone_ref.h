@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 
 #include "thinwire/compressors/entropy/dead_zone.h"
 
@@ -19,17 +18,14 @@ inline void quantise(std::span<const float> values, const DeadZone& zone, std::u
       symbols[i] = 0;
       continue;
     }
-    const float scaled = std::min(std::abs(values[i]) * zone.inverse_step, kLargestMagnitude);
-    const auto magnitude = static_cast<std::uint32_t>(scaled + zone.rounding);
-    const float fraction = scaled - static_cast<float>(magnitude);
+    const float scaled = scaled_magnitude(values[i], zone.inverse_step);
+    const std::uint32_t magnitude = rounded_magnitude(scaled, zone.rounding);
     if (magnitude > 0) {
       const std::size_t centroid = std::min<std::size_t>(magnitude, kCentroids) - 1;
       ++sums.count[centroid];
-      sums.fraction[centroid] += static_cast<std::int32_t>(fraction * 256);
+      sums.fraction[centroid] += centroid_fraction(scaled, magnitude);
     }
-    const std::uint32_t limited = std::min(magnitude, bound);
-    symbols[i] =
-        static_cast<std::uint8_t>(2 * limited - (limited > 0 && (bits >> 31) == 0 ? 1 : 0));
+    symbols[i] = static_cast<std::uint8_t>(symbol_of_magnitude(magnitude, bits >> 31 != 0, bound));
     if (magnitude >= bound) excess[sums.excess++] = magnitude - bound;
   }
 }

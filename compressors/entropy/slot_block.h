@@ -13,6 +13,7 @@
 #include "thinwire/compressors/entropy/table_math.h"
 #include "thinwire/compressors/kernels/block.h"
 #include "thinwire/compressors/kernels/slot_task.h"
+#include "thinwire/compressors/kernels/sum_before.h"
 
 namespace thinwire::entropy {
 
@@ -485,31 +486,9 @@ THINWIRE_HOST_DEVICE void read_slot(Context& block, ReadShared& shared, const ke
   if (block.thread() == 0) *slot.state = {step, fault};
 }
 
-struct ApplyShared {
-  std::uint32_t before[kernels::kMaxBlockThreads];
-};
-
-// How many of this thread's and of those before it, without its own. Once a block.
-template <typename Context>
-THINWIRE_HOST_DEVICE std::uint32_t sum_before(Context& block, ApplyShared& shared,
-                                              std::uint32_t mine) {
-  const std::uint32_t thread = block.thread();
-  std::uint32_t sum = mine;
-  shared.before[thread] = sum;
-  block.sync();
-  for (std::uint32_t distance = 1; distance < block.size(); distance *= 2) {
-    const std::uint32_t more = thread >= distance ? shared.before[thread - distance] : 0;
-    block.sync();
-    sum += more;
-    shared.before[thread] = sum;
-    block.sync();
-  }
-  return sum - mine;
-}
-
 // Tile `tile` of all of the task's, by kMaxBlockThreads threads.
 template <DType kType, typename Context>
-THINWIRE_HOST_DEVICE void apply_slot_tile(Context& block, ApplyShared& shared,
+THINWIRE_HOST_DEVICE void apply_slot_tile(Context& block, kernels::SumShared& shared,
                                           const kernels::SlotTask& task, std::uint64_t tile) {
   constexpr std::uint32_t kRun = kernels::kSlotTile / kernels::kMaxBlockThreads;
   const kernels::Slot& slot =
@@ -551,7 +530,7 @@ THINWIRE_HOST_DEVICE void apply_slot_tile(Context& block, ApplyShared& shared,
   const std::uint8_t* symbols = slot.symbols + part.first + begin;
   std::uint32_t at_bound = 0;
   for (std::uint32_t i = 0; i < count; ++i) at_bound += symbols[i] >= 2 * bound - 1 ? 1 : 0;
-  std::uint32_t next = slot.before[of_slot] + sum_before(block, shared, at_bound);
+  std::uint32_t next = slot.before[of_slot] + kernels::sum_before(block, shared, at_bound);
   const float step = slot.state->step;
   for (std::uint32_t i = 0; i < count; ++i) {
     const std::uint32_t symbol = symbols[i];

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/entropy/part_zone.h"
 #include "thinwire/compressors/entropy/rans.h"
 #include "thinwire/compressors/entropy/step_coder.h"
 #include "thinwire/compressors/entropy/step_search.h"
@@ -19,43 +20,6 @@ constexpr std::size_t kHeaderBytes = sizeof(std::uint32_t) + sizeof(float);
 constexpr float kSmallestStep = 1e-30f, kLargestStep = 1e30f;
 // So that the list of the excess, which may hold every element, grows with what it does hold.
 constexpr std::size_t kQuantisedAtATime = std::size_t{1} << 16;
-constexpr std::size_t kSampled = 256;
-// Pairs of codes take half the time of single ones and more bytes where many elements are beyond
-// their bound; and their table pays from a few hundred pairs on.
-constexpr std::size_t kFewestForPairs = 2048;
-constexpr int kBoundOfPairs = 2;
-constexpr double kMostBeyondPairs = 0.02;
-
-bool mostly_small(std::span<const float> values, float limit) {
-  if (values.size() < kFewestForPairs) return false;
-  std::size_t large = 0;
-  const std::size_t stride = values.size() / kSampled;
-  for (std::size_t i = 0; i < kSampled; ++i) {
-    large += std::abs(values[i * stride]) >= limit ? 1 : 0;
-  }
-  return static_cast<double>(large) <= kMostBeyondPairs * static_cast<double>(kSampled);
-}
-
-// r of a part whose values of magnitude m − r and more become m. Rounding to zero instead of one
-// costs (1 − 2 r) step² of squared error where it saves log2(2 p0 / p1) bits; of that rule's
-// factor, 0.058 at high rates, half leaves less in residuals and loses nothing.
-float rounding_of(std::span<const float> values, const StepChoice& choice) {
-  constexpr double kOfABit = 0.03 / kFixedBit, kLeast = 0.05;
-  const std::size_t sampled = std::min(values.size(), kSampled);
-  const std::size_t stride = values.size() / sampled;
-  const float one = (1 - choice.rounding) * choice.step, two = (2 - choice.rounding) * choice.step;
-  std::uint64_t below_one = 0, below_two = 0;
-  for (std::size_t i = 0; i < sampled; ++i) {
-    const float magnitude = std::abs(values[i * stride]);
-    below_one += magnitude < one ? 1 : 0;
-    below_two += magnitude < two ? 1 : 0;
-  }
-  // Half an element more of each sort, so that none is missing.
-  const FixedBits dear =
-      fixed_log2(4 * below_one + 2) - fixed_log2(2 * (below_two - below_one) + 1);
-  return static_cast<float>(std::clamp(0.5 - kOfABit * static_cast<double>(dear), kLeast, 0.5));
-}
-
 constexpr FixedBits kFixedByte = 8 * kFixedBit;
 constexpr FixedBits kModelBits = kFixedByte * (sizeof(CodeModel) + 1);  // with the centroid
 
@@ -196,7 +160,9 @@ bool StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
   for (std::size_t p = 0; p < parts.size(); ++p) {
     if (parts[p].empty()) continue;
     DeadZone& zone = zones_[p];
-    if (choice.rounding_by_part && usable) zone.rounding = rounding_of(parts[p], choice);
+    if (choice.rounding_by_part && usable) {
+      zone.rounding = part_rounding(parts[p], step, choice.rounding);
+    }
     if (mostly_small(parts[p], (2 - zone.rounding) * step)) zone.bound = kBoundOfPairs;
   }
   return true;

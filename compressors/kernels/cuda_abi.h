@@ -39,5 +39,7 @@ std::int32_t thinwire_cuda_planes(const thinwire::kernels::PlanesTask* task,
                                   thinwire::kernels::PlanesStage stage, void* stream);
 std::int32_t thinwire_cuda_slots(const thinwire::kernels::SlotTask* task,
                                  thinwire::kernels::SlotStage stage, void* stream);
+std::int32_t thinwire_cuda_code_slot(const thinwire::kernels::CodeTask* task,
+                                     thinwire::kernels::CodeStage stage, void* stream);
 std::int32_t thinwire_cuda_frames(const thinwire::kernels::FrameTask* task, void* stream);
 }

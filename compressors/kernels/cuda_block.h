@@ -16,6 +16,10 @@ class CudaBlock {
   // What the 32 threads of this one's warp give, which must all come here.
   __device__ std::uint32_t ballot(bool mine) { return __ballot_sync(0xFFFFFFFFu, mine); }
   __device__ void add(std::uint32_t* counter, std::uint32_t n) { atomicAdd(counter, n); }
+  __device__ void add(std::uint64_t* counter, std::uint64_t n) {
+    static_assert(sizeof(unsigned long long) == sizeof n);
+    atomicAdd(reinterpret_cast<unsigned long long*>(counter), n);
+  }
 };
 
 // A block for every part up to the number of blocks that keeps any GPU busy many times over; beyond

@@ -27,16 +27,16 @@ function(thinwire_ptx output source)
     DEPENDS ${source} DEPFILE ${output}.d VERBATIM)
 endfunction()
 
-# thinwire_ptx_test(<name> <source> [<room>]): test_<name>_ptx, which executes <name>_cuda.cu of that
+# thinwire_ptx_test(<name> <sources> [<room>]): test_<name>_ptx, which executes <name>_cuda.cu of that
 # room of compressors/, kernels if none is named, on the host. It finds the PTX at
 # THINWIRE_<NAME>_PTX.
-function(thinwire_ptx_test name source)
+function(thinwire_ptx_test name sources)
   set(room kernels ${ARGN})
   list(GET room -1 room)
   set(ptx ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptx)
   thinwire_ptx(${ptx} ${PROJECT_SOURCE_DIR}/compressors/${room}/${name}_cuda.cu --fmad=false)
   add_custom_target(${name}_ptx DEPENDS ${ptx})
-  thinwire_test(test_${name}_ptx SOURCES ${source} ${THINWIRE_PTX_MACHINE})
+  thinwire_test(test_${name}_ptx SOURCES ${sources} ${THINWIRE_PTX_MACHINE})
   add_dependencies(test_${name}_ptx ${name}_ptx)
   target_compile_options(test_${name}_ptx PRIVATE -O2)
   string(TOUPPER ${name} upper)
