@@ -37,9 +37,7 @@ thread_local double checking = 0;  // seconds of this thread's processor time
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous) {
   if (!checks) return 0;
   const double begun = thread_seconds();
-  const std::uint32_t result = detail::crc32c_has_hardware()
-                                   ? detail::crc32c_hardware(bytes, previous)
-                                   : detail::crc32c_table(bytes, previous);
+  const std::uint32_t result = detail::crc32c_chosen()(bytes, previous);
   checking += thread_seconds() - begun;
   return result;
 }

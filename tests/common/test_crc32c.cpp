@@ -44,12 +44,13 @@ TEST(Crc32c, KnownAnswers) {
   EXPECT_EQ(crc32c(counting), 0x113FDB5Cu);
 }
 
-// Every remainder of the loops of 1, 8, 3 * 256 and 3 * 8192 bytes, at every alignment.
+// Every remainder of the loops of 1, 8, 256, 3 * 256 and 3 * 8192 bytes, at every alignment.
 TEST(Crc32c, ImplementationsFollowTheDefinition) {
   const auto bytes = random_bytes(3 * 8192 * 2 + 3 * 256 + 64);
   std::vector<std::size_t> sizes;
   for (std::size_t size = 0; size <= 40; ++size) sizes.push_back(size);
-  for (const std::size_t block : {3u * 256, 3u * 8192, 3u * 8192 + 3u * 256, 2u * 3u * 8192}) {
+  for (const std::size_t block :
+       {3u * 256, 4u * 256, 5u * 256, 7u * 256, 3u * 8192, 3u * 8192 + 3u * 256, 2u * 3u * 8192}) {
     for (std::size_t size = block - 9; size <= block + 9; ++size) sizes.push_back(size);
   }
   for (std::size_t i = 0; i < sizes.size(); ++i) {
@@ -59,6 +60,9 @@ TEST(Crc32c, ImplementationsFollowTheDefinition) {
     EXPECT_EQ(detail::crc32c_table(part, previous), expected) << sizes[i];
     if (detail::crc32c_has_hardware()) {
       EXPECT_EQ(detail::crc32c_hardware(part, previous), expected) << sizes[i];
+    }
+    if (detail::crc32c_has_folding()) {
+      EXPECT_EQ(detail::crc32c_folding(part, previous), expected) << sizes[i];
     }
   }
 }

@@ -47,8 +47,10 @@ CODECS = ("quantize(bits=4)", "topk(density=0.05)", "onebit", "powersgd(rank=2)"
 EVENTS = ("preempt", "requeue", "kill", "hang", "pause", "cable", "power")
 TIMEOUT = 8
 SURROUNDINGS = {"OMP_NUM_THREADS": "1", "THINWIRE_TIMEOUT": str(TIMEOUT)}
+# A host that loses power is back before Slurm has missed it, and its boot time, by which Slurm would
+# know, is this machine's: srun would wait for its task for ever.
 SCRIPT = """#!/bin/bash
-srun --mpi=none --kill-on-bad-exit=0 "$@"
+srun --mpi=none --kill-on-bad-exit=0 --wait=30 "$@"
 code=$?
 [ $code = 0 ] && exit 0
 scontrol requeue "$SLURM_JOB_ID"
