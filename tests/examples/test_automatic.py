@@ -48,7 +48,7 @@ class Automatic(training.TrainingTest):
         for tried in ("none", "cast(bf16)", "quantize(bits=8)"):
             self.assertIn(f"with {tried}", choice[3])
         # Five windows and the steps between, as many for settings that are close, two more for
-        # settings by layer; sooner where a step takes a quarter of a second.
+        # settings by layer; sooner where a step takes 80 ms.
         self.assertLess(int(choice[2]), 90, lines[0])
         if len(lines) == 1 and result["setting"] == choice[1]:
             self.assertEqual(result["reason"], choice[3])

@@ -20,7 +20,7 @@ constexpr double kClose = 1.1, kFasterElsewhere = 1.06;
 // Where so much of a step of so many seconds is waiting, what sends less must be faster: for that
 // one step is enough. What is then found has to be faster by so much, for one step may be unlike
 // others.
-constexpr double kPlainlyExposed = 0.5, kLongStep = 0.25, kPlainlyFaster = 1.25;
+constexpr double kPlainlyExposed = 0.5, kLongStep = 0.08, kPlainlyFaster = 1.25;
 
 double fastest_of(const std::vector<std::optional<WindowTimes>>& tried) {
   double fastest = 0;

@@ -167,7 +167,7 @@ TEST(AutomaticChoice, OneLongStepThatIsMostlyWaitingIsEnough) {
 
 TEST(AutomaticChoice, OneStepIsNotEnoughWhereItIsShortOrMostlyHides) {
   AutomaticChoice chosen = choice();
-  EXPECT_FALSE(chosen.note_first({.step = 0.1, .exposed = 0.09, .exchange = 0.09}));
+  EXPECT_FALSE(chosen.note_first({.step = 0.07, .exposed = 0.06, .exchange = 0.06}));
   EXPECT_FALSE(chosen.note_first({.step = 10, .exposed = 4, .exchange = 4}));
   EXPECT_EQ(chosen.current(), 0u);
   settle(chosen, {.network = 0.05});

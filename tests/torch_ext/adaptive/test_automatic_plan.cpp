@@ -182,11 +182,14 @@ TEST(AutomaticPlan, WhatEndsSoonerAfterTheForwardPassMayMakeStepsLonger) {
                                                    {"ecsq(as=quantize(bits=4))", {18.4, 1.4, 20}}};
     const CompressionPlan plan = made("auto");
     AutomaticPlan automatic(ctx.group, *plan.automatic, plan.plan, 0);
+    std::map<std::string, int> taken;
     for (std::int64_t step = 0; step < 100; ++step) {
       automatic.begin_step(step, [&](std::int64_t) -> MeasuredSteps {
         return seen(steps.at(automatic.summary().setting));
       });
+      ++taken[automatic.summary().setting];
     }
+    EXPECT_EQ(taken["none"] + taken["cast(bf16)"], 4) << "two steps rule out what is that slow";
     EXPECT_EQ(automatic.summary().setting, "quantize(bits=4)") << automatic.summary().reason;
     EXPECT_THAT(automatic.summary().reason,
                 AllOf(HasSubstr("a step takes 35.5 ms"),
