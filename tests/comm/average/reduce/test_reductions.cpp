@@ -269,7 +269,8 @@ TEST_P(Bounded, ResidualsDoNotGrowOver1300Steps) {
     options.check_replicas_every = 0;
     BucketAverager averager(ctx.group, options);
     // Where every step added its own, not even in one direction, the late ones were three times as
-    // large. What a small matrix leaves in spectral's classes goes up and down over dozens of steps.
+    // large. What a small matrix leaves in spectral's classes goes up and down over dozens of
+    // steps.
     double early = 0, late = 0;
     for (int step = 0; step < 1300; ++step) {
       Bucket bucket = random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank);
