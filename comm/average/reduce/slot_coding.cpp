@@ -25,6 +25,30 @@ double lost_error(const entropy::StepCodes& codes, std::span<const std::span<con
   return error;
 }
 
+double square(double value) {
+  return value * value;
+}
+
+// What the slots of an exchange took together.
+struct SlotsTaken {
+  std::array<double, 2> bytes{}, lost{}, allowed{};
+  double elements = 0;
+  double log2_step = 0, with_step = 0;  // of the slots to the owners
+
+  void add(const MeanPrefix& prefix, double weight) {
+    elements += weight;
+    for (const std::size_t leg : {kToOwners, kToAll}) {
+      const SlotPrefix& slots = leg == kToOwners ? prefix.slices : prefix.mean;
+      bytes[leg] += slots.wanted_bytes;
+      lost[leg] += square(slots.lost);
+      allowed[leg] += square(slots.allowed);
+    }
+    if (prefix.log2_step <= kNoStep) return;
+    with_step += weight;
+    log2_step += weight * double{prefix.log2_step};
+  }
+};
+
 }  // namespace
 
 double allowed_error(const EcsqOptions& options, std::span<const std::span<const float>> parts,
@@ -88,6 +112,28 @@ SlotPrefix fill_slot(const EcsqOptions& options, float step, const RandomKey& ke
     prefix.allowed = static_cast<float>(std::sqrt(allowed));
   }
   return prefix;
+}
+
+SlotReport report_of(std::span<const MeanPrefix> prefixes,
+                     const std::vector<std::vector<Slice>>& slices) {
+  SlotReport report;
+  SlotsTaken taken;
+  std::size_t at = 0;
+  for (const std::vector<Slice>& owners : slices) {
+    for (const Slice& slice : owners) {
+      const MeanPrefix& prefix = prefixes[at++];
+      report.slots[kToOwners].push_back(prefix.slices.wanted_bytes);
+      report.slots[kToAll].push_back(prefix.mean.wanted_bytes);
+      if (slice.numel > 0) taken.add(prefix, static_cast<double>(slice.numel));
+    }
+  }
+  report.lost = taken.lost;
+  report.allowed = taken.allowed;
+  for (const std::size_t leg : {kToOwners, kToAll}) {
+    report.bits[leg] = 8 * taken.bytes[leg] / taken.elements;
+  }
+  if (taken.with_step > 0) report.log2_step = taken.log2_step / taken.with_step;
+  return report;
 }
 
 }  // namespace thinwire::comm

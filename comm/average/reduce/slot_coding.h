@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "thinwire/comm/average/memory/shared_steps.h"
 #include "thinwire/comm/average/reduce/partition.h"
 #include "thinwire/common/philox.h"
 #include "thinwire/compressors/codecs/ecsq.h"
@@ -19,11 +20,18 @@ struct SlotPrefix {
   // Roots of the squared error, and of what the goal allows; 0 for goals that are no errors.
   float lost = 0, allowed = 0;
 };
+// In place of the logarithm of a step where everything was zero.
+inline constexpr double kNoStep = -1000;
 struct MeanPrefix {
   SlotPrefix mean, slices;
   float log2_step = 0;
 };
 static_assert(sizeof(SlotPrefix) == 12 && sizeof(MeanPrefix) == 28);
+
+// What the prefixes of all slots say together, in the order of the slices, of which some have
+// elements: the same on all ranks, in whatever order the prefixes came.
+SlotReport report_of(std::span<const MeanPrefix> prefixes,
+                     const std::vector<std::vector<Slice>>& slices);
 
 // Coders of the calling thread; their buffers serve one slice after another.
 struct SlotCoders {

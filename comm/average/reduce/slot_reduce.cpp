@@ -20,8 +20,6 @@ namespace {
 using entropy::Apply;
 
 constexpr std::size_t kPrefixBytes[] = {sizeof(SlotPrefix), sizeof(MeanPrefix)};
-// In place of the logarithm of a step where everything was zero.
-constexpr double kNoStep = -1000;
 // For tables and the coder's states, beside the bits; small slices have few of them.
 constexpr std::size_t kSlotMargin = 32;
 
@@ -37,10 +35,6 @@ void for_each_slot_piece(const Slice& slice, const Visit& visit) {
     visit(p, slice.pieces[p], element);
     element += static_cast<std::size_t>(slice.pieces[p].numel);
   }
-}
-
-double square(double value) {
-  return value * value;
 }
 
 std::span<float> slot_part(std::span<float> values, std::size_t begin, const Piece& piece) {
@@ -68,26 +62,6 @@ std::vector<std::vector<Slice>> slices_of(std::span<const PartitionLayer> layers
   }
   return owner_slices(sizes, world, chunks);
 }
-
-// What the slots of an exchange took together.
-struct SlotsTaken {
-  std::array<double, 2> bytes{}, lost{}, allowed{};
-  double elements = 0;
-  double log2_step = 0, with_step = 0;  // of the slots to the owners
-
-  void add(const MeanPrefix& prefix, double weight) {
-    elements += weight;
-    for (const std::size_t leg : {kToOwners, kToAll}) {
-      const SlotPrefix& slots = leg == kToOwners ? prefix.slices : prefix.mean;
-      bytes[leg] += slots.wanted_bytes;
-      lost[leg] += square(slots.lost);
-      allowed[leg] += square(slots.allowed);
-    }
-    if (prefix.log2_step <= kNoStep) return;
-    with_step += weight;
-    log2_step += weight * double{prefix.log2_step};
-  }
-};
 
 }  // namespace
 
@@ -313,8 +287,8 @@ bool SlotReduce::add_up(int index) {
                     slot_part(chunk.sums, element, piece));
       });
       wanted += prefix.wanted_bytes;
-      lost += square(prefix.lost);
-      allowed += square(prefix.allowed);
+      lost += double{prefix.lost} * prefix.lost;
+      allowed += double{prefix.allowed} * prefix.allowed;
       if (!(codes.step() > 0)) continue;
       log2_step += entropy::log2_of(codes.step());
       ++with_step;
@@ -484,25 +458,8 @@ void SlotReduce::commit() {
                                               slot_part(chunks_[c]->sums, at, piece));
                         });
   }
-  SlotReport report;
-  SlotsTaken taken;
-  for (int c = 0; c < chunks(); ++c) {
-    for (int owner = 0; owner < world_; ++owner) {
-      const MeanPrefix& prefix = prefixes_[place_of(c, owner)];
-      report.slots[kToOwners].push_back(prefix.slices.wanted_bytes);
-      report.slots[kToAll].push_back(prefix.mean.wanted_bytes);
-      if (const std::int64_t numel = slice(c, owner).numel; numel > 0)
-        taken.add(prefix, static_cast<double>(numel));
-    }
-  }
-  if (taken.elements == 0) return;
-  report.lost = taken.lost;
-  report.allowed = taken.allowed;
-  for (const std::size_t leg : {kToOwners, kToAll}) {
-    report.bits[leg] = 8 * taken.bytes[leg] / taken.elements;
-  }
-  if (taken.with_step > 0) report.log2_step = taken.log2_step / taken.with_step;
-  steps_.report(spec_, group_, report);
+  if (numel_ == 0) return;
+  steps_.report(spec_, group_, report_of(prefixes_, slices_));
 }
 
 std::size_t SlotReduce::bytes() const {
