@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "thinwire/common/error.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/moe/dispatch/route_chunks.h"
 #include "thinwire/moe/dispatch/route_record.h"
@@ -25,6 +26,11 @@ std::int64_t chunks_for(const std::vector<RouteRecord>& records, std::int64_t ro
 }
 
 }  // namespace
+
+void check_in_host_memory(at::Device device) {
+  check(device.is_cpu(), "tokens in host memory expected, got them on ", device.str(),
+        ": experts in GPU memory are not there yet; move tokens and layer to the CPU");
+}
 
 std::vector<std::int64_t> RowRoutes::arrived_rows() const {
   std::vector<std::int64_t> rows;
@@ -58,6 +64,7 @@ RowRoutesPtr TokenDispatcher::route(const RouteRequest& request) {
   std::vector<SentRows> sent(world);  // to every rank
   if (failure.empty()) {
     try {
+      check_in_host_memory(request.device);
       sent = rows_to_send(placement_, request.expert_rows,
                           shares_rows() ? request.row_keys : std::vector<std::int64_t>{});
     } catch (const InvalidArgument& error) {
@@ -74,11 +81,11 @@ RowRoutesPtr TokenDispatcher::route(const RouteRequest& request) {
   std::vector<RouteRecord> records = {mine};
   records[0].rows = rows[0];
   if (ranks() > 1) {
-    records = exchange_records(*group_, mine, rows, request.device);
+    records = exchange_records(*group_, mine, rows, at::kCPU);
     add_wire(&LegBytes::counts, (ranks() - 1) * route_record_bytes());
     if (has_failed(records)) {
       add_wire(&LegBytes::counts, (ranks() - 1) * failure_text_bytes());
-      throw_failure(*group_, records, failure, request.device);
+      throw_failure(*group_, records, failure, at::kCPU);
     }
     check_records(*group_, records, options_.agreement);
   }

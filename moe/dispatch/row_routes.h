@@ -76,6 +76,10 @@ struct RowRoutes : torch::CustomClassHolder {
 };
 using RowRoutesPtr = c10::intrusive_ptr<RowRoutes>;
 
+// Throws InvalidArgument for other devices: all that ranks agree on for rows is in host memory, as
+// are the codecs of rows.
+void check_in_host_memory(at::Device device);
+
 // What a rank brings to route().
 struct RouteRequest {
   std::vector<std::int64_t> expert_rows;  // [experts] rows of this rank
@@ -83,7 +87,7 @@ struct RouteRequest {
   // must ascend within an expert.
   std::vector<std::int64_t> row_keys;
   at::ScalarType dtype = at::kFloat;
-  at::Device device = at::kCPU;
+  at::Device device = at::kCPU;  // of the rows; others are refused
   bool training = true;
   bool needs_input_gradient = false;
   std::array<double, 2> sums{};

@@ -37,6 +37,7 @@ MoELayer::Prepared MoELayer::prepare(const at::Tensor& tokens, const at::Tensor&
   const std::int64_t dim = options_.router.dim;
   check(tokens.defined() && tokens.dim() >= 1 && tokens.size(-1) == dim, "tokens of shape [..., ",
         dim, "] expected, got ", tokens.defined() ? concat(tokens.sizes()) : "none");
+  check_in_host_memory(tokens.device());
   check(at::isFloatingType(tokens.scalar_type()), "tokens of a floating type expected, got ",
         toString(tokens.scalar_type()));
   check_dtype(tokens);

@@ -2,14 +2,15 @@
 """What every rank of a job ends with when one rank, its host or its surroundings fail.
 
     fault_matrix.py [--short] [--only CASE] [--launcher plain|torchrun|mpirun|srun] [--peer]
-                    [--markdown]
+                    [--torchft PYTHON] [--markdown]
     fault_matrix.py --on-hosts CASE FOLDER COMMAND...    (by itself, on emulated hosts)
 
 Starts a real job of three ranks for every case (fault_rank.cpp says what happens in it), and checks
 of each rank the exit code, the message and the time from the fault to its end. Prints a line a case
 and counts at the end; exits with 1 where a case is not as expected. --peer runs the cases that plain
-torch has as well, on its DistributedDataParallel over Gloo, beside; its outcomes are printed and not
-checked. --short: the cases that take no timeout, as ordinary processes.
+torch has as well, on its DistributedDataParallel over Gloo, beside, and --torchft on torchft's with a
+python that has it (`pip install torchft`, whose torchft_lighthouse lies beside it), of whose survivors
+that go on it tells the longest pause; their outcomes are printed and not checked. --short: the cases that take no timeout, as ordinary processes.
 """
 
 import argparse
@@ -359,6 +360,39 @@ def print_row(row, markdown):
             print(f"       {row[5]}", flush=True)
 
 
+def longest_pause(outcome, victim):
+    """Of the survivors between two steps, from the last one before the fault on; None without one."""
+    pauses = []
+    for rank, text in enumerate(outcome.texts):
+        steps = [float(when) for when in re.findall(r"^step ([\d.]+)", text, re.MULTILINE)]
+        if rank != victim and outcome.fault:
+            pauses += [b - a for a, b in zip(steps, steps[1:]) if b > outcome.fault]
+    return max(pauses, default=None)
+
+
+def run_torchft(case, python):
+    """The outcome of a case on torchft, whose survivors' times are those of their longest pauses where
+    they go on."""
+    port = jobs.free_port()
+    lighthouse = subprocess.Popen(
+        [python.parent / "torchft_lighthouse", "--min_replicas", "2", "--bind", f"127.0.0.1:{port}",
+         "--join_timeout_ms", "1000", "--heartbeat_timeout_ms", "3000"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        variables = {**case.everybody, "TORCHFT_LIGHTHOUSE": f"http://127.0.0.1:{port}"}
+        outcome, _ = run(dataclasses.replace(case, everybody=variables), "plain",
+                         [python, HERE / "peer_rank.py", "--torchft"])
+    finally:
+        lighthouse.kill()
+        lighthouse.wait()
+    others = [rank for rank in range(case.size) if rank != case.victim_rank]
+    if case.others[0] and all(outcome.codes[rank] == 0 for rank in others):
+        pause = longest_pause(outcome, case.victim_rank)
+        for rank in others:
+            outcome.seconds[rank] = pause
+    return outcome
+
+
 def peer_verdict(case, outcome):
     others = [rank for rank in range(case.size) if rank != case.victim_rank]
     if any(outcome.codes[rank] is None for rank in others):
@@ -377,6 +411,7 @@ def main():
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--launcher", choices=("plain", "torchrun", "mpirun", "srun"))
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--torchft", type=pathlib.Path, metavar="PYTHON")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     launchers = ["plain"] + ["torchrun"] * bool(jobs.TORCHRUN) + ["mpirun"] * jobs.HAS_MPI
@@ -407,9 +442,16 @@ def main():
             print_row(table_row(case, launcher, outcome, wrong), options.markdown)
         if options.peer and case.peer and not case.hosts:
             python = pathlib.Path(jobs.TORCHRUN).parent / "python"
-            outcome, _ = run(case, "plain", [python, HERE / "plain_rank.py"])
+            outcome, _ = run(case, "plain", [python, HERE / "peer_rank.py"])
             print_row(table_row(case, "plain", outcome, peer_verdict(case, outcome), "torch"),
                       options.markdown)
+        if options.torchft and case.peer and not case.hosts:
+            outcome = run_torchft(case, options.torchft)
+            verdict = peer_verdict(case, outcome)
+            others = [code for rank, code in enumerate(outcome.codes) if rank != case.victim_rank]
+            if case.name != "flip-a-bit" and verdict == ["nobody notices"] and set(others) == {0}:
+                verdict = ["the others go on"]
+            print_row(table_row(case, "plain", outcome, verdict, "torchft"), options.markdown)
     print(f"{count} cases, {count - failed} as expected, {failed} not")
     return 1 if failed else 0
 

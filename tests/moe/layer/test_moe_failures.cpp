@@ -291,6 +291,27 @@ TEST(Failures, TokensOfAnotherTypeThanTheExpertsAreNamedOnEveryRank) {
   }
 }
 
+TEST(Failures, TokensOfAnotherDeviceAreNamedOnEveryRank) {
+  const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& context) {
+    MoELayer layer(plain_options(), context.group);
+    layer.forward(context.rank == 1 ? tokens_of(1).to(at::kMeta) : tokens_of(0));
+  });
+  ASSERT_EQ(errors.size(), 2u);
+  expect_all_to_say(errors,
+                    "rank 1 of the expert exchange: tokens in host memory expected, got them "
+                    "on meta");
+  const auto routed = errors_of<InvalidArgument>(2, [&](RankContext& context) {
+    DispatcherOptions options;
+    options.dim = kDim;
+    options.experts = 2;
+    RouteRequest request;
+    request.expert_rows = {1, 1};
+    if (context.rank == 0) request.device = at::kMeta;
+    TokenDispatcher::make(context.group, options)->route(request);
+  });
+  expect_all_to_say(routed, "got them on meta");
+}
+
 TEST(Failures, ALongReasonArrivesWhole) {
   const std::string reason(700, 'x');
   const auto errors = errors_of<InvalidArgument>(2, [&](RankContext& context) {

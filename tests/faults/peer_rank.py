@@ -1,6 +1,8 @@
-"""The same small training as fault_rank.cpp on plain torch: DistributedDataParallel over Gloo.
+"""The same small training as fault_rank.cpp on plain torch, DistributedDataParallel over Gloo, or on
+torchft's, each rank a replica of its own.
 
-    plain_rank.py FAULT VICTIM
+    peer_rank.py FAULT VICTIM
+    peer_rank.py --torchft FAULT VICTIM   (TORCHFT_LIGHTHOUSE names the lighthouse)
 """
 
 import datetime
@@ -25,12 +27,50 @@ def fault_in_backward(_):
     raise RuntimeError("a fault in backward")
 
 
+class Plain:
+    """Torch's own."""
+
+    def __init__(self, timeout):
+        dist.init_process_group("gloo", timeout=timeout)
+        self.rank = dist.get_rank()
+
+    def wrap(self, net, optimizer):
+        return torch.nn.parallel.DistributedDataParallel(net), optimizer
+
+
+class Torchft:
+    """torchft's; a step that counts is told with its time."""
+
+    def __init__(self, timeout):
+        self.timeout, self.manager = timeout, None
+        self.rank = int(os.environ["RANK"])
+        # A replica has a store of its own, which torchrun would serve.
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(self.store.port)}
+
+    def wrap(self, net, optimizer):
+        import torchft
+
+        def load(state):
+            net.load_state_dict(state["net"])
+            optimizer.load_state_dict(state["optimizer"])
+
+        self.manager = torchft.Manager(
+            pg=torchft.ProcessGroupGloo(timeout=self.timeout), min_replica_size=2,
+            load_state_dict=load, state_dict=lambda: {"net": net.state_dict(),
+                                                      "optimizer": optimizer.state_dict()},
+            replica_id=f"replica{self.rank}_", timeout=self.timeout,
+            quorum_timeout=10 * self.timeout)
+        return (torchft.DistributedDataParallel(self.manager, net),
+                torchft.Optimizer(self.manager, optimizer))
+
+
 def main():
-    fault, victim = sys.argv[1], int(sys.argv[2])
+    kind = Torchft if sys.argv[1] == "--torchft" else Plain
+    fault, victim = sys.argv[-2], int(sys.argv[-1])
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", timeout=datetime.timedelta(seconds=float(os.environ["THINWIRE_TIMEOUT"])))
-    mine = dist.get_rank() == victim
+    peer = kind(datetime.timedelta(seconds=float(os.environ["THINWIRE_TIMEOUT"])))
+    mine = peer.rank == victim
     if mine and fault in ("shape", "dtype"):
         say_fault()
     torch.manual_seed(1)
@@ -39,9 +79,8 @@ def main():
     if mine and fault == "dtype":
         net = net.double()
     dtype = next(net.parameters()).dtype
-    ddp = torch.nn.parallel.DistributedDataParallel(net)
-    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
-    generator = torch.Generator().manual_seed(dist.get_rank())
+    ddp, optimizer = peer.wrap(net, torch.optim.SGD(net.parameters(), 0.05, momentum=0.9))
+    generator = torch.Generator().manual_seed(peer.rank)
     for step in range(FAULT_STEP if mine and fault == "fewer-steps" else STEPS):
         time.sleep(0.005)
         now = mine and step == FAULT_STEP
@@ -67,6 +106,8 @@ def main():
         finite = all(p.grad.isfinite().all() for p in net.parameters())
         if fault != "nan" or finite:
             optimizer.step()
+        if kind is Torchft:
+            print(f"step {time.time():.3f}", flush=True)
         if now and fault == "flip-a-bit":
             say_fault()
             with torch.no_grad():
@@ -75,6 +116,8 @@ def main():
         say_fault()
     sums = [sum(p.detach().double().sum() for p in net.parameters()).item()]
     print("end", *sums, flush=True)
+    if kind is Torchft:
+        peer.manager.shutdown()
 
 
 if __name__ == "__main__":
