@@ -1,8 +1,8 @@
-// The kernels of entropy-coded slots in GPU memory: slot_block.h and code_block.h run by CUDA's
-// threads.
-// Never run on a GPU so far, see docs/gpu.md.
+// The kernels of entropy-coded slots in GPU memory: slot_block.h, apply_block.h and code_block.h
+// run by CUDA's threads. Never run on a GPU so far, see docs/gpu.md.
 #include <cuda_runtime_api.h>
 
+#include "thinwire/compressors/entropy/apply_block.h"
 #include "thinwire/compressors/entropy/code_block.h"
 #include "thinwire/compressors/entropy/slot_block.h"
 #include "thinwire/compressors/kernels/cuda_abi.h"

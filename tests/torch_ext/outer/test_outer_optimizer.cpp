@@ -82,14 +82,14 @@ TEST(OuterOptimizer, TheOuterStepFollowsFromWhatCompressionKeeps) {
         {{.compression = "none"}, 0.7, 0.9, true, ""},
         {{.compression = "cast(bf16)"}, 0.7, 0.9, true, ""},
         {{.compression = "ternary(density=0.05, error_feedback=off)"}, 0.7, 0.9, true, ""},
-        {{}, 1, 0.5, true, "decay 0.95"},
-        {{.compression = "quantize(bits=4)"}, 1, 0.5, true, "decay 0.95"},
+        {{}, 1, 0.5, true, "residual_decay=0.95"},
+        {{.compression = "quantize(bits=4)"}, 1, 0.5, true, "residual_decay=0.95"},
         {{.momentum = 0.0, .compression = "ecsq(bits=1, residual_decay=0.5)"},
          1,
          0,
          true,
-         "decay 0.5"},
-        {{.learning_rate = 0.3, .nesterov = false}, 0.3, 0.5, false, "decay 0.95"},
+         "residual_decay=0.5"},
+        {{.learning_rate = 0.3, .nesterov = false}, 0.3, 0.5, false, "residual_decay=0.95"},
     };
     for (Case each : cases) {
       Toy toy;
