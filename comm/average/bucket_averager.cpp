@@ -195,6 +195,7 @@ BucketInFlight& BucketAverager::begin(Bucket bucket, const Plan& plan, std::int6
               .average(in_flight->bucket, *in_flight->layout, step, in_flight->sequence);
       traffic_.sent_bytes += sent.bytes;
       traffic_.mean_bytes += sent.means;
+      if (marks_) device_->expect_agreement();
       return;
     }
     if (!in_flight->layout->dense.empty()) start_dense_mean(*group_, *in_flight, residuals_);
@@ -427,6 +428,10 @@ void BucketAverager::undo() {
   residuals_.momentum.load_state(std::move(momentum));
   residuals_.second.load_state(std::move(second));
   device_->take(residuals_);
+}
+
+void BucketAverager::abandon() {
+  if (device_) device_->abandon();
 }
 
 AveragerState BucketAverager::state() const {

@@ -207,6 +207,9 @@ class BucketAverager {
   // all ranks mark or none.
   void mark();
   void undo();
+  // The group has failed, or is left: nothing that other ranks still say of earlier steps counts,
+  // and state() gives what there is.
+  void abandon();
 
   AveragerMemory memory() const;
 

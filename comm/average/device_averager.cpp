@@ -321,6 +321,7 @@ std::uint64_t DeviceAverager::end_step(std::int64_t step) {
   if (!std::exchange(in_step_, false)) return 0;
   const at::DeviceGuard guard(device_);
   verdicts_.end_step(step);
+  watch("agreement on the result", static_cast<std::uint64_t>(step));
   return sizeof(kernels::DeviceVerdict) * static_cast<std::uint64_t>(group_.getSize() - 1);
 }
 
@@ -333,10 +334,15 @@ void DeviceAverager::settle() {
   check();
 }
 
+void DeviceAverager::abandon() {
+  verdicts_.forget();
+  is_abandoned_ = true;
+}
+
 void DeviceAverager::copy_to(AveragerState& state) {
   verdicts_.settle();
   memory_.copy_to(state.residuals, state.momentum, state.second, state.warm_starts);
-  check();
+  if (!is_abandoned_) check();
 }
 
 void DeviceAverager::take(Residuals& residuals) {

@@ -44,11 +44,17 @@ class DeviceAverager {
   // Replaces the bucket by its mean, as BucketAverager::average(). `number` counts the exchanges.
   Sent average(const Bucket& bucket, BucketLayout& layout, std::int64_t step, std::uint64_t number);
 
+  // The step under way ends with an agreement, also where nothing of it is compressed.
+  void expect_agreement() { in_step_ = true; }
   // Collective, after the last bucket of a step. Returns the bytes that this rank sent.
   std::uint64_t end_step(std::int64_t step);
 
   // The work on the current stream up to here waits for other ranks too; see DeviceWatch.
   void watch(std::string operation, std::uint64_t number) const;
+
+  // The group has failed, or is left: what is on its way from other ranks counts no more, and
+  // copy_to() gives what there is.
+  void abandon();
 
   // As BucketAverager's; wait for the device.
   void settle();
@@ -90,6 +96,7 @@ class DeviceAverager {
   DeviceVerdicts verdicts_;
   at::Tensor words_;      // of the exchange under way, 32 bits each
   bool in_step_ = false;  // something was exchanged since the last end_step()
+  bool is_abandoned_ = false;
 };
 
 }  // namespace thinwire::comm

@@ -8,6 +8,7 @@
 #include "thinwire/comm/average/bucket_averager.h"
 #include "thinwire/comm/failure/guard.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/kernels/piece_task.h"
 #include "thinwire/tests/comm/average/averager_fixture.h"
 #include "thinwire/tests/support/error_of.h"
 #include "thinwire/tests/support/fake_gpu/fake_gpu.h"
@@ -40,6 +41,10 @@ class DamagingBackend final : public c10d::Backend {
   WorkPtr _allgather_base(at::Tensor& output, at::Tensor& input,
                           const c10d::AllgatherOptions& options) override {
     return damaged(inner_->_allgather_base(output, input, options), output, gather);
+  }
+  WorkPtr allreduce(std::vector<at::Tensor>& tensors,
+                    const c10d::AllreduceOptions& options) override {
+    return inner_->allreduce(tensors, options);
   }
 
   // Of the next of these messages: which byte; negative: none.
@@ -136,6 +141,31 @@ TEST_F(DeviceFailures, ADamagedFrameIsToldAtOnceToThoseWhoWait) {
   step(1);
   EXPECT_THAT(testing::error_of<FrameError>([&] { averager->settle(); }),
               HasSubstr("step 1: rank 1 reports"));
+}
+
+// Where ranks may change, a step is over once all have all of it.
+TEST_F(DeviceFailures, AnUncompressedStepEndsWithAnAgreementFromTheFirstMarkOn) {
+  plan = testing::uniform_plan(kShapes, "none");
+  const auto sent_by = [&](std::int64_t number) {
+    const std::uint64_t before = averager->traffic().sent_bytes;
+    step(number);
+    averager->settle();
+    return averager->traffic().sent_bytes - before;
+  };
+  const std::uint64_t dense = sent_by(0);
+  averager->mark();
+  EXPECT_EQ(sent_by(1),
+            dense + sizeof(kernels::DeviceVerdict) * static_cast<std::uint64_t>(ranks.size - 1));
+}
+
+// A group that is left may hold anything: what other ranks said last is not looked at.
+TEST_F(DeviceFailures, AStateIsGivenOnceTheGroupIsAbandoned) {
+  step(0);
+  averager->settle();
+  if (ranks.rank == 0) backend->scatter = 80;
+  step(1);
+  averager->abandon();
+  EXPECT_NO_THROW(averager->state());
 }
 
 // For rank 1 does not come to what the others queue.

@@ -271,6 +271,7 @@ void DataParallelEngine::State::backward_ends(const std::vector<bool>& reached) 
                 "of forward(), set find_unused_parameters; make the backward pass of a term that "
                 "needs no averaging within no_sync()");
   });
+  exchange->wait_for_device();
 }
 
 void DataParallelEngine::State::zero_grad(bool set_to_none) {

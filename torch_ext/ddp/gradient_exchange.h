@@ -115,6 +115,10 @@ class GradientExchange {
   // belong to one step, which leave() can take back. Costs a copy of the residuals a step. Between
   // steps; throws what an exchange before it threw.
   void begin_step();
+  // After the last bucket of such a step: returns when all ranks have made it on their devices too,
+  // and throws where they have not, so that nothing is done with means that are none. At once
+  // without device memory, and where begin_step() was never called.
+  void wait_for_device();
   // Ends the exchange for good and returns what it has carried so far; with `undo` what it had when
   // the step began. Not collective, and all there is left to do after a failure.
   detail::SavedGradients leave(bool undo);

@@ -26,6 +26,7 @@ void OuterOptimizer::leave(Standing standing) {
     return;
   }
   comm::abandon(*averager_->group());
+  averager_->abandon();
   const auto undo = [this] {
     if (repeat_ == Repeat::kOuterStep) averager_->undo();
   };

@@ -92,10 +92,8 @@ void DeviceVerdicts::end_step(std::int64_t step) {
 
 void DeviceVerdicts::look_at(Step& step) const {
   if (!step.pending) return;
-  if (!step.copied->query()) {
-    step.copied->synchronize();
-    if (watch_) watch_->check();  // it may have ended the wait
-  }
+  if (!step.copied->query()) step.copied->synchronize();
+  if (watch_) watch_->check();  // it may have ended the wait, and then nothing has been gathered
   step.pending = false;
   kernels::DeviceVerdict worst{};
   int refuser = -1;
@@ -119,6 +117,10 @@ void DeviceVerdicts::begin_step() {
 
 void DeviceVerdicts::settle() {
   for (std::size_t i = 0; i < kStepsAhead; ++i) look_at(steps_[(next_ + i) % kStepsAhead]);
+}
+
+void DeviceVerdicts::forget() {
+  for (Step& step : steps_) step.pending = false;
 }
 
 }  // namespace thinwire::comm

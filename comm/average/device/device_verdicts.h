@@ -37,6 +37,8 @@ class DeviceVerdicts {
   void begin_step();
   // The same of all steps that have ended. Waits for the device.
   void settle();
+  // Nobody looks at those that are still on their way: the group has failed.
+  void forget();
 
  private:
   struct Step {

@@ -1,8 +1,8 @@
 // A rank of a small training whose ranks come and go: what test_elastic.py starts.
 //
-//   elastic_rank ddp|device|outer STEPS EVENT...
+//   elastic_rank ddp|outer[-device] STEPS EVENT...
 //
-// `device`: as ddp, with the model in GPU memory.
+// With `-device` the model is in GPU memory.
 //
 // An EVENT is something that happens to this process: kill:STEP, stop:STEP (it is sent SIGSTOP)
 // or leave:STEP (it ends itself) within a step after its forward pass; hold:STEP:WORLD, where
@@ -117,7 +117,7 @@ int train(const std::string& kind, std::int64_t steps, const Events& events) {
   launch::ElasticWorld world({.patience = events.patience});
   torch::manual_seed(static_cast<std::uint64_t>(getpid()));  // no two processes begin alike
   auto net = std::make_shared<Net>();
-  const bool on_device = kind == "device", averages_gradients = on_device || kind == "ddp";
+  const bool on_device = kind.ends_with("-device"), averages_gradients = kind.starts_with("ddp");
   const at::Device device = on_device ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   net->to(device);
   torch::optim::SGD optimizer(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
@@ -191,7 +191,7 @@ int train(const std::string& kind, std::int64_t steps, const Events& events) {
 
 int main(int argc, char** argv) {
   try {
-    thinwire::check(argc >= 3, "usage: elastic_rank ddp|device|outer STEPS EVENT...");
+    thinwire::check(argc >= 3, "usage: elastic_rank ddp|outer[-device] STEPS EVENT...");
     return train(argv[1], std::stoll(argv[2]), Events(argc - 3, argv + 3));
   } catch (const std::exception& error) {
     thinwire::log::error(error.what());
