@@ -137,6 +137,9 @@ def main():
             stats = training.handle.stats() if training.handle else {}
             if "reason" in stats:
                 print(f"\n{setting}: {stats['setting']}, {stats['reason']}")
+    # Hooks in Python leave callbacks on the backend's threads: none is to be freed after Python's end.
+    trainings.clear()
+    dist.barrier()
     dist.destroy_process_group()
 
 
