@@ -67,6 +67,39 @@ TEST(Crc32c, ImplementationsFollowTheDefinition) {
   }
 }
 
+// Every length up to 4096 bytes, from every place in a line of the cache: whole
+// turns of folding, what is left of them, and loads across lines.
+TEST(Crc32c, EveryLengthAtEveryAlignment) {
+  constexpr std::size_t kLongest = 4096, kLine = 64;
+  const auto bytes = random_bytes(kLine + kLongest);
+  for (std::size_t start = 0; start < kLine; ++start) {
+    const auto from = std::span(bytes).subspan(start, kLongest);
+    std::uint32_t expected = by_definition({}, 0);
+    for (std::size_t size = 0; size <= kLongest; ++size) {
+      if (size > 0) expected = by_definition(from.subspan(size - 1, 1), expected);
+      const auto part = from.first(size);
+      if (start == 0) {
+        ASSERT_EQ(detail::crc32c_table(part, 0), expected) << size;
+      }
+      if (detail::crc32c_has_hardware()) {
+        ASSERT_EQ(detail::crc32c_hardware(part, 0), expected) << size << " from " << start;
+      }
+      if (detail::crc32c_has_folding()) {
+        ASSERT_EQ(detail::crc32c_folding(part, 0), expected) << size << " from " << start;
+      }
+    }
+  }
+}
+
+TEST(Crc32c, CutAnywhere) {
+  const auto bytes = random_bytes(4096);
+  const auto all = std::span(bytes);
+  const std::uint32_t whole = by_definition(bytes, 0);
+  for (std::size_t cut = 0; cut <= bytes.size(); ++cut) {
+    ASSERT_EQ(crc32c(all.subspan(cut), crc32c(all.first(cut))), whole) << cut;
+  }
+}
+
 TEST(Crc32c, GoesOnFromAPreviousPart) {
   const auto bytes = random_bytes(100'003);
   const std::uint32_t whole = crc32c(bytes);

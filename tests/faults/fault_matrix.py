@@ -8,9 +8,10 @@
 Starts a real job of three ranks for every case (fault_rank.cpp says what happens in it), and checks
 of each rank the exit code, the message and the time from the fault to its end. Prints a line a case
 and counts at the end; exits with 1 where a case is not as expected. --peer runs the cases that plain
-torch has as well, on its DistributedDataParallel over Gloo, beside, and --torchft on torchft's with a
-python that has it (`pip install torchft`, whose torchft_lighthouse lies beside it), of whose survivors
-that go on it tells the longest pause; their outcomes are printed and not checked. --short: the cases that take no timeout, as ordinary processes.
+torch has as well, on its DistributedDataParallel over Gloo, beside, and --torchft on torchft's, with a
+python that has it (`pip install torchft`, whose torchft_lighthouse lies beside it): of survivors that
+go on it tells the longest pause. Their outcomes are printed and not checked. --short: the cases that
+take no timeout, as ordinary processes.
 """
 
 import argparse
