@@ -50,22 +50,24 @@ class Reduction {
   // undefined. Throws CommError when a peer failed.
   virtual Averaged receive() = 0;
   // Replaces the values of all layers by their mean over the ranks, bit-identical on all of them; a
-  // value that is not finite on any rank makes the layer's mean non-finite. With `keep` each
-  // layer's loss moves to LayerValues::kept before. Only where no frame was refused. Means that
-  // were not needed to decide are waited for here: a frame among them may still be refused, and
-  // then what is kept is undefined, too.
+  // value that is not finite on any rank makes the layer's mean non-finite. With `keep`, which says
+  // that commit() follows, each layer's loss moves to LayerValues::kept before, and what else is to
+  // be stored may be stored while messages come. Only where no frame was refused. Means that were
+  // not needed to decide are waited for here: a frame among them may still be refused, and then
+  // what is kept is undefined, too.
   virtual void deliver(bool keep) = 0;
 
   // Stores what the exchange learned for the next step (warm starts, second residuals). Called only
   // if all means were finite, on all ranks or on none.
   virtual void commit() {}
 
-  // All four stages; the values are undefined where a frame was refused.
+  // All four stages, for an exchange within another one, which decides what is kept: that is left
+  // to commit(). The values are undefined where a frame was refused.
   Averaged run(const ReductionContext& context, std::span<const LayerValues> layers) {
     start(context, layers);
     advance();
     const Averaged averaged = receive();
-    if (!context_.refusal->any()) deliver(averaged.finite);
+    if (!context_.refusal->any()) deliver(/*keep=*/false);
     return averaged;
   }
 

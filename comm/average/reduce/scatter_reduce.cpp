@@ -131,7 +131,9 @@ void ScatterReduce::advance() {
 Averaged ScatterReduce::receive() {
   if (!keeps_residuals_) {
     for (int c = 0; c < partition_.chunks(); ++c) {
-      if (hear(c)) write_means(c, /*keep=*/false);
+      if (hear(c)) {
+        for (int owner = 0; owner < world_; ++owner) write_mean(c, owner, /*keep=*/false);
+      }
     }
   } else {
     while (heard_ < chunks_to_hear() || (heard_ < partition_.chunks() && context_.refusal->any())) {
@@ -359,27 +361,25 @@ bool ScatterReduce::hear(int index) {
   return all;
 }
 
-// Writes the means of a chunk that was heard. A piece is in cache from its residual, which makes
-// room with `keep`, to its mean.
-void ScatterReduce::write_means(int index, bool keep) {
+// Writes the mean of an owner's slice, which has come. A piece is in cache from its residual, which
+// makes room with `keep`, to its mean.
+void ScatterReduce::write_mean(int index, int owner, bool keep) {
+  if (partition_.slice(index, owner).numel == 0) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
   PhaseSpan span(context_, Phase::kDecompress);
-  for (int owner = 0; owner < world_; ++owner) {
-    if (partition_.slice(index, owner).numel == 0) continue;
-    const bool own = owner == rank_;
-    const auto payload = own ? std::span<const std::byte>(chunk.own)
-                             : chunk.gather_in.of(owner).subspan(kFrameHeaderBytes);
-    try {
-      decode(index, owner, payload, [&](const LayerValues& layer, const Piece& piece) {
-        if (layer.holds_residual()) {
-          if (keep) keep_residual(layer, piece.begin, piece.numel);
-          return true;
-        }
-        return !own;  // encode_mean() has written the own ones
-      });
-    } catch (const FrameError& error) {
-      context_.refusal->note(context_.peers->group_rank(owner), error);
-    }
+  const bool own = owner == rank_;
+  const auto payload = own ? std::span<const std::byte>(chunk.own)
+                           : chunk.gather_in.of(owner).subspan(kFrameHeaderBytes);
+  try {
+    decode(index, owner, payload, [&](const LayerValues& layer, const Piece& piece) {
+      if (layer.holds_residual()) {
+        if (keep) keep_residual(layer, piece.begin, piece.numel);
+        return true;
+      }
+      return !own;  // encode_mean() has written the own ones
+    });
+  } catch (const FrameError& error) {
+    context_.refusal->note(context_.peers->group_rank(owner), error);
   }
 }
 
@@ -398,26 +398,35 @@ void ScatterReduce::decode(int index, int owner, std::span<const std::byte> payl
       });
 }
 
+// What takes no message is done before it is waited for one.
 void ScatterReduce::deliver(bool keep) {
   for (int c = 0; c < partition_.chunks() && keeps_residuals_; ++c) {
+    if (keep) keep_second(c);
+    if (!context_.refusal->any()) write_mean(c, rank_, keep);
     // A frame that is refused only now ends the exchange, like one of those before.
     const bool whole = c < heard_ || hear(c);
-    if (whole && !context_.refusal->any()) write_means(c, keep);
+    for (int owner = 0; owner < world_; ++owner) {
+      if (owner != rank_ && whole && !context_.refusal->any()) write_mean(c, owner, keep);
+    }
   }
+  second_kept_ = keep && keeps_residuals_;
   release();
 }
 
 void ScatterReduce::commit() {
-  for (int c = 0; c < partition_.chunks(); ++c) {
-    const Chunk& chunk = *chunks_[static_cast<std::size_t>(c)];
-    for_each_piece(partition_.slice(c, rank_),
-                   [&](const Piece& piece, std::size_t, std::size_t element) {
-                     const LayerValues& layer = layers_[piece.layer];
-                     if (!layer.second) return;
-                     layer.second->store(layer.name, layer.first_element + piece.begin,
-                                         part_of(chunk.sums, element, piece));
-                   });
-  }
+  for (int c = 0; c < partition_.chunks() && !second_kept_; ++c) keep_second(c);
+}
+
+// Moves what the own means of a chunk have lost to where the next means find it.
+void ScatterReduce::keep_second(int index) {
+  const Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
+  for_each_piece(partition_.slice(index, rank_),
+                 [&](const Piece& piece, std::size_t, std::size_t element) {
+                   const LayerValues& layer = layers_[piece.layer];
+                   if (!layer.second) return;
+                   layer.second->store(layer.name, layer.first_element + piece.begin,
+                                       part_of(chunk.sums, element, piece));
+                 });
 }
 
 // The messages' memory belongs to the next bucket.

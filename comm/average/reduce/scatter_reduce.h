@@ -70,7 +70,8 @@ class ScatterReduce final : public Reduction {
   void send_mean(int chunk);
   int chunks_to_hear() const;
   bool hear(int chunk);
-  void write_means(int chunk, bool keep);
+  void write_mean(int chunk, int owner, bool keep);
+  void keep_second(int chunk);
   void release();
   template <typename Wanted>
   void decode(int chunk, int owner, std::span<const std::byte> payload, const Wanted& wanted);
@@ -83,6 +84,7 @@ class ScatterReduce final : public Reduction {
   bool finite_ = true;            // the means that are known
   int heard_ = 0;                 // chunks whose means have come
   bool keeps_residuals_ = false;  // where the means will be
+  bool second_kept_ = false;      // by deliver(), so that commit() has nothing left
   bool tells_all_ = false;        // every frame of an owner says whether all its means are finite
   SumsHook sums_hook_;
 };
