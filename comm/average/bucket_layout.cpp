@@ -20,6 +20,7 @@
 #include "thinwire/comm/wire/frame.h"
 #include "thinwire/common/crc32c.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/codecs/powersgd.h"
 
 namespace thinwire::comm {
 namespace {
@@ -141,14 +142,17 @@ void choose_for_device(const Bucket& bucket, const Plan& plan, const AveragerOpt
 struct GroupKey {
   Strategy strategy;
   int iterations = 0;      // of low rank
-  std::string slots = {};  // the codec whose step they share, see SlotReduce
+  std::string slots = {};  // the codec, of low rank that of the factors, whose step they share
   auto operator<=>(const GroupKey&) const = default;
 };
 
 GroupKey group_of(const LayerStrategy& way) {
   GroupKey key{.strategy = way.strategy};
   const CodecFacts facts = way.codec->facts();
-  if (way.strategy == Strategy::kLowRank) key.iterations = facts.iterations;
+  if (way.strategy == Strategy::kLowRank) {
+    key.iterations = facts.iterations;
+    if (have_one_step(*facts.factors)) key.slots = facts.factors->spec();
+  }
   if (way.strategy == Strategy::kScatterReduce && facts.form == CodecFacts::Form::kSlots) {
     key.slots = way.codec->spec();
   }
@@ -179,7 +183,7 @@ std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& buc
     layers.push_back({bucket.layers[i].numel(), codec ? codec : &identity_codec()});
     if (key.strategy != Strategy::kLowRank) continue;
     const CodecFacts facts = codec ? codec->facts() : CodecFacts();
-    matrices.push_back({bucket.layers[i].shape, facts.rank, facts.factors});
+    matrices.push_back({bucket.layers[i].shape, facts.rank, facts.factors.get()});
   }
   const auto chunks = [&] {
     return Partition::chunks_for(layers, peers.size(), options.chunk_bytes);
@@ -202,8 +206,9 @@ std::unique_ptr<Reduction> make_reduction(const GroupKey& key, const Bucket& buc
     case Strategy::kSparse:
       return std::make_unique<SparseReduce>(layers, peers);
     case Strategy::kLowRank:
-      return std::make_unique<LowRank>(matrices, key.iterations, peers, options.chunk_bytes,
-                                       residuals.warm_starts);
+      return std::make_unique<LowRank>(
+          matrices, key.iterations, peers, options.chunk_bytes,
+          LowRankMemory{residuals.warm_starts, residuals.shared_steps});
     case Strategy::kHierarchical:
       return std::make_unique<Hierarchical>(layers, group, options.host_of_rank,
                                             options.chunk_bytes);

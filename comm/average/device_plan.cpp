@@ -4,6 +4,7 @@
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/codecs/powersgd.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
 
 namespace thinwire::comm {
@@ -13,16 +14,20 @@ bool has_factors(const Codec& codec) {
   return codec.facts().form == CodecFacts::Form::kLowRank;
 }
 
+bool factors_have_kernels(const Codec& codec) {
+  return has_factors(codec) && !have_one_step(*codec.facts().factors);
+}
+
 }  // namespace
 
 void check_device_setting(std::string_view layer, const LayerSetting& setting) {
   if (!setting.codec) return;
   const bool known = setting.codec->piece_format() || setting.codec->entry_form() ||
-                     setting.codec->traits().summable || has_factors(*setting.codec);
+                     setting.codec->traits().summable || factors_have_kernels(*setting.codec);
   check(known, "layer '", layer, "' is in GPU memory, where ", setting.codec->spec(),
-        " has no kernels yet: quantize, cast, onebit, terngrad, randomk, powersgd, "
-        "topk(select=exact, values=fp32, fp16 or bf16) and ternary(scale=mean) have; choose one of "
-        "these or none, or train on the CPU");
+        " has no kernels yet: quantize, cast, onebit, terngrad, randomk, powersgd(factors=fp32, "
+        "bf16, int8 or int4), topk(select=exact, values=fp32, fp16 or bf16) and "
+        "ternary(scale=mean) have; choose one of these or none, or train on the CPU");
 }
 
 Strategy device_strategy(const Codec& codec, const std::optional<Strategy>& asked) {

@@ -252,7 +252,7 @@ CodecUse use_of(const Codec& codec, std::int64_t numel, DType dtype,
   if (use.facts.form == Form::kLowRank) {
     const LowRankShape low_rank = low_rank_shape(shape, dtype, use.facts.rank);
     if (low_rank.rank > 0) {
-      use.factor_bytes = static_cast<std::int64_t>(factor_bytes(low_rank, use.facts.factors));
+      use.factor_bytes = static_cast<std::int64_t>(factor_bytes(low_rank, *use.facts.factors));
       use.payload_bytes = use.factor_bytes;
     }
   }

@@ -14,9 +14,11 @@ namespace thinwire::comm {
 //   residual/P, velocity/P, momentum_residual/P   of its number of elements
 //   second_residual/B/P                           the elements from B on
 //   warm_start/P                                  [rank, columns]
-//   shared_step/C                                 [2], C the spec of a codec with a shared step
-//   slots/C/P                                     [9] in float64, of the layers that begin with P:
-//                                                 a SharedSteps::Group
+//   shared_step/C                                 [2], C the spec of a codec with a shared step, or
+//                                                 factors=SPEC where that is powersgd's for factors
+//   slots/C/P                                     [11] in float64 and two for each slot, of the
+//                                                 layers that begin with P: a SharedSteps::Group; of
+//                                                 factors slots/C/P/FACTOR
 //   basis/PART/P                                  parts of a spectral::MatrixBasis::State, and
 //                                                 basis/shape/P, [5] in float64: rows, columns,
 //                                                 directions, steps, whether residuals are in it

@@ -145,8 +145,9 @@ std::vector<double> squared_errors(const std::vector<Spec>& specs, std::span<con
 double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape) {
   if (spec.name == "powersgd") {
     const PowerSgdOptions options = powersgd_options(spec);
-    const auto factors = static_cast<double>(options.rank * (rows_of(shape) + cols_of(shape)));
-    return options.iterations * factors * sizeof(float);
+    const LowRankShape factors{rows_of(shape), cols_of(shape), options.rank};
+    return options.iterations *
+           static_cast<double>(factor_bytes(factors, *factor_codec(options.factors)));
   }
   const std::int64_t numel = numel_of(shape);
   const CodecPtr codec = make_codec(spec);

@@ -30,7 +30,7 @@ struct CandidateSet {
 };
 CandidateSet candidate_set(const Policy& policy, std::span<const std::int64_t> shape);
 
-// Bytes of a layer's payload: powersgd's two float32 factors in every iteration, for topk and
+// Bytes of a layer's payload: powersgd's two factors in every iteration, for topk and
 // ternary what entries spread at random take (index_coder.h), else the codec's
 // max_compressed_bytes(), which most codecs write exactly. Whole. Thread-safe.
 double payload_bytes(const Spec& spec, std::span<const std::int64_t> shape);

@@ -39,8 +39,7 @@ enum class CodecId : std::uint16_t {
 // How codecs that send chosen entries store their values: coded, see value_levels.h.
 enum class ValueType : std::uint8_t { kFloat32, kFloat16, kBFloat16, kCoded };
 
-// How powersgd stores its factors.
-enum class FactorType : std::uint8_t { kFloat32, kBFloat16, kInt8, kInt4 };
+class Codec;
 
 // The parameters of a codec as numbers, for whoever plans with it: nobody reads its spec again.
 struct CodecFacts {
@@ -60,10 +59,11 @@ struct CodecFacts {
   ValueType values = ValueType::kFloat32;
   // Of ternary: standard deviations in its scale; none: the scale is a mean.
   std::optional<double> alpha = {};
-  // Of powersgd: columns of a factor, and how often both are improved, and so travel.
+  // Of powersgd: columns of a factor, how often both are improved, and so travel, and the codec of
+  // each, see factor_codec().
   int rank = 0;
   int iterations = 1;
-  FactorType factors = FactorType::kFloat32;
+  std::shared_ptr<const Codec> factors = {};
   // Of spectral: directions of a side of a matrix, and steps from one basis to the next.
   int directions = 0;
   int every = 0;

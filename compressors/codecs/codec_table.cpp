@@ -39,7 +39,7 @@ constexpr std::array kTable = {
                "signs of the largest magnitudes and their mean; ComPEFT, arXiv 2311.13171",
                make_ternary},
     CodecEntry{"powersgd", CodecId::kPowerSgd,
-               "rank=4 (1..1024), iterations=1 (1..16), factors=fp32|bf16|int8|int4",
+               "rank=4 (1..1024), iterations=1 (1..16), factors=fp32|bf16|int8|int4|ecsq(bits=F)",
                "low-rank factors; PowerSGD, Vogels et al., NeurIPS 2019", make_powersgd},
     CodecEntry{"ecsq", CodecId::kEcsq, "bits=2.5 (0.02..16) | step=F | error=F | as=SPEC",
                "one step with a dead zone, entropy-coded; Sullivan, IEEE Trans. Inf. Theory 1996",

@@ -6,19 +6,25 @@
 #include <cstring>
 #include <vector>
 
+#include "thinwire/common/error.h"
 #include "thinwire/common/shape.h"
-#include "thinwire/compressors/codecs/cast.h"
 #include "thinwire/compressors/codecs/codec_checks.h"
+#include "thinwire/compressors/codecs/codec_table.h"
+#include "thinwire/compressors/codecs/ecsq.h"
 #include "thinwire/compressors/codecs/float_view.h"
-#include "thinwire/compressors/codecs/identity.h"
-#include "thinwire/compressors/codecs/quantize.h"
 #include "thinwire/compressors/kernels/low_rank.h"
 #include "thinwire/compressors/kernels/low_rank_math.h"
 
 namespace thinwire {
 namespace {
 
-constexpr std::array kFactorNames = {"fp32", "bf16", "int8", "int4"};
+struct FactorName {
+  std::string_view name, codec;
+};
+constexpr std::array kFactorNames = {FactorName{"fp32", "identity"},
+                                     FactorName{"bf16", "cast(bf16)"},
+                                     FactorName{"int8", "quantize(bits=8, bucket=256, norm=linf)"},
+                                     FactorName{"int4", "quantize(bits=4, bucket=256, norm=linf)"}};
 
 struct Scratch {
   std::vector<float> matrix, p, q;
@@ -32,11 +38,12 @@ Scratch& scratch() {
 // rank does not pay.
 class PowerSgd final : public Codec {
  public:
-  explicit PowerSgd(PowerSgdOptions options) : options_(options) {}
+  explicit PowerSgd(PowerSgdOptions options)
+      : options_(std::move(options)), factors_(factor_codec(options_.factors)) {}
 
   std::string spec() const override {
     return concat("powersgd(rank=", options_.rank, ", iterations=", options_.iterations,
-                  ", factors=", kFactorNames[static_cast<std::size_t>(options_.factors)], ")");
+                  ", factors=", options_.factors, ")");
   }
 
   CodecTraits traits() const override {
@@ -50,14 +57,17 @@ class PowerSgd final : public Codec {
             .form = CodecFacts::Form::kLowRank,
             .rank = options_.rank,
             .iterations = options_.iterations,
-            .factors = options_.factors};
+            .factors = factors_};
   }
 
   std::int64_t block_size() const override { return 0; }
 
-  // Without the shape only this is known: factors are sent where they are smaller than the tensor.
+  // Without the shape only this is known: factors are sent where they are smaller than the tensor
+  // in float32; coded, no element of them takes more, but a payload of few can.
   std::size_t max_compressed_bytes(std::int64_t numel, DType dtype) const override {
-    return static_cast<std::size_t>(numel) * size_of(dtype);
+    const std::size_t few =
+        have_one_step(*factors_) ? 2 * factors_->max_compressed_bytes(1, DType::kFloat32) : 0;
+    return static_cast<std::size_t>(numel) * size_of(dtype) + (numel > 0 ? few : 0);
   }
 
   std::size_t compress(ConstTensorView input, const RandomKey& key,
@@ -131,22 +141,21 @@ class PowerSgd final : public Codec {
   }
 
  private:
-  bool coded() const { return options_.factors != FactorType::kFloat32; }
+  bool coded() const { return !factors_->traits().lossless; }
 
   std::size_t bytes_of(std::size_t numel) const {
-    return factor_codec(options_.factors)
-        .max_compressed_bytes(static_cast<std::int64_t>(numel), DType::kFloat32);
+    return factors_->max_compressed_bytes(static_cast<std::int64_t>(numel), DType::kFloat32);
   }
 
   std::span<const std::byte> encode(std::span<const float> factor, const RandomKey& key,
                                     std::span<std::byte> out) const {
     const auto room = out.first(bytes_of(factor.size()));
-    factor_codec(options_.factors).compress(view_of(factor), key, room);
+    factors_->compress(view_of(factor), key, room);
     return room;
   }
 
   void decode(std::span<const std::byte> in, std::span<float> factor) const {
-    factor_codec(options_.factors).decompress(in, {}, view_of(factor), WriteMode::kAssign);
+    factors_->decompress(in, {}, view_of(factor), WriteMode::kAssign);
   }
 
   LowRankShape checked_shape(std::span<const std::int64_t> shape, std::int64_t numel,
@@ -157,11 +166,12 @@ class PowerSgd final : public Codec {
   }
 
   std::size_t payload_bytes(const LowRankShape& shape, std::int64_t numel, DType dtype) const {
-    return shape.rank > 0 ? factor_bytes(shape, options_.factors)
+    return shape.rank > 0 ? factor_bytes(shape, *factors_)
                           : static_cast<std::size_t>(numel) * size_of(dtype);
   }
 
   PowerSgdOptions options_;
+  CodecPtr factors_;
 };
 
 }  // namespace
@@ -177,18 +187,31 @@ LowRankShape low_rank_shape(std::span<const std::int64_t> shape, DType dtype, in
   return result;
 }
 
-const Codec& factor_codec(FactorType type) {
-  static const std::array<CodecPtr, 4> kCodecs = {
-      make_identity(Spec::parse("identity")), make_cast(Spec::parse("cast(bf16)")),
-      make_quantize(Spec::parse("quantize(bits=8, bucket=256, norm=linf)")),
-      make_quantize(Spec::parse("quantize(bits=4, bucket=256, norm=linf)"))};
-  return *kCodecs[static_cast<std::size_t>(type)];
+CodecPtr factor_codec(std::string_view factors) {
+  for (const FactorName& known : kFactorNames) {
+    if (factors == known.name) return make_codec(known.codec);
+  }
+  const Spec spec = Spec::parse(factors);
+  check(spec.name == "ecsq", "powersgd: factors are fp32, bf16, int8, int4 or ecsq(bits=F), got '",
+        factors, "'");
+  CodecPtr codec = make_ecsq(spec);
+  check(codec->traits().fixed_size,
+        "powersgd: factors follow a number of bits, as in ecsq(bits=3), got '", factors, "'");
+  return codec;
 }
 
-std::size_t factor_bytes(const LowRankShape& shape, FactorType type) {
-  const Codec& codec = factor_codec(type);
-  return codec.max_compressed_bytes(shape.rows * shape.rank, DType::kFloat32) +
-         codec.max_compressed_bytes(shape.cols * shape.rank, DType::kFloat32);
+const Codec& exact_factors() {
+  static const CodecPtr kExact = factor_codec(PowerSgdOptions().factors);
+  return *kExact;
+}
+
+std::size_t factor_bytes(const LowRankShape& shape, const Codec& factors) {
+  return factors.max_compressed_bytes(shape.rows * shape.rank, DType::kFloat32) +
+         factors.max_compressed_bytes(shape.cols * shape.rank, DType::kFloat32);
+}
+
+bool have_one_step(const Codec& factors) {
+  return factors.facts().form == CodecFacts::Form::kSlots;
 }
 
 void init_factor(const RandomKey& key, std::int64_t cols, std::int64_t first, std::int64_t count,
@@ -217,9 +240,10 @@ PowerSgdOptions powersgd_options(const Spec& spec) {
   PowerSgdOptions options;
   options.rank = static_cast<int>(read.integer("rank", options.rank, 1, kMaxPowerSgdRank));
   options.iterations = static_cast<int>(read.integer("iterations", options.iterations, 1, 16));
-  options.factors = static_cast<FactorType>(
-      read.choice("factors", {kFactorNames.begin(), kFactorNames.end()}, 0));
+  options.factors = read.text("factors", options.factors);
   read.finish();
+  const CodecPtr codec = factor_codec(options.factors);
+  if (have_one_step(*codec)) options.factors = codec->spec();
   return options;
 }
 

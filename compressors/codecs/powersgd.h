@@ -8,6 +8,8 @@
 #pragma once
 
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "thinwire/common/spec.h"
@@ -18,15 +20,16 @@ namespace thinwire {
 inline constexpr int kMaxPowerSgdRank = 1024;
 
 struct PowerSgdOptions {
-  int rank = 4;        // 1 to kMaxPowerSgdRank
-  int iterations = 1;  // rounds of P = M Q, Q = Mᵀ P; 1 to 16
-  FactorType factors = FactorType::kFloat32;
+  int rank = 4;                  // 1 to kMaxPowerSgdRank
+  int iterations = 1;            // rounds of P = M Q, Q = Mᵀ P; 1 to 16
+  std::string factors = "fp32";  // see factor_codec()
 };
 
-// `powersgd(rank=4, iterations=1, factors=fp32|bf16|int8|int4)`
+// `powersgd(rank=4, iterations=1, factors=fp32|bf16|int8|int4|ecsq(bits=F))`
 //
-// int8 and int4 are those of quantize with norm=linf and a header for 256 elements. Coded factors
-// are sent as they are multiplied; what is made orthonormal of P, is what was decoded.
+// int8 and int4 are those of quantize with norm=linf and a header for 256 elements, ecsq so many
+// bits an element of the factors, entropy-coded. Coded factors are sent as they are multiplied;
+// what is made orthonormal of P, is what was decoded.
 CodecPtr make_powersgd(const Spec& spec);
 PowerSgdOptions powersgd_options(const Spec& spec);
 
@@ -43,9 +46,14 @@ struct LowRankShape {
 LowRankShape low_rank_shape(std::span<const std::int64_t> shape, DType dtype, int rank);
 
 // The codec of a factor: lossless, or of fixed size, deterministic and the same on all ranks.
-const Codec& factor_codec(FactorType type);
+// Throws InvalidArgument for anything but fp32, bf16, int8, int4 and ecsq(bits=F).
+CodecPtr factor_codec(std::string_view factors);
+// Of factors that travel as they are.
+const Codec& exact_factors();
 // What both factors take.
-std::size_t factor_bytes(const LowRankShape& shape, FactorType type);
+std::size_t factor_bytes(const LowRankShape& shape, const Codec& factors);
+// Whether factors are coded with one step for all layers, see ecsq.h.
+bool have_one_step(const Codec& factors);
 
 // Random numbers of mean 0 and variance 1 for columns first … first + count − 1 of Q, each `cols`
 // long: a sum of four uniform numbers, so that no processor's logarithm matters. They follow from

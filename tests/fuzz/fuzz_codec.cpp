@@ -37,6 +37,7 @@ const std::vector<CodecPtr>& codecs() {
                              "ternary(density=0.05)",
                              "powersgd(rank=2)",
                              "powersgd(rank=2, factors=int8)",
+                             "powersgd(rank=2, factors=ecsq(bits=3))",
                              "ecsq(bits=2)",
                              "ecsq(step=0.5)",
                              "spectral(bits=1)"})

@@ -11,8 +11,9 @@ std::vector<fuzz::Input> fuzz::seeds() {
   for (const char* spec :
        {"none", "identity", "quantize(bits=4)", "quantize(bits=4, bucket=1024, norm=minmax)",
         "topk(density=0.01, select=sampled, values=fp16)", "topk(values=coded)",
-        "powersgd(rank=2, factors=int8)", "randomk(density=0.1)", "cast(bf16)",
-        "powersgd(rank=4, iterations=2)", "ternary(density=0.05, alpha=2)", "onebit(bucket=64)",
+        "powersgd(rank=2, factors=int8)", "powersgd(rank=2, factors=ecsq(bits=3))",
+        "randomk(density=0.1)", "cast(bf16)", "powersgd(rank=4, iterations=2)",
+        "ternary(density=0.05, alpha=2)", "onebit(bucket=64)",
         "lgreco(family=powersgd, reference=4)", "lgreco(family=mixed, cap=0, period=100)",
         "spectral(bits=2.5)", "lsh(hashes=6, radius=0.4)"})
     all.push_back(input_of(spec));

@@ -28,7 +28,7 @@ void encode(LayerReport& report, const Codec& codec, std::span<const float> valu
     const LowRankShape shape = low_rank_shape(report.shape, DType::kFloat32, facts.rank);
     if (shape.rank == 0) return;  // travels as it is
     report.payload_bytes =
-        static_cast<double>(shape.factor_numel()) * sizeof(float) * facts.iterations;
+        static_cast<double>(factor_bytes(shape, *facts.factors)) * facts.iterations;
     if (!tells) return;
     const std::int64_t ranks[] = {shape.rank};
     const auto left = lgreco::low_rank_squared_errors(values, shape.rows, shape.cols, ranks);

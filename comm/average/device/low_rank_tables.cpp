@@ -13,7 +13,7 @@ std::uint64_t parts_of(std::uint64_t count, std::uint64_t part) {
 }
 
 const Codec& codec_of_factors(const DeviceLayer& layer) {
-  return factor_codec(layer.codec->facts().factors);
+  return *layer.codec->facts().factors;
 }
 
 }  // namespace
@@ -74,8 +74,7 @@ void LowRankTables::make_means(std::span<const DeviceLayer> layers, const LowRan
     const bool has_factors = matrix.rank() > 0;
     const auto p = static_cast<std::int64_t>(matrix.rows() * matrix.rank());
     const auto q = static_cast<std::int64_t>(matrix.cols() * matrix.rank());
-    const Codec& codec =
-        has_factors ? codec_of_factors(layers[i]) : factor_codec(FactorType::kFloat32);
+    const Codec& codec = has_factors ? codec_of_factors(layers[i]) : exact_factors();
     of_p.push_back({.codec = &codec,
                     .offset = static_cast<std::int64_t>(matrix.p),
                     .numel = has_factors ? p : layers[i].numel});

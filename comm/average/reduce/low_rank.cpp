@@ -16,9 +16,12 @@ constexpr auto kBlock = static_cast<std::size_t>(Partition::kCachedPiece);
 }  // namespace
 
 LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
-                 std::size_t chunk_bytes, WarmStarts& warm_starts)
-    : iterations_(iterations), warm_starts_(warm_starts) {
-  std::vector<PartitionLayer> p_parts, q_parts;
+                 std::size_t chunk_bytes, const LowRankMemory& memory)
+    : iterations_(iterations), memory_(memory) {
+  std::vector<FactorPart> p_parts, q_parts;
+  const auto mean_of = [&](std::span<const FactorPart> parts, const char* factor) {
+    return std::make_unique<FactorMean>(parts, peers, chunk_bytes, memory_.steps, factor);
+  };
   for (const Layer& layer : layers) {
     Matrix matrix;
     matrix.shape = low_rank_shape(layer.shape, DType::kFloat32, layer.rank);
@@ -29,15 +32,14 @@ LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& pee
     q_numel_ += q;
     matrices_.push_back(matrix);
     if (matrix.rank() == 0) continue;
-    const Codec& codec = factor_codec(layer.factors);
-    coded_ = coded_ || !codec.traits().lossless;
-    p_parts.push_back({static_cast<std::int64_t>(p), &codec});
-    q_parts.push_back({static_cast<std::int64_t>(q), &codec});
+    coded_ = coded_ || !layer.factors->traits().lossless;
+    THINWIRE_ASSERT(p_parts.empty() || one_step_ == have_one_step(*layer.factors));
+    one_step_ = have_one_step(*layer.factors);
+    p_parts.push_back({static_cast<std::int64_t>(p), layer.factors, matrix.shape.rank});
+    q_parts.push_back({static_cast<std::int64_t>(q), layer.factors, matrix.shape.rank});
   }
-  if (q_numel_ > 0) q_mean_ = std::make_unique<FactorMean>(q_parts, peers, chunk_bytes);
-  if (q_numel_ > 0 && iterations_ > 1) {
-    later_p_ = std::make_unique<FactorMean>(p_parts, peers, chunk_bytes);
-  }
+  if (q_numel_ > 0) q_mean_ = mean_of(q_parts, "Q");
+  if (q_numel_ > 0 && iterations_ > 1) later_p_ = mean_of(p_parts, "later P");
   p_numel_ = factors_;
   for (std::size_t i = 0; i < matrices_.size(); ++i) {
     if (matrices_[i].rank() > 0) continue;
@@ -45,9 +47,9 @@ LowRank::LowRank(std::span<const Layer> layers, int iterations, const Peers& pee
     std::size_t numel = 1;
     for (const std::int64_t extent : layers[i].shape) numel *= static_cast<std::size_t>(extent);
     p_numel_ += numel;
-    p_parts.push_back({static_cast<std::int64_t>(numel), &factor_codec(FactorType::kFloat32)});
+    p_parts.push_back({static_cast<std::int64_t>(numel), &exact_factors()});
   }
-  if (p_numel_ > 0) first_p_ = std::make_unique<FactorMean>(p_parts, peers, chunk_bytes);
+  if (p_numel_ > 0) first_p_ = mean_of(p_parts, "P");
 }
 
 void LowRank::begin() {
@@ -68,7 +70,7 @@ void LowRank::begin() {
   averaged_ = {};
   load_warm_starts();
   multiply(0);
-  first_p_->start(context_.stage(0), p_layers_, p_, {});
+  first_p_->start(context_.stage(0), p_layers_, p_, {}, sizes_);
 }
 
 void LowRank::advance() {
@@ -76,14 +78,14 @@ void LowRank::advance() {
     const auto number = 2 * static_cast<std::uint64_t>(round);
     if (round > 0) {
       multiply(round);
-      later_p_->start(context_.stage(number), q_layers_, p_.first(factors_), {});
+      later_p_->start(context_.stage(number), q_layers_, p_.first(factors_), {}, sizes_);
     }
     FactorMean& p_mean = round == 0 ? *first_p_ : *later_p_;
     p_mean.advance();
     if (q_.empty()) return;
     note(p_mean.finish());
     multiply_transposed();
-    q_mean_->start(context_.stage(number + 1), q_layers_, q_, lost_q_);
+    q_mean_->start(context_.stage(number + 1), q_layers_, q_, lost_q_, sizes_);
     q_mean_->advance();
     if (round + 1 < iterations_) finish_q();
   }
@@ -126,16 +128,36 @@ void LowRank::deliver(bool keep) {
   for (std::size_t i = 0; i < layers_.size(); ++i) reconstruct(layers_[i], matrices_[i], keep);
 }
 
+// Of the columns of a product with these factors, before they are made orthonormal: their lengths
+// are about the singular values, and so are those of what they are multiplied to.
+void LowRank::note_sizes(std::span<const float> factors) {
+  if (!one_step_) return;
+  const bool are_q = factors.data() == q_.data();
+  sizes_.clear();
+  for (const Matrix& m : matrices_) {
+    const std::size_t length = are_q ? m.cols() : m.rows();
+    const auto others = static_cast<double>(are_q ? m.rows() : m.cols());
+    for (std::size_t c = 0; c < m.rank(); ++c) {
+      double squares = 0;
+      for (const float value : factors.subspan((are_q ? m.q : m.p) + c * length, length)) {
+        squares += double{value} * value;
+      }
+      sizes_.push_back(static_cast<float>(std::sqrt(squares / others)));
+    }
+  }
+}
+
 void LowRank::multiply(int round) {
   PhaseSpan span(context_, Phase::kCompress);
+  note_sizes(q_);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Matrix& m = matrices_[i];
+    float* const q = q_.data() + m.q;
+    // Orthonormal columns keep further rounds from drowning the smaller singular values.
+    if (m.rank() > 0 && (round > 0 || one_step_)) kernels::orthogonalize(q, m.cols(), m.rank());
     if (round == 0) {
       first_multiply(layers_[i], m);
     } else if (m.rank() > 0) {
-      float* const q = q_.data() + m.q;
-      // Orthonormal columns keep further rounds from drowning the smaller singular values.
-      kernels::orthogonalize(q, m.cols(), m.rank());
       kernels::low_rank_multiply(layers_[i].values.data(), m.rows(), m.cols(), q, m.rank(),
                                  p_.data() + m.p);
     }
@@ -144,6 +166,7 @@ void LowRank::multiply(int round) {
 
 void LowRank::multiply_transposed() {
   PhaseSpan span(context_, Phase::kCompress);
+  note_sizes(p_);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Matrix& m = matrices_[i];
     if (m.rank() == 0) continue;
@@ -189,9 +212,10 @@ void LowRank::load_warm_starts() {
     const Matrix& m = matrices_[i];
     if (m.rank() == 0) continue;
     const RandomKey key = random_key(context_, layers_[i], /*peer=*/0, /*stage=*/0, 0);
-    const auto known = warm_starts_.find(layers_[i].name);
+    const auto known = memory_.warm_starts.find(layers_[i].name);
     start.clear();
-    if (known != warm_starts_.end() && known->second.cols == m.shape.cols) start = known->second.q;
+    if (known != memory_.warm_starts.end() && known->second.cols == m.shape.cols)
+      start = known->second.q;
     resize_factor(key, m.shape.cols, static_cast<std::int64_t>(start.size()) / m.shape.cols,
                   m.shape.rank, start);
     std::ranges::copy(start, q_.begin() + static_cast<std::ptrdiff_t>(m.q));
@@ -229,12 +253,15 @@ void LowRank::reconstruct(const LayerValues& layer, const Matrix& m, bool keep) 
 }
 
 void LowRank::commit() {
+  for (FactorMean* mean : {first_p_.get(), later_p_.get(), q_mean_.get()}) {
+    if (mean) mean->commit();
+  }
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Matrix& m = matrices_[i];
     if (m.rank() == 0) continue;
-    auto known = warm_starts_.find(layers_[i].name);
-    if (known == warm_starts_.end()) {
-      known = warm_starts_.emplace(layers_[i].name, WarmStart{}).first;
+    auto known = memory_.warm_starts.find(layers_[i].name);
+    if (known == memory_.warm_starts.end()) {
+      known = memory_.warm_starts.emplace(layers_[i].name, WarmStart{}).first;
     }
     const auto first = q_.begin() + static_cast<std::ptrdiff_t>(m.q);
     known->second.cols = m.shape.cols;

@@ -9,12 +9,19 @@
 #include <string>
 #include <vector>
 
+#include "thinwire/comm/average/memory/shared_steps.h"
 #include "thinwire/comm/average/memory/warm_start.h"
 #include "thinwire/comm/average/reduce/factor_mean.h"
 #include "thinwire/comm/average/reduce/reduction.h"
 #include "thinwire/compressors/codecs/powersgd.h"
 
 namespace thinwire::comm {
+
+// What it keeps from step to step, all of which outlives the reduction.
+struct LowRankMemory {
+  WarmStarts& warm_starts;
+  SharedSteps& steps;
+};
 
 // Terms: M_i the corrected gradient of rank i as [rows, cols], r the rank.
 //
@@ -27,9 +34,11 @@ namespace thinwire::comm {
 //
 // Factors travel as the codec says (FactorMean). A P that coding changed is as good as another: it
 // is made orthonormal after that, and all ranks hold the same. What coding loses of Q, on the way
-// there and back, is in Q_i: a rank's reconstruction is that of what counts as sent. Layers that
-// low rank would not make smaller travel as they are, with the first P of the others. Bytes sent by
-// a rank: 2 (W − 1) / W of both factors, coded, for each iteration.
+// there and back, is in Q_i: a rank's reconstruction is that of what counts as sent. Where all have
+// one step (ecsq), Q is made orthonormal before the first product, too: an error of P counts for as
+// much in every column then. Layers that low rank would not make smaller travel as they are, with
+// the first P of the others. Bytes sent by a rank: 2 (W − 1) / W of both factors, coded, for each
+// iteration.
 //
 // A warm start with fewer columns than asked for is extended by random ones, equal on all ranks;
 // one with more gives its first. Vogels et al., "PowerSGD", NeurIPS 2019, algorithms 1 and 2.
@@ -38,13 +47,13 @@ class LowRank final : public Reduction {
   struct Layer {
     std::vector<std::int64_t> shape;
     int rank = 4;
-    FactorType factors = FactorType::kFloat32;
+    const Codec* factors = nullptr;  // lives as long as the object; null for rank 0
   };
 
-  // `iterations` is that of all layers. `warm_starts` outlives the object and is written by
-  // commit() only.
+  // `iterations` is that of all layers. Either all layers' factors have one step, and the same
+  // codec, or none. The memory is written by commit() only.
   LowRank(std::span<const Layer> layers, int iterations, const Peers& peers,
-          std::size_t chunk_bytes, WarmStarts& warm_starts);
+          std::size_t chunk_bytes, const LowRankMemory& memory);
 
   void advance() override;
   Averaged receive() override;
@@ -76,6 +85,7 @@ class LowRank final : public Reduction {
  private:
   void begin() override;
   void load_warm_starts();
+  void note_sizes(std::span<const float> factors);
   void multiply(int round);
   void first_multiply(const LayerValues& layer, const Matrix& m);
   void multiply_transposed();
@@ -90,14 +100,16 @@ class LowRank final : public Reduction {
   std::size_t factors_ = 0;  // floats of p_ that are factors; dense layers follow
   std::size_t p_numel_ = 0, q_numel_ = 0;
   bool coded_ = false;
+  bool one_step_ = false;                                // of all factors
   std::vector<const LayerValues*> p_layers_, q_layers_;  // whose factors follow one another
   // Of the exchange in progress, all layers; own_q_: what this rank sent; lost_q_: what of its own
   // it did not.
   std::span<float> p_, q_, own_q_, lost_q_;
+  std::vector<float> sizes_;  // expected of the columns of the next mean, where they have one step
   Averaged averaged_;
   std::vector<float> block_p_, block_;  // of the block of rows being worked on
   std::unique_ptr<FactorMean> first_p_, later_p_, q_mean_;
-  WarmStarts& warm_starts_;
+  LowRankMemory memory_;
 };
 
 }  // namespace thinwire::comm

@@ -78,15 +78,16 @@ struct SlotReduce::Chunk {
 
 SlotReduce::SlotReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
                        SharedSteps& steps)
-    : SlotReduce(slices_of(layers, peers.size(), chunks), *layers[0].codec, peers, steps) {}
+    : SlotReduce(slices_of(layers, peers.size(), chunks), *layers[0].codec, peers, steps,
+                 layers[0].codec->spec()) {}
 
 SlotReduce::SlotReduce(std::vector<std::vector<Slice>> slices, const Codec& codec,
-                       const Peers& peers, SharedSteps& steps)
+                       const Peers& peers, SharedSteps& steps, std::string shared)
     : rank_(peers.rank()),
       world_(peers.size()),
       codec_(codec),
       options_(*ecsq_options(codec_)),
-      spec_(codec_.spec()),
+      shared_(std::move(shared)),
       steps_(steps),
       slices_(std::move(slices)) {
   for (const std::vector<Slice>& owners : slices_) {
@@ -144,7 +145,7 @@ void SlotReduce::begin() {
   begin_ = 1;
   prefixes_.assign(slices_.size() * static_cast<std::size_t>(world_), {});
   group_ = std::string(layers_[0].name);
-  use_ = steps_.use(spec_, options_, group_, numel_, static_cast<std::int64_t>(context_.step));
+  use_ = steps_.use(shared_, options_, group_, numel_, static_cast<std::int64_t>(context_.step));
   // Of a job of another size, or of pieces of another.
   for (std::vector<std::uint32_t>& slots : use_.slots) {
     if (slots.size() != prefixes_.size()) slots.clear();
@@ -448,7 +449,7 @@ void SlotReduce::deliver(bool keep) {
   }
 }
 
-void SlotReduce::commit() {
+void SlotReduce::store_losses() {
   for (std::size_t c = 0; c < chunks_.size(); ++c) {
     for_each_slot_piece(slice(static_cast<int>(c), rank_),
                         [&](std::size_t, const Piece& piece, std::size_t at) {
@@ -458,8 +459,11 @@ void SlotReduce::commit() {
                                               slot_part(chunks_[c]->sums, at, piece));
                         });
   }
+}
+
+void SlotReduce::report() {
   if (numel_ == 0) return;
-  steps_.report(spec_, group_, report_of(prefixes_, slices_));
+  steps_.report(shared_, group_, report_of(prefixes_, slices_));
 }
 
 std::size_t SlotReduce::bytes() const {

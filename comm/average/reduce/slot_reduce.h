@@ -40,17 +40,26 @@ class SlotReduce final : public Reduction {
   // All layers have one ecsq codec. `steps` outlives the object.
   SlotReduce(std::span<const PartitionLayer> layers, const Peers& peers, int chunks,
              SharedSteps& steps);
-  // The same with slices by chunk and owner that are cut already; their pieces are the parts.
+  // The same with slices by chunk and owner that are cut already; their pieces are the parts. The
+  // step is the one called `shared`, as a rule the codec's spec.
   SlotReduce(std::vector<std::vector<Slice>> slices, const Codec& codec, const Peers& peers,
-             SharedSteps& steps);
+             SharedSteps& steps, std::string shared);
   ~SlotReduce() override;
 
   void advance() override;
   Averaged receive() override;
   void deliver(bool keep) override;
-  void commit() override;
+  void commit() override {
+    store_losses();
+    report();
+  }
   std::size_t bytes() const override;
   std::vector<Piece> owned() const override;
+
+  // The two halves of commit(): what encoding the own means lost becomes LayerValues::second, and
+  // the step learns what the slots took.
+  void store_losses();
+  void report();
 
  private:
   struct Chunk;
@@ -80,7 +89,7 @@ class SlotReduce final : public Reduction {
   const int world_;
   const Codec& codec_;
   const EcsqOptions& options_;
-  const std::string spec_;
+  const std::string shared_;
   SharedSteps& steps_;
   std::vector<std::vector<Slice>> slices_;
   std::int64_t numel_ = 0;

@@ -108,7 +108,8 @@ void SpectralReduce::place_layers(std::span<LayerBasis* const> bases) {
   }
   for (auto& extents : owned_) std::ranges::sort(extents);
   second_ = {};
-  slots_ = std::make_unique<SlotReduce>(layout_.slices, codec_, peers_, memory_.steps);
+  slots_ =
+      std::make_unique<SlotReduce>(layout_.slices, codec_, peers_, memory_.steps, codec_.spec());
 }
 
 // What a layer is owed is in its basis then, and this rank's second residuals are those of the runs

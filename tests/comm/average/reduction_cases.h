@@ -51,6 +51,8 @@ inline std::vector<ReductionCase> all_reductions() {
       {"powersgd(rank=2, iterations=3)", {"low_rank"}},
       {"powersgd(rank=2, factors=int8)", {"low_rank", "gather_reduce"}},
       {"powersgd(rank=2, iterations=2, factors=int4)", {"low_rank"}},
+      {"powersgd(rank=2, factors=ecsq(bits=3))", {"low_rank", "gather_reduce"}},
+      {"powersgd(rank=3, iterations=2, factors=ecsq(bits=1))", {"low_rank"}},
       {"ecsq(bits=2.5)", {"scatter_reduce", "gather_reduce"}},
       {"ecsq(bits=0.5)", {"scatter_reduce"}},
       {"ecsq(error=0.3)", {"scatter_reduce"}},

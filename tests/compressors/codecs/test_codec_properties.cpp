@@ -42,6 +42,7 @@ std::vector<std::string> specs() {
                               "powersgd(rank=2, factors=bf16)",
                               "powersgd(rank=2, factors=int8)",
                               "powersgd(rank=2, factors=int4)",
+                              "powersgd(rank=2, factors=ecsq(bits=3))",
                               "ecsq(bits=0.5)",
                               "ecsq(bits=8)",
                               "ecsq(error=0.2)",

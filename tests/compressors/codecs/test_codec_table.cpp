@@ -51,6 +51,9 @@ TEST(CodecTable, FactsAreTheParameters) {
   EXPECT_EQ(facts("powersgd(rank=7, iterations=3)").rank, 7);
   EXPECT_EQ(facts("powersgd(rank=7, iterations=3)").iterations, 3);
   EXPECT_EQ(facts("powersgd").form, Form::kLowRank);
+  EXPECT_EQ(facts("powersgd").factors->spec(), "identity");
+  EXPECT_EQ(facts("powersgd(factors=ecsq(bits=3))").factors->spec(), "ecsq(bits=3)");
+  EXPECT_EQ(facts("ecsq").factors, nullptr);
   EXPECT_EQ(facts("spectral(directions=8, every=50)").directions, 8);
   EXPECT_EQ(facts("spectral(directions=8, every=50)").every, 50);
   EXPECT_EQ(facts("spectral").form, Form::kSlots);

@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -149,6 +150,43 @@ TEST(PowerSgd, FactorOfAnotherRankKeepsWhatItHas) {
   resize_factor({.seed = 3}, 10, 4, 1, q);
   ASSERT_EQ(q.size(), 10u);
   EXPECT_NE(q[0], 0);
+}
+
+TEST(PowerSgd, FactorsAreNamedOrFollowANumberOfBits) {
+  EXPECT_EQ(make_codec("powersgd(factors=ecsq)")->spec(),
+            "powersgd(rank=4, iterations=1, factors=ecsq(bits=2.5))");
+  EXPECT_EQ(make_codec("powersgd(rank=8, factors=ecsq(bits=3))")->spec(),
+            "powersgd(rank=8, iterations=1, factors=ecsq(bits=3))");
+  const auto message = [](const char* spec) -> std::string {
+    try {
+      make_codec(spec);
+    } catch (const InvalidArgument& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  using ::testing::HasSubstr;
+  EXPECT_THAT(message("powersgd(factors=int2)"),
+              HasSubstr("fp32, bf16, int8, int4 or ecsq(bits=F), got 'int2'"));
+  EXPECT_THAT(message("powersgd(factors=topk(density=0.1))"),
+              HasSubstr("or ecsq(bits=F), got 'topk(density=0.1)'"));
+  EXPECT_THAT(message("powersgd(factors=ecsq(error=0.1))"),
+              HasSubstr("follow a number of bits, as in ecsq(bits=3), got 'ecsq(error=0.1)'"));
+  EXPECT_THAT(message("powersgd(factors=ecsq(bit=3))"), HasSubstr("bits"));
+}
+
+// Of few elements the payloads are larger than the tensor.
+TEST(PowerSgd, SmallMatricesWithCodedFactorsFitTheirPayload) {
+  const CodecPtr codec = make_codec("powersgd(rank=1, factors=ecsq(bits=3))");
+  const std::int64_t shape[] = {3, 3};
+  const auto m = thinwire::testing::standard_normal(9, 5);
+  ConstTensorView input = view_of(std::span(m));
+  input.shape = shape;
+  std::vector<std::byte> payload(codec->max_compressed_bytes(9, DType::kFloat32));
+  const std::size_t bytes = codec->compress(input, {}, payload);
+  EXPECT_GT(bytes, sizeof(float) * m.size()) << "the case of the test";
+  EXPECT_EQ(bytes,
+            factor_bytes(low_rank_shape(shape, DType::kFloat32, 1), *codec->facts().factors));
 }
 
 // All layers of ResNet-18 for CIFAR-100 in float32; one-dimensional ones uncompressed.

@@ -113,7 +113,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         "quantize(bits=2)", "quantize(bits=3, rounding=stochastic)", "topk(density=0.05)",
         "topk(density=0.05, momentum=0.9, ramp=8)", "onebit", "randomk(density=0.1)",
-        "powersgd(rank=2)",
+        "powersgd(rank=2)", "powersgd(rank=2, factors=ecsq(bits=3))",
         "lgreco(family=mixed, reference=powersgd(rank=2), period=6, warmup=0, first=0, window=2)"));
 
 // At each step of a period: within the window, while curves are measured, while a plan is solved.

@@ -105,15 +105,18 @@ TEST_P(MoveOf, AStepThatIsTakenBackLeavesNothing) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Codecs, MoveOf,
-    ::testing::Values("quantize(bits=4)", "topk(density=0.05)", "powersgd(rank=2)", "ecsq(bits=2)",
-                      "topk(density=0.05, momentum=0.9)", "spectral(bits=2)", "onebit"),
-    [](const auto& tested) {
-      std::string name(tested.param);
-      std::erase_if(name, [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); });
-      return name;
-    });
+INSTANTIATE_TEST_SUITE_P(Codecs, MoveOf,
+                         ::testing::Values("quantize(bits=4)", "topk(density=0.05)",
+                                           "powersgd(rank=2)", "ecsq(bits=2)",
+                                           "topk(density=0.05, momentum=0.9)", "spectral(bits=2)",
+                                           "onebit", "powersgd(rank=2, factors=ecsq(bits=3))"),
+                         [](const auto& tested) {
+                           std::string name(tested.param);
+                           std::erase_if(name, [](char c) {
+                             return !std::isalnum(static_cast<unsigned char>(c));
+                           });
+                           return name;
+                         });
 
 // Three ranks, of which one dies within a step; then another comes.
 TEST(Move, ThoseWhoAreLeftKeepWhatTheyAreOwedAndANewOneTakesTheRest) {

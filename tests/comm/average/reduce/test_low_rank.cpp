@@ -73,12 +73,73 @@ TEST(LowRank, CodedFactorsTakeFewerBytesAndLoseLittle) {
       for (int r = 0; r < 3; ++r) exact += random_bucket(shapes, 5, r).buffer * 4;
       return (sum - exact).norm().item<double>();
     };
-    double floats = 0, narrow = 0, bits8 = 0;
+    double floats = 0, narrow = 0, bits8 = 0, bits5 = 0;
     const double error = run("powersgd(rank=4)", floats);
     EXPECT_LT(run("powersgd(rank=4, factors=bf16)", narrow), 1.02 * error);
     EXPECT_LT(run("powersgd(rank=4, factors=int8)", bits8), 1.02 * error);
+    EXPECT_LT(run("powersgd(rank=4, factors=ecsq(bits=5))", bits5), 1.02 * error);
     EXPECT_LT(narrow, 0.53 * floats);
+    EXPECT_LT(bits5, 0.26 * floats);
     EXPECT_LT(bits8, 0.31 * floats);
+  });
+}
+
+// Gradients whose singular values fall by a third from one to the next, as those of training do.
+Bucket steep_bucket(const LayerShapes& shapes, std::uint64_t seed, int rank) {
+  Bucket bucket = random_bucket(shapes, seed, rank);
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    const std::int64_t cols = shapes[i].second[1];
+    const at::Tensor falling = at::pow(2.0 / 3, at::arange(cols, at::kFloat));
+    layer_of(bucket, i).view({shapes[i].second[0], cols}).mul_(falling);
+  }
+  return bucket;
+}
+
+// The bits of the spec are those of an element of the factors.
+TEST(LowRank, SlotsOfFactorsTakeTheBitsOfTheSpec) {
+  const LayerShapes shapes = {{"w", {300, 200}}, {"v", {400, 100}}, {"bias", {64}}};
+  run_ranks(3, [&](RankContext& ctx) {
+    Plan plan = uniform_plan(shapes, "powersgd(rank=4, factors=ecsq(bits=3))");
+    plan.set("bias", {});
+    BucketAverager averager(ctx.group, {.seed = 3});
+    std::uint64_t before = 0;
+    for (int step = 0; step < 12; ++step) {
+      Bucket bucket = random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank);
+      before = averager.traffic().sent_bytes;
+      averager.average(bucket, plan, step);
+      testing::expect_replicas(*ctx.group, bucket.buffer);
+    }
+    const double sent = 8.0 * static_cast<double>(averager.traffic().sent_bytes - before);
+    const double factors = 4 * (300 + 200 + 400 + 100), dense = 64;
+    // Two ways in each of two means; headers, prefixes and margins of 150 bytes to two ranks.
+    const double slots = sent - 2 * (2.0 / 3) * 32 * dense;
+    EXPECT_NEAR(slots / (factors * 2 * 2 / 3), 3, 0.1 + 8.0 * 2 * 2 * 2 * 150 / factors);
+    const auto steps = averager.state().shared_steps.at("factors=ecsq(bits=3)");
+    EXPECT_EQ(steps.groups.size(), 2u) << "one step for P and Q";
+  });
+}
+
+// At equal bits: columns are large and small ones, for which no number of bits for all is right.
+TEST(LowRank, OneStepForAllColumnsLosesLessThanAScaleForEachRun) {
+  const LayerShapes shapes = {{"w", {256, 64}}, {"v", {256, 128}}};
+  run_ranks(2, [&](RankContext& ctx) {
+    const auto error_of = [&](const char* spec) {
+      BucketAverager averager(ctx.group, {.seed = 3});
+      double lost = 0;
+      for (int step = 0; step < 12; ++step) {
+        Bucket bucket = steep_bucket(shapes, 5, ctx.rank);
+        averager.average(bucket, uniform_plan(shapes, spec), step);
+        if (step < 6) continue;
+        const at::Tensor exact =
+            (steep_bucket(shapes, 5, 0).buffer + steep_bucket(shapes, 5, 1).buffer) / 2;
+        lost += (bucket.buffer - exact).square().sum().item<double>();
+      }
+      return lost;
+    };
+    EXPECT_LT(error_of("powersgd(rank=8, factors=ecsq(bits=4), error_feedback=off)"),
+              error_of("powersgd(rank=8, factors=int4, error_feedback=off)"));
+    EXPECT_LT(error_of("powersgd(rank=8, factors=ecsq(bits=4))"),
+              0.8 * error_of("powersgd(rank=8, factors=int4)"));
   });
 }
 

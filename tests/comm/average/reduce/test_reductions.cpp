@@ -188,6 +188,7 @@ TEST(ReductionBalance, HoldsWhileThePlanChanges) {
                          "powersgd(rank=2)",
                          "quantize(bits=2, bucket=128)",
                          "powersgd(rank=4)",
+                         "powersgd(rank=3, factors=ecsq(bits=3))",
                          "topk(density=0.05, momentum=0)",
                          "none",
                          "powersgd(rank=1)",
