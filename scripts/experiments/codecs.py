@@ -2,9 +2,9 @@
 """Accuracy of every codec at its usual setting, with and without error feedback.
 
     codecs.py [--build build/release] [--seeds 3] [--steps 600] [--batch-size 32]
-              [--codecs "none;spectral"] [--quick]
+              [--codecs "none;spectral"] [--model cnn] [--quick]
 
-Trains the small CNN on Fashion-MNIST on four ranks of this machine. Sparse, one-bit and low-rank
+Trains the small CNN, or another model of the example, on Fashion-MNIST on four ranks of this machine. Sparse, one-bit and low-rank
 codecs begin after a tenth of the steps, as their papers have it: PowerSGD, DGC and 1-bit SGD all
 start dense. Every run's log is kept in results/codecs and is not repeated; the table also goes to
 results/codecs/summary.json.
@@ -22,6 +22,7 @@ PLAIN = ("none", "cast(bf16)", "cast(fp8_e4m3)", "quantize(bits=8)", "quantize(b
 LATE = ("topk(density=0.01)", "onebit", "powersgd(rank=4)", "ternary(density=0.01)",
         "randomk(density=0.1)", "topk(density=0.01, error_feedback=off)",
         "onebit(error_feedback=off)")
+LATE_NAMES = {codec.split("(")[0] for codec in LATE}
 
 
 def main():
@@ -31,6 +32,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32, help="images of one rank and step")
     parser.add_argument("--codecs", default=";".join(PLAIN + LATE), help="the first is the reference")
+    parser.add_argument("--model", default="cnn", choices=("cnn", "mlp"))
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed")
     options = parser.parse_args()
     folder = runs.ROOT / "results" / ("codecs-quick" if options.quick else "codecs")
@@ -41,9 +43,10 @@ def main():
     rows, dense = [], None
     try:
         for codec in options.codecs.split(";"):
-            late = {"warmup_steps": chosen["steps"] // 10} if codec in LATE else {}
+            is_late = codec.split("(")[0] in LATE_NAMES
+            late = {"warmup_steps": chosen["steps"] // 10} if is_late else {}
             group = [runs.summary(runs.train(options.build, folder, {
-                "model": "cnn", "compression": codec, "seed": seed,
+                "model": options.model, "compression": codec, "seed": seed,
                 "batch_size": options.batch_size, "lr": 0.05, **chosen, **late}))
                 for seed in seeds]
             accuracy, error = runs.mean_and_error([run["accuracy"] for run in group])

@@ -22,20 +22,22 @@ constexpr double kFirstBits = 12;
 constexpr double kLeastBits = 0.005;
 // Beyond this factor of its goal a step is found anew.
 constexpr double kFarOff = 4;
+// Steps change by this factor at most, and those of means that are far off by another.
+constexpr double kMostChange = 2, kMostChangeOfMeans = 16;
 
 double first_bits(const EcsqOptions& options) {
   return options.goal == Goal::kBits ? options.value : kFirstBits;
 }
 
-double step_factor(const EcsqOptions& options, double bits, double error) {
+double step_factor(const EcsqOptions& options, double bits, double error, double most) {
   if (options.goal == Goal::kStep) return 1;
   if (options.goal != Goal::kBits) {
-    return error > 0 ? std::clamp(std::pow(error, -0.3), 0.5, 2.0) : 2.0;
+    return error > 0 ? std::clamp(std::pow(error, -0.3), 1 / most, most) : most;
   }
   const double target = options.value;
   const double factor =
       target >= 1.5 ? std::exp2(0.6 * (bits - target)) : std::pow(bits / target, 0.4);
-  return std::clamp(factor, 0.5, 2.0);
+  return std::clamp(factor, 1 / most, most);
 }
 
 // Sums over the groups that reported, of bits and steps by their elements, in order of the names.
@@ -72,18 +74,23 @@ double excess(const EcsqOptions& options, double bits, double error) {
   return options.goal == Goal::kStep ? 1 : error;
 }
 
+bool far_off(const EcsqOptions& options, const Totals& totals, std::size_t leg) {
+  const double over = excess(options, totals.bits[leg] / totals.numel, totals.error(leg));
+  return over > kFarOff || over < 1 / kFarOff;
+}
+
 float next_step(const EcsqOptions& options, float step, const Totals& totals, std::size_t leg) {
   const double bits = totals.bits[leg] / totals.numel;
   const double error = totals.error(leg);
   if (options.goal == Goal::kStep) return static_cast<float>(options.value);
-  const double over = excess(options, bits, error);
-  if (over > kFarOff || over < 1 / kFarOff) return 0;
-  double from = double{step};
-  if (step == 0) {
-    if (totals.with_step == 0) return 0;
-    from = std::exp2(totals.log2_step / totals.with_step);
-  }
-  return static_cast<float>(from * step_factor(options, bits, error));
+  // What a rank finds is right for its own gradient: of means, which may be much smaller always,
+  // the step is found by following, unless gradients have changed.
+  const bool off = far_off(options, totals, leg);
+  if (step > 0 && off && far_off(options, totals, kToOwners)) return 0;
+  if (step == 0 && totals.with_step == 0) return 0;
+  const double from = step > 0 ? double{step} : std::exp2(totals.log2_step / totals.with_step);
+  const double most = off ? kMostChangeOfMeans : kMostChange;
+  return static_cast<float>(from * step_factor(options, bits, error, most));
 }
 
 // From the reports of one training step to the steps and slots of the next.
@@ -95,11 +102,11 @@ void follow(SharedSteps::Codec& codec, const EcsqOptions& options) {
   for (const std::size_t leg : {kToOwners, kToAll}) {
     const double bits = std::max(totals.bits[leg] / totals.numel, kLeastBits);
     codec.step[leg] = next_step(options, codec.step[leg], totals, leg);
+    const bool tells = codec.step[leg] > 0 && !far_off(options, totals, leg);
     const double change =
         options.goal == Goal::kBits ? std::clamp(options.value / bits, 0.5, 2.0) : 1;
     for (auto& [name, group] : codec.groups) {
-      const double wanted =
-          codec.step[leg] > 0 ? group.report.bits[leg] * change : first_bits(options);
+      const double wanted = tells ? group.report.bits[leg] * change : first_bits(options);
       group.slot_bits[leg] = std::max(wanted, kLeastBits) * margin(options);
     }
   }

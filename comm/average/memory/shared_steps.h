@@ -37,7 +37,9 @@ struct SlotReport {
 //   step   ← step · 2^{0.6 (b − t)} where t bits or more than 1.5 are the goal, b those reported by
 //            all groups; step · (b / t)^0.4 below; step · (goal's error / error)^0.3 for errors;
 //            each by a factor of 2 at most
-//   none where that is beyond a factor of four of its goal: each rank then finds its own again
+//   none where that of the ranks is beyond a factor of four of its goal: each rank then finds its
+//   own again, of its own gradient. Where that of the means alone is, they are far smaller than
+//   what they are of, and it follows by a factor of 16 at most
 //   slots  ← the group's reported bits, times t / b, where bits are the goal: as many an element in
 //            each slot. Else what each slot took, and 3 % more: a model's rows may be unused or in
 //            use, and a slot's error be all of its values

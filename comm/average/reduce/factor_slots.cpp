@@ -64,7 +64,6 @@ void FactorSlots::start(const ReductionContext& context, const LayerValues& firs
   buffer_ = buffer;
   lost_ = lost;
   divisor_ = static_cast<float>(context.divisor);
-  of_means_ = {};
   order_.resize(columns_.size());
   std::iota(order_.begin(), order_.end(), 0u);
   std::ranges::stable_sort(order_, std::ranges::greater(),
@@ -80,7 +79,8 @@ void FactorSlots::start(const ReductionContext& context, const LayerValues& firs
             .name = name_,
             .values = sorted_,
             .residual = lost_of_sorted_,
-            .second = lost.empty() ? nullptr : &of_means_};
+            .second = lost.empty() ? nullptr : &of_means_,
+            .second_decay = 0};
   slots_->start(context, std::span(&whole_, 1));
 }
 

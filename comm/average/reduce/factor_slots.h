@@ -57,7 +57,7 @@ class FactorSlots {
   std::span<float> buffer_, lost_;            // the caller's
   std::span<float> sorted_, lost_of_sorted_;  // the columns in order
   LayerValues whole_;
-  SecondResidual of_means_;
+  SecondResidual of_means_;  // keeps its memory; none of it is in the next mean
   float divisor_ = 1;
 };
 

@@ -54,6 +54,28 @@ TEST(SharedSteps, ReachTheBitsOfTheSpecWithOneStepForAllGroups) {
   EXPECT_NEAR(std::log2(last[0]), 1.125 - 2, 0.02);
 }
 
+// Gradients that cancel: what the ranks find by their own is far too coarse for the mean.
+TEST(SharedSteps, TheStepOfMeansThatAreSmallIsFoundByFollowing) {
+  SharedSteps steps;
+  const auto taken = [](double at_one, float step) {
+    return std::max(0.01, at_one - std::log2(double{step}));
+  };
+  for (int step = 0; step < 12; ++step) {
+    const auto use = steps.use(kSpec, bits(2), "a", 1000, step);
+    // Two bits with a step of 1, of the mean with one of a sixteenth.
+    const float found = 1;
+    const float own = use.step[kToOwners] > 0 ? use.step[kToOwners] : found;
+    const float mean = use.step[kToAll] > 0 ? use.step[kToAll] : found;
+    if (step > 0) {
+      EXPECT_GT(use.step[kToAll], 0) << "step " << step;
+      EXPECT_GT(use.slot_bits[kToAll], 1) << "what was sent with another step tells no size";
+    }
+    steps.report(kSpec, "a",
+                 {.bits = {taken(2, own), taken(-2, mean)}, .log2_step = std::log2(own)});
+  }
+  EXPECT_NEAR(std::log2(steps.use(kSpec, bits(2), "a", 1000, 12).step[kToAll]), -4, 0.1);
+}
+
 TEST(SharedSteps, AStepThatIsFarOffIsForgotten) {
   SharedSteps steps;
   const Source source{"a", 1000, 3};
