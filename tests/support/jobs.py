@@ -11,6 +11,9 @@ import sys
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 from free_port import free_port  # noqa: E402, pylint: disable=wrong-import-position
 
+if "THINWIRE_BINARY_DIR" not in os.environ:
+    sys.exit("THINWIRE_BINARY_DIR does not name the build folder, as ctest and make have it do: set it to "
+             "build/release, for one")
 PROGRAMS = pathlib.Path(os.environ["THINWIRE_BINARY_DIR"]) / "bin"
 TORCHRUN = os.environ.get("THINWIRE_TORCHRUN", "")
 HAS_MPI = os.environ.get("THINWIRE_HAS_MPI", "") == "1" and shutil.which("mpirun") is not None
