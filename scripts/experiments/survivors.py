@@ -21,6 +21,7 @@ import tempfile
 import time
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from die_with_parent import die_with_parent  # noqa: E402, pylint: disable=wrong-import-position
 from free_port import free_port  # noqa: E402, pylint: disable=wrong-import-position
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ class Thinwire:
     def __init__(self, args, folder):
         self.bin, self.folder = args.build.resolve() / "bin", folder
         self.service = subprocess.Popen([self.bin / "thinwire", "store"], text=True,
-                                        stdout=subprocess.PIPE)
+                                        stdout=subprocess.PIPE, preexec_fn=die_with_parent)
         self.store = self.service.stdout.readline().strip().split("=")[1]
 
     def start(self, number, events, begins):
@@ -58,7 +59,7 @@ class Torchft:
         self.service = subprocess.Popen(
             [self.python.parent / "torchft_lighthouse", "--min_replicas", "2", "--bind",
              f"127.0.0.1:{port}", "--join_timeout_ms", "1000", "--heartbeat_timeout_ms", "3000"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
 
     def start(self, number, events, begins):
         del begins
@@ -71,7 +72,7 @@ class Torchft:
 def start(command, path, variables):
     with open(path.with_suffix(".out"), "w") as out, open(path.with_suffix(".err"), "w") as err:
         return subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
-                                stdout=out, stderr=err,
+                                stdout=out, stderr=err, preexec_fn=die_with_parent,
                                 env=os.environ | {"OMP_NUM_THREADS": "1"} | variables)
 
 

@@ -1,7 +1,6 @@
 """train_fashion_mnist --elastic: a rank is killed, the others train to the end."""
 
 import signal
-import subprocess
 import unittest
 
 import training
@@ -10,8 +9,7 @@ from training import jobs
 
 class ElasticTraining(training.TrainingTest):
     def test_a_rank_is_killed(self):
-        with subprocess.Popen([jobs.PROGRAMS / "thinwire", "store"], stdout=subprocess.PIPE,
-                              text=True) as store:
+        with jobs.start_store() as store:
             try:
                 address = store.stdout.readline().strip().split("=")[1]
                 # Long enough for the kill to come in its midst; 10 steps an epoch of two ranks.

@@ -378,7 +378,8 @@ def run_torchft(case, python):
     lighthouse = subprocess.Popen(
         [python.parent / "torchft_lighthouse", "--min_replicas", "2", "--bind", f"127.0.0.1:{port}",
          "--join_timeout_ms", "1000", "--heartbeat_timeout_ms", "3000"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=jobs.die_with_parent)
     try:
         variables = {**case.everybody, "TORCHFT_LIGHTHOUSE": f"http://127.0.0.1:{port}"}
         outcome, _ = run(dataclasses.replace(case, everybody=variables), "plain",

@@ -9,12 +9,14 @@ even by SIGKILL, the kernel ends all others and drops every interface.
     host n1 (10.77.0.2)  eth0 --- port1 - switch (a bridge in the enclosure's network)
 """
 
-import ctypes
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
+import sys
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+from die_with_parent import die_with_parent  # noqa: E402, pylint: disable=wrong-import-position
 
 SUBNET = "10.77.0"
 # The variable by which `cluster.py agent` finds the process that holds a host's namespaces.
@@ -53,12 +55,6 @@ def why_impossible():
         lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         return f"network namespaces are not allowed here: {lines[0]}"
     return None
-
-
-def die_with_parent():
-    """Runs in a child before exec: SIGKILL when the parent ends, however it ends."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def enclosed(command):

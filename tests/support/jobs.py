@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+from die_with_parent import die_with_parent  # noqa: E402, pylint: disable=wrong-import-position
 from free_port import free_port  # noqa: E402, pylint: disable=wrong-import-position
 
 if "THINWIRE_BINARY_DIR" not in os.environ:
@@ -87,6 +88,14 @@ def _start(command, variables):
     return subprocess.Popen([str(word) for word in command], env=variables, text=True,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True)
+
+
+def start_store(*options, **streams):
+    """`thinwire store`, whose first line tells its address. It ends with this process, however that
+    ends: a store waits for a signal, and nobody would send it one."""
+    return subprocess.Popen([str(word) for word in (PROGRAMS / "thinwire", "store", *options)],
+                            env=environment(), text=True, stdin=subprocess.DEVNULL,
+                            preexec_fn=die_with_parent, **{"stdout": subprocess.PIPE, **streams})
 
 
 def start_alone(command, seconds=60, **variables):

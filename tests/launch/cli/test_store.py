@@ -1,9 +1,11 @@
 """`thinwire store` goes on when whoever it writes to has gone."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import unittest
 from datetime import timedelta
@@ -54,9 +56,7 @@ def recorded(port):
 
 class Store(unittest.TestCase):
     def start(self, *options, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL):
-        store = subprocess.Popen([jobs.PROGRAMS / "thinwire", "store", *map(str, options)],
-                                 stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-                                 text=True, env=jobs.environment())
+        store = jobs.start_store(*options, stdout=stdout, stderr=stderr)
 
         def end():
             if store.poll() is None:
@@ -82,6 +82,28 @@ class Store(unittest.TestCase):
         client = client_of(port)
         self.assertIsNone(store.poll(), "the store has ended")
         self.assertGreater(client.add("asked", 0), before)
+
+    def test_one_that_a_test_leaves_behind_ends_with_it(self):
+        # A program that is killed in the middle of its test.
+        program = ("import jobs, time\n"
+                   "print(jobs.start_store().pid, flush=True)\n"
+                   "time.sleep(60)\n")
+        path = os.pathsep.join([os.path.dirname(jobs.__file__), *sys.path])
+        starter = subprocess.Popen([sys.executable, "-B", "-c", program], text=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   env={**os.environ, "PYTHONPATH": path})
+        store = int(starter.stdout.readline())
+        with open(f"/proc/{store}/comm") as name:
+            self.assertEqual(name.read().strip(), "thinwire")
+        end = os.pidfd_open(store)
+        self.addCleanup(os.close, end)
+        starter.kill()
+        starter.communicate()
+        # Readable once the process has ended; it is nobody's child here.
+        ended = select.select([end], [], [], 20)[0]
+        if not ended:
+            os.kill(store, signal.SIGKILL)
+        self.assertTrue(ended, "the store outlives who started it")
 
     def test_nobody_reads_its_output(self):
         read, write = os.pipe()

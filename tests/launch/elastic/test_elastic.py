@@ -13,7 +13,6 @@ import unittest
 sys.path.insert(0, str(pathlib.Path(os.environ["THINWIRE_SOURCE_DIR"]) / "tests" / "support"))
 import jobs  # noqa: E402
 
-STORE = jobs.PROGRAMS / "thinwire"
 RANK = jobs.PROGRAMS / "tests" / "elastic_rank"
 STEPS = 60
 
@@ -25,15 +24,16 @@ class ElasticJob:
         self.folder, self.kind, self.steps = folder, kind, steps
         self.command, self.variables = command, {"THINWIRE_TIMEOUT": timeout, **variables}
         self.processes, self.files = [], []
-        self.store = self._start([STORE, "store"], "store", stdout=subprocess.PIPE)
+        self.files.append(open(folder / "store.err", "w"))
+        self.store = jobs.start_store(stderr=self.files[-1], start_new_session=True)
         self.address = self.store.stdout.readline().strip().split("=")[1]
 
-    def _start(self, command, name, stdout=None, **variables):
-        out = stdout or open(self.folder / f"{name}.out", "w")
-        err = open(self.folder / f"{name}.err", "w")
-        self.files += [file for file in (out, err) if file is not subprocess.PIPE]
+    def _start(self, command, name, **variables):
+        out, err = (open(self.folder / f"{name}.{kind}", "w") for kind in ("out", "err"))
+        self.files += [out, err]
         return subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
                                 stdout=out, stderr=err, text=True, start_new_session=True,
+                                preexec_fn=jobs.die_with_parent,
                                 env=jobs.environment(**variables))
 
     def add(self, *events, **variables):
