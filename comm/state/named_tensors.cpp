@@ -57,7 +57,7 @@ at::Tensor tensor_of(const peft::TensorInfo& info, std::span<const std::byte> by
   return tensor;
 }
 
-void save_tensors(const NamedTensors& tensors, const std::filesystem::path& path) {
+FileContent save_tensors(const NamedTensors& tensors, const std::filesystem::path& path) {
   std::vector<peft::TensorInfo> layout;
   for (const auto& [name, tensor] : tensors) {
     check(tensor.defined(), "'", name, "' of a state to be saved is undefined");
@@ -67,6 +67,7 @@ void save_tensors(const NamedTensors& tensors, const std::filesystem::path& path
   for (const auto& [name, tensor] : tensors)
     writer.write(bytes_of(tensor.detach().cpu().contiguous()));
   writer.commit();
+  return {writer.file_bytes(), writer.hash()};
 }
 
 NamedTensors load_tensors(const std::filesystem::path& path) {

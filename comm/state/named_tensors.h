@@ -19,10 +19,17 @@ namespace thinwire {
 // keep a state, and every state is written, read and merged in the same way (comm/state/merge.h).
 using NamedTensors = std::map<std::string, at::Tensor>;
 
+// What a file must consist of: its length, and the peft::ContentHash of its bytes.
+struct FileContent {
+  std::uint64_t bytes = 0;
+  std::string hash;
+};
+
 // One safetensors file, by temporary file and rename; overwrites. Tensors on other devices are
-// copied to the CPU. Throws FileError where the disk refuses, InvalidArgument for a type that
-// safetensors files do not have.
-void save_tensors(const NamedTensors& tensors, const std::filesystem::path& path);
+// copied to the CPU. Returns what was handed to the disk: nothing is read back, so that bytes which
+// are damaged on their way do not get a hash that fits them. Throws FileError where the disk
+// refuses, InvalidArgument for a type that safetensors files do not have.
+FileContent save_tensors(const NamedTensors& tensors, const std::filesystem::path& path);
 // The same tensors, bit for bit, on the CPU. Throws FileError for what is not such a file.
 NamedTensors load_tensors(const std::filesystem::path& path);
 

@@ -9,7 +9,6 @@
 
 #include "thinwire/common/error.h"
 #include "thinwire/common/shape.h"
-#include "thinwire/compressors/peft/content_hash.h"
 #include "thinwire/compressors/peft/foreign_file.h"
 #include "thinwire/compressors/peft/json_strict.h"
 
@@ -33,6 +32,8 @@ constexpr std::array kElementTypes = {
 };
 
 constexpr std::string_view kMetadataKey = "__metadata__";
+// What is hashed is still in the cache when it is written.
+constexpr std::size_t kWrittenAtOnce = std::size_t{1} << 18;
 
 // Product of the shape times the element size, FileError where it passes 63 bits.
 std::uint64_t checked_bytes(const TensorInfo& info, std::size_t element, const std::string& where) {
@@ -228,13 +229,24 @@ SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,
                                      const std::vector<TensorInfo>& tensors,
                                      const SafetensorsFile::Metadata& metadata, bool overwrite)
     : file_(path, overwrite) {
-  file_.write(safetensors_header(tensors, metadata));
+  const std::string header = safetensors_header(tensors, metadata);
+  put(std::as_bytes(std::span(header)));
   for (const TensorInfo& info : tensors) missing_ += info.bytes();
+}
+
+void SafetensorsWriter::put(std::span<const std::byte> bytes) {
+  file_bytes_ += bytes.size();
+  while (!bytes.empty()) {
+    const auto piece = bytes.first(std::min(bytes.size(), kWrittenAtOnce));
+    hash_.update(piece);
+    file_.write(piece);
+    bytes = bytes.subspan(piece.size());
+  }
 }
 
 void SafetensorsWriter::write(std::span<const std::byte> bytes) {
   THINWIRE_ASSERT(bytes.size() <= missing_);
-  file_.write(bytes);
+  put(bytes);
   missing_ -= bytes.size();
 }
 

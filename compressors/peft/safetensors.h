@@ -20,6 +20,7 @@
 
 #include "thinwire/common/atomic_file.h"
 #include "thinwire/common/dtype.h"
+#include "thinwire/compressors/peft/content_hash.h"
 #include "thinwire/compressors/view/tensor_view.h"
 
 namespace thinwire::peft {
@@ -91,8 +92,17 @@ class SafetensorsWriter {
   // Throws InternalError unless all bytes were written.
   void commit();
 
+  // Length and ContentHash of all bytes so far, the header's included: of what was to be written,
+  // whatever has become of it on its way to the disk.
+  std::uint64_t file_bytes() const { return file_bytes_; }
+  std::string hash() const { return hash_.hex(); }
+
  private:
+  void put(std::span<const std::byte> bytes);
+
   AtomicFile file_;
+  ContentHash hash_;
+  std::uint64_t file_bytes_ = 0;
   std::uint64_t missing_ = 0;
 };
 

@@ -71,16 +71,15 @@ void write_checkpoint_file(const CheckpointFile& file, const NamedTensors& tenso
   if (error) throw FileError(concat(file.folder().string(), ": ", error.message()));
   // Written anew: until both are there again the step is not complete.
   std::filesystem::remove(file.manifest(), error);
-  save_tensors(tensors, file.tensors());
-  const peft::SafetensorsFile written(file.tensors());
+  const FileContent content = save_tensors(tensors, file.tensors());
   nlohmann::ordered_json manifest;
   manifest["version"] = kManifestVersion;
   manifest["step"] = file.step;
   manifest["rank"] = file.rank;
   manifest["world"] = file.world;
   manifest["save"] = file.save;
-  manifest["bytes"] = written.file_bytes().size();
-  manifest["hash"] = hash_of(written.file_bytes());
+  manifest["bytes"] = content.bytes;
+  manifest["hash"] = content.hash;
   AtomicFile out(file.manifest(), /*overwrite=*/true);
   out.write(manifest.dump(1) + "\n");
   out.commit();
