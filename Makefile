@@ -2,7 +2,8 @@
 #
 # Variables: PRESET (release, debug, asan, tsan), PYTHON (makes .venv), FILES (for lint), JOBS
 # (parallel compilations; default: all cores), ARGS (for bench, bench-cluster, gpu-test,
-# experiment-moe and soak), SECONDS_EACH and TARGETS (for fuzz).
+# experiment-moe and soak), SECONDS_EACH and TARGETS (for fuzz), TORCHFT (for fault-matrix: a python
+# that has torchft).
 
 PRESET ?= release
 BUILD := build/$(PRESET)
@@ -47,10 +48,10 @@ soak: ## Train under a real Slurm for an hour while ranks, hosts and cables fail
 	@THINWIRE_BINARY_DIR=$(CURDIR)/$(BUILD) python3 -B tests/slurm/soak.py $(ARGS)
 
 .PHONY: fault-matrix
-fault-matrix: ## Check every rank's end for each fault of a rank, a host or a disk, beside plain torch
+fault-matrix: ## Check every rank's end for each fault, beside plain torch: TORCHFT=PYTHON for torchft, too
 	@scripts/setup.sh test
 	@scripts/build.sh $(PRESET) $(JOBS) fault_rank checkpoint_saver
-	@cmake --build $(BUILD) --target fault_matrix
+	@THINWIRE_TORCHFT='$(TORCHFT)' cmake --build $(BUILD) --target fault_matrix
 
 .PHONY: torch-suite
 torch-suite: ## Run torch's own distributed tests on Gloo and on thinwire: ARGS="--world 3"

@@ -9,9 +9,9 @@ Starts a real job of three ranks for every case (fault_rank.cpp says what happen
 of each rank the exit code, the message and the time from the fault to its end. Prints a line a case
 and counts at the end; exits with 1 where a case is not as expected. --peer runs the cases that plain
 torch has as well, on its DistributedDataParallel over Gloo, beside, and --torchft on torchft's, with a
-python that has it (`pip install torchft`, whose torchft_lighthouse lies beside it): of survivors that
-go on it tells the longest pause. Their outcomes are printed and not checked. --short: the cases that
-take no timeout, as ordinary processes.
+python that has it (`pip install torchft`, whose torchft_lighthouse lies beside it; by default that of
+the variable THINWIRE_TORCHFT): of survivors that go on it tells the longest pause. Their outcomes are
+printed and not checked. --short: the cases that take no timeout, as ordinary processes.
 """
 
 import argparse
@@ -381,9 +381,12 @@ def run_torchft(case, python):
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         preexec_fn=jobs.die_with_parent)
     try:
-        variables = {**case.everybody, "TORCHFT_LIGHTHOUSE": f"http://127.0.0.1:{port}"}
-        outcome, _ = run(dataclasses.replace(case, everybody=variables), "plain",
-                         [python, HERE / "peer_rank.py", "--torchft"])
+        with tempfile.TemporaryDirectory(prefix="thinwire-done-") as done:
+            variables = {**case.everybody, "TORCHFT_LIGHTHOUSE": f"http://127.0.0.1:{port}",
+                         "PEER_DONE": done}
+            # Its imports alone take a while on a busy machine.
+            outcome, _ = run(dataclasses.replace(case, everybody=variables, bound=case.bound + 60),
+                             "plain", [python, HERE / "peer_rank.py", "--torchft"])
     finally:
         lighthouse.kill()
         lighthouse.wait()
@@ -413,7 +416,8 @@ def main():
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--launcher", choices=("plain", "torchrun", "mpirun", "srun"))
     parser.add_argument("--peer", action="store_true")
-    parser.add_argument("--torchft", type=pathlib.Path, metavar="PYTHON")
+    parser.add_argument("--torchft", type=pathlib.Path, metavar="PYTHON",
+                        default=os.environ.get("THINWIRE_TORCHFT") or None)
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     launchers = ["plain"] + ["torchrun"] * bool(jobs.TORCHRUN) + ["mpirun"] * jobs.HAS_MPI
