@@ -412,6 +412,7 @@ AveragerMemory BucketAverager::memory() const {
 
 void BucketAverager::mark() {
   marks_ = true;
+  if (device_) device_->settle_reports();  // of the step before, which is not to be taken back
   residuals_.mark();
   device_before_ = device_ ? std::make_unique<DeviceMemory>(device_->memory().copy()) : nullptr;
 }

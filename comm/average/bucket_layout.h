@@ -18,6 +18,7 @@ namespace thinwire::comm {
 class HierarchicalTables;
 class LowRankTables;
 class PieceTables;
+class SlotTables;
 class SparseTables;
 
 // Layers of a bucket that share a reduction, and so an exchange.
@@ -52,6 +53,7 @@ struct BucketLayout {
   std::shared_ptr<HierarchicalTables> hierarchical_tables;
   std::shared_ptr<SparseTables> chosen_tables, drawn_tables;
   std::vector<std::shared_ptr<LowRankTables>> factor_tables;  // by group
+  std::vector<std::shared_ptr<SlotTables>> slot_tables;       // by group
 
   // About what it holds.
   std::size_t bytes() const;

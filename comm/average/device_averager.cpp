@@ -7,6 +7,7 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -15,6 +16,7 @@
 #include "thinwire/comm/average/reduce/hierarchical.h"
 #include "thinwire/comm/average/reduce/low_rank.h"
 #include "thinwire/comm/average/reduce/scatter_reduce.h"
+#include "thinwire/comm/average/reduce/slot_reduce.h"
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/comm/failure/failure.h"
 #include "thinwire/common/error.h"
@@ -34,7 +36,7 @@ std::string operation_of(const Bucket& bucket) {
 
 // Exchanges of entries and factors are told apart from those of slices of the same bucket.
 constexpr std::uint64_t kChosenLayout = 0x9E3779B97F4A7C15u, kDrawnLayout = 0xD6E8FEB86659FD93u,
-                        kFactorsLayout = 0xA0761D6478BD642Fu;
+                        kFactorsLayout = 0xA0761D6478BD642Fu, kSlotsLayout = 0xE7037ED1A0B428DBu;
 
 }  // namespace
 
@@ -51,6 +53,7 @@ DeviceAverager::DeviceAverager(c10d::ProcessGroup& group,
       scatter_(group, device),
       chosen_(group, device, scatter_),
       drawn_(group, device, scatter_),
+      shared_steps_(residuals.shared_steps),
       verdicts_(group, device, watch_.get()),
       words_(at::zeros({sizeof(kernels::ExchangeWords) / sizeof(std::int32_t)},
                        at::TensorOptions(at::kInt).device(device))) {
@@ -63,7 +66,17 @@ void DeviceAverager::check() const {
 
 void DeviceAverager::begin() {
   check();
-  if (!in_step_) verdicts_.begin_step();
+  if (in_step_) return;
+  // Sizes of slots follow the reports, and must not differ from rank to rank: no rank goes on from
+  // a step that another one refused.
+  settle_reports();
+  verdicts_.begin_step();
+}
+
+void DeviceAverager::settle_reports() {
+  if (reports_.empty()) return;
+  verdicts_.settle();
+  for (const std::shared_ptr<SlotTables>& tables : std::exchange(reports_, {})) tables->learn();
 }
 
 std::vector<DeviceLayer> DeviceAverager::layers_of(const Bucket& bucket, const BucketLayout& layout,
@@ -126,6 +139,31 @@ void DeviceAverager::refresh(std::shared_ptr<LowRankTables>& tables, const Bucke
                                            group_.getRank(), device_, memory_);
 }
 
+void DeviceAverager::refresh(std::shared_ptr<SlotTables>& tables, const Bucket& bucket,
+                             const BucketLayout& layout, const LayerGroup& group,
+                             const SlotReduce& reduction) {
+  if (tables && tables->memory_version() == memory_.version()) return;
+  tables = std::make_shared<SlotTables>(layers_of(bucket, layout, group), reduction,
+                                        group_.getRank(), group_.getSize(), device_, memory_);
+}
+
+SharedSteps::Use DeviceAverager::use_of(const SlotTables& tables, const Bucket& bucket,
+                                        const BucketLayout& layout, const LayerGroup& group,
+                                        std::int64_t step, std::uint64_t number) const {
+  SharedSteps::Use use = tables.reduction().use_of_steps(tables.group(), step);
+  if (std::ranges::min(use.step) > 0) return use;
+  // Once at first, and after a step that was far off: what the gradient is like, the host has to
+  // know.
+  float found = 0;
+  waiting(bucket, number, [&] {
+    found = DeviceSlots::first_step(tables.reduction(), use, layers_of(bucket, layout, group),
+                                    bucket.buffer, memory_, group_.getSize());
+    return true;
+  });
+  std::ranges::replace(use.step, 0.0f, found);
+  return use;
+}
+
 DeviceAverager::Sent DeviceAverager::average(const Bucket& bucket, BucketLayout& layout,
                                              std::int64_t step, std::uint64_t number) {
   const at::DeviceGuard guard(device_);
@@ -162,15 +200,26 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
   };
   std::vector<Entries> entries;
   std::vector<const LowRankTables*> factors;
+  struct Slots {
+    std::shared_ptr<SlotTables> tables;
+    SharedSteps::Use use;
+  };
+  std::vector<Slots> slots;
   const PieceTables* slices = nullptr;
   const HierarchicalTables* by_hosts = nullptr;
   layout.factor_tables.resize(layout.groups.size());
+  layout.slot_tables.resize(layout.groups.size());
   for (std::size_t g = 0; g < layout.groups.size(); ++g) {
     const LayerGroup& group = layout.groups[g];
     const CodecPtr& codec = layout.layers[group.layers.front()].codec;
     if (const auto* low_rank = dynamic_cast<const LowRank*>(group.reduction.get())) {
       refresh(layout.factor_tables[g], bucket, layout, group, *low_rank);
       factors.push_back(layout.factor_tables[g].get());
+    } else if (const auto* in_slots = dynamic_cast<const SlotReduce*>(group.reduction.get())) {
+      refresh(layout.slot_tables[g], bucket, layout, group, *in_slots);
+      if (layout.slot_tables[g]->tiles().count == 0) continue;
+      slots.push_back({layout.slot_tables[g],
+                       use_of(*layout.slot_tables[g], bucket, layout, group, step, number)});
     } else if (const auto* hosts = dynamic_cast<const Hierarchical*>(group.reduction.get())) {
       by_hosts = &tables_of(bucket, layout, group, *hosts);
     } else if (codec && codec->traits().summable) {
@@ -214,6 +263,19 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
     sent = {sent.bytes + factors[g]->sent_bytes(), sent.means + factors[g]->mean_bytes()};
     pays_back = pays_back || factors[g]->pays_back();
   }
+  while (slots_.size() < slots.size()) slots_.emplace_back(group_, device_);
+  const auto exchange_of_slots = [&](std::size_t g) {
+    DeviceExchange own = exchange;
+    own.layout ^= (g + 1) * kSlotsLayout;
+    return own;
+  };
+  for (std::size_t g = 0; g < slots.size(); ++g) {
+    SlotTables& tables = *slots[g].tables;
+    slots_[g].exchange(exchange_of_slots(g), tables, slots[g].use, bucket.buffer);
+    exchange.begins = false;
+    sent = {sent.bytes + tables.sent_bytes(), sent.means + tables.mean_bytes()};
+    pays_back = pays_back || tables.pays_back();
+  }
   if (slices != nullptr) {
     scatter_.average(exchange, *slices, bucket.buffer);
     sent = {sent.bytes + slices->sent_bytes(), sent.means + slices->mean_bytes()};
@@ -227,6 +289,10 @@ DeviceAverager::Sent DeviceAverager::average_compressed(const Bucket& bucket, Bu
   for (const Entries& part : entries) part.by->deliver(exchange, *part.tables, bucket.buffer);
   for (std::size_t g = 0; g < factors.size(); ++g) {
     factors_[g].deliver(exchange, *factors[g], bucket.buffer);
+  }
+  for (std::size_t g = 0; g < slots.size(); ++g) {
+    slots_[g].deliver(exchange_of_slots(g), *slots[g].tables, bucket.buffer);
+    reports_.push_back(slots[g].tables);
   }
   // Once after a layout has come anew, and only then, the host has to know whether the step counts.
   if (pays_back && waiting(bucket, number, [&] { return counted(); })) {
@@ -314,6 +380,7 @@ std::size_t DeviceAverager::scratch_bytes() const {
   std::size_t bytes = scatter_.bytes() + chosen_.bytes() + drawn_.bytes();
   if (hierarchical_) bytes += hierarchical_->bytes();
   for (const DeviceLowRank& factors : factors_) bytes += factors.bytes();
+  for (const DeviceSlots& slots : slots_) bytes += slots.bytes();
   return bytes;
 }
 
@@ -336,17 +403,21 @@ void DeviceAverager::settle() {
 
 void DeviceAverager::abandon() {
   verdicts_.forget();
+  reports_.clear();
   is_abandoned_ = true;
 }
 
 void DeviceAverager::copy_to(AveragerState& state) {
+  settle_reports();
   verdicts_.settle();
+  state.shared_steps = shared_steps_.state();
   memory_.copy_to(state.residuals, state.momentum, state.second, state.warm_starts);
   if (!is_abandoned_) check();
 }
 
 void DeviceAverager::take(Residuals& residuals) {
   const at::DeviceGuard guard(device_);
+  reports_.clear();  // of what is replaced
   memory_.take(residuals.feedback, residuals.momentum, residuals.second, residuals.warm_starts);
 }
 

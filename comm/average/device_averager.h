@@ -6,12 +6,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "thinwire/comm/average/bucket_layout.h"
 #include "thinwire/comm/average/device/device_hierarchical.h"
 #include "thinwire/comm/average/device/device_low_rank.h"
 #include "thinwire/comm/average/device/device_memory.h"
 #include "thinwire/comm/average/device/device_scatter.h"
+#include "thinwire/comm/average/device/device_slots.h"
 #include "thinwire/comm/average/device/device_sparse.h"
 #include "thinwire/comm/average/device/device_verdicts.h"
 #include "thinwire/comm/failure/device_watch.h"
@@ -20,10 +22,12 @@ namespace thinwire::comm {
 
 // Queues everything on the current stream, always the same one, and waits for nothing in a step
 // whose layouts have come before and pay nothing back, over a backend that orders its work by
-// streams (NCCL). The means have the bits of those on the CPU. Not thread-safe.
+// streams (NCCL); but where layers go in slots, whose sizes follow what those of the step before
+// took, for the end of that step. The means have the bits of those on the CPU. Not thread-safe.
 class DeviceAverager {
  public:
-  // Takes over what `residuals` holds. `original`: the group that `group` duplicates, or null; see
+  // Takes over what `residuals` holds but for its shared steps, which it uses and which outlive the
+  // object. `original`: the group that `group` duplicates, or null; see
   // DeviceWatch. Throws InvalidArgument where kernels cannot be used (CudaModule) or the group
   // cannot exchange small messages of the host.
   DeviceAverager(c10d::ProcessGroup& group, c10::intrusive_ptr<c10d::ProcessGroup> original,
@@ -52,6 +56,10 @@ class DeviceAverager {
   // The work on the current stream up to here waits for other ranks too; see DeviceWatch.
   void watch(std::string operation, std::uint64_t number) const;
 
+  // Tells the shared steps what exchanges have taken since it was called last; waits for these.
+  // Throws FrameError as begin().
+  void settle_reports();
+
   // The group has failed, or is left: what is on its way from other ranks counts no more, and
   // copy_to() gives what there is.
   void abandon();
@@ -74,6 +82,11 @@ class DeviceAverager {
                const BucketLayout& layout, const LayerGroup& group);
   void refresh(std::shared_ptr<LowRankTables>& tables, const Bucket& bucket,
                const BucketLayout& layout, const LayerGroup& group, const LowRank& reduction);
+  void refresh(std::shared_ptr<SlotTables>& tables, const Bucket& bucket,
+               const BucketLayout& layout, const LayerGroup& group, const SlotReduce& reduction);
+  SharedSteps::Use use_of(const SlotTables& tables, const Bucket& bucket,
+                          const BucketLayout& layout, const LayerGroup& group, std::int64_t step,
+                          std::uint64_t number) const;
   Sent average_compressed(const Bucket& bucket, BucketLayout& layout, std::int64_t step,
                           std::uint64_t number);
   bool counted() const;
@@ -93,6 +106,10 @@ class DeviceAverager {
   std::unique_ptr<DeviceHierarchical> hierarchical_;  // once it is needed
   DeviceSparse chosen_, drawn_;        // entries that each rank chooses, and that all draw alike
   std::deque<DeviceLowRank> factors_;  // of each of a bucket's groups with factors
+  std::deque<DeviceSlots> slots_;      // of each of a bucket's groups with slots
+  // What the exchanges since the last settle_reports() report.
+  std::vector<std::shared_ptr<SlotTables>> reports_;
+  SharedSteps& shared_steps_;
   DeviceVerdicts verdicts_;
   at::Tensor words_;      // of the exchange under way, 32 bits each
   bool in_step_ = false;  // something was exchanged since the last end_step()

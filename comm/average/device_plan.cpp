@@ -4,6 +4,7 @@
 
 #include "thinwire/comm/backend/process_group.h"
 #include "thinwire/common/error.h"
+#include "thinwire/compressors/codecs/ecsq.h"
 #include "thinwire/compressors/codecs/powersgd.h"
 #include "thinwire/compressors/kernels/sparse_task.h"
 
@@ -18,16 +19,28 @@ bool factors_have_kernels(const Codec& codec) {
   return has_factors(codec) && !have_one_step(*codec.facts().factors);
 }
 
+// Entropy-coded slots, of goals that take no sums of squares.
+bool has_slots(const Codec& codec) {
+  const EcsqOptions* options = ecsq_options(codec);
+  using Goal = EcsqOptions::Goal;
+  return options != nullptr && !options->basis &&
+         (options->goal == Goal::kBits || options->goal == Goal::kStep);
+}
+
 }  // namespace
 
 void check_device_setting(std::string_view layer, const LayerSetting& setting) {
   if (!setting.codec) return;
   const bool known = setting.codec->piece_format() || setting.codec->entry_form() ||
-                     setting.codec->traits().summable || factors_have_kernels(*setting.codec);
+                     setting.codec->traits().summable || factors_have_kernels(*setting.codec) ||
+                     has_slots(*setting.codec);
   check(known, "layer '", layer, "' is in GPU memory, where ", setting.codec->spec(),
         " has no kernels yet: quantize, cast, onebit, terngrad, randomk, powersgd(factors=fp32, "
-        "bf16, int8 or int4), topk(select=exact, values=fp32, fp16 or bf16) and "
-        "ternary(scale=mean) have; choose one of these or none, or train on the CPU");
+        "bf16, int8 or int4), topk(select=exact, values=fp32, fp16 or bf16), ternary(scale=mean) "
+        "and ecsq(bits or step) have; choose one of these or none, or train on the CPU");
+  check(!setting.momentum || !has_slots(*setting.codec), "layer '", layer,
+        "' is in GPU memory, where ", setting.codec->spec(),
+        " has no momentum correction: leave momentum out, or train on the CPU");
 }
 
 Strategy device_strategy(const Codec& codec, const std::optional<Strategy>& asked) {

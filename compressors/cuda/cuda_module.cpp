@@ -81,7 +81,8 @@ CudaModule::CudaModule(const Places& places) {
   look_up(module, "thinwire_cuda_sparse", run_sparse_);
   look_up(module, "thinwire_cuda_low_rank", run_low_rank_);
   look_up(module, "thinwire_cuda_planes", run_planes_);
-  look_up(module, "thinwire_cuda_code_slot", code_slot_);
+  look_up(module, "thinwire_cuda_write_slots", write_slots_);
+  look_up(module, "thinwire_cuda_slot_pass", run_slot_pass_);
   look_up(module, "thinwire_cuda_slots", run_slots_);
 }
 
@@ -132,9 +133,13 @@ void CudaModule::run_low_rank(const kernels::LowRankTask& task, kernels::LowRank
   check_launch("the factors of a bucket", run_low_rank_(&task, stage, stream));
 }
 
-void CudaModule::code_slot(const kernels::CodeTask& task, kernels::CodeStage stage,
-                           void* stream) const {
-  check_launch("quantising a slot", code_slot_(&task, stage, stream));
+void CudaModule::write_slots(const kernels::WriteTask& task, void* stream) const {
+  check_launch("writing slots", write_slots_(&task, stream));
+}
+
+void CudaModule::run_slot_pass(const kernels::SlotPassTask& task, kernels::SlotPass pass,
+                               void* stream) const {
+  check_launch("averaging slots", run_slot_pass_(&task, pass, stream));
 }
 
 void CudaModule::run_slots(const kernels::SlotTask& task, kernels::SlotStage stage,

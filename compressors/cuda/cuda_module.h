@@ -56,8 +56,9 @@ class CudaModule {
   void run_low_rank(const kernels::LowRankTask& task, kernels::LowRankStage stage,
                     void* stream) const;
   // Entropy-coded slots, see slot_task.h.
-  void code_slot(const kernels::CodeTask& task, kernels::CodeStage stage, void* stream) const;
+  void write_slots(const kernels::WriteTask& task, void* stream) const;
   void run_slots(const kernels::SlotTask& task, kernels::SlotStage stage, void* stream) const;
+  void run_slot_pass(const kernels::SlotPassTask& task, kernels::SlotPass pass, void* stream) const;
   // An expert's trits on weights, see planes_task.h.
   void run_planes(const kernels::PlanesTask& task, kernels::PlanesStage stage, void* stream) const;
 
@@ -79,7 +80,8 @@ class CudaModule {
   std::int32_t (*run_low_rank_)(const kernels::LowRankTask*, kernels::LowRankStage,
                                 void*) = nullptr;
   std::int32_t (*run_planes_)(const kernels::PlanesTask*, kernels::PlanesStage, void*) = nullptr;
-  std::int32_t (*code_slot_)(const kernels::CodeTask*, kernels::CodeStage, void*) = nullptr;
+  std::int32_t (*write_slots_)(const kernels::WriteTask*, void*) = nullptr;
+  std::int32_t (*run_slot_pass_)(const kernels::SlotPassTask*, kernels::SlotPass, void*) = nullptr;
   std::int32_t (*run_slots_)(const kernels::SlotTask*, kernels::SlotStage, void*) = nullptr;
   std::int32_t (*handle_frames_)(const kernels::FrameTask*, void*) = nullptr;
 };

@@ -1,5 +1,5 @@
-// Taking the values of slots that were read (slot_block.h) to a tensor on a GPU: the body of its
-// kernel.
+// Taking the values of slots that were read (slot_block.h) or written (encode_block.h) to a tensor
+// on a GPU: the body of its kernel, and what the passes of an exchange share with it.
 #pragma once
 
 #include "thinwire/compressors/entropy/table_math.h"
@@ -9,44 +9,26 @@
 
 namespace thinwire::entropy {
 
-// Tile `tile` of all of the task's, by kMaxBlockThreads threads.
-template <DType kType, typename Context>
-THINWIRE_HOST_DEVICE void apply_slot_tile(Context& block, kernels::SumShared& shared,
-                                          const kernels::SlotTask& task, std::uint64_t tile) {
-  constexpr std::uint32_t kRun = kernels::kSlotTile / kernels::kMaxBlockThreads;
-  const kernels::Slot& slot =
-      task.slots[kernels::last_begun(task.slots, task.count, &kernels::Slot::first_tile, tile)];
-  if (slot.state->fault != kernels::SlotFault::kNone) return;
-  const auto of_slot = static_cast<std::uint32_t>(tile - slot.first_tile);
+// Elements of a tile that one of kMaxBlockThreads threads has, one after another.
+inline constexpr std::uint32_t kTileRun = kernels::kSlotTile / kernels::kMaxBlockThreads;
+
+// Calls put(part, element in the part, kind, value) for this thread's elements of tile `of_slot`
+// of a slot. Of kind 0 all are zero, of kind 1 NaN.
+template <typename Context, typename Put>
+THINWIRE_HOST_DEVICE void for_each_level(Context& block, kernels::SumShared& shared,
+                                         const kernels::Slot& slot, std::uint32_t of_slot,
+                                         const Put& put) {
   const std::uint32_t index =
       kernels::last_begun(slot.parts, slot.count, &kernels::SlotPart::first_tile, of_slot);
   const kernels::SlotPart& part = slot.parts[index];
   const kernels::ReadPart read = slot.read[index];
   const std::uint32_t begin =
-      (of_slot - part.first_tile) * kernels::kSlotTile + kRun * block.thread();
+      (of_slot - part.first_tile) * kernels::kSlotTile + kTileRun * block.thread();
   std::uint32_t count = part.numel > begin ? part.numel - begin : 0;
-  if (count > kRun) count = kRun;
-  const auto put = [&](std::uint32_t i, float level) {
-    const std::uint64_t at = part.value + begin + i;
-    if constexpr (kType == DType::kFloat32) {
-      float& value = static_cast<float*>(task.values)[at];
-      if (task.apply == kernels::SlotApply::kAdd) level = value + level;
-      if (task.apply == kernels::SlotApply::kSubtract) level = value - level;
-      value = level;
-    } else {
-      kernels::store_element<kType>(task.values, at, level);
-    }
-  };
+  if (count > kTileRun) count = kTileRun;
   if (read.kind < 2) {
-    if (read.kind == 0 && task.apply != kernels::SlotApply::kAssign) return;
     const float all = read.kind == 0 ? 0.0f : kernels::float_of(kernels::kFloatNanBits);
-    for (std::uint32_t i = 0; i < count; ++i) {
-      if constexpr (kType == DType::kFloat32) {
-        static_cast<float*>(task.values)[part.value + begin + i] = all;
-      } else {
-        put(i, all);
-      }
-    }
+    for (std::uint32_t i = 0; i < count; ++i) put(part, begin + i, read.kind, all);
     return;
   }
   const std::uint32_t bound = read.kind >= 5 ? 2 : 15;
@@ -62,8 +44,40 @@ THINWIRE_HOST_DEVICE void apply_slot_tile(Context& block, kernels::SumShared& sh
     const std::uint32_t centroid = magnitude < 3 ? magnitude : 3;
     const auto byte = static_cast<std::uint8_t>(read.centroids << 8 >> 8 * centroid);
     const float level = magnitude == 0 ? 0 : level_of(magnitude, byte, step);
-    put(i, magnitude > 0 && symbol % 2 == 0 ? -level : level);
+    put(part, begin + i, read.kind, magnitude > 0 && symbol % 2 == 0 ? -level : level);
   }
+}
+
+// Value =, += or −= what a slot says of it.
+THINWIRE_HOST_DEVICE float applied(float value, kernels::SlotApply apply, std::uint32_t kind,
+                                   float level) {
+  if (apply == kernels::SlotApply::kAssign || kind == 1) return level;
+  if (kind == 0) return value;
+  return apply == kernels::SlotApply::kAdd ? value + level : value - level;
+}
+
+// Tile `tile` of all of the task's, by kMaxBlockThreads threads.
+template <DType kType, typename Context>
+THINWIRE_HOST_DEVICE void apply_slot_tile(Context& block, kernels::SumShared& shared,
+                                          const kernels::SlotTask& task, std::uint64_t tile) {
+  const kernels::Slot& slot =
+      task.slots[kernels::last_begun(task.slots, task.count, &kernels::Slot::first_tile, tile)];
+  if (slot.state->fault != kernels::SlotFault::kNone) return;
+  for_each_level(
+      block, shared, slot, static_cast<std::uint32_t>(tile - slot.first_tile),
+      [&](const kernels::SlotPart& part, std::uint32_t i, std::uint32_t kind, float level) {
+        const std::uint64_t at = part.value + i;
+        if constexpr (kType == DType::kFloat32) {
+          float& value = static_cast<float*>(task.values)[at];
+          if (task.apply == kernels::SlotApply::kAssign) {
+            value = level;
+          } else {
+            value = applied(value, task.apply, kind, level);
+          }
+        } else {
+          kernels::store_element<kType>(task.values, at, level);
+        }
+      });
 }
 
 }  // namespace thinwire::entropy

@@ -27,18 +27,6 @@
 
 namespace thinwire::entropy {
 
-inline constexpr int kMaxLanes = 128;
-inline constexpr std::uint32_t kStateLow = 1u << 15;
-
-// Lanes of a stream that begins with so many symbols. A lane costs three bytes and hides the
-// latency of a step; below 32 the lanes are no vectors, and below 0.3 ms that does not matter.
-constexpr int lanes_for(std::size_t symbols) {
-  if (symbols >= std::size_t{1} << 18) return 128;
-  if (symbols >= std::size_t{1} << 16) return 64;
-  if (symbols >= std::size_t{1} << 14) return 32;
-  return symbols >= 1024 ? 8 : 2;
-}
-
 struct alignas(64) RansStates {
   std::array<std::uint32_t, kMaxLanes> lane;
 };

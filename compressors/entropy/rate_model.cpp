@@ -42,10 +42,21 @@ double largest_of(std::span<const MagnitudeCounts> classes) {
 
 }  // namespace
 
+std::size_t MagnitudeCounts::stride(std::size_t numel, std::size_t most) {
+  return std::max<std::size_t>(1, numel / most);
+}
+
+MagnitudeCounts MagnitudeCounts::of_sample(std::span<const float> sample, std::size_t numel) {
+  return {sample, 1, numel};
+}
+
 MagnitudeCounts::MagnitudeCounts(std::span<const float> values, std::size_t most)
-    : numel_(values.size()) {
+    : MagnitudeCounts(values, stride(values.size(), most), values.size()) {}
+
+MagnitudeCounts::MagnitudeCounts(std::span<const float> values, std::size_t stride,
+                                 std::size_t numel)
+    : numel_(numel) {
   static_assert(kBins == std::size_t{1} << (31 - kMantissaShift));
-  const std::size_t stride = std::max<std::size_t>(1, values.size() / most);
   for (std::size_t i = 0; i < values.size(); i += stride) {
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(values[i]) & 0x7FFFFFFFu;
     if (bits > 0x7F7FFFFFu) continue;

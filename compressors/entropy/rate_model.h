@@ -12,7 +12,10 @@ namespace thinwire::entropy {
 class MagnitudeCounts {
  public:
   // Of at most about `most` of the values, evenly spaced; not finite ones are left out.
-  explicit MagnitudeCounts(std::span<const float> values, std::size_t most = 16384);
+  explicit MagnitudeCounts(std::span<const float> values, std::size_t most = kMost);
+  // The same of a sample that was taken elsewhere, every stride(numel)-th of so many values.
+  static MagnitudeCounts of_sample(std::span<const float> sample, std::size_t numel);
+  static std::size_t stride(std::size_t numel, std::size_t most = kMost);
 
   std::size_t numel() const { return numel_; }  // all values, not the sample
   // Estimates for all values, as coded by StepEncoder under one table of their own. Bits are those
@@ -22,6 +25,9 @@ class MagnitudeCounts {
   double largest() const { return largest_; }
 
  private:
+  static constexpr std::size_t kMost = 16384;
+
+  MagnitudeCounts(std::span<const float> values, std::size_t stride, std::size_t numel);
   double below(double magnitude) const;  // values of the sample
 
   // A bin is an exponent and the first three bits of a mantissa.

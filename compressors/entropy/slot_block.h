@@ -10,7 +10,7 @@
 //   calls.
 #pragma once
 
-#include "thinwire/compressors/entropy/table_math.h"
+#include "thinwire/compressors/entropy/table_block.h"
 #include "thinwire/compressors/kernels/block.h"
 #include "thinwire/compressors/kernels/slot_task.h"
 #include "thinwire/compressors/kernels/sum_before.h"
@@ -21,17 +21,9 @@ namespace thinwire::entropy {
 inline constexpr std::uint32_t kSlotThreads = 32;
 inline constexpr std::uint32_t kLanesOfThread = 4;
 
-struct SlotTable {
-  std::uint32_t start[kMaxSymbols];
-  std::uint32_t frequency[kMaxSymbols];
-};
-
 struct ReadShared {
   SlotTable tables[2];  // the last one of codes, and of pairs; or that of the excess
-  std::uint8_t weights[kMaxSymbols];
-  std::uint32_t frequencies[kMaxSymbols];
-  std::uint32_t codes[kMaxSymbols];   // of a model
-  std::uint32_t counts[kMaxSymbols];  // of its symbols
+  TableShared table;
   std::uint32_t reached[2][kSlotThreads];
 };
 
@@ -106,43 +98,9 @@ THINWIRE_HOST_DEVICE bool read_head(SlotBytes& in, PartHead& head) {
   return !in.over;
 }
 
-// Of one weight for each thread. Returns the only symbol that occurs, or kMaxSymbols. The table may
-// be read after the next sync.
-template <typename Context>
-THINWIRE_HOST_DEVICE std::uint32_t make_table(Context& block, ReadShared& shared, SlotTable& table,
-                                              std::uint8_t weight) {
-  const std::uint32_t thread = block.thread();
-  shared.weights[thread] = weight;
-  block.sync();
-  std::uint64_t total = 0;
-  std::uint32_t largest = 0, last = 0;
-  std::uint8_t largest_weight = 0;
-  for (std::uint32_t s = 0; s < kMaxSymbols; ++s) {
-    const std::uint8_t each = shared.weights[s];
-    total += value_of(each);
-    if (each > 0) last = s;
-    if (each <= largest_weight) continue;
-    largest_weight = each;
-    largest = s;
-  }
-  shared.frequencies[thread] = frequency_of(weight, total);
-  block.sync();
-  std::uint32_t sum = 0, start = 0, of_last = 0;
-  for (std::uint32_t s = 0; s < kMaxSymbols; ++s) sum += shared.frequencies[s];
-  const std::uint32_t rest = kTableTotal - sum;
-  for (std::uint32_t s = 0; s < kMaxSymbols; ++s) {
-    const std::uint32_t frequency = shared.frequencies[s] + (s == largest ? rest : 0);
-    if (s < thread) start += frequency;
-    if (s == last) of_last = frequency;
-  }
-  table.start[thread] = start;
-  table.frequency[thread] = shared.frequencies[thread] + (thread == largest ? rest : 0);
-  return of_last == kTableTotal ? last : kMaxSymbols;
-}
-
 // This thread's weight of a part's table.
 template <typename Context>
-THINWIRE_HOST_DEVICE std::uint8_t weight_of_part(Context& block, ReadShared& shared,
+THINWIRE_HOST_DEVICE std::uint8_t weight_of_part(Context& block, TableShared& shared,
                                                  const std::byte* payload, const PartHead& head) {
   const std::uint32_t thread = block.thread();
   if (!head.modelled) {
@@ -150,24 +108,7 @@ THINWIRE_HOST_DEVICE std::uint8_t weight_of_part(Context& block, ReadShared& sha
                                  : std::uint8_t{0};
   }
   const auto byte = [&](int i) { return static_cast<std::uint8_t>(payload[head.table + i]); };
-  const std::uint8_t last = byte(2);
-  if (thread == 0) model_codes(byte(0), byte(1), last, shared.codes);
-  block.sync();
-  std::uint32_t count = 0;
-  const std::uint32_t codes = 2u * last + 1;
-  if (!head.paired()) {
-    count = thread < codes ? shared.codes[thread] : 0;
-  } else {
-    const std::uint32_t first = thread / kCodesOfPairs, second = thread % kCodesOfPairs;
-    if (first < codes && second < codes) {
-      count = model_pair(shared.codes[first], shared.codes[second]);
-    }
-  }
-  shared.counts[thread] = count;
-  block.sync();
-  std::uint64_t total = 0;
-  for (const std::uint32_t each : shared.counts) total += each;
-  return weight_of(count, total);
+  return weight_of_model(block, shared, {byte(0), byte(1), byte(2)}, head.paired());
 }
 
 // A stream that one warp reads.
@@ -178,30 +119,21 @@ struct SlotStream {
   std::uint32_t states[kLanesOfThread];
 };
 
-THINWIRE_HOST_DEVICE std::uint32_t lanes_of(std::uint64_t symbols) {
-  if (symbols >= std::uint64_t{1} << 18) return 128;
-  if (symbols >= std::uint64_t{1} << 16) return 64;
-  if (symbols >= std::uint64_t{1} << 14) return 32;
-  return symbols >= 1024 ? 8 : 2;
-}
-
-constexpr std::uint32_t kLowState = 1u << 15;
-
 // False where that is no stream.
 template <typename Context>
 THINWIRE_HOST_DEVICE bool open_stream(Context& block, SlotStream& stream, const std::byte* begin,
                                       std::uint64_t bytes, std::uint64_t symbols) {
   stream.begin = begin;
-  stream.lanes = lanes_of(symbols);
+  stream.lanes = static_cast<std::uint32_t>(lanes_for(symbols));
   if (bytes < 4 * stream.lanes) return false;
   stream.at = bytes - 4 * stream.lanes;
   bool fits = true;
   for (std::uint32_t v = 0; v < kLanesOfThread; ++v) {
     const std::uint32_t lane = kSlotThreads * v + block.thread();
-    stream.states[v] = kLowState;
+    stream.states[v] = kStateLow;
     if (lane >= stream.lanes) continue;
     stream.states[v] = kernels::load_word(begin + stream.at + 4 * lane);
-    fits = fits && stream.states[v] >= kLowState && stream.states[v] < kLowState << 16;
+    fits = fits && stream.states[v] >= kStateLow && stream.states[v] < kStateLow << 16;
   }
   return block.ballot(!fits) == 0;
 }
@@ -210,7 +142,7 @@ THINWIRE_HOST_DEVICE bool open_stream(Context& block, SlotStream& stream, const 
 template <typename Context>
 THINWIRE_HOST_DEVICE bool stream_ends(Context& block, const SlotStream& stream) {
   bool low = true;
-  for (const std::uint32_t state : stream.states) low = low && state == kLowState;
+  for (const std::uint32_t state : stream.states) low = low && state == kStateLow;
   return block.ballot(!low) == 0 && stream.at == 0;
 }
 
@@ -234,7 +166,7 @@ THINWIRE_HOST_DEVICE bool decode_slot_group(Context& block, const SlotTable& tab
       }
       stream.states[v] =
           table.frequency[symbol] * (stream.states[v] >> kTableBits) + slot - table.start[symbol];
-      is_due = stream.states[v] < kLowState;
+      is_due = stream.states[v] < kStateLow;
       take(first + lane, symbol);
     }
     due[v] = block.ballot(is_due);
@@ -379,8 +311,9 @@ class SlotReader {
       const bool paired = head.paired();
       SlotTable& table = shared_.tables[paired ? 1 : 0];
       if (head.own()) {
-        const std::uint32_t only = make_table(block_, shared_, table,
-                                              weight_of_part(block_, shared_, slot_.payload, head));
+        const std::uint32_t only =
+            make_table(block_, shared_.table, table,
+                       weight_of_part(block_, shared_.table, slot_.payload, head));
         (paired ? only_pair : only_code) = only;
       }
       if (!read_part(slot_.parts[p], paired, table, paired ? only_pair : only_code, stream)) {
@@ -442,8 +375,8 @@ class SlotReader {
 
   THINWIRE_HOST_DEVICE bool read_excess(SlotStream& stream, const PartHead& head) {
     SlotTable& table = shared_.tables[0];
-    const std::uint32_t only =
-        make_table(block_, shared_, table, weight_of_part(block_, shared_, slot_.payload, head));
+    const std::uint32_t only = make_table(
+        block_, shared_.table, table, weight_of_part(block_, shared_.table, slot_.payload, head));
     block_.sync();
     const bool read = decode_segment(
         block_, table, only, stream, excess_, 4 * kSlotThreads, [](std::uint64_t) {},

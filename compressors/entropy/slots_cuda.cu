@@ -1,9 +1,10 @@
-// The kernels of entropy-coded slots in GPU memory: slot_block.h, apply_block.h and code_block.h
-// run by CUDA's threads. Never run on a GPU so far, see docs/gpu.md.
+// The kernels of entropy-coded slots in GPU memory: encode_block.h, slot_block.h, apply_block.h and
+// pass_block.h run by CUDA's threads. Never run on a GPU so far, see docs/gpu.md.
 #include <cuda_runtime_api.h>
 
 #include "thinwire/compressors/entropy/apply_block.h"
-#include "thinwire/compressors/entropy/code_block.h"
+#include "thinwire/compressors/entropy/encode_block.h"
+#include "thinwire/compressors/entropy/pass_block.h"
 #include "thinwire/compressors/entropy/slot_block.h"
 #include "thinwire/compressors/kernels/cuda_abi.h"
 #include "thinwire/compressors/kernels/cuda_block.h"
@@ -11,9 +12,10 @@
 namespace thinwire::entropy {
 namespace {
 
-using kernels::CodeTask;
 using kernels::CudaBlock;
+using kernels::SlotPassTask;
 using kernels::SlotTask;
+using kernels::WriteTask;
 
 // With fewer registers it spills.
 __global__ void __launch_bounds__(kSlotThreads, 16) slot_read_kernel(SlotTask task) {
@@ -33,34 +35,57 @@ __global__ void __launch_bounds__(kernels::kMaxBlockThreads) slot_apply_kernel(S
   }
 }
 
-__global__ void __launch_bounds__(kZoneSample) code_zone_kernel(CodeTask task) {
-  __shared__ ZoneShared shared;
+// Few blocks, each as wide as its values need: registers are not what is short.
+__global__ void __launch_bounds__(kernels::kMaxBlockThreads, 1) slot_write_kernel(WriteTask task) {
+  __shared__ EncodeShared shared;
   CudaBlock block;
   for (std::uint32_t i = blockIdx.x; i < task.count; i += gridDim.x) {
-    choose_zone(block, shared, task, i);
+    write_slot(block, shared, task, i);
   }
 }
 
-__global__ void __launch_bounds__(kernels::kMaxBlockThreads) code_tile_kernel(CodeTask task) {
-  __shared__ CodeShared shared;
-  CudaBlock block;
-  for (std::uint32_t i = blockIdx.x; i < task.tiles; i += gridDim.x) {
-    code_tile(block, shared, task, i);
-  }
-}
-
-__global__ void __launch_bounds__(kernels::kMaxBlockThreads) code_place_kernel(CodeTask task) {
+// Calls each(block, shared, tile) of this block's tiles.
+template <typename Each>
+__device__ void for_each_tile(const SlotPassTask& task, const Each& each) {
   __shared__ kernels::SumShared shared;
   CudaBlock block;
-  place_excess(block, shared, task);
+  for (std::uint64_t i = blockIdx.x; i < task.tiles; i += gridDim.x) {
+    each(block, shared, task.first_tile + i);
+  }
 }
 
-__global__ void __launch_bounds__(kernels::kMaxBlockThreads) code_list_kernel(CodeTask task) {
-  __shared__ kernels::SumShared shared;
-  CudaBlock block;
-  for (std::uint32_t i = blockIdx.x; i < task.tiles; i += gridDim.x) {
-    list_excess_of_tile(block, shared, task, i);
-  }
+template <DType kType>
+__global__ void __launch_bounds__(kernels::kMaxBlockThreads)
+    slot_correct_kernel(SlotPassTask task) {
+  for_each_tile(task, [&](auto& block, auto&, std::uint64_t tile) {
+    correct_tile<kType>(block, task, tile);
+  });
+}
+__global__ void __launch_bounds__(kernels::kMaxBlockThreads) slot_lose_kernel(SlotPassTask task) {
+  for_each_tile(task, [&](auto& block, auto& shared, std::uint64_t tile) {
+    lose_tile(block, shared, task, tile);
+  });
+}
+__global__ void __launch_bounds__(kernels::kMaxBlockThreads) slot_mean_kernel(SlotPassTask task) {
+  for_each_tile(task, [&](auto& block, auto& shared, std::uint64_t tile) {
+    mean_tile(block, shared, task, tile);
+  });
+}
+__global__ void __launch_bounds__(kernels::kMaxBlockThreads)
+    slot_lose_mean_kernel(SlotPassTask task) {
+  for_each_tile(task, [&](auto& block, auto& shared, std::uint64_t tile) {
+    lose_mean_tile(block, shared, task, tile);
+  });
+}
+template <DType kType>
+__global__ void __launch_bounds__(kernels::kMaxBlockThreads)
+    slot_deliver_kernel(SlotPassTask task) {
+  for_each_tile(task, [&](auto& block, auto& shared, std::uint64_t tile) {
+    deliver_tile<kType>(block, shared, task, tile);
+  });
+}
+__global__ void __launch_bounds__(kernels::kMaxBlockThreads) slot_report_kernel(SlotPassTask task) {
+  report_slots(CudaBlock(), task);
 }
 
 }  // namespace
@@ -80,20 +105,34 @@ THINWIRE_CUDA_EXPORT std::int32_t thinwire_cuda_slots(const kernels::SlotTask* t
   });
 }
 
-THINWIRE_CUDA_EXPORT std::int32_t thinwire_cuda_code_slot(const kernels::CodeTask* task,
-                                                          kernels::CodeStage stage, void* stream) {
-  const auto launch = [&](void (*kernel)(kernels::CodeTask), std::uint64_t parts) {
-    return kernels::launch_blocks(kernel, *task, parts, kernels::kMaxBlockThreads, stream);
+THINWIRE_CUDA_EXPORT std::int32_t thinwire_cuda_write_slots(const kernels::WriteTask* task,
+                                                            void* stream) {
+  return kernels::launch_blocks(entropy::slot_write_kernel, *task, task->count,
+                                kernels::kMaxBlockThreads, stream);
+}
+
+THINWIRE_CUDA_EXPORT std::int32_t thinwire_cuda_slot_pass(const kernels::SlotPassTask* task,
+                                                          kernels::SlotPass pass, void* stream) {
+  const auto launch = [&](void (*kernel)(kernels::SlotPassTask), std::uint64_t blocks) {
+    return kernels::launch_blocks(kernel, *task, blocks, kernels::kMaxBlockThreads, stream);
   };
-  switch (stage) {
-    case kernels::CodeStage::kZone:
-      return launch(entropy::code_zone_kernel, task->count);
-    case kernels::CodeStage::kCode:
-      return launch(entropy::code_tile_kernel, task->tiles);
-    case kernels::CodeStage::kPlace:
-      return launch(entropy::code_place_kernel, 1);
-    case kernels::CodeStage::kList:
-      return launch(entropy::code_list_kernel, task->tiles);
+  switch (pass) {
+    case kernels::SlotPass::kCorrect:
+      return kernels::with_dtype(task->dtype, [&](auto dtype) {
+        return launch(entropy::slot_correct_kernel<decltype(dtype)::value>, task->tiles);
+      });
+    case kernels::SlotPass::kLose:
+      return launch(entropy::slot_lose_kernel, task->tiles);
+    case kernels::SlotPass::kMean:
+      return launch(entropy::slot_mean_kernel, task->tiles);
+    case kernels::SlotPass::kLoseMean:
+      return launch(entropy::slot_lose_mean_kernel, task->tiles);
+    case kernels::SlotPass::kDeliver:
+      return kernels::with_dtype(task->dtype, [&](auto dtype) {
+        return launch(entropy::slot_deliver_kernel<decltype(dtype)::value>, task->tiles);
+      });
+    case kernels::SlotPass::kReport:
+      return launch(entropy::slot_report_kernel, 1);
   }
   return cudaErrorInvalidValue;
 }

@@ -107,6 +107,14 @@ struct Encoded {
   double wanted_bits = 0;
 };
 
+// A part's runs in a sample of a payload (step_search.h) are a period of so many runs apart, of
+// which one is sampled; of each element of the sample stand so many for.
+std::size_t sample_period(std::size_t numel);
+std::size_t sampled_runs(std::size_t part, std::size_t period);
+inline double sample_weight(std::size_t part, std::size_t sampled) {
+  return static_cast<double>(part) / static_cast<double>(sampled > 0 ? sampled : 1);
+}
+
 // Encodes payloads. One instance serves one thread at a time and allocates nothing once warm.
 class StepEncoder {
  public:

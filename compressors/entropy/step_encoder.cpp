@@ -15,27 +15,14 @@ namespace {
 
 using Counts = std::array<std::uint32_t, kMaxSymbols>;
 
-constexpr std::size_t kHeaderBytes = sizeof(std::uint32_t) + sizeof(float);
-// Steps beyond these have no inverse, or no multiples.
-constexpr float kSmallestStep = 1e-30f, kLargestStep = 1e30f;
 // So that the list of the excess, which may hold every element, grows with what it does hold.
 constexpr std::size_t kQuantisedAtATime = std::size_t{1} << 16;
-constexpr FixedBits kFixedByte = 8 * kFixedBit;
-constexpr FixedBits kModelBits = kFixedByte * (sizeof(CodeModel) + 1);  // with the centroid
 
 // Bits of symbols under the table of their own counts, and of the table.
 FixedBits bits_of_table(const Counts& counts) {
-  std::uint64_t total = 0;
-  FixedBits sum = 0;
-  std::size_t last = 0;
-  for (std::size_t s = 0; s < counts.size(); ++s) {
-    if (counts[s] == 0) continue;
-    total += counts[s];
-    sum += n_log2_n(counts[s]);
-    last = s + 1;
-  }
-  if (total == 0) return 0;
-  return n_log2_n(total) - sum + kFixedByte * static_cast<FixedBits>(1 + last + kCentroids);
+  return bits_of_counts(
+      counts.data(), [&](int symbol) { return n_log2_n(counts[static_cast<std::size_t>(symbol)]); },
+      n_log2_n);
 }
 
 Counts operator+(Counts a, const Counts& b) {
@@ -79,15 +66,6 @@ std::size_t pairs_at(std::size_t first, std::size_t part) {
   return (first + part) / 2;
 }
 
-// The byte of a centroid at the multiple itself.
-constexpr std::uint8_t kNoCentroid = 128;
-
-std::uint8_t centroid_of(std::int64_t count, std::int64_t fraction) {
-  if (count == 0) return kNoCentroid;
-  return static_cast<std::uint8_t>(
-      std::clamp<std::int64_t>(kNoCentroid + fraction / count, 0, 255));
-}
-
 }  // namespace
 
 std::size_t StepEncoder::total_of(std::span<const std::span<const float>> parts) {
@@ -97,7 +75,7 @@ std::size_t StepEncoder::total_of(std::span<const std::span<const float>> parts)
 }
 
 std::size_t StepEncoder::min_bytes(std::size_t parts) {
-  return kHeaderBytes + parts + 1 + 2 * sizeof(std::uint32_t);
+  return static_cast<std::size_t>(least_payload_bytes(parts));
 }
 
 Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, const StepChoice& choice,
@@ -107,8 +85,6 @@ Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, const
         " parts, which take ", least, " at least");
   StepSearch search(8 * static_cast<double>(out.size()), 8 * static_cast<double>(least),
                     total_of(parts), choice.fill);
-  // In the last try nothing is sent.
-  constexpr int kTries = 24;
   Encoded encoded;
   StepChoice tried = choice;
   zones_step_ = 0;
@@ -143,15 +119,13 @@ Encoded StepEncoder::encode(std::span<const std::span<const float>> parts, const
   return encoded;
 }
 
-// Tries with steps that are near one another have the same roundings, and pairs in the same parts:
-// false then.
+// False where the zones are those of a step nearby.
 bool StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
                                const StepChoice& choice) {
-  constexpr float kNear = 1.2f;
   const float step = choice.step;
-  const bool usable = step >= kSmallestStep && step <= kLargestStep;
+  const bool usable = usable_step(step);
   const float inverse = usable ? 1.0f / step : 0.0f;
-  if (usable && step < kNear * zones_step_ && zones_step_ < kNear * step) {
+  if (usable && near_steps(step, zones_step_)) {
     for (DeadZone& zone : zones_) zone.inverse_step = inverse;
     return false;
   }
@@ -172,7 +146,7 @@ bool StepEncoder::choose_zones(std::span<const std::span<const float>> parts,
 bool StepEncoder::quantise_parts(std::span<const std::span<const float>> parts,
                                  const StepChoice& choice, StepCodes& codes) {
   const std::size_t numel = total_of(parts);
-  const bool usable = choice.step >= kSmallestStep && choice.step <= kLargestStep;
+  const bool usable = usable_step(choice.step);
   codes.step_ = usable ? choice.step : 0;
   codes.parts_.assign(parts.size(), {});
   if (codes.symbols_.size() < numel) codes.symbols_.resize(numel);
@@ -269,10 +243,9 @@ void StepEncoder::make_tables() {
 }
 
 StepEncoder::Group StepEncoder::priced(Group group) {
-  const MagnitudeTotals totals = totals_of(group.counts, group.pairs);
-  const FixedBits table = bits_of_table(group.counts), modelled = totals.bits() + kModelBits;
-  group.bits = std::min(table, modelled);
-  group.model = modelled < table ? totals.model() : CodeModel();
+  const CountsPrice price = price_of(group.counts, group.pairs);
+  group.bits = price.bits;
+  group.model = price.model;
   return group;
 }
 
@@ -351,7 +324,7 @@ void StepEncoder::set_centroids(StepCodes& codes) {
     group.fraction[to] += fractions_[p].fraction[c];
   });
   for_each_coded([&](std::size_t p, std::size_t c, const FractionSums& group, std::size_t from) {
-    codes.parts_[p].centroids[c] = centroid_of(group.count[from], group.fraction[from]);
+    codes.parts_[p].centroids[c] = centroid_byte(group.count[from], group.fraction[from]);
   });
 }
 

@@ -1,7 +1,6 @@
 // Finding the step that fills a slot by a sample of the values: a try costs a small part of one
 // that quantises all of them, and the first of these then nearly always fits.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 #include "thinwire/compressors/entropy/step_coder.h"
@@ -15,19 +14,19 @@ constexpr std::size_t kFewestToSample = std::size_t{1} << 16;
 constexpr std::size_t kLeastSample = std::size_t{1} << 13, kMostSample = std::size_t{1} << 16;
 // Of a part with fewer the entropy of its sample is too far below its own.
 constexpr std::size_t kFewestOfPart = 512;
-constexpr std::size_t kSampledRun = 16;  // elements in a row
-constexpr int kSampledTries = 6;
-// A sample is right within half a per cent or so: the payload is then within StepSearch's shares.
-constexpr SlotShares kSharesOfSample = {.full = 0.99, .aim = 0.993, .most = 0.996};
-
-std::size_t period_of(std::size_t numel) {
-  return numel / std::clamp(numel / 16, kLeastSample, kMostSample);
-}
 
 }  // namespace
 
+std::size_t sample_period(std::size_t numel) {
+  return numel / std::clamp(numel / 16, kLeastSample, kMostSample);
+}
+
+std::size_t sampled_runs(std::size_t part, std::size_t period) {
+  return (part + kSampledRun * period - 1) / (kSampledRun * period);
+}
+
 bool StepEncoder::samples(std::size_t numel, std::size_t parts) {
-  return numel >= kFewestToSample && numel / period_of(numel) >= parts * kFewestOfPart;
+  return numel >= kFewestToSample && numel / sample_period(numel) >= parts * kFewestOfPart;
 }
 
 // Of payloads that need not be full the step is the one that was asked for.
@@ -68,31 +67,24 @@ StepEncoder::Sampled StepEncoder::try_sample(std::span<const std::span<const flo
 
 // Runs of every part, evenly spread.
 void StepEncoder::take_sample(std::span<const std::span<const float>> parts, std::size_t numel) {
-  const std::size_t period = period_of(numel);
+  const std::size_t period = sample_period(numel);
   sample_.values.clear();
   sample_.parts.clear();
   sample_.weights.clear();
-  const auto runs_of = [&](std::span<const float> part) {
-    return (part.size() + kSampledRun * period - 1) / (kSampledRun * period);
-  };
   std::size_t most = 0;
-  for (const auto& part : parts) most += kSampledRun * runs_of(part);
+  for (const auto& part : parts) most += kSampledRun * sampled_runs(part.size(), period);
   sample_.values.reserve(most);
   std::uint64_t drawn = numel;
   for (const auto& part : parts) {
-    const std::size_t runs = runs_of(part), first = sample_.values.size();
+    const std::size_t runs = sampled_runs(part.size(), period), first = sample_.values.size();
     for (std::size_t r = 0; r < runs; ++r) {
-      // Somewhere in its share of the part: rows that repeat would be met at the same places.
-      const std::size_t begin = part.size() * r / runs, end = part.size() * (r + 1) / runs;
-      const std::size_t length = std::min(kSampledRun, end - begin);
-      drawn = drawn * 0x9E3779B97F4A7C15u + 1;
-      const auto run = part.subspan(begin + (drawn >> 32) % (end - begin - length + 1), length);
+      drawn = next_drawn(drawn);
+      const SampledRun place = sampled_run(part.size(), r, runs, drawn);
+      const auto run = part.subspan(place.begin, place.length);
       sample_.values.insert(sample_.values.end(), run.begin(), run.end());
     }
     sample_.parts.push_back(std::span<const float>(sample_.values).subspan(first));
-    sample_.weights.push_back(
-        static_cast<double>(part.size()) /
-        static_cast<double>(std::max<std::size_t>(1, sample_.parts.back().size())));
+    sample_.weights.push_back(sample_weight(part.size(), sample_.parts.back().size()));
   }
 }
 

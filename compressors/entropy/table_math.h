@@ -81,6 +81,19 @@ THINWIRE_HOST_DEVICE std::uint32_t model_pair(std::uint32_t first, std::uint32_t
   return both > 0 ? both : 1;
 }
 
+// Of a stream (rans.h).
+inline constexpr int kMaxLanes = 128;
+inline constexpr std::uint32_t kStateLow = 1u << 15;
+
+// Lanes of a stream that begins with so many symbols. A lane costs three bytes and hides the
+// latency of a step; below 32 the lanes are no vectors, and below 0.3 ms that does not matter.
+constexpr int lanes_for(std::uint64_t symbols) {
+  if (symbols >= std::uint64_t{1} << 18) return 128;
+  if (symbols >= std::uint64_t{1} << 16) return 64;
+  if (symbols >= std::uint64_t{1} << 14) return 32;
+  return symbols >= 1024 ? 8 : 2;
+}
+
 // The value of a magnitude m > 0 whose centroid is that byte.
 THINWIRE_HOST_DEVICE float level_of(std::uint32_t magnitude, std::uint8_t centroid, float step) {
   return (static_cast<float>(magnitude) + (static_cast<float>(centroid) - 128.0f) / 256.0f) * step;

@@ -15,7 +15,7 @@ namespace thinwire::kernels {
 
 // Raise it whenever a function or a struct of this file, of quantize_task.h, piece_task.h,
 // planes_task.h, slot_task.h, sparse_task.h or low_rank_task.h changes.
-inline constexpr std::int32_t kCudaAbi = 8;
+inline constexpr std::int32_t kCudaAbi = 9;
 
 }  // namespace thinwire::kernels
 
@@ -39,7 +39,8 @@ std::int32_t thinwire_cuda_planes(const thinwire::kernels::PlanesTask* task,
                                   thinwire::kernels::PlanesStage stage, void* stream);
 std::int32_t thinwire_cuda_slots(const thinwire::kernels::SlotTask* task,
                                  thinwire::kernels::SlotStage stage, void* stream);
-std::int32_t thinwire_cuda_code_slot(const thinwire::kernels::CodeTask* task,
-                                     thinwire::kernels::CodeStage stage, void* stream);
+std::int32_t thinwire_cuda_write_slots(const thinwire::kernels::WriteTask* task, void* stream);
+std::int32_t thinwire_cuda_slot_pass(const thinwire::kernels::SlotPassTask* task,
+                                     thinwire::kernels::SlotPass pass, void* stream);
 std::int32_t thinwire_cuda_frames(const thinwire::kernels::FrameTask* task, void* stream);
 }

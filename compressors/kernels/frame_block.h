@@ -96,8 +96,9 @@ struct FrameFinding {
   bool not_finite;
 };
 
-THINWIRE_HOST_DEVICE FrameFinding look_at(const FrameTask& task, const DeviceFrame& frame,
+THINWIRE_HOST_DEVICE FrameFinding look_at(const FrameTask& task, std::uint32_t arrival,
                                           std::uint64_t payload_sum) {
+  const DeviceFrame& frame = task.arrived[arrival];
   const std::byte* const at = task.workspace + frame.offset;
   FrameHeaderWords found;
   for (std::uint32_t w = 0; w < kDeviceHeaderBytes / 4; ++w) {
@@ -133,6 +134,15 @@ THINWIRE_HOST_DEVICE FrameFinding look_at(const FrameTask& task, const DeviceFra
   }
   if (status != kFrameOk && status != kFrameNotFinite) {
     return {1, frame.sender, found.word[5], 0, 0, 0, false};
+  }
+  if (task.states != nullptr && task.states[arrival].fault != SlotFault::kNone) {
+    return {2,
+            frame.sender,
+            0,
+            static_cast<std::uint32_t>(FrameField::kSlot),
+            static_cast<std::uint64_t>(task.states[arrival].fault),
+            0,
+            false};
   }
   return {0, 0, 0, 0, 0, 0, status == kFrameNotFinite};
 }
@@ -222,7 +232,7 @@ THINWIRE_HOST_DEVICE void handle_frames(Context& block, FrameShared& shared,
     const DeviceFrame* frame = mine < task.arrivals ? task.arrived + mine : nullptr;
     const std::uint64_t sum = payload_sum(block, shared, team, task, frame);
     if (team.lane == 0 && frame != nullptr) {
-      const FrameFinding finding = look_at(task, *frame, sum);
+      const FrameFinding finding = look_at(task, mine, sum);
       shared.findings[team.number] = finding;
     }
     block.sync();

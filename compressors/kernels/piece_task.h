@@ -53,6 +53,7 @@ struct DevicePiece {
   float decay;               // of what is owed
   std::int64_t reset_every;  // steps after which nothing is owed; 0: never
   std::uint64_t first_tile;
+  std::uint64_t first_mark;     // of slots alone: of its tiles in the order of layers
   std::uint64_t value;          // its first element in the bucket
   std::uint64_t first_element;  // in the layer
   std::uint64_t own;            // in the sums of this rank's slices; of own pieces alone
@@ -123,6 +124,15 @@ enum class FrameField : std::uint32_t {
   kNumel,
   kPayloadBytes,
   kChecksum,
+  kSlot,  // of a slot whose frame is right: `found` is its SlotFault
+};
+
+// Why a slot was refused; what entropy::StepDecoder throws a FrameError for.
+enum class SlotFault : std::uint32_t { kNone, kSize, kParts, kStep, kExcess, kStream };
+
+struct ReadState {
+  float step;
+  SlotFault fault;
 };
 
 // Where the tables and the workspace are; the same in all launches of a bucket.
@@ -206,6 +216,8 @@ struct FrameTask {
   std::uint32_t layer_count;
   const std::uint32_t* residual_finite;
   std::uint32_t* keep;
+  // Of the frames that have arrived, where these hold slots, which are read before; else null.
+  const ReadState* states = nullptr;
 };
 
 template <typename Task>

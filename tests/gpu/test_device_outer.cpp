@@ -71,6 +71,7 @@ INSTANTIATE_TEST_SUITE_P(, DeviceOuter,
 TEST_P(DeviceOuter, TrainsToTheBitsOfTheCpu) {
   std::vector<OuterOptimizerOptions> all = {
       {.compression = "quantize(bits=4, bucket=512)", .min_numel = 1},
+      {.compression = "ecsq(bits=4)", .min_numel = 1},
       {.learning_rate = 0.7,
        .momentum = 0.9,
        .nesterov = false,
@@ -127,8 +128,9 @@ TEST_P(DeviceOuter, ADeltaThatIsNotFiniteTakesAllBackToTheLastMeeting) {
 
 TEST_P(DeviceOuter, WhatCannotBeExchangedIsRefusedWhenItIsMade) {
   const auto refused = [&](const auto& make) { return testing::error_of<InvalidArgument>(make); };
-  EXPECT_THAT(refused([&] { Replica(nccl, ranks.device(), {.compression = "ecsq(bits=4)"}); }),
-              AllOf(HasSubstr("is in GPU memory, where ecsq"), HasSubstr("has no kernels yet")));
+  EXPECT_THAT(
+      refused([&] { Replica(nccl, ranks.device(), {.compression = "spectral(bits=2)"}); }),
+      AllOf(HasSubstr("is in GPU memory, where spectral"), HasSubstr("has no kernels yet")));
   EXPECT_THAT(refused([&] {
                 Toy toy;
                 toy.bias.set_data(toy.bias.to(ranks.device()));

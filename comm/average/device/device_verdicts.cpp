@@ -38,6 +38,8 @@ std::string_view field_name(kernels::FrameField field) {
       return "the payload's size";
     case FrameField::kChecksum:
       return "the checksum";
+    case FrameField::kSlot:
+      return "what is wrong with its slot (SlotFault)";
   }
   return "a field";
 }

@@ -17,6 +17,40 @@ static_assert(kFrameHeaderBytes == kernels::kDeviceHeaderBytes);
 
 }  // namespace
 
+LayerDebts LayerDebts::of(const DeviceLayer& layer, bool keeps, bool pays, DeviceMemory& memory,
+                          std::vector<at::Tensor>& held) {
+  LayerDebts made;
+  if (keeps) {
+    made.residual = layer.lost.defined() ? layer.lost : memory.residual(layer.name, layer.numel);
+  }
+  if (!layer.compressed && pays) made.residual = memory.held(layer.name);
+  if (pays) {
+    made.orphan = memory.orphans(layer.name, layer.numel, layer.owned);
+    made.leftover = memory.held_momentum(layer.name);
+  }
+  made.is_paid_back = made.orphan.defined() || made.leftover.defined() ||
+                      (!layer.compressed && made.residual.defined());
+  for (const at::Tensor& values : {made.residual, made.orphan, made.leftover}) {
+    if (values.defined()) held.push_back(values);
+  }
+  return made;
+}
+
+kernels::DevicePiece piece_of_layer(const DeviceLayer& layer, const LayerDebts& debts,
+                                    std::int64_t begin, std::int64_t numel) {
+  kernels::DevicePiece piece{};
+  piece.numel = static_cast<std::uint32_t>(numel);
+  piece.layer_id = layer.id;
+  piece.decay = layer.decay;
+  piece.reset_every = layer.reset_every;
+  piece.first_element = static_cast<std::uint64_t>(begin);
+  piece.residual = address_of(debts.residual, begin);
+  piece.orphan = address_of(debts.orphan, begin);
+  piece.leftover = address_of(debts.leftover, begin);
+  piece.keeps_loss = layer.keeps_loss;
+  return piece;
+}
+
 // The tables on the host, while they grow.
 struct PieceTables::Maker {
   PieceTables& tables;
@@ -27,7 +61,7 @@ struct PieceTables::Maker {
 
   struct Prepared {
     kernels::PieceFormat format;
-    at::Tensor residual, orphan, leftover;
+    LayerDebts debts;
   };
   std::vector<Prepared> prepared = {};
   std::vector<kernels::DevicePiece> pieces = {};
@@ -50,21 +84,9 @@ void PieceTables::Maker::prepare_layers() {
   for (const DeviceLayer& layer : layers) {
     const auto format = layer.codec->piece_format();
     THINWIRE_ASSERT(format.has_value());
-    Prepared made;
-    made.format = *format;
-    if (layer.keeps_loss && !scope.only_codes) {
-      made.residual = layer.lost.defined() ? layer.lost : memory.residual(layer.name, layer.numel);
-    }
-    if (!layer.compressed && scope.pays) made.residual = memory.held(layer.name);
-    if (scope.pays) {
-      made.orphan = memory.orphans(layer.name, layer.numel, layer.owned);
-      made.leftover = memory.held_momentum(layer.name);
-    }
-    tables.pays_back_ = tables.pays_back_ || made.orphan.defined() || made.leftover.defined() ||
-                        (!layer.compressed && made.residual.defined());
-    for (const at::Tensor& values : {made.residual, made.orphan, made.leftover}) {
-      if (values.defined()) tables.held_.push_back(values);
-    }
+    Prepared made{*format, LayerDebts::of(layer, layer.keeps_loss && !scope.only_codes, scope.pays,
+                                          memory, tables.held_)};
+    tables.pays_back_ = tables.pays_back_ || made.debts.is_paid_back;
     prepared.push_back(std::move(made));
     std::uint32_t threads = 32;
     while (threads < kernels::kMaxBlockThreads && threads * 4 < format->tile) threads *= 2;
@@ -124,25 +146,14 @@ kernels::DevicePiece PieceTables::Maker::piece_of(int index, const Piece& piece,
   } else if (own && layer.lost_of_means.defined()) {
     second = layer.lost_of_means.narrow(0, place.begin, piece.numel);
   }
-  return {.format = ready.format,
-          .numel = static_cast<std::uint32_t>(piece.numel),
-          .layer = static_cast<std::uint32_t>(place.layer),
-          .layer_id = layer.id,
-          .decay = layer.decay,
-          .reset_every = layer.reset_every,
-          .first_tile = tables.tiles_,
-          .value = static_cast<std::uint64_t>(place.value),
-          .first_element = static_cast<std::uint64_t>(place.begin),
-          .own = static_cast<std::uint64_t>(tables.own_),
-          .sent = 0,
-          .received = 0,
-          .made = 0,
-          .arrived = 0,
-          .residual = address_of(ready.residual, place.begin),
-          .second = address_of(second, 0),
-          .orphan = address_of(ready.orphan, place.begin),
-          .leftover = address_of(ready.leftover, place.begin),
-          .keeps_loss = layer.keeps_loss};
+  kernels::DevicePiece made = piece_of_layer(layer, ready.debts, place.begin, piece.numel);
+  made.format = ready.format;
+  made.layer = static_cast<std::uint32_t>(place.layer);
+  made.first_tile = tables.tiles_;
+  made.value = static_cast<std::uint64_t>(place.value);
+  made.own = static_cast<std::uint64_t>(tables.own_);
+  made.second = address_of(second, 0);
+  return made;
 }
 
 void PieceTables::Maker::add_pieces(int index, DeviceChunk& chunk) {

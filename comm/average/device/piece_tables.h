@@ -37,6 +37,20 @@ struct DeviceLayer {
   at::Tensor lost = {}, lost_of_means = {};
 };
 
+// What a layer is owed, as far as kernels add it; undefined: nothing.
+struct LayerDebts {
+  at::Tensor residual, orphan, leftover;
+  bool is_paid_back = false;  // some of it, for good
+
+  // `keeps`: the layer's loss is kept here; `pays`: what is owed is added to the values.
+  static LayerDebts of(const DeviceLayer& layer, bool keeps, bool pays, DeviceMemory& memory,
+                       std::vector<at::Tensor>& held);
+};
+
+// Elements of a layer, but for tiles, format and places: what is known of them, and owed.
+kernels::DevicePiece piece_of_layer(const DeviceLayer& layer, const LayerDebts& debts,
+                                    std::int64_t begin, std::int64_t numel);
+
 // Some of the bucket's tiles, one after another.
 struct TileRun {
   std::uint64_t first = 0, count = 0;

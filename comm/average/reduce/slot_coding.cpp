@@ -3,10 +3,16 @@
 #include <algorithm>
 #include <cmath>
 
+#include "thinwire/compressors/entropy/step_search.h"
+
 namespace thinwire::comm {
 namespace {
 
 using entropy::Apply;
+
+constexpr std::size_t kPrefixBytes[] = {sizeof(SlotPrefix), sizeof(MeanPrefix)};
+// For tables and the coder's states, beside the bits; small slices have few of them.
+constexpr std::size_t kSlotMargin = 32;
 
 double sum_of_squares(std::span<const float> values) {
   double sum = 0;
@@ -71,6 +77,18 @@ double allowed_error(const EcsqOptions& options, std::span<const std::span<const
   return allowed;
 }
 
+std::size_t slot_bytes_of(const Slice& slice, const SharedSteps::Use& use, std::size_t leg,
+                          std::size_t place) {
+  if (slice.numel == 0) return 0;
+  const std::vector<std::uint32_t>& known = use.slots[leg];
+  const std::size_t taken =
+      known.empty() ? static_cast<std::size_t>(
+                          std::ceil(use.slot_bits[leg] * static_cast<double>(slice.numel) / 8))
+                    : known[place];
+  return kPrefixBytes[leg] + entropy::StepEncoder::min_bytes(slice.pieces.size()) + kSlotMargin +
+         taken;
+}
+
 bool aims_at_error(const EcsqOptions& options) {
   return options.goal == EcsqOptions::Goal::kError || options.goal == EcsqOptions::Goal::kAs;
 }
@@ -104,9 +122,7 @@ SlotPrefix fill_slot(const EcsqOptions& options, float step, const RandomKey& ke
   SlotPrefix prefix;
   // Slots have room of their own for what any payload takes: counted against the goal it would let
   // the step of a small slice grow without end.
-  const auto least = static_cast<double>(entropy::StepEncoder::min_bytes(coders.parts.size()));
-  prefix.wanted_bytes =
-      static_cast<std::uint32_t>(std::clamp(encoded.wanted_bits / 8 - least, 0.0, 4e9));
+  prefix.wanted_bytes = entropy::wanted_beyond_least(encoded.wanted_bits, coders.parts.size());
   if (aims_at_error(options) && std::isfinite(allowed) && allowed > 0) {
     prefix.lost = static_cast<float>(std::sqrt(lost_error(coders.codes, coders.parts)));
     prefix.allowed = static_cast<float>(std::sqrt(allowed));

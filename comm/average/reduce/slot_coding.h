@@ -11,27 +11,24 @@
 #include "thinwire/common/philox.h"
 #include "thinwire/compressors/codecs/ecsq.h"
 #include "thinwire/compressors/entropy/step_coder.h"
+#include "thinwire/compressors/kernels/slot_task.h"
 
 namespace thinwire::comm {
 
-// In front of the payload, see SlotReduce; both are the same on the two ways but for their number.
-struct SlotPrefix {
-  std::uint32_t wanted_bytes = 0;  // beyond what any payload takes
-  // Roots of the squared error, and of what the goal allows; 0 for goals that are no errors.
-  float lost = 0, allowed = 0;
-};
-// In place of the logarithm of a step where everything was zero.
-inline constexpr double kNoStep = -1000;
-struct MeanPrefix {
-  SlotPrefix mean, slices;
-  float log2_step = 0;
-};
-static_assert(sizeof(SlotPrefix) == 12 && sizeof(MeanPrefix) == 28);
+// In front of the payload, see SlotReduce.
+using kernels::kNoStep;
+using kernels::MeanPrefix;
+using kernels::SlotPrefix;
 
 // What the prefixes of all slots say together, in the order of the slices, of which some have
 // elements: the same on all ranks, in whatever order the prefixes came.
 SlotReport report_of(std::span<const MeanPrefix> prefixes,
                      const std::vector<std::vector<Slice>>& slices);
+
+// Bytes of each slot of a slice, prefix included, in an exchange of those steps; `place` is its
+// number among the slots. 0 of an empty slice.
+std::size_t slot_bytes_of(const Slice& slice, const SharedSteps::Use& use, std::size_t leg,
+                          std::size_t place);
 
 // Coders of the calling thread; their buffers serve one slice after another.
 struct SlotCoders {

@@ -19,14 +19,6 @@ namespace {
 
 using entropy::Apply;
 
-constexpr std::size_t kPrefixBytes[] = {sizeof(SlotPrefix), sizeof(MeanPrefix)};
-// For tables and the coder's states, beside the bits; small slices have few of them.
-constexpr std::size_t kSlotMargin = 32;
-
-std::uint32_t leg_number(int chunk, std::size_t leg) {
-  return 2 * static_cast<std::uint32_t>(chunk) + static_cast<std::uint32_t>(leg);
-}
-
 // Calls visit(index of the piece, piece, index of its first element in the slice).
 template <typename Visit>
 void for_each_slot_piece(const Slice& slice, const Visit& visit) {
@@ -46,7 +38,7 @@ FrameHeader slot_header(const Codec& codec, const ReductionContext& context, con
                         int chunk, std::size_t leg, int sender, std::size_t slot_bytes) {
   return {.codec_id = static_cast<std::uint16_t>(codec.facts().id),
           .sender = static_cast<std::uint32_t>(context.peers->group_rank(sender)),
-          .chunk = leg_number(chunk, leg),
+          .chunk = frame_chunk(chunk, static_cast<Leg>(leg)),
           .layout = context.layout,
           .sequence = context.sequence,
           .numel = static_cast<std::uint64_t>(slice.numel),
@@ -99,14 +91,7 @@ SlotReduce::SlotReduce(std::vector<std::vector<Slice>> slices, const Codec& code
 SlotReduce::~SlotReduce() = default;
 
 std::size_t SlotReduce::slot_bytes(int chunk, int owner, std::size_t leg) const {
-  const Slice& s = slice(chunk, owner);
-  if (s.numel == 0) return 0;
-  const std::vector<std::uint32_t>& known = use_.slots[leg];
-  const std::size_t taken =
-      known.empty() ? static_cast<std::size_t>(
-                          std::ceil(use_.slot_bits[leg] * static_cast<double>(s.numel) / 8))
-                    : known[place_of(chunk, owner)];
-  return kPrefixBytes[leg] + entropy::StepEncoder::min_bytes(s.pieces.size()) + kSlotMargin + taken;
+  return slot_bytes_of(slice(chunk, owner), use_, leg, place_of(chunk, owner));
 }
 
 // Places for all messages, whose sizes are those of this exchange.
@@ -137,6 +122,16 @@ void SlotReduce::place() {
   }
 }
 
+SharedSteps::Use SlotReduce::use_of_steps(const std::string& group, std::int64_t step) const {
+  SharedSteps::Use use = steps_.use(shared_, options_, group, numel_, step);
+  // Of a job of another size, or of pieces of another.
+  const std::size_t places = slices_.size() * static_cast<std::size_t>(world_);
+  for (std::vector<std::uint32_t>& slots : use.slots) {
+    if (slots.size() != places) slots.clear();
+  }
+  return use;
+}
+
 // All ranks post their collectives in the order of ScatterReduce, for its reasons.
 void SlotReduce::begin() {
   finite_ = true;
@@ -145,11 +140,7 @@ void SlotReduce::begin() {
   begin_ = 1;
   prefixes_.assign(slices_.size() * static_cast<std::size_t>(world_), {});
   group_ = std::string(layers_[0].name);
-  use_ = steps_.use(shared_, options_, group_, numel_, static_cast<std::int64_t>(context_.step));
-  // Of a job of another size, or of pieces of another.
-  for (std::vector<std::uint32_t>& slots : use_.slots) {
-    if (slots.size() != prefixes_.size()) slots.clear();
-  }
+  use_ = use_of_steps(group_, static_cast<std::int64_t>(context_.step));
   find_steps();
   place();
   for (int c = 0; c < chunks(); ++c) send_slices(c);
@@ -209,6 +200,8 @@ void SlotReduce::send_slices(int index) {
   {
     PhaseSpan span(context_, Phase::kCompress);
     SlotCoders& coders = slot_coders();
+    // All of a chunk begin alike, so that they can be encoded side by side.
+    float used = begin_;
     for (int owner = 0; owner < world_; ++owner) {
       const Slice& s = slice(index, owner);
       if (s.numel == 0) continue;
@@ -228,10 +221,11 @@ void SlotReduce::send_slices(int index) {
       const auto frame = owner == rank_ ? std::span<std::byte>() : chunk.out[kToOwners]->of(owner);
       const auto slot = owner == rank_ ? chunk.own[kToOwners] : frame.subspan(kFrameHeaderBytes);
       const Piece& first = s.pieces.front();
+      used = begin_;
       const SlotPrefix prefix =
           fill_slot(options_, use_.step[kToOwners],
                     random_key(context_, layers_[first.layer], rank_, /*stage=*/0, first.begin),
-                    slot.subspan(sizeof(SlotPrefix)), &begin_);
+                    slot.subspan(sizeof(SlotPrefix)), &used);
       std::memcpy(slot.data(), &prefix, sizeof prefix);
       for_each_slot_piece(s, [&](std::size_t p, const Piece& piece, std::size_t) {
         const LayerValues& layer = layers_[piece.layer];
@@ -244,6 +238,7 @@ void SlotReduce::send_slices(int index) {
       write_frame_header(slot_header(codec_, context_, s, index, kToOwners, rank_, slot.size()),
                          slot, frame);
     }
+    begin_ = used;
   }
   if (!context_.peers->alone()) {
     chunk.work[kToOwners] = context_.peers->all_to_all(*chunk.in[kToOwners], *chunk.out[kToOwners]);

@@ -11,10 +11,9 @@
 #include "thinwire/comm/average/memory/shared_steps.h"
 #include "thinwire/comm/average/reduce/owner_slices.h"
 #include "thinwire/comm/average/reduce/reduction.h"
+#include "thinwire/compressors/kernels/slot_task.h"
 
 namespace thinwire::comm {
-
-struct MeanPrefix;
 
 // The exchange is that of ScatterReduce, with its terms: slices go to their owners, who add them up
 // in rank order and send the mean to all, encoded once more. What differs is the coding:
@@ -61,6 +60,15 @@ class SlotReduce final : public Reduction {
   void store_losses();
   void report();
 
+  // For the same exchange in GPU memory (device/device_slots.h). By chunk and owner.
+  const std::vector<std::vector<Slice>>& slices() const { return slices_; }
+  const Codec& codec() const { return codec_; }
+  const EcsqOptions& options() const { return options_; }
+  const std::string& shared() const { return shared_; }  // what its step is called
+  SharedSteps& steps() const { return steps_; }
+  // What an exchange of this group (its first layer's name) does in a training step.
+  SharedSteps::Use use_of_steps(const std::string& group, std::int64_t step) const;
+
  private:
   struct Chunk;
 
@@ -98,13 +106,13 @@ class SlotReduce final : public Reduction {
   // Of the exchange in progress:
   SharedSteps::Use use_;
   std::string group_;
-  // Of the last slice that was encoded, its step over the shared one: the next slice of this rank
-  // is of the same gradient and begins there.
+  // Of the last slice of a chunk, its step over the shared one: the slices of the next chunk are of
+  // the same gradient and begin there.
   float begin_ = 1;
-  bool finite_ = true;                // the means that are known
-  int heard_ = 0;                     // chunks whose means have come
-  bool keeps_residuals_ = false;      // where the means will be
-  std::vector<MeanPrefix> prefixes_;  // of all chunks, owner by owner: place_of()
+  bool finite_ = true;                         // the means that are known
+  int heard_ = 0;                              // chunks whose means have come
+  bool keeps_residuals_ = false;               // where the means will be
+  std::vector<kernels::MeanPrefix> prefixes_;  // of all chunks, owner by owner: place_of()
 };
 
 }  // namespace thinwire::comm

@@ -40,10 +40,12 @@ TEST(CodeModel, LaplaceCodesTakeTheirEntropy) {
     for (const double mean : {0.1, 0.2, 0.5, 1.0, 3.0, 10.0}) {
       if (pairs && mean > 0.5) continue;
       const Counts counts = laplace_codes(mean, pairs ? 2 : 15, pairs, 1);
-      const MagnitudeTotals totals = totals_of(counts, pairs);
-      const double bits = SymbolTable(weights_of(totals.model(), pairs)).bits(counts);
+      const MagnitudeTotals totals = totals_of_counts(counts.data(), pairs);
+      const double bits = SymbolTable(weights_of(model_of(totals), pairs)).bits(counts);
       EXPECT_LT(bits, 1.01 * entropy_of(counts) + 200) << mean << (pairs ? " pairs" : "");
-      EXPECT_NEAR(static_cast<double>(totals.bits()) / kFixedBit, bits, 0.02 * bits + 100)
+      const FixedBits found = bits_of_magnitudes(totals, n_log2_n);
+      EXPECT_EQ(found, bits_of_magnitudes(totals, CountLog()));
+      EXPECT_NEAR(static_cast<double>(found) / kFixedBit, bits, 0.02 * bits + 100)
           << mean << (pairs ? " pairs" : "");
     }
   }
@@ -84,7 +86,7 @@ TEST(CodeModel, TotalsCountMagnitudes) {
   counts[1] = 3;
   counts[2] = 2;
   counts[6] = 4;
-  const MagnitudeTotals totals = totals_of(counts, false);
+  const MagnitudeTotals totals = totals_of_counts(counts.data(), false);
   EXPECT_EQ(totals.zeros, 10u);
   EXPECT_EQ(totals.others, 9u);
   EXPECT_EQ(totals.above, 8u);
@@ -93,7 +95,7 @@ TEST(CodeModel, TotalsCountMagnitudes) {
   Counts of_pairs{};
   of_pairs[5 * 3 + 0] = 7;  // +2 and 0
   of_pairs[0] = 1;
-  const MagnitudeTotals both = totals_of(of_pairs, true);
+  const MagnitudeTotals both = totals_of_counts(of_pairs.data(), true);
   EXPECT_EQ(both.zeros, 9u);
   EXPECT_EQ(both.others, 7u);
   EXPECT_EQ(both.above, 7u);

@@ -142,6 +142,7 @@ inline Rank::Rank(int number, DType type, float poison)
                         .decay = layer.decay,
                         .reset_every = layer.reset_every,
                         .first_tile = tiles,
+                        .first_mark = 0,
                         .value = first_value(l),
                         .first_element = layer.first * l,
                         .own = own,

@@ -56,6 +56,10 @@ bool compare(Comparison comparison, Float a, Float b) {
       return a > b;
     case Comparison::kGe:
       return a >= b;
+    case Comparison::kEqu:
+      return unordered || a == b;
+    case Comparison::kNeu:
+      return unordered || a != b;
     case Comparison::kLtu:
       return unordered || a < b;
     case Comparison::kLeu:

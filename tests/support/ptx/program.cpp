@@ -25,8 +25,8 @@ const std::map<std::string, Op, std::less<>> kOps = {
 const std::map<std::string, Comparison, std::less<>> kComparisons = {
     {"eq", Comparison::kEq},   {"ne", Comparison::kNe},   {"lt", Comparison::kLt},
     {"le", Comparison::kLe},   {"gt", Comparison::kGt},   {"ge", Comparison::kGe},
-    {"ltu", Comparison::kLtu}, {"leu", Comparison::kLeu}, {"gtu", Comparison::kGtu},
-    {"geu", Comparison::kGeu}};
+    {"equ", Comparison::kEqu}, {"neu", Comparison::kNeu}, {"ltu", Comparison::kLtu},
+    {"leu", Comparison::kLeu}, {"gtu", Comparison::kGtu}, {"geu", Comparison::kGeu}};
 
 const std::map<std::string, Space, std::less<>> kSpaces = {{"global", Space::kGlobal},
                                                            {"shared", Space::kShared},

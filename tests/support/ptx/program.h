@@ -60,7 +60,20 @@ struct Type {
 
 enum class Space : std::uint8_t { kGeneric, kGlobal, kShared, kLocal, kParameter };
 
-enum class Comparison : std::uint8_t { kEq, kNe, kLt, kLe, kGt, kGe, kLtu, kLeu, kGtu, kGeu };
+enum class Comparison : std::uint8_t {
+  kEq,
+  kNe,
+  kLt,
+  kLe,
+  kGt,
+  kGe,
+  kEqu,
+  kNeu,
+  kLtu,
+  kLeu,
+  kGtu,
+  kGeu
+};
 
 struct Operand {
   enum class Kind : std::uint8_t { kRegister, kImmediate, kSpecial };
