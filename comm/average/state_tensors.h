@@ -17,8 +17,8 @@ namespace thinwire::comm {
 //   shared_step/C                                 [2], C the spec of a codec with a shared step, or
 //                                                 factors=SPEC where that is powersgd's for factors
 //   slots/C/P                                     [11] in float64 and two for each slot, of the
-//                                                 layers that begin with P: a SharedSteps::Group; of
-//                                                 factors slots/C/P/FACTOR
+//                                                 layers that begin with P: a SharedSteps::Group;
+//                                                 of factors slots/C/P/FACTOR
 //   basis/PART/P                                  parts of a spectral::MatrixBasis::State, and
 //                                                 basis/shape/P, [5] in float64: rows, columns,
 //                                                 directions, steps, whether residuals are in it
