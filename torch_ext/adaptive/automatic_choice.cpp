@@ -188,15 +188,30 @@ bool AutomaticChoice::watch(const WindowTimes& times) {
   if (!twice) return false;
   last_change_ = Change::kNone;
   const bool was_by_layer = by_layer_;
-  begin_search(change == Change::kOther ? 0 : current_);
-  if (change == Change::kOthersFaster) {
-    measures_again_ = true;
-    for (std::size_t i = 0; i < tried_.size(); ++i) {
-      if (tried_[i]) trying_[i] = {*tried_[i], 0};
-    }
+  begin_search(change == Change::kOther ? first_to_try(times) : current_);
+  // What the last search found is known still of those that are ruled out, or measured again.
+  measures_again_ = change == Change::kOthersFaster;
+  const std::size_t known = measures_again_            ? tried_.size()
+                            : change == Change::kOther ? current_
+                                                       : 0;
+  for (std::size_t i = 0; i < known; ++i) {
+    if (tried_[i]) trying_[i] = {*tried_[i], 0};
   }
   if (change == Change::kOther || was_by_layer) return was_by_layer || current_ != before_;
   return search(times);
+}
+
+// Where steps have become longer and messages no faster, what would still be exposed of a setting's
+// messages may rule it out: on a slow link each step of such a trial takes as long as many others.
+std::size_t AutomaticChoice::first_to_try(const WindowTimes& times) const {
+  const double longer = times.step - chosen_.step;
+  if (longer <= 0 || kOtherMessages * times.exchange < chosen_.exchange) return 0;
+  std::size_t first = 0;
+  while (first < current_ && tried_[first] &&
+         tried_[first]->exposed / kOtherMessages - longer > times.step) {
+    ++first;
+  }
+  return first;
 }
 
 void AutomaticChoice::begin_search(std::size_t first) {

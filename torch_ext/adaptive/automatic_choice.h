@@ -28,7 +28,8 @@ inline constexpr double kHidden = 0.02;
 // messages have become faster by then, the search begins anew, once.
 //
 // Then it watches: where the network or the computing changes by much, for two windows, there is
-// another search: of what sends less where messages have become slower, of all settings otherwise.
+// another search: of what sends less where messages have become slower, otherwise of all settings,
+// but where steps have become longer of those that the last search does not rule out.
 // Where a step is only longer than it was with another setting, those that were close to it are
 // measured anew. Searches that change nothing come less and less often.
 //
@@ -86,6 +87,7 @@ class AutomaticChoice {
   std::optional<std::size_t> to_measure_again() const;
   bool watch(const WindowTimes& times);
   void settle();
+  std::size_t first_to_try(const WindowTimes& times) const;
   void begin_search(std::size_t first);
   void explain();
   Change change_of(const WindowTimes& times) const;

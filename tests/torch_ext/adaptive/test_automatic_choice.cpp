@@ -224,6 +224,25 @@ TEST(AutomaticChoice, ALongerBackwardPassHidesMore) {
   EXPECT_EQ(chosen.current(), 0u);
 }
 
+// A step with what is ruled out may take as long as a hundred others.
+TEST(AutomaticChoice, LongerStepsOnASlowLinkDoNotBringBackWhatSendsMuch) {
+  AutomaticChoice chosen = choice();
+  Job job = {.network = 4};
+  settle(chosen, job);
+  ASSERT_EQ(chosen.current(), 4u);
+  job.backward = 0.45;  // from a step of 0.31 s to one of 0.48
+  std::vector<std::size_t> tried;
+  for (int i = 0; i < 12; ++i) {
+    chosen.note(job.with(chosen.current()));
+    tried.push_back(chosen.current());
+  }
+  EXPECT_EQ(chosen.searches(), 2);
+  EXPECT_EQ(chosen.current(), 4u);
+  EXPECT_THAT(tried, ::testing::Not(::testing::Contains(::testing::Lt(2u))));
+  EXPECT_THAT(tried, ::testing::Contains(2u)) << "what might have become as fast is tried";
+  EXPECT_THAT(chosen.reason(), HasSubstr("with none")) << "what was found is still known";
+}
+
 TEST(AutomaticChoice, OneDisturbedWindowChangesNothing) {
   AutomaticChoice chosen = choice();
   const Job job = {.network = 0.35};
