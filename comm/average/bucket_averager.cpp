@@ -13,6 +13,7 @@
 #include "thinwire/comm/average/layouts.h"
 #include "thinwire/comm/average/reduce/exact_mean.h"
 #include "thinwire/comm/average/reduce/hierarchical.h"
+#include "thinwire/comm/average/state_tensors.h"
 #include "thinwire/comm/average/used_layers.h"
 #include "thinwire/comm/failure/agreement.h"
 #include "thinwire/comm/failure/guard.h"
@@ -444,6 +445,11 @@ AveragerState BucketAverager::state() const {
                       .bases = state_of(residuals_.bases)};
   if (device_) device_->copy_to(state);
   return state;
+}
+
+std::map<std::string, at::Tensor> BucketAverager::state_in_place() const {
+  // What lies on a device is copied for the host.
+  return device_ ? to_tensors(state()) : tensors_in_place(residuals_);
 }
 
 void BucketAverager::load_state(AveragerState state) {

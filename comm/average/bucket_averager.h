@@ -198,6 +198,9 @@ class BucketAverager {
   // What the next average() depends on besides its arguments; restored, it gives the same bits.
   // The same plan and world are needed for that; see merge_states() for another world.
   AveragerState state() const;
+  // to_tensors(state()), which may lie in this averager's own memory: valid until it changes, which
+  // is when a step begins, a state is loaded, or undo().
+  std::map<std::string, at::Tensor> state_in_place() const;
   void load_state(AveragerState state);
 
   // For a training whose ranks may change (see GradientExchange::begin_step()). From mark() on all

@@ -1,6 +1,7 @@
 #include "thinwire/comm/average/state_tensors.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <array>
@@ -18,6 +19,30 @@ at::Tensor to_tensor(std::span<const float> values) {
   at::Tensor tensor = at::empty({static_cast<std::int64_t>(values.size())}, at::kFloat);
   std::ranges::copy(values, tensor.mutable_data_ptr<float>());
   return tensor;
+}
+
+// Valid as long as the values; not to be written to.
+at::Tensor tensor_in_place(std::span<const float> values) {
+  return at::from_blob(const_cast<float*>(values.data()),
+                       {static_cast<std::int64_t>(values.size())}, at::kFloat);
+}
+
+using Tensors = std::map<std::string, at::Tensor>;
+
+// What there is one of for every element of the model; `make` gives the tensor of some of them.
+template <typename Make>
+void put_large(const ErrorFeedback::State& residuals, const MomentumCorrection::State& momentum,
+               const SecondResidual::State& second, const Make& make, Tensors& tensors) {
+  for (const auto& [name, values] : residuals) tensors["residual/" + name] = make(values);
+  for (const auto& [name, layer] : momentum) {
+    tensors["velocity/" + name] = make(layer.velocity);
+    tensors["momentum_residual/" + name] = make(layer.residual);
+  }
+  for (const auto& [name, ranges] : second) {
+    for (const auto& range : ranges) {
+      tensors[concat("second_residual/", range.begin, "/", name)] = make(range.values);
+    }
+  }
 }
 
 std::vector<float> to_vector(const std::string& name, const at::Tensor& tensor, std::int64_t dims) {
@@ -136,6 +161,20 @@ void add_basis(const std::string& name, std::string_view rest, const at::Tensor&
   layer.holds_residuals = number(4) != 0;
 }
 
+void put_small(const WarmStarts& warm_starts, const SharedSteps::State& shared_steps,
+               const LayerBasesState& bases, Tensors& tensors) {
+  for (const auto& [name, start] : warm_starts) {
+    tensors["warm_start/" + name] = to_tensor(start.q).view({-1, start.cols});
+  }
+  for (const auto& [spec, codec] : shared_steps) {
+    tensors["shared_step/" + spec] = to_tensor(codec.step);
+    for (const auto& [name, group] : codec.groups) {
+      tensors[concat("slots/", spec, "/", name)] = to_tensor(group);
+    }
+  }
+  for (const auto& [name, layer] : bases) put_basis(name, layer, tensors);
+}
+
 [[noreturn]] void refuse(const std::string& name) {
   throw InvalidArgument(concat("a saved state has no tensor '", name,
                                "'; names begin with residual/, velocity/, momentum_residual/, "
@@ -155,30 +194,21 @@ void add_second(const std::string& name, std::string_view rest, const at::Tensor
 
 }  // namespace
 
-std::map<std::string, at::Tensor> to_tensors(const AveragerState& state) {
-  std::map<std::string, at::Tensor> tensors;
-  for (const auto& [name, values] : state.residuals) {
-    tensors["residual/" + name] = to_tensor(values);
-  }
-  for (const auto& [name, layer] : state.momentum) {
-    tensors["velocity/" + name] = to_tensor(layer.velocity);
-    tensors["momentum_residual/" + name] = to_tensor(layer.residual);
-  }
-  for (const auto& [name, ranges] : state.second) {
-    for (const auto& range : ranges) {
-      tensors[concat("second_residual/", range.begin, "/", name)] = to_tensor(range.values);
-    }
-  }
-  for (const auto& [name, start] : state.warm_starts) {
-    tensors["warm_start/" + name] = to_tensor(start.q).view({-1, start.cols});
-  }
-  for (const auto& [spec, codec] : state.shared_steps) {
-    tensors["shared_step/" + spec] = to_tensor(codec.step);
-    for (const auto& [name, group] : codec.groups) {
-      tensors[concat("slots/", spec, "/", name)] = to_tensor(group);
-    }
-  }
-  for (const auto& [name, layer] : state.bases) put_basis(name, layer, tensors);
+Tensors to_tensors(const AveragerState& state) {
+  Tensors tensors;
+  put_large(
+      state.residuals, state.momentum, state.second,
+      [](const std::vector<float>& values) { return to_tensor(values); }, tensors);
+  put_small(state.warm_starts, state.shared_steps, state.bases, tensors);
+  return tensors;
+}
+
+Tensors tensors_in_place(const Residuals& residuals) {
+  Tensors tensors;
+  put_large(residuals.feedback.state(), residuals.momentum.state(), residuals.second.state(),
+            tensor_in_place, tensors);
+  put_small(residuals.warm_starts, residuals.shared_steps.state(), state_of(residuals.bases),
+            tensors);
   return tensors;
 }
 

@@ -24,6 +24,10 @@ namespace thinwire::comm {
 //                                                 directions, steps, whether residuals are in it
 std::map<std::string, at::Tensor> to_tensors(const AveragerState& state);
 
+// The same of what `residuals` holds, without copying what is as large as the model: residuals,
+// velocities and second residuals lie where `residuals` has them, and are valid until it changes.
+std::map<std::string, at::Tensor> tensors_in_place(const Residuals& residuals);
+
 // The inverse, bit for bit. Throws InvalidArgument that names a tensor of another type or shape, or
 // with a name that to_tensors() does not give, or a velocity without its residual.
 AveragerState state_from_tensors(const std::map<std::string, at::Tensor>& tensors);

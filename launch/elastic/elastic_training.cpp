@@ -26,9 +26,9 @@ ElasticTraining::State state_of_number(std::int64_t& number) {
 }
 
 ElasticTraining::State state_of_optimizer(torch::optim::Optimizer& optimizer) {
-  return {[&optimizer] { return detail::optimizer_archive(optimizer); },
+  return {[&optimizer] { return detail::optimizer_tensors(optimizer); },
           [&optimizer](const NamedTensors& saved) {
-            detail::load_optimizer_archive(optimizer, saved);
+            detail::load_optimizer_tensors(optimizer, saved);
           }};
 }
 

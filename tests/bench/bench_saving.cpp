@@ -1,12 +1,14 @@
 // What saving checkpoints takes from training: two ranks as threads, each with a model of about
-// four million parameters and momentum, which saves once in a round of steps.
+// four million parameters and momentum, which saves every so many steps.
 //
-//   bench_saving [ROUNDS [STEPS [FOLDER]]]
+//   bench_saving [ROUNDS [STEPS [EVERY [FOLDER]]]]
 //
-// Rounds without saving, with asynchronous and with synchronous saving take turns. Prints for each
-// the median milliseconds of a step, of a call of save(), and of the longest step of a round
-// (save() included), and how much longer than without saving a round takes, in percent. FOLDER:
-// where the files go, by default the folder for temporary files.
+// Rounds of STEPS steps without saving, with asynchronous and with synchronous saving take turns.
+// Prints for each the medians over the rounds: milliseconds of a call of save(), which waits for
+// the save before it, of the step in which it is called, save() included, and of the others; and by
+// how much, in percent, the step with the call and the whole round are longer than those of the
+// round without saving beside it. FOLDER: where the files go, by default the folder for temporary
+// files.
 #include <algorithm>
 #include <barrier>
 #include <cstdio>
@@ -19,6 +21,7 @@
 
 #include "thinwire/common/median.h"
 #include "thinwire/common/stopwatch.h"
+#include "thinwire/tests/common/remove_tree.h"
 #include "thinwire/tests/support/rank_threads.h"
 #include "thinwire/torch_ext/checkpoint/checkpoint.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
@@ -30,10 +33,10 @@ constexpr int kWorld = 2;
 constexpr std::int64_t kWidth = 1024, kLayers = 4, kBatch = 64;
 
 struct Times {
-  std::vector<double> steps, saves, longest, rounds;  // milliseconds
+  std::vector<double> saves, with_save, others, rounds;  // milliseconds
 };
 
-void run(int rounds, int steps, const std::filesystem::path& folder) {
+void run(int rounds, int steps, int every, const std::filesystem::path& folder) {
   std::barrier meeting(kWorld);
   Times times[3];
   testing::RankOptions options;
@@ -62,40 +65,44 @@ void run(int rounds, int steps, const std::filesystem::path& folder) {
         const int mode = (turn + round + 1) % 3;
         meeting.arrive_and_wait();
         const auto round_begins = Clock::now();
-        double save_ms = 0, longest = 0;
-        std::vector<double> plain;
+        std::vector<double> saves, with_save, others;
         for (int i = 0; i < steps; ++i) {
           const auto step_begins = Clock::now();
           ddp.zero_grad();
           ddp.forward(input).pow(2).mean().backward();
           optimizer.step();
           ++step;
+          const bool is_saved = i % every == 0;
           const auto save_begins = Clock::now();
-          if (i == 0 && mode > 0) (mode == 1 ? later : now)->save(step);
-          save_ms += 1e3 * seconds_since(save_begins);
-          const double all = 1e3 * seconds_since(step_begins);
-          longest = std::max(longest, all);
-          if (i > 0) plain.push_back(all);
+          if (is_saved && mode > 0) (mode == 1 ? later : now)->save(step);
+          if (is_saved) saves.push_back(1e3 * seconds_since(save_begins));
+          (is_saved ? with_save : others).push_back(1e3 * seconds_since(step_begins));
         }
         const double round_ms = 1e3 * seconds_since(round_begins);
-        later->wait();
+        later->wait();  // so that what follows is not disturbed
         if (ctx.rank != 0 || round < 0) continue;
-        times[mode].steps.push_back(median(plain));
-        times[mode].saves.push_back(save_ms);
-        times[mode].longest.push_back(longest);
+        times[mode].saves.push_back(median(saves));
+        times[mode].with_save.push_back(median(with_save));
+        if (!others.empty()) times[mode].others.push_back(median(others));
         times[mode].rounds.push_back(round_ms);
       }
     }
   };
   testing::run_ranks(kWorld, train, options);
-  std::printf("%-14s %9s %9s %11s %9s\n", "saving", "step/ms", "save/ms", "longest/ms", "cost/%");
+  std::printf("%-14s %9s %12s %12s %11s %11s\n", "saving", "save/ms", "its step/ms", "others/ms",
+              "its step/%", "round/%");
   const char* const names[3] = {"none", "asynchronous", "synchronous"};
   for (int mode = 0; mode < 3; ++mode) {
-    std::vector<double> cost;
-    for (std::size_t i = 0; i < times[0].rounds.size(); ++i)
-      cost.push_back(100 * (times[mode].rounds[i] / times[0].rounds[i] - 1));
-    std::printf("%-14s %9.2f %9.2f %11.2f %9.2f\n", names[mode], median(times[mode].steps),
-                median(times[mode].saves), median(times[mode].longest), median(cost));
+    const auto cost = [&](std::vector<double> Times::*of) {
+      std::vector<double> percent;
+      for (std::size_t i = 0; i < (times[0].*of).size(); ++i)
+        percent.push_back(100 * ((times[mode].*of)[i] / (times[0].*of)[i] - 1));
+      return median(percent);
+    };
+    std::printf("%-14s %9.2f %12.2f %12.2f %11.1f %11.1f\n", names[mode], median(times[mode].saves),
+                median(times[mode].with_save),
+                times[mode].others.empty() ? 0 : median(times[mode].others),
+                cost(&Times::with_save), cost(&Times::rounds));
   }
 }
 
@@ -108,7 +115,7 @@ int main(int argc, char** argv) {
     return argc > at ? std::atoi(argv[at]) : otherwise;
   };
   const std::filesystem::path folder =
-      argc > 3 ? argv[3] : std::filesystem::temp_directory_path() / "thinwire_bench_saving";
-  thinwire::run(number(1, 10), number(2, 20), folder);
-  if (argc <= 3) std::filesystem::remove_all(folder);
+      argc > 4 ? argv[4] : std::filesystem::temp_directory_path() / "thinwire_bench_saving";
+  thinwire::run(number(1, 10), number(2, 20), number(3, 20), folder);
+  if (argc <= 4) thinwire::remove_tree(folder);
 }

@@ -1,6 +1,7 @@
 #include "thinwire/torch_ext/checkpoint/checkpoint.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <iterator>
@@ -14,6 +15,7 @@
 #include "thinwire/comm/wire/peers.h"
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
+#include "thinwire/common/thread_priority.h"
 #include "thinwire/torch_ext/checkpoint/checkpoint_files.h"
 #include "thinwire/torch_ext/checkpoint/optimizer_state.h"
 #include "thinwire/torch_ext/checkpoint/program_parts.h"
@@ -31,11 +33,21 @@ std::string random_number() {
   return std::to_string((std::uint64_t{device()} << 32) | device());
 }
 
-// A copy of a state that later steps do not change.
-NamedTensors copied(const NamedTensors& state) {
-  NamedTensors copy;
-  for (const auto& [name, tensor] : state) copy.emplace(name, tensor.detach().cpu().clone());
-  return copy;
+// A copy of a state that later steps do not change, in the host's memory: in that of `before`, a
+// copy of the same state at another time, where a tensor has the type and shape that it had then.
+// Fresh memory costs several times what the copy does.
+NamedTensors copied(const NamedTensors& state, const NamedTensors& before) {
+  NamedTensors copies;
+  for (const auto& [name, tensor] : state) {
+    check(tensor.defined(), "'", name, "' of a state to be saved is undefined");
+    const auto kept = before.find(name);
+    const bool fits = kept != before.end() && kept->second.scalar_type() == tensor.scalar_type() &&
+                      kept->second.sizes() == tensor.sizes();
+    at::Tensor copy = fits ? kept->second : at::empty(tensor.sizes(), tensor.scalar_type());
+    copy.copy_(tensor.detach());
+    copies.emplace(name, std::move(copy));
+  }
+  return copies;
 }
 
 }  // namespace
@@ -86,9 +98,9 @@ void Checkpoint::add(const std::string& name, torch::nn::Module& module) {
 }
 
 void Checkpoint::add(const std::string& name, torch::optim::Optimizer& optimizer) {
-  add(name, Part{[&optimizer] { return detail::optimizer_archive(optimizer); },
+  add(name, Part{[&optimizer] { return detail::optimizer_tensors(optimizer); },
                  [&optimizer](const NamedTensors& saved) {
-                   detail::load_optimizer_archive(optimizer, saved);
+                   detail::load_optimizer_tensors(optimizer, saved);
                  },
                  AcrossWorlds::kAnyRanks});
 }
@@ -120,7 +132,7 @@ void Checkpoint::add_random_state() {
 
 NamedTensors Checkpoint::collect() const {
   NamedTensors all;
-  for (const auto& [name, part] : parts_) insert_part(all, name + "/", copied(part.save()));
+  for (const auto& [name, part] : parts_) insert_part(all, name + "/", part.save());
   return all;
 }
 
@@ -167,14 +179,18 @@ void Checkpoint::save(std::int64_t step) {
   wait();
   const auto tensors = comm::guard(*group_, "copying the state for a checkpoint", calls_, [&] {
     check(step >= 0, "a step is not negative, got ", step);
-    return collect();
+    if (!options_.asynchronous) return collect();
+    copies_ = copied(collect(), copies_);  // wait() has seen to it that nothing is written
+    return NamedTensors();
   });
   // Any number that no other save has.
   const auto save = static_cast<std::int64_t>((run_ + calls_) >> 1);
   if (options_.asynchronous) {
     writing_step_ = step;
-    writing_ =
-        std::async(std::launch::async, [this, step, save, tensors] { write(step, save, tensors); });
+    writing_ = std::async(std::launch::async, [this, step, save] {
+      give_way_to_other_threads();
+      write(step, save, copies_);
+    });
     return;
   }
   comm::agree_on_result(*group_, concat(name_, "/save", calls_++), "the step that is saved", [&] {

@@ -30,7 +30,9 @@ struct CheckpointOptions {
   std::filesystem::path directory;
   // So many of the newest steps stay; at least 1.
   int keep = 2;
-  // Whether save() returns once the tensors are copied and a thread writes them.
+  // Whether save() returns once the tensors are copied and a thread writes them, which gives way to
+  // all others. The copies' memory is kept from save to save: as much as the state has, in the
+  // host's memory, and the first save takes it from the system.
   bool asynchronous = false;
 };
 
@@ -40,6 +42,12 @@ template <typename Part>
 concept HasNamedState = requires(Part& part, const NamedTensors& state) {
   { part.state() } -> std::convertible_to<NamedTensors>;
   part.load_state(state);
+};
+// A state without copies, which save() makes itself where it needs any: valid until the part's next
+// step.
+template <typename Part>
+concept HasStateInPlace = requires(const Part& part) {
+  { part.state_in_place() } -> std::convertible_to<NamedTensors>;
 };
 
 //   thinwire::Checkpoint checkpoint(world.group(), {.directory = "run1"});
@@ -75,6 +83,8 @@ class Checkpoint {
   // another rank, for states that mean the same on all ranks without having the same bits, such as
   // an optimizer's; its own or nothing, for what no two ranks may share, such as random numbers.
   enum class AcrossWorlds { kMerged, kAnyRanks, kOwn };
+  // What `save` gives may share memory with the program: it is copied or written before save()
+  // returns.
   struct Part {
     std::function<NamedTensors()> save;
     std::function<void(const NamedTensors&)> load;
@@ -85,8 +95,8 @@ class Checkpoint {
   // All parameters and buffers, which get the values in place; names, shapes and types must be
   // those saved.
   void add(const std::string& name, torch::nn::Module& module);
-  // As torch::save() keeps it. In a job of another size every rank gets one rank's state: right
-  // where all ranks optimise the same parameters.
+  // All that torch::save() keeps of it. In a job of another size every rank gets one rank's state:
+  // right where all ranks optimise the same parameters.
   void add(const std::string& name, torch::optim::Optimizer& optimizer);
   // By the names of what it optimises (optimizer_state()), for ranks that hold different
   // parameters. `pieces` is called when something is saved or loaded.
@@ -94,8 +104,13 @@ class Checkpoint {
            std::function<NamedTensors()> pieces);
   template <HasNamedState State>
   void add(const std::string& name, State& state) {
-    add(name, Part{[&state] { return NamedTensors(state.state()); },
-                   [&state](const NamedTensors& saved) { state.load_state(saved); }});
+    const auto save = [&state] {
+      if constexpr (HasStateInPlace<State>)
+        return NamedTensors(state.state_in_place());
+      else
+        return NamedTensors(state.state());
+    };
+    add(name, Part{save, [&state](const NamedTensors& saved) { state.load_state(saved); }});
   }
   // Of torch's default generator on the CPU.
   void add_random_state();
@@ -135,6 +150,8 @@ class Checkpoint {
   std::string name_;
   std::uint64_t run_ = 0;  // a number of this object's, the same on all ranks
   std::set<std::int64_t> complete_;
+  // Of an asynchronous save. What writes them reads them, so they change only while nothing does.
+  NamedTensors copies_;
   std::future<void> writing_;
   std::int64_t writing_step_ = 0;
 };

@@ -1,6 +1,7 @@
 #include "thinwire/torch_ext/checkpoint/optimizer_state.h"
 
 #include <ATen/ops/as_strided.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/api/include/torch/optim/adagrad.h>
 #include <torch/csrc/api/include/torch/optim/adam.h>
@@ -8,7 +9,9 @@
 #include <torch/csrc/api/include/torch/optim/rmsprop.h>
 #include <torch/csrc/api/include/torch/optim/sgd.h>
 
+#include <algorithm>
 #include <memory>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -149,4 +152,83 @@ void load_optimizer_state(torch::optim::Optimizer& optimizer, const NamedTensors
   for (auto& [parameter, fresh] : loaded) optimizer.state()[parameter] = std::move(fresh);
 }
 
+namespace detail {
+namespace {
+
+template <typename Optimizer, typename State>
+bool remembers_just(const torch::optim::Optimizer& optimizer) {
+  return typeid(optimizer) == typeid(Optimizer) &&
+         std::ranges::all_of(optimizer.state(), [](const auto& item) {
+           const OptimizerParamState& state = *item.second;
+           return typeid(state) == typeid(State);
+         });
+}
+
+std::vector<at::Tensor> parameters_of(const torch::optim::Optimizer& optimizer) {
+  std::vector<at::Tensor> all;
+  for (const auto& group : optimizer.param_groups())
+    all.insert(all.end(), group.params().begin(), group.params().end());
+  return all;
+}
+
+}  // namespace
+
+bool has_known_moments(const torch::optim::Optimizer& optimizer) {
+  using namespace torch::optim;
+  return remembers_just<AdamW, AdamWParamState>(optimizer) ||
+         remembers_just<Adam, AdamParamState>(optimizer) ||
+         remembers_just<SGD, SGDParamState>(optimizer) ||
+         remembers_just<RMSprop, RMSpropParamState>(optimizer) ||
+         remembers_just<Adagrad, AdagradParamState>(optimizer);
+}
+
+NamedTensors numbered_moments(const torch::optim::Optimizer& optimizer) {
+  NamedTensors saved;
+  const std::vector<at::Tensor> parameters = parameters_of(optimizer);
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const auto found = optimizer.state().find(parameters[i].unsafeGetTensorImpl());
+    if (found == optimizer.state().end()) continue;
+    const Moments moments = moments_of(*found->second);
+    if (moments.step != nullptr) saved[concat(i, "/step")] = integer_tensor(*moments.step);
+    for (const auto& [key, moment] : moments.tensors)
+      if (moment->defined()) saved[concat(i, "/", key)] = *moment;
+  }
+  return saved;
+}
+
+void load_numbered_moments(torch::optim::Optimizer& optimizer, const NamedTensors& saved) {
+  const std::vector<at::Tensor> parameters = parameters_of(optimizer);
+  std::size_t known = 0;
+  std::vector<std::unique_ptr<OptimizerParamState>> loaded(parameters.size());
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const NamedTensors of_parameter = part_of(saved, concat(i, "/"));
+    if (of_parameter.empty()) continue;
+    auto state = fresh_state(optimizer);
+    const Moments moments = moments_of(*state);
+    if (moments.step != nullptr) {
+      *moments.step = integer_of(of_parameter, "step");
+      ++known;
+    }
+    for (const auto& [key, moment] : moments.tensors) {
+      const auto found = of_parameter.find(key);
+      if (found == of_parameter.end()) continue;
+      check(found->second.sizes() == parameters[i].sizes(), "the saved '", i, "/", key,
+            "' has shape ", found->second.sizes(), ", its parameter ", parameters[i].sizes());
+      *moment = at::empty_like(
+          parameters[i].detach(),
+          parameters[i].options().dtype(found->second.scalar_type()).requires_grad(false));
+      moment->copy_(found->second);
+      ++known;
+    }
+    loaded[i] = std::move(state);
+  }
+  check(known == saved.size(), "a saved state of an optimizer has ", saved.size(),
+        " moments and counters, of which ", known, " belong to the ", parameters.size(),
+        " parameters of this one");
+  optimizer.state().clear();
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    if (loaded[i]) optimizer.state()[parameters[i].unsafeGetTensorImpl()] = std::move(loaded[i]);
+}
+
+}  // namespace detail
 }  // namespace thinwire

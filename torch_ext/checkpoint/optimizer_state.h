@@ -24,4 +24,14 @@ NamedTensors optimizer_state(const torch::optim::Optimizer& optimizer, const Nam
 void load_optimizer_state(torch::optim::Optimizer& optimizer, const NamedTensors& pieces,
                           const NamedTensors& state);
 
+namespace detail {
+
+// Whether it is one of those optimizers itself: a class that is made of one may remember more.
+bool has_known_moments(const torch::optim::Optimizer& optimizer);
+// Of such an optimizer the moments of whole parameters by their numbers, in the order of the
+// groups, "0/exp_avg", sharing their memory; and back. Throws InvalidArgument, naming the tensor.
+NamedTensors numbered_moments(const torch::optim::Optimizer& optimizer);
+void load_numbered_moments(torch::optim::Optimizer& optimizer, const NamedTensors& saved);
+
+}  // namespace detail
 }  // namespace thinwire

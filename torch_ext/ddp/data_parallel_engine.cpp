@@ -68,6 +68,9 @@ std::uint32_t DataParallelEngine::parameters_crc32c() const {
 GradientState DataParallelEngine::state() const {
   return state_->state();
 }
+GradientState DataParallelEngine::state_in_place() const {
+  return state_->state_in_place();
+}
 void DataParallelEngine::load_state(const GradientState& state) {
   state_->load_state(state);
 }

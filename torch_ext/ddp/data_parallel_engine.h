@@ -43,6 +43,7 @@ class DataParallelEngine {
   std::uint32_t parameters_crc32c() const;
   bool replicas_equal();
   GradientState state() const;
+  GradientState state_in_place() const;
   void load_state(const GradientState& state);
 
   // See Movable and Note [Changing worlds].

@@ -363,6 +363,10 @@ GradientState DataParallelEngine::State::state() const {
   return with_order_of_buckets(exchange->state());
 }
 
+GradientState DataParallelEngine::State::state_in_place() const {
+  return with_order_of_buckets(exchange->state_in_place());
+}
+
 GradientState DataParallelEngine::State::with_order_of_buckets(GradientState state) const {
   const std::vector<std::int64_t> order = reducer_->bucket_order();
   if (!order.empty()) state.emplace(kBucketsName, at::tensor(order, at::kLong));

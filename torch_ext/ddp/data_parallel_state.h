@@ -37,6 +37,7 @@ class DataParallelEngine::State final : public BackwardListener {
   void take_part_until_all_end();
   bool replicas_equal();
   GradientState state() const;
+  GradientState state_in_place() const;
   void load_state(const GradientState& state);
 
   // See Note [Changing worlds]. What leave() returns has no other use for this object; `undo` as

@@ -150,8 +150,10 @@ class DistributedDataParallel : public torch::nn::Module {
   // For checkpoints, beside the module and the optimiser: what compression owes the parameters, and
   // the plan and the order of the buckets. Only between steps; see GradientExchange::state().
   // state() is of this rank; load_state() is collective, and merge_states() makes states fit
-  // another world.
+  // another world. state_in_place() is the same without copies of what is as large as the model:
+  // valid until the next step begins, for who writes or copies it before that.
   GradientState state() const { return engine_->state(); }
+  GradientState state_in_place() const { return engine_->state_in_place(); }
   void load_state(const GradientState& state) { engine_->load_state(state); }
 
   // For ranks that may change while they train (launch/elastic/): see Movable. Goes on over another

@@ -415,11 +415,25 @@ GradientState GradientExchange::state() const {
   return detail::put_together(saved);
 }
 
+GradientState GradientExchange::state_in_place() const {
+  GradientState state;
+  thread_->call([&] {
+    state =
+        detail::put_together(saved_besides(/*with_next_plan=*/true), averager_.state_in_place());
+  });
+  return state;
+}
+
 detail::SavedGradients GradientExchange::saved_now(bool with_next_plan) const {
+  detail::SavedGradients saved = saved_besides(with_next_plan);
+  saved.averager = averager_.state();
+  return saved;
+}
+
+detail::SavedGradients GradientExchange::saved_besides(bool with_next_plan) const {
   detail::SavedGradients saved;
   saved.world = averager_.group()->getSize();
   saved.steps = submitted_steps_;
-  saved.averager = averager_.state();
   if (adaptive_ && adaptive_->allocation()) {
     saved.plan = lgreco::plan_text(*adaptive_->allocation());
   }

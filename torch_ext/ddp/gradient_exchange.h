@@ -105,6 +105,9 @@ class GradientExchange {
   // orders them anew after a first step, and what a rank kept of ranges that it no longer owns is
   // paid back in that step.
   GradientState state() const;
+  // The same, of tensors that may lie in this exchange's own memory: valid until its next step
+  // begins, for who writes or copies them before that.
+  GradientState state_in_place() const;
   // Collective. Throws InvalidArgument, on every rank and before anything is changed, where a
   // rank's state is not of this model, compression and number of ranks, or the ranks' states are of
   // different steps or plans.
@@ -151,6 +154,8 @@ class GradientExchange {
   bool adapt_plan(std::int64_t step);
   void finish_step(std::int64_t step);
   // What is under way of lgreco's next plan begins anew in another world.
+  // Without the averager's state.
+  detail::SavedGradients saved_besides(bool with_next_plan) const;
   detail::SavedGradients saved_now(bool with_next_plan) const;
 
   const std::string name_;

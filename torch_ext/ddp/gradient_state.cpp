@@ -86,12 +86,16 @@ lgreco::SolvedPlan plan_of(const std::string& text) {
 }
 
 GradientState put_together(const SavedGradients& saved) {
+  return put_together(saved, comm::to_tensors(saved.averager));
+}
+
+GradientState put_together(const SavedGradients& saved, const NamedTensors& averager) {
   GradientState state;
   state.emplace(kWorldName, integer_tensor(saved.world));
   state.emplace(kStepsName, integer_tensor(saved.steps));
   if (!saved.plan.empty()) state.emplace(kPlanName, text_tensor(saved.plan));
   if (saved.next_plan) insert_part(state, kNextPlanPrefix, tensors_of(*saved.next_plan));
-  insert_part(state, kAveragerPrefix, comm::to_tensors(saved.averager));
+  insert_part(state, kAveragerPrefix, averager);
   return state;
 }
 

@@ -34,6 +34,9 @@ struct SavedGradients {
 // Throws InvalidArgument that names the tensor at fault.
 SavedGradients taken_apart(const GradientState& state);
 GradientState put_together(const SavedGradients& saved);
+// The same with an averager's state as the tensors of it that there are already; saved.averager is
+// passed over.
+GradientState put_together(const SavedGradients& saved, const NamedTensors& averager);
 // The plan of its text. Throws InvalidArgument.
 lgreco::SolvedPlan plan_of(const std::string& text);
 

@@ -391,7 +391,7 @@ std::uint32_t OuterOptimizer::synchronised_crc32c() const {
   return crc32c(bytes_of(synchronised_.cpu()));
 }
 
-detail::SavedOuter OuterOptimizer::saved_now() const {
+detail::SavedOuter OuterOptimizer::saved_besides() const {
   return {.layout = parameters_.layout(),
           .world = averager_->group()->getSize(),
           .inner_steps = summary_.inner_steps,
@@ -399,11 +399,21 @@ detail::SavedOuter OuterOptimizer::saved_now() const {
           .skipped_steps = summary_.skipped_steps,
           .synchronised = synchronised_.cpu(),
           .momentum = momentum_.cpu(),
-          .averager = averager_->state()};
+          .averager = {}};
+}
+
+detail::SavedOuter OuterOptimizer::saved_now() const {
+  detail::SavedOuter saved = saved_besides();
+  saved.averager = averager_->state();
+  return saved;
 }
 
 OuterState OuterOptimizer::state() const {
   return detail::state_of(saved_now());
+}
+
+OuterState OuterOptimizer::state_in_place() const {
+  return detail::state_of(saved_besides(), averager_->state_in_place());
 }
 
 void OuterOptimizer::load_state(const OuterState& state) {

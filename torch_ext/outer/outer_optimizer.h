@@ -144,8 +144,11 @@ class OuterOptimizer {
   // Everything but the parameters and the inner optimizer, which the program saves. Restoring both
   // and this goes on with the same bits. load_state() is collective: it throws InvalidArgument, on
   // every rank, for the state of another model, another number of ranks (see merge_states()) or
-  // another step than the other ranks have; nothing has changed then.
+  // another step than the other ranks have; nothing has changed then. state_in_place() is state()
+  // without copies of what is as large as the model: valid until the next step begins, for who
+  // writes or copies it before that.
   OuterState state() const;
+  OuterState state_in_place() const;
   void load_state(const OuterState& state);
 
   // For ranks that may change while they train, see Movable. Its steps are the outer ones, in which
@@ -169,6 +172,8 @@ class OuterOptimizer {
   void agree_on_options(c10d::ProcessGroup& group);
   std::unique_ptr<comm::BucketAverager> make_averager(
       const c10::intrusive_ptr<c10d::ProcessGroup>& group) const;
+  // Without the averager's state.
+  detail::SavedOuter saved_besides() const;
   detail::SavedOuter saved_now() const;
   void collect_warnings();
   void broadcast(std::vector<at::Tensor> tensors, const char* operation);

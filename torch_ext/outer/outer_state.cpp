@@ -52,15 +52,21 @@ SavedOuter outer_of(const OuterState& state) {
 }
 
 OuterState state_of(const SavedOuter& saved) {
+  OuterState state = state_of(saved, comm::to_tensors(saved.averager));
+  for (const char* name : {kSynchronisedName, kMomentumName}) state[name] = state[name].clone();
+  return state;
+}
+
+OuterState state_of(const SavedOuter& saved, const NamedTensors& averager) {
   OuterState state;
   state.emplace(kLayoutName, text_tensor(saved.layout));
   state.emplace(kWorldName, integer_tensor(saved.world));
   state.emplace(kCounterNames[0], integer_tensor(saved.inner_steps));
   state.emplace(kCounterNames[1], integer_tensor(saved.outer_steps));
   state.emplace(kCounterNames[2], integer_tensor(saved.skipped_steps));
-  state.emplace(kSynchronisedName, saved.synchronised.clone());
-  state.emplace(kMomentumName, saved.momentum.clone());
-  insert_part(state, kAveragerPrefix, comm::to_tensors(saved.averager));
+  state.emplace(kSynchronisedName, saved.synchronised);
+  state.emplace(kMomentumName, saved.momentum);
+  insert_part(state, kAveragerPrefix, averager);
   return state;
 }
 

@@ -31,6 +31,9 @@ struct SavedOuter {
 // Throws InvalidArgument that names the tensor at fault.
 SavedOuter outer_of(const OuterState& state);
 OuterState state_of(const SavedOuter& saved);
+// The same, sharing the memory of the tensors of `saved`, with an averager's state as the tensors
+// of it that there are already; saved.averager is passed over.
+OuterState state_of(const SavedOuter& saved, const NamedTensors& averager);
 
 }  // namespace detail
 }  // namespace thinwire

@@ -12,9 +12,13 @@
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
 
+#include <torch/serialize.h>
+
 #include <memory>
+#include <sstream>
 
 #include "thinwire/common/error.h"
+#include "thinwire/torch_ext/checkpoint/program_parts.h"
 
 namespace thinwire {
 namespace {
@@ -89,12 +93,102 @@ TEST_P(OptimizerState, AnotherDivisionOfTheExpertsGoesOnWithTheSameBits) {
   EXPECT_TRUE(at::equal(part.shared, whole.shared));
 }
 
+// As one part of a checkpoint: all that torch::save() keeps, the options too.
+TEST_P(OptimizerState, WholeItGoesOnWithTheSameBits) {
+  Model whole(0, 4);
+  const auto optimizer = GetParam()({whole.stacked, whole.shared});
+  for (int i = 0; i < 3; ++i) whole.step(*optimizer, i);
+  optimizer->param_groups()[0].options().set_lr(0.025);
+  const NamedTensors saved = detail::optimizer_tensors(*optimizer);
+  std::ostringstream file;
+  torch::save(*optimizer, file);
+  const std::string archive = text_of(saved, "archive");
+  EXPECT_LT(archive.size(), file.str().size());
+  // Nothing as large as the parameters is copied.
+  for (const auto& [name, tensor] : detail::optimizer_tensors(*optimizer)) {
+    if (name == "archive" || name.ends_with("/step")) continue;
+    EXPECT_EQ(tensor.const_data_ptr(), saved.at(name).const_data_ptr()) << name;
+  }
+
+  // What one torch::save() has written is loaded as well.
+  const NamedTensors as_archive = {{"archive", text_tensor(file.str())}};
+  std::vector<std::pair<Model, std::unique_ptr<Optimizer>>> resumed;
+  for (const NamedTensors& state : {saved, as_archive}) {
+    Model other(0, 4);
+    auto loaded = GetParam()({other.stacked, other.shared});
+    for (int i = 0; i < 2; ++i) other.step(*loaded, 7 + i);  // is replaced
+    const at::NoGradGuard no_grad;
+    other.stacked.copy_(whole.stacked);
+    other.shared.copy_(whole.shared);
+    detail::load_optimizer_tensors(*loaded, state);
+    EXPECT_EQ(loaded->param_groups()[0].options().get_lr(), 0.025);
+    resumed.emplace_back(std::move(other), std::move(loaded));
+  }
+  for (int i = 3; i < 6; ++i) {
+    whole.step(*optimizer, i);
+    for (auto& [model, loaded] : resumed) model.step(*loaded, i);
+  }
+  for (const auto& [model, loaded] : resumed) {
+    EXPECT_TRUE(at::equal(model.stacked, whole.stacked));
+    EXPECT_TRUE(at::equal(model.shared, whole.shared));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Torch, OptimizerState,
                          ::testing::Values(&make_optimizer<SGD, SGDOptions>,
                                            &make_optimizer<Adam, AdamOptions>,
                                            &make_optimizer<AdamW, AdamWOptions>,
                                            &make_optimizer<RMSprop, RMSpropOptions>,
                                            &make_optimizer<Adagrad, AdagradOptions>));
+
+TEST(OptimizerTensors, OneThatHasNotStepIsRestoredAsThat) {
+  Model model(0, 2);
+  SGD optimizer({model.stacked, model.shared}, SGDOptions(0.1).momentum(0.9));
+  const NamedTensors fresh = detail::optimizer_tensors(optimizer);
+  EXPECT_EQ(fresh.size(), 1u);
+  model.step(optimizer, 0);
+  EXPECT_EQ(optimizer.state().size(), 2u);
+  detail::load_optimizer_tensors(optimizer, fresh);
+  EXPECT_TRUE(optimizer.state().empty());
+}
+
+// Its own state may have more than the moments that are known.
+TEST(OptimizerTensors, OthersAreKeptAsTorchKeepsThem) {
+  struct Mine : SGD {
+    using SGD::SGD;
+  };
+  Model model(0, 2);
+  Mine mine({model.stacked, model.shared}, SGDOptions(0.1).momentum(0.9));
+  model.step(mine, 0);
+  const NamedTensors saved = detail::optimizer_tensors(mine);
+  EXPECT_EQ(saved.size(), 1u);
+  Model other(0, 2);
+  Mine loaded({other.stacked, other.shared}, SGDOptions(0.1).momentum(0.9));
+  detail::load_optimizer_tensors(loaded, saved);
+  EXPECT_EQ(loaded.state().size(), 2u);
+  LBFGS lbfgs({model.shared});
+  EXPECT_EQ(detail::optimizer_tensors(lbfgs).size(), 1u);
+}
+
+TEST(OptimizerTensors, MomentsOfAnotherModelAreNamed) {
+  Model model(0, 2), other(0, 3);
+  AdamW optimizer({model.stacked, model.shared}, AdamWOptions(0.1));
+  AdamW larger({other.stacked, other.shared}, AdamWOptions(0.1));
+  model.step(optimizer, 0);
+  NamedTensors saved = detail::optimizer_tensors(optimizer);
+  const auto error_of = [&](AdamW& loaded) -> std::string {
+    try {
+      detail::load_optimizer_tensors(loaded, saved);
+    } catch (const InvalidArgument& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(error_of(larger), HasSubstr("the saved '0/exp_avg' has shape [2, 2, 3], its "
+                                          "parameter [3, 2, 3]"));
+  saved["moments/7/exp_avg"] = at::zeros({4});
+  EXPECT_THAT(error_of(optimizer), HasSubstr("of which 6 belong to the 2 parameters"));
+}
 
 TEST(OptimizerStateErrors, WhatDoesNotFitIsNamed) {
   Model model(0, 2);

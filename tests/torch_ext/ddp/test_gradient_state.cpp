@@ -75,6 +75,28 @@ struct Training {
 
 class GradientStateOf : public ::testing::TestWithParam<const char*> {};
 
+// What is as large as the model is not copied: a checkpoint does that.
+TEST(GradientState, InPlaceItLiesWhereItIs) {
+  run_ranks(2, [](RankContext& ctx) {
+    for (const char* spec : {"topk(density=0.05)", "topk(density=0.05,momentum=0.9)"}) {
+      Training training(ctx, CompressionOptions(spec));
+      training.run(0, 3);
+      const GradientState once = training.ddp.state_in_place();
+      const GradientState again = training.ddp.state_in_place();
+      const GradientState copy = training.ddp.state();
+      int large = 0;
+      for (const auto& [name, tensor] : once) {
+        if (name.find("residual/") == std::string::npos && !name.starts_with("averager/velocity/"))
+          continue;
+        EXPECT_EQ(again.at(name).const_data_ptr(), tensor.const_data_ptr()) << name;
+        EXPECT_NE(copy.at(name).const_data_ptr(), tensor.const_data_ptr()) << name;
+        ++large;
+      }
+      EXPECT_GE(large, 2) << spec;
+    }
+  });
+}
+
 TEST_P(GradientStateOf, GoesOnWithTheSameBits) {
   run_ranks(3, [](RankContext& ctx) {
     CompressionOptions compression(GetParam());
@@ -84,6 +106,10 @@ TEST_P(GradientStateOf, GoesOnWithTheSameBits) {
     whole.run(0, 6);
     const GradientState state = whole.ddp.state();
     EXPECT_EQ(state.at("steps").item<std::int64_t>(), 6);
+    const GradientState in_place = whole.ddp.state_in_place();
+    ASSERT_EQ(in_place.size(), state.size());
+    for (const auto& [name, tensor] : state)
+      EXPECT_TRUE(same_bits(in_place.at(name), tensor)) << name;
     resumed.take_weights(*whole.net);
     resumed.ddp.load_state(state);
     forgetful.take_weights(*whole.net);

@@ -81,6 +81,10 @@ TEST(OuterMove, ResidualsOfTheLastMeetingOutliveOneThatFails) {
     }
     training->step(0, 4);
     const OuterState before = training->outer.state();
+    const OuterState in_place = training->outer.state_in_place();
+    ASSERT_EQ(in_place.size(), before.size());
+    for (const auto& [name, tensor] : before)
+      EXPECT_TRUE(same_bits(in_place.at(name), tensor)) << name;
     EXPECT_THROW(training->step(0, 5), CommError);
     move_to(training->outer,
             {.group = group_of(ctx, "alone", 0, 1), .standing = Standing::kRepeats});
