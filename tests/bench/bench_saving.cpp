@@ -7,8 +7,9 @@
 // Prints for each the medians over the rounds: milliseconds of a call of save(), which waits for
 // the save before it, of the step in which it is called, save() included, and of the others; and by
 // how much, in percent, the step with the call and the whole round are longer than those of the
-// round without saving beside it. FOLDER: where the files go, by default the folder for temporary
-// files.
+// round without saving beside it. Below, the least that a call can take: both ranks copy as many
+// bytes as a state has, from warm memory to warm memory. FOLDER: where the files go, by default the
+// folder for temporary files.
 #include <algorithm>
 #include <barrier>
 #include <cstdio>
@@ -19,6 +20,7 @@
 
 #include <torch/torch.h>
 
+#include "thinwire/common/error.h"
 #include "thinwire/common/median.h"
 #include "thinwire/common/stopwatch.h"
 #include "thinwire/tests/common/remove_tree.h"
@@ -36,9 +38,19 @@ struct Times {
   std::vector<double> saves, with_save, others, rounds;  // milliseconds
 };
 
+// Bytes of what rank 0 saved.
+std::size_t bytes_of_state(const std::filesystem::path& folder) {
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
+    if (entry.path().filename() == concat("rank-0-of-", kWorld, ".safetensors"))
+      return static_cast<std::size_t>(entry.file_size());
+  throw FileError(concat(folder.string(), " has no checkpoint"));
+}
+
 void run(int rounds, int steps, int every, const std::filesystem::path& folder) {
   std::barrier meeting(kWorld);
   Times times[3];
+  std::vector<double> copies;  // milliseconds
+  std::size_t bytes = 0;
   testing::RankOptions options;
   options.watchdog = std::chrono::minutes(20);
   const auto train = [&](testing::RankContext& ctx) {
@@ -87,6 +99,16 @@ void run(int rounds, int steps, int every, const std::filesystem::path& folder) 
         times[mode].rounds.push_back(round_ms);
       }
     }
+    meeting.arrive_and_wait();
+    const std::size_t mine = bytes_of_state(folder);
+    std::vector<char> from(mine, 1), to(mine, 2);
+    for (int round = 0; round < rounds; ++round) {
+      meeting.arrive_and_wait();
+      const auto copy_begins = Clock::now();
+      std::ranges::copy(from, to.begin());
+      if (ctx.rank == 0) copies.push_back(1e3 * seconds_since(copy_begins));
+    }
+    if (ctx.rank == 0) bytes = mine;
   };
   testing::run_ranks(kWorld, train, options);
   std::printf("%-14s %9s %12s %12s %11s %11s\n", "saving", "save/ms", "its step/ms", "others/ms",
@@ -104,6 +126,8 @@ void run(int rounds, int steps, int every, const std::filesystem::path& folder) 
                 times[mode].others.empty() ? 0 : median(times[mode].others),
                 cost(&Times::with_save), cost(&Times::rounds));
   }
+  std::printf("a state has %.1f MB, which both ranks copy in %.2f ms\n",
+              static_cast<double>(bytes) / 1e6, median(copies));
 }
 
 }  // namespace
