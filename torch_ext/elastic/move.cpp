@@ -1,6 +1,8 @@
 #include "thinwire/torch_ext/elastic/move.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/ScalarType.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -31,6 +33,44 @@ nlohmann::json contents_of(const NamedTensors& tensors) {
   return contents;
 }
 
+// Names, types and shapes of a state; far more than any has.
+constexpr std::int64_t kMostContents = std::int64_t{1} << 28;
+
+std::uint64_t memory_of_host() {
+  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::uint64_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+// Memory for what rank 0 announces, FrameError where no state can be so.
+NamedTensors announced(const std::string& contents) {
+  NamedTensors all;
+  std::uint64_t left = memory_of_host();
+  const auto refuse = [](const auto&... what) {
+    throw FrameError(concat("rank 0 announces no state that can be: ", what...));
+  };
+  try {
+    for (const auto& entry : nlohmann::json::parse(contents)) {
+      const auto name = entry.at(0).get<std::string>();
+      const int type = entry.at(1).get<int>();
+      const auto shape = entry.at(2).get<std::vector<std::int64_t>>();
+      if (type < 0 || type >= static_cast<int>(at::ScalarType::Undefined))
+        refuse("'", name, "' is of type ", type);
+      std::uint64_t bytes = c10::elementSize(static_cast<at::ScalarType>(type));
+      for (const std::int64_t extent : shape)
+        if (extent < 0 || __builtin_mul_overflow(bytes, static_cast<std::uint64_t>(extent), &bytes))
+          refuse("'", name, "' has the shape ", at::IntArrayRef(shape));
+      if (bytes > left)
+        refuse("with '", name, "' of ", bytes, " bytes it has more than this host's memory, ",
+               memory_of_host(), " bytes");
+      left -= bytes;
+      all.emplace(name, at::empty(shape, static_cast<at::ScalarType>(type)));
+    }
+  } catch (const nlohmann::json::exception& error) {
+    refuse(error.what());
+  }
+  return all;
+}
+
 }  // namespace
 
 NamedTensors tensors_of_rank_0(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
@@ -45,19 +85,20 @@ NamedTensors tensors_of_rank_0(const c10::intrusive_ptr<c10d::ProcessGroup>& gro
   at::Tensor text = gives ? text_tensor(contents_of(mine).dump()) : at::Tensor();
   const at::Tensor length = integer_tensor(gives ? text.numel() : 0);
   broadcast({length});
-  if (!gives) text = at::empty({length.item<std::int64_t>()}, at::kByte);
+  if (!gives) {
+    const auto bytes = length.item<std::int64_t>();
+    if (bytes < 0 || bytes > kMostContents)
+      throw FrameError(concat(operation, ": rank 0 announces ", bytes,
+                              " bytes of names and shapes, at most ", kMostContents, " can be"));
+    text = at::empty({bytes}, at::kByte);
+  }
   broadcast({text});
   NamedTensors all;
   if (gives) {
     for (const auto& [name, tensor] : mine)
       all.emplace(name, tensor.detach().cpu().contiguous().clone());
   } else {
-    const NamedTensors named = {{"contents", text}};
-    for (const auto& entry : nlohmann::json::parse(text_of(named, "contents"))) {
-      all.emplace(entry.at(0).get<std::string>(),
-                  at::empty(entry.at(2).get<std::vector<std::int64_t>>(),
-                            static_cast<at::ScalarType>(entry.at(1).get<int>())));
-    }
+    all = announced(text_of({{"contents", text}}, "contents"));
   }
   std::vector<at::Tensor> tensors;
   for (const auto& [name, tensor] : all)

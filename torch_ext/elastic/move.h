@@ -74,8 +74,8 @@ struct Move {
 
 namespace detail {
 
-// Rank 0's tensors, on every rank of the group, on the CPU. Collective; `mine` counts on rank 0
-// alone. `operation` is what errors name. Throws InvalidArgument where there is no group.
+// Rank 0's `mine`, on every rank of the group, on the CPU. Collective. Errors name `operation`:
+// InvalidArgument without a group, FrameError where the sizes that rank 0 announces cannot be.
 NamedTensors tensors_of_rank_0(const c10::intrusive_ptr<c10d::ProcessGroup>& group,
                                const NamedTensors& mine, const std::string& operation);
 

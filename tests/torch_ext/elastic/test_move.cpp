@@ -4,7 +4,9 @@
 #include <torch/csrc/autograd/generated/variable_factories.h>
 #include <torch/optim/sgd.h>
 
+#include "thinwire/comm/failure/watched_group.h"
 #include "thinwire/common/error.h"
+#include "thinwire/tests/support/error_of.h"
 #include "thinwire/tests/support/rank_threads.h"
 #include "thinwire/tests/torch_ext/elastic/next_group.h"
 #include "thinwire/torch_ext/ddp/distributed_data_parallel.h"
@@ -13,6 +15,7 @@ namespace thinwire {
 namespace {
 
 using testing::group_of;
+using ::testing::HasSubstr;
 using testing::RankContext;
 using testing::run_ranks;
 
@@ -197,6 +200,38 @@ TEST(Move, WhoWasBehindMakesTheStepAgainAfterAll) {
     EXPECT_EQ(behind.net->seen.item<float>(), 3);
     expect_same_state(behind.ddp.state(), undisturbed.ddp.state());
   });
+}
+
+// Sizes come from another rank, and are looked at before there is memory for them.
+TEST(Move, AStateThatCannotBeIsRefusedBeforeMemoryIsTaken) {
+  const auto given = [](std::int64_t length, std::string_view contents) {
+    std::string error;
+    run_ranks(2, [&](RankContext& ctx) {
+      const auto watched = comm::watched(ctx.group);
+      if (ctx.rank == 0) {
+        comm::broadcast(watched, {integer_tensor(length)}, 0, "a test", 0);
+        if (!contents.empty()) comm::broadcast(watched, {text_tensor(contents)}, 0, "a test", 0);
+        // Stays until the other has looked.
+        ctx.group->getStore()->wait({"looked"});
+        return;
+      }
+      error = testing::error_of<FrameError>(
+          [&] { detail::tensors_of_rank_0(ctx.group, {}, "a test"); });
+      ctx.group->getStore()->set("looked", std::vector<std::uint8_t>{1});
+    });
+    return error;
+  };
+  const auto of = [&](std::string_view contents) {
+    return given(static_cast<std::int64_t>(contents.size()), contents);
+  };
+  EXPECT_THAT(given(std::int64_t{1} << 40, ""), HasSubstr("1099511627776 bytes of names"));
+  EXPECT_THAT(given(-1, ""), HasSubstr("-1 bytes of names"));
+  EXPECT_THAT(of(R"([["a", 6, [4, 2]], ["b", 6, [1048576, 1048576, 64]]])"),
+              HasSubstr("with 'b' of 281474976710656 bytes it has more than this host's memory"));
+  EXPECT_THAT(of(R"([["a", 6, [4, -2]]])"), HasSubstr("'a' has the shape [4, -2]"));
+  EXPECT_THAT(of(R"([["a", 6, [4294967296, 4294967296]]])"), HasSubstr("'a' has the shape"));
+  EXPECT_THAT(of(R"([["a", 200, [4]]])"), HasSubstr("'a' is of type 200"));
+  EXPECT_THAT(of(R"([["a", 6)"), HasSubstr("parse error"));
 }
 
 // One that cannot arrive has what it carries for the next attempt.
