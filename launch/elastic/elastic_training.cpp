@@ -10,6 +10,7 @@
 #include "thinwire/common/error.h"
 #include "thinwire/common/log.h"
 #include "thinwire/common/stopwatch.h"
+#include "thinwire/moe/layer/moe_layer.h"
 #include "thinwire/torch_ext/checkpoint/program_parts.h"
 
 namespace thinwire::launch {
@@ -32,6 +33,22 @@ ElasticTraining::State state_of_optimizer(torch::optim::Optimizer& optimizer) {
           }};
 }
 
+// A layer of experts is not the same on all ranks, a rank that dies takes its experts with it, and
+// the layer keeps the group that it was made over, of this process alone: it would train W times
+// alone, and nobody would notice.
+void check_has_no_experts(const std::string& name, const torch::nn::Module& module) {
+  const auto refuse = [&](const std::string& path, const torch::nn::Module& one) {
+    const auto* layer = dynamic_cast<const moe::MoELayer*>(&one);
+    check(layer == nullptr || layer->group() == nullptr, "'", path,
+          "' is a MoELayer over a process group, each of whose experts is on one rank: ranks that "
+          "come and go cannot train it; make it without a group, so that all ranks have all "
+          "experts, or train in a job that restarts from a checkpoint");
+  };
+  refuse(name, module);
+  for (const auto& item : module.named_modules(name, /*include_self=*/false))
+    refuse(item.key(), *item.value());
+}
+
 }  // namespace
 
 void ElasticTraining::add(bool is_replicated, const std::string& name, State state) {
@@ -43,6 +60,7 @@ void ElasticTraining::add(bool is_replicated, const std::string& name, State sta
 }
 
 void ElasticTraining::replicated(const std::string& name, torch::nn::Module& module) {
+  check_has_no_experts(name, module);
   add(true, name,
       {[&module] { return detail::module_tensors(module); },
        [&module, name](const NamedTensors& saved) {

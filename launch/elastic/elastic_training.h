@@ -70,6 +70,8 @@ class ElasticTraining {
   // What is the same on all ranks after each step. Taken from rank 0 by a rank that is new, or that
   // lacks a step's end.
   void replicated(const std::string& name, State state) { add(true, name, std::move(state)); }
+  // Throws InvalidArgument for a module that has a MoELayer over a group: each of its experts is on
+  // one rank.
   void replicated(const std::string& name, torch::nn::Module& module);
   void replicated(const std::string& name, torch::optim::Optimizer& optimizer);
   void replicated(const std::string& name, std::int64_t& number);

@@ -166,6 +166,8 @@ class MoELayer : public torch::nn::Module {
   void load_state(const NamedTensors& state, Merging merging = Merging::kFromState);
 
   const MoEOptions& options() const { return options_; }
+  // That the experts are spread over; null: none.
+  const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return dispatcher_->group(); }
   Router& router() { return *router_; }
   ExpertGroup& experts() { return *experts_; }
   const Dedup& dedup() const { return dedup_; }
