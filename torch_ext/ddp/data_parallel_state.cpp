@@ -153,10 +153,7 @@ void DataParallelEngine::State::before_forward() {
     guarded("agreement on the buckets", [&] { reducer_->rebuild_buckets(); });
     reducer_->prepare_for_forward();
   }
-  if (!broadcasts_buffers() || tensors->buffers().empty()) return;
-  broadcast(tensors->buffers(), root, "buffers");
-  exchange->watch(tensors->device(), "broadcast of the buffers",
-                  static_cast<std::uint64_t>(forwards_));
+  if (broadcasts_buffers()) broadcast(tensors->buffers(), root, "buffers");
 }
 
 // Averaged gradients do not show that a bit of one rank's weights has flipped: all ranks step by
