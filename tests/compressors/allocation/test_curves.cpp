@@ -220,6 +220,26 @@ TEST(Curves, RanksThatSaveNothingAreNoCandidates) {
   for (const Candidate& candidate : layer.candidates) EXPECT_LE(candidate.bytes, 4 * 64 * 64);
 }
 
+TEST(Curves, BytesOfCodedFactorsAreThoseOfTheirPayload) {
+  const std::int64_t shape[] = {64, 48};
+  const auto gradient = gaussian(64 * 48, 5);
+  for (const std::string factors : {"fp32", "bf16", "int8", "int4", "ecsq(bits=3)"}) {
+    const Layer layer = rate_distortion_curve(
+        "w", gradient, shape,
+        parse_policy(Spec::parse(
+            "lgreco(family=powersgd, reference=powersgd(rank=4, factors=" + factors + "))")));
+    ASSERT_GT(layer.candidates.size(), 2u) << factors;
+    for (const Candidate& candidate : layer.candidates) {
+      const CodecPtr codec = make_codec(candidate.spec);
+      ConstTensorView input = view_of(std::span(gradient));
+      input.shape = shape;
+      std::vector<std::byte> payload(codec->max_compressed_bytes(input.numel, DType::kFloat32));
+      EXPECT_EQ(candidate.bytes, static_cast<double>(codec->compress(input, {}, payload)))
+          << candidate.spec;
+    }
+  }
+}
+
 TEST(Curves, EveryIterationSendsTheFactorsAgain) {
   const Spec once = Spec::parse("powersgd(rank=4)");
   const Spec thrice = Spec::parse("powersgd(rank=4, iterations=3)");

@@ -99,23 +99,30 @@ Bucket steep_bucket(const LayerShapes& shapes, std::uint64_t seed, int rank) {
 TEST(LowRank, SlotsOfFactorsTakeTheBitsOfTheSpec) {
   const LayerShapes shapes = {{"w", {300, 200}}, {"v", {400, 100}}, {"bias", {64}}};
   run_ranks(3, [&](RankContext& ctx) {
-    Plan plan = uniform_plan(shapes, "powersgd(rank=4, factors=ecsq(bits=3))");
-    plan.set("bias", {});
-    BucketAverager averager(ctx.group, {.seed = 3});
-    std::uint64_t before = 0;
-    for (int step = 0; step < 12; ++step) {
-      Bucket bucket = random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank);
-      before = averager.traffic().sent_bytes;
-      averager.average(bucket, plan, step);
-      testing::expect_replicas(*ctx.group, bucket.buffer);
-    }
-    const double sent = 8.0 * static_cast<double>(averager.traffic().sent_bytes - before);
-    const double factors = 4 * (300 + 200 + 400 + 100), dense = 64;
-    // Two ways in each of two means; headers, prefixes and margins of 150 bytes to two ranks.
-    const double slots = sent - 2 * (2.0 / 3) * 32 * dense;
-    EXPECT_NEAR(slots / (factors * 2 * 2 / 3), 3, 0.1 + 8.0 * 2 * 2 * 2 * 150 / factors);
-    const auto steps = averager.state().shared_steps.at("factors=ecsq(bits=3)");
-    EXPECT_EQ(steps.groups.size(), 2u) << "one step for P and Q";
+    const double dense = 64, factors = 4 * (300 + 200 + 400 + 100);
+    // Two ways in each of two means.
+    const double elements = factors * 2 * 2 / 3;
+    const auto bits_taken = [&](int bits) {
+      Plan plan = uniform_plan(shapes, concat("powersgd(rank=4, factors=ecsq(bits=", bits, "))"));
+      plan.set("bias", {});
+      BucketAverager averager(ctx.group, {.seed = 3});
+      std::uint64_t before = 0;
+      for (int step = 0; step < 12; ++step) {
+        Bucket bucket = random_bucket(shapes, static_cast<std::uint64_t>(step), ctx.rank);
+        before = averager.traffic().sent_bytes;
+        averager.average(bucket, plan, step);
+        testing::expect_replicas(*ctx.group, bucket.buffer);
+      }
+      const auto steps = averager.state().shared_steps.at(concat("factors=ecsq(bits=", bits, ")"));
+      EXPECT_EQ(steps.groups.size(), 2u) << "one step for P and Q";
+      const double sent = 8.0 * static_cast<double>(averager.traffic().sent_bytes - before);
+      return (sent - 2 * (2.0 / 3) * 32 * dense) / elements;
+    };
+    const double three = bits_taken(3), five = bits_taken(5);
+    EXPECT_NEAR(five - three, 2, 0.1);
+    // Headers, prefixes and margins, the same for both: below 200 bytes to each of two ranks.
+    EXPECT_GT(three, 3);
+    EXPECT_LT(three, 3 + 8.0 * 2 * 2 * 2 * 200 / elements);
   });
 }
 
@@ -136,10 +143,12 @@ TEST(LowRank, OneStepForAllColumnsLosesLessThanAScaleForEachRun) {
       }
       return lost;
     };
+    // Found: 0.073 and 0.072. The first is 0.18 where P is a product with a Q that is not
+    // orthonormal, the second 0.082 where what Q loses is not owed.
     EXPECT_LT(error_of("powersgd(rank=8, factors=ecsq(bits=4), error_feedback=off)"),
-              error_of("powersgd(rank=8, factors=int4, error_feedback=off)"));
+              0.1 * error_of("powersgd(rank=8, factors=int4, error_feedback=off)"));
     EXPECT_LT(error_of("powersgd(rank=8, factors=ecsq(bits=4))"),
-              0.8 * error_of("powersgd(rank=8, factors=int4)"));
+              0.077 * error_of("powersgd(rank=8, factors=int4)"));
   });
 }
 
