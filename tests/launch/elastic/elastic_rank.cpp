@@ -8,9 +8,10 @@
 // or leave:STEP (it ends itself) within a step after its forward pass; hold:STEP:WORLD, where
 // the step waits for that world, or until somebody asks for another one; behind:STEP, whose
 // exchange is done when the step fails; kill-joining:N where it takes over the state of the
-// training for the N-th time, kill-giving:N where it gives it to others, kill-arriving:N where it
-// goes on over the group of its N-th world. Prints a line of JSON for every step, and one at the
-// end.
+// training for the N-th time, kill-giving:N where it gives it to others, kill-leaving:N where it
+// leaves for its N-th world, fail-taking:N where it cannot take over what others carried there,
+// kill-arriving:N where it goes on over that world's group. Prints a line of JSON for every step,
+// and one at the end.
 #include <unistd.h>
 
 #include <chrono>
@@ -70,6 +71,7 @@ class Events {
     if (is("stop")) happens(SIGSTOP);
     if (is("kill")) happens(SIGKILL);
     if (is("leave")) _exit(7);
+    if (is("fail")) throw CommError(-1, "a test", 0, "a state that does not come");
   }
   bool holds(std::int64_t step, std::int64_t world) const {
     const auto until = holds_.find(step);
@@ -93,14 +95,14 @@ struct Traveller {
   void begin_step() {}
   void end_step() {}
   std::int64_t finished_steps() const { return 0; }
-  void leave(Standing) {}
+  void leave(Standing) { events.at("-leaving", ++left); }
   NamedTensors shared_state() const { return {}; }
-  void take_over(const NamedTensors&) {}
+  void take_over(const NamedTensors&) { events.at("-taking", ++taken); }
   void arrive(const c10::intrusive_ptr<c10d::ProcessGroup>&, std::chrono::milliseconds) {
     events.at("-arriving", ++worlds);
   }
   const Events& events;
-  std::int64_t worlds = 0;
+  std::int64_t left = 0, taken = 0, worlds = 0;
 };
 
 // The images of a step: from the place where the data stand, in the order of the ranks.

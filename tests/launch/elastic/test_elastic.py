@@ -159,6 +159,13 @@ class Elastic(ElasticTest):
         self.assert_one_training(job, [1, 2])
         self.assertEqual(job.steps_of(1)[-1]["world"], 3, str(job))
 
+    def test_who_got_a_steps_end_before_its_giver_died_gives_it_to_who_did_not(self):
+        job = self.job()
+        job.begin(["kill-leaving:3"], ["behind:20"], ["behind:20", "fail-taking:2"])
+        self.assertEqual(job.end(), [-9, 0, 0], str(job))
+        self.assert_one_training(job, [1, 2])
+        self.assertEqual(job.steps_of(1)[-1]["world"], 4, str(job))
+
     def test_a_rank_that_was_stopped_comes_back_as_a_new_one(self):
         job = self.job(timeout=60)
         hold = "hold:11:3"
