@@ -153,8 +153,8 @@ class GradientExchange {
   void measure(const comm::Bucket& bucket, const comm::Plan& plan);
   bool adapt_plan(std::int64_t step);
   void finish_step(std::int64_t step);
-  // What is under way of lgreco's next plan begins anew in another world. saved_besides(): without the
-  // averager's state.
+  // What is under way of lgreco's next plan begins anew in another world. saved_besides(): without
+  // the averager's state.
   detail::SavedGradients saved_besides(bool with_next_plan) const;
   detail::SavedGradients saved_now(bool with_next_plan) const;
 

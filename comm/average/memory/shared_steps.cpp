@@ -87,6 +87,9 @@ float next_step(const EcsqOptions& options, float step, const Totals& totals, st
   // the step is found by following, unless gradients have changed.
   const bool off = far_off(options, totals, leg);
   if (step > 0 && off && far_off(options, totals, kToOwners)) return 0;
+  // Means that are multiples of the ranks' step, as in a job of one rank, lose next to nothing: how
+  // much the step may grow does not follow from that.
+  if (off && options.goal != Goal::kBits && totals.error(leg) < 1) return 0;
   if (step == 0 && totals.with_step == 0) return 0;
   const double from = step > 0 ? double{step} : std::exp2(totals.log2_step / totals.with_step);
   const double most = off ? kMostChangeOfMeans : kMostChange;

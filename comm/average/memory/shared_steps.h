@@ -39,8 +39,9 @@ struct SlotReport {
 //            each by a factor of 2 at most
 //   none where that of the ranks is beyond a factor of four of its goal: each rank then finds its
 //   own again, of its own gradient. Where that of the means alone is, they are far smaller than
-//   what they are of, and it follows by a factor of 16 at most
-//   slots  ← the group's reported bits, times t / b, where bits are the goal: as many an element in
+//   what they are of, and it follows by a factor of 16 at most; but it is found again where they
+//   lose less than a quarter of an error that is the goal slots  ← the group's reported bits, times
+//   t / b, where bits are the goal: as many an element in
 //            each slot. Else what each slot took, and 3 % more: a model's rows may be unused or in
 //            use, and a slot's error be all of its values
 //

@@ -131,9 +131,9 @@ void ScatterReduce::advance() {
 Averaged ScatterReduce::receive() {
   if (!keeps_residuals_) {
     for (int c = 0; c < partition_.chunks(); ++c) {
-      if (hear(c)) {
-        for (int owner = 0; owner < world_; ++owner) write_mean(c, owner, /*keep=*/false);
-      }
+      if (!hear(c)) continue;
+      write_own_mean(c, /*keep=*/false);
+      write_other_means(c, /*keep=*/false);
     }
   } else {
     while (heard_ < chunks_to_hear() || (heard_ < partition_.chunks() && context_.refusal->any())) {
@@ -366,7 +366,6 @@ bool ScatterReduce::hear(int index) {
 void ScatterReduce::write_mean(int index, int owner, bool keep) {
   if (partition_.slice(index, owner).numel == 0) return;
   Chunk& chunk = *chunks_[static_cast<std::size_t>(index)];
-  PhaseSpan span(context_, Phase::kDecompress);
   const bool own = owner == rank_;
   const auto payload = own ? std::span<const std::byte>(chunk.own)
                            : chunk.gather_in.of(owner).subspan(kFrameHeaderBytes);
@@ -380,6 +379,19 @@ void ScatterReduce::write_mean(int index, int owner, bool keep) {
     });
   } catch (const FrameError& error) {
     context_.refusal->note(context_.peers->group_rank(owner), error);
+  }
+}
+
+void ScatterReduce::write_own_mean(int index, bool keep) {
+  PhaseSpan span(context_, Phase::kDecompress);
+  write_mean(index, rank_, keep);
+}
+
+void ScatterReduce::write_other_means(int index, bool keep) {
+  if (world_ == 1) return;
+  PhaseSpan span(context_, Phase::kDecompress);
+  for (int owner = 0; owner < world_; ++owner) {
+    if (owner != rank_) write_mean(index, owner, keep);
   }
 }
 
@@ -402,12 +414,10 @@ void ScatterReduce::decode(int index, int owner, std::span<const std::byte> payl
 void ScatterReduce::deliver(bool keep) {
   for (int c = 0; c < partition_.chunks() && keeps_residuals_; ++c) {
     if (keep) keep_second(c);
-    if (!context_.refusal->any()) write_mean(c, rank_, keep);
+    if (!context_.refusal->any()) write_own_mean(c, keep);
     // A frame that is refused only now ends the exchange, like one of those before.
     const bool whole = c < heard_ || hear(c);
-    for (int owner = 0; owner < world_; ++owner) {
-      if (owner != rank_ && whole && !context_.refusal->any()) write_mean(c, owner, keep);
-    }
+    if (whole && !context_.refusal->any()) write_other_means(c, keep);
   }
   second_kept_ = keep && keeps_residuals_;
   release();

@@ -71,6 +71,8 @@ class ScatterReduce final : public Reduction {
   int chunks_to_hear() const;
   bool hear(int chunk);
   void write_mean(int chunk, int owner, bool keep);
+  void write_own_mean(int chunk, bool keep);
+  void write_other_means(int chunk, bool keep);
   void keep_second(int chunk);
   void release();
   template <typename Wanted>
