@@ -76,6 +76,20 @@ TEST(SharedSteps, TheStepOfMeansThatAreSmallIsFoundByFollowing) {
   EXPECT_NEAR(std::log2(steps.use(kSpec, bits(2), "a", 1000, 12).step[kToAll]), -4, 0.1);
 }
 
+// In a job of one rank the mean is what the rank's own step has made of its gradient.
+TEST(SharedSteps, MeansThatLoseNothingDoNotMakeTheirStepGrow) {
+  SharedSteps steps;
+  const EcsqOptions error = {.goal = EcsqOptions::Goal::kError, .value = 0.05};
+  for (int step = 0; step < 3; ++step) {
+    steps.use("ecsq(error=0.05)", error, "a", 1000, step);
+    steps.report("ecsq(error=0.05)", "a",
+                 {.bits = {3, 3}, .log2_step = 0, .lost = {1, 0}, .allowed = {1, 1}});
+  }
+  const auto use = steps.use("ecsq(error=0.05)", error, "a", 1000, 3);
+  EXPECT_NEAR(use.step[kToOwners], 1, 1e-6);
+  EXPECT_EQ(use.step[kToAll], 0) << "is found anew";
+}
+
 TEST(SharedSteps, AStepThatIsFarOffIsForgotten) {
   SharedSteps steps;
   const Source source{"a", 1000, 3};
