@@ -153,7 +153,10 @@ void DataParallelEngine::State::before_forward() {
     guarded("agreement on the buckets", [&] { reducer_->rebuild_buckets(); });
     reducer_->prepare_for_forward();
   }
-  if (broadcasts_buffers()) broadcast(tensors->buffers(), root, "buffers");
+  if (!broadcasts_buffers() || tensors->buffers().empty()) return;
+  broadcast(tensors->buffers(), root, "buffers");
+  exchange->watch(tensors->device(), "broadcast of the buffers",
+                  static_cast<std::uint64_t>(forwards_));
 }
 
 // Averaged gradients do not show that a bit of one rank's weights has flipped: all ranks step by

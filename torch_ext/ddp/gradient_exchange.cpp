@@ -275,6 +275,13 @@ void GradientExchange::check_device() const {
     averager_.check_device();
 }
 
+void GradientExchange::watch(at::Device device, const std::string& operation,
+                             std::uint64_t sequence) {
+  // Over others broadcasts wait on the host.
+  if (device.is_cuda() && comm::orders_streams(*averager_.group(), device.type()))
+    averager_.watch(device, operation, sequence);
+}
+
 void GradientExchange::average_on_device(comm::Bucket bucket, bool last, std::int64_t step) {
   RECORD_FUNCTION("thinwire::average_bucket", std::vector<c10::IValue>());
   const std::size_t index = bucket.index;

@@ -80,6 +80,11 @@ class GradientExchange {
   // was one: whoever has perhaps waited for the device asks. For who submits, between steps.
   void check_device() const;
 
+  // The work on the current stream up to here, on tensors of `device`, waits for other ranks in a
+  // collective that the caller has made with the group besides: should one of them fail there, this
+  // device is freed, and check_device() throws. Between steps.
+  void watch(at::Device device, const std::string& operation, std::uint64_t sequence);
+
   // The group of the exchange, a duplicate of the program's.
   const c10::intrusive_ptr<c10d::ProcessGroup>& group() const { return averager_.group(); }
   // Steps of which all buckets were submitted. Not thread-safe: for who submits.
