@@ -178,6 +178,7 @@ TEST(LayerReports, ErrorsOfKnownGradients) {
   comm::Plan plan;
   plan.set("half", comm::parse_layer_setting("topk(density=0.5)"));
   plan.set("rank one", comm::parse_layer_setting("powersgd(rank=1)"));
+  plan.set("coded", comm::parse_layer_setting("powersgd(rank=1, factors=bf16)"));
   plan.set("zero", comm::parse_layer_setting("quantize(bits=4)"));
   const at::Tensor half = torch::tensor({3.0f, 4.0f, 0.0f, 12.0f});
   const at::Tensor matrix = torch::ones({8, 8});
@@ -185,9 +186,10 @@ TEST(LayerReports, ErrorsOfKnownGradients) {
                                       {"rank one", matrix},
                                       {"zero", torch::zeros({8})},
                                       {"other", half},
-                                      {"none", {}}},
+                                      {"none", {}},
+                                      {"coded", matrix}},
                                      plan);
-  ASSERT_EQ(reports.size(), 5u);
+  ASSERT_EQ(reports.size(), 6u);
   EXPECT_NEAR(reports[0].relative_error, 3.0 / 13, 1e-6);
   EXPECT_NEAR(reports[1].relative_error, 0, 1e-6);
   EXPECT_EQ(reports[1].payload_bytes, 16 * 4);
@@ -195,6 +197,7 @@ TEST(LayerReports, ErrorsOfKnownGradients) {
   EXPECT_EQ(reports[3].setting, "none");
   EXPECT_EQ(reports[3].payload_bytes, 16);
   EXPECT_TRUE(std::isnan(reports[4].relative_error));
+  EXPECT_EQ(reports[5].payload_bytes, 16 * 2);
 }
 
 }  // namespace
