@@ -55,6 +55,14 @@ class DeviceDdp : public testing::EverySchedule {
     return made;
   }
 
+  static void expect_same_parameters(const Training& device, const Training& cpu,
+                                     const std::string& spec) {
+    for (const auto& item : cpu.net->named_parameters()) {
+      EXPECT_TRUE(at::equal(device.net->named_parameters()[item.key()].cpu(), item.value()))
+          << spec << " " << item.key();
+    }
+  }
+
   const GpuRanks& ranks = GpuRanks::get();
   const c10::intrusive_ptr<c10d::ProcessGroup> nccl = [] {
     static const auto made = GpuRanks::get().nccl_group("ddp_device");
@@ -80,10 +88,7 @@ TEST_P(DeviceDdp, TrainsToTheBitsOfTheCpu) {
       device.step(ranks.rank, step);
       cpu.step(ranks.rank, step);
     }
-    for (const auto& item : cpu.net->named_parameters()) {
-      EXPECT_TRUE(at::equal(device.net->named_parameters()[item.key()].cpu(), item.value()))
-          << spec << " " << item.key();
-    }
+    expect_same_parameters(device, cpu, spec);
     EXPECT_TRUE(device.ddp->replicas_equal());
     // The state goes on where it is loaded.
     const auto of_device = device.ddp->state(), of_cpu = cpu.ddp->state();
@@ -102,10 +107,7 @@ TEST_P(DeviceDdp, TrainsOverGlooToTheBitsOfTheCpu) {
       device.step(ranks.rank, step);
       cpu.step(ranks.rank, step);
     }
-    for (const auto& item : cpu.net->named_parameters()) {
-      EXPECT_TRUE(at::equal(device.net->named_parameters()[item.key()].cpu(), item.value()))
-          << spec << " " << item.key();
-    }
+    expect_same_parameters(device, cpu, spec);
   }
 }
 
@@ -127,10 +129,7 @@ TEST_P(DeviceDdp, LGrecoPlansAsOnTheCpu) {
     }
     ASSERT_NE(device.ddp->allocation(), nullptr);
     EXPECT_EQ(device.ddp->plan().text(), cpu.ddp->plan().text());
-    for (const auto& item : cpu.net->named_parameters()) {
-      EXPECT_TRUE(at::equal(device.net->named_parameters()[item.key()].cpu(), item.value()))
-          << spec << " " << item.key();
-    }
+    expect_same_parameters(device, cpu, spec);
     EXPECT_GE(device.ddp->summary().adaptation.plans, 1);
   }
 }

@@ -21,6 +21,17 @@ struct DeviceExchange {
   bool begins = true;
   kernels::DeviceVerdict* verdict = nullptr;  // where the first frame that is refused is noted
   at::Tensor words_memory = {};               // of `words`, 32 bits each
+
+  // What tasks on frames of this exchange have in common.
+  kernels::FrameTask frame_task() const {
+    kernels::FrameTask frames{};
+    frames.layout = layout;
+    frames.sequence = sequence;
+    frames.bucket = bucket;
+    frames.words = words;
+    frames.verdict = verdict;
+    return frames;
+  }
 };
 
 }  // namespace thinwire::comm

@@ -103,14 +103,9 @@ kernels::WriteTask DeviceSlots::write_task(const SlotTables& tables, float step)
 }
 
 kernels::FrameTask DeviceSlots::frame_task(const DeviceExchange& exchange) const {
-  kernels::FrameTask frames{};
+  kernels::FrameTask frames = exchange.frame_task();
   frames.sums = data_of<std::uint64_t>(segment_sums_);
   frames.workspace = data_of<std::byte>(workspace_);
-  frames.layout = exchange.layout;
-  frames.sequence = exchange.sequence;
-  frames.bucket = exchange.bucket;
-  frames.words = exchange.words;
-  frames.verdict = exchange.verdict;
   frames.mean_finite = data_of<std::uint32_t>(mean_finite_);
   frames.residual_finite = data_of<std::uint32_t>(residual_finite_);
   frames.keep = data_of<std::uint32_t>(keep_);

@@ -110,14 +110,9 @@ void DeviceSparse::exchange(const DeviceExchange& exchange, const SparseTables& 
 void DeviceSparse::gather(const DeviceExchange& exchange, const SparseTables& tables,
                           const kernels::SparseTask& task, void* stream) {
   const auto world = static_cast<std::uint32_t>(group_.getSize());
-  kernels::FrameTask frames{};
+  kernels::FrameTask frames = exchange.frame_task();
   frames.sums = data_of<std::uint64_t>(segment_sums_);
   frames.workspace = data_of<std::byte>(workspace_);
-  frames.layout = exchange.layout;
-  frames.sequence = exchange.sequence;
-  frames.bucket = exchange.bucket;
-  frames.words = exchange.words;
-  frames.verdict = exchange.verdict;
   frames.mean_finite = task.finite;
   frames.leaving = tables.leaving();
   frames.departures = 1;

@@ -52,23 +52,13 @@ void DeviceScatter::Run::sum(const FrameRun& run) const {
 }
 
 kernels::FrameTask DeviceScatter::Run::frame_task() const {
-  return {.arrived = nullptr,
-          .arrivals = 0,
-          .leaving = nullptr,
-          .departures = 0,
-          .sums = data_of<std::uint64_t>(owner_.segment_sums_),
-          .workspace = table_.workspace,
-          .layout = exchange_.layout,
-          .sequence = exchange_.sequence,
-          .bucket = exchange_.bucket,
-          .begins = false,
-          .words = exchange_.words,
-          .verdict = exchange_.verdict,
-          .mean_finite = data_of<std::uint32_t>(owner_.mean_finite_),
-          .layers = nullptr,
-          .layer_count = 0,
-          .residual_finite = data_of<std::uint32_t>(owner_.residual_finite_),
-          .keep = data_of<std::uint32_t>(owner_.keep_)};
+  kernels::FrameTask frames = exchange_.frame_task();
+  frames.sums = data_of<std::uint64_t>(owner_.segment_sums_);
+  frames.workspace = table_.workspace;
+  frames.mean_finite = data_of<std::uint32_t>(owner_.mean_finite_);
+  frames.residual_finite = data_of<std::uint32_t>(owner_.residual_finite_);
+  frames.keep = data_of<std::uint32_t>(owner_.keep_);
+  return frames;
 }
 
 void DeviceScatter::Run::handle(const kernels::FrameTask& frames) const {

@@ -13,6 +13,7 @@
 #include "thinwire/compressors/kernels/elementwise.h"
 #include "thinwire/compressors/kernels/slot_task.h"
 #include "thinwire/tests/compressors/codecs/payloads.h"
+#include "thinwire/tests/compressors/entropy/mixed_parts.h"
 #include "thinwire/tests/support/ptx/barriers.h"
 #include "thinwire/tests/support/ptx/machine.h"
 #include "thinwire/tests/support/ptx/named_kernels.h"
@@ -57,19 +58,9 @@ std::vector<float> scaled(std::vector<float> values, float scale) {
   return values;
 }
 
-// Parts of all kinds: zeros, one that is not finite, codes and pairs with tables, models and those
-// of the part before, one symbol alone, an odd number of codes in pairs, nothing at all.
+// Parts of all kinds.
 Payload mixed(float step = 0.02f, bool fill = false, std::size_t slot_bytes = 12000) {
-  using testing::normal_values;
-  std::vector<std::vector<float>> values = {
-      normal_values(700, 1, 0.03f),    normal_values(3000, 2, 0.003f), {},
-      normal_values(5000, 3, 0.1f),    normal_values(4097, 4, 0.09f),  std::vector<float>(300),
-      normal_values(2501, 5, 0.0101f), normal_values(33, 6, 0.03f),    normal_values(5, 7, 2.0f),
-      std::vector<float>(40, 0.05f),   normal_values(2200, 8, 0.008f), normal_values(260, 9, 1.0f)};
-  values[7][20] = std::numeric_limits<float>::infinity();
-  values[1][5] = -1.0f;
-  values[3][77] = 2000;  // long numbers
-  values[3][78] = -9;
+  std::vector<std::vector<float>> values = testing::mixed_parts(5000);
   values[8][0] = 1e20f;
   return encoded(values, {.step = step, .rounding = 0.4f, .fill = fill}, slot_bytes);
 }

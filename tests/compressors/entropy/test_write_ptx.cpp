@@ -13,6 +13,7 @@
 #include "thinwire/compressors/entropy/step_search.h"
 #include "thinwire/compressors/kernels/slot_task.h"
 #include "thinwire/tests/compressors/codecs/payloads.h"
+#include "thinwire/tests/compressors/entropy/mixed_parts.h"
 #include "thinwire/tests/support/ptx/barriers.h"
 #include "thinwire/tests/support/ptx/machine.h"
 #include "thinwire/tests/support/ptx/named_kernels.h"
@@ -222,17 +223,9 @@ std::string difference(Writing writing,
   return {};
 }
 
-// Parts of all kinds: see test_slots_ptx.cpp.
+// Parts of all kinds.
 WrittenSlot mixed_slot(std::size_t bytes) {
-  std::vector<std::vector<float>> values = {
-      normal_values(700, 1, 0.03f),    normal_values(3000, 2, 0.003f), {},
-      normal_values(5001, 3, 0.1f),    normal_values(4097, 4, 0.09f),  std::vector<float>(300),
-      normal_values(2501, 5, 0.0101f), normal_values(33, 6, 0.03f),    normal_values(5, 7, 2.0f),
-      std::vector<float>(40, 0.05f),   normal_values(2200, 8, 0.008f), normal_values(260, 9, 1.0f)};
-  values[7][20] = std::numeric_limits<float>::infinity();
-  values[1][5] = -1.0f;
-  values[3][77] = 2000;  // long numbers
-  values[3][78] = -9;
+  std::vector<std::vector<float>> values = testing::mixed_parts(5001);
   values[3][2050] = 1e30f;
   values[8][0] = -0.0f;
   return {std::move(values), bytes};
